@@ -1,0 +1,1 @@
+"""Paired scratch/pretrained detection experiments over Detectron2."""

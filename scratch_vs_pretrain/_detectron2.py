@@ -1,0 +1,83 @@
+"""The only module that knows which Detectron2 is installed.
+
+Detectron2 v0.6 (2021) names things that NumPy and Pillow have removed since, and imports its
+compiled extension even where that is not used. :func:`prepare` supplies them, and only to v0.6:
+upstream main needs nothing and gets nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+from scratch_vs_pretrain.errors import UserError
+
+INSTALL_COMMAND = "uv sync"
+
+# sha256 over `sha256sum` lines of v0.6's 140 modules (upstream tag v0.6, commit d1e04565), in
+# byte order of their paths, without model_zoo/configs and projects.
+V06_DIGEST = "f90ff86f075832a6a74662327b068865732064a1e3333161b2354cafb0d43a44"
+
+
+def source_folder() -> Path | None:
+    """Returns the folder of the installed ``detectron2`` package, None if there is none."""
+    spec = importlib.util.find_spec("detectron2")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def modules_digest(folder: Path) -> tuple[str, int]:
+    """Returns the digest that :data:`V06_DIGEST` is to be compared with, and the module count."""
+    modules = sorted(
+        f"./{path.relative_to(folder).as_posix()}"
+        for path in folder.rglob("*.py")
+        if not path.relative_to(folder).as_posix().startswith(("model_zoo/configs/", "projects/"))
+    )
+    lines = "".join(
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in modules
+    )
+    return hashlib.sha256(lines.encode()).hexdigest(), len(modules)
+
+
+def is_v06(folder: Path) -> bool:
+    """Tells v0.6 from upstream main, whose version string is also "0.6"."""
+    return "Image.LINEAR" in (folder / "data/transforms/transform.py").read_text()
+
+
+@functools.cache
+def prepare() -> None:
+    """Makes ``import detectron2`` work; called by every subpackage that imports it.
+
+    Raises:
+        UserError: Detectron2 is not installed.
+    """
+    folder = source_folder()
+    if folder is None:
+        raise UserError(f"Detectron2 is not installed; run: {INSTALL_COMMAND}")
+    if not is_v06(folder):
+        return
+    _restore_numpy_names()
+    _restore_pillow_names()
+    if importlib.util.find_spec("detectron2._C") is None:
+        # Imported by layers/deform_conv.py and evaluation/fast_eval_api.py, called by neither here.
+        sys.modules["detectron2._C"] = types.ModuleType("detectron2._C")
+
+
+def _restore_numpy_names() -> None:
+    import numpy as np
+
+    for name in ("bool", "int", "float", "object"):
+        if name not in np.__dict__:
+            setattr(np, name, getattr(__import__("builtins"), name))
+
+
+def _restore_pillow_names() -> None:
+    from PIL import Image
+
+    if not hasattr(Image, "LINEAR"):
+        Image.LINEAR = Image.BILINEAR  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""Evidence from run folders; imports neither torch nor Detectron2."""

@@ -1,0 +1,180 @@
+"""The run folder: plain files that training writes and analysis reads.
+
+    <output>/<study>/<arm>/<schedule>/seed<k>/
+        config.yaml                  the final, merged Detectron2 config
+        run.json                     spec, state, provenance, samples seen
+        metrics.json                 Detectron2's, one JSON object a line, 0-based iterations
+        evaluations/<iteration>.json every number of one evaluation, after <iteration> iterations
+        log.txt                      Detectron2's log
+        checkpoints/                 model, optimizer, schedule, random states
+
+Standard library only, so that reading needs neither torch nor Detectron2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scratch_vs_pretrain.errors import UserError
+
+FORMAT = 1
+STATES = ("planned", "running", "interrupted", "finished", "diverged", "failed")
+
+# A run on another machine counts as dead when its run.json is older than this. Writers touch it
+# every HEARTBEAT_SECONDS.
+HEARTBEAT_SECONDS = 30
+DEAD_AFTER_SECONDS = 180
+
+
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Replaces `path` in one step: a reader, or a kill, sees the old file or the new one."""
+    data = text.encode() if isinstance(text, str) else text
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes strict JSON (a NaN is an error, not a bare ``NaN``), atomically."""
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        UserError: the file is missing or no JSON; the message names it and the line.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and state of one run."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def run_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    def evaluation_file(self, iteration: int) -> Path:
+        """Returns the file of the evaluation made after `iteration` completed iterations."""
+        return self.evaluations / f"{iteration:07d}.json"
+
+    def read(self) -> dict[str, Any]:
+        """Returns run.json's content, checked to be an object of a known format."""
+        content = read_json(self.run_file)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UserError(f"{self.run_file}: not a run description of format {FORMAT}")
+        return content
+
+    def update(self, **changes: Any) -> dict[str, Any]:
+        """Merges `changes` into run.json's top level and returns the whole."""
+        content = {**(self.read() if self.run_file.exists() else {"format": FORMAT}), **changes}
+        write_json(self.run_file, content)
+        return content
+
+    def state(self) -> str:
+        """Returns the run's state as the files alone tell it.
+
+        A run that says "running" while nobody holds its lock, or whose heartbeat stopped (on
+        another machine the lock may be invisible), is "interrupted".
+        """
+        if not self.run_file.exists():
+            return "planned"
+        state = str(self.read().get("state", "planned"))
+        if state != "running":
+            return state
+        age = time.time() - self.run_file.stat().st_mtime
+        return "running" if self.is_locked() and age < DEAD_AFTER_SECONDS else "interrupted"
+
+    def is_locked(self) -> bool:
+        """Tells whether a living process holds this run."""
+        try:
+            with self.lock_file.open("rb") as file:
+                return not _try_lock(file, fcntl.LOCK_SH)
+        except OSError:
+            return False
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run for this process; the kernel frees it when the process ends, however.
+
+        Raises:
+            UserError: another process holds it, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self.lock_file.open("a")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot write there ({error.strerror})") from None
+        with file:
+            if not _try_lock(file, fcntl.LOCK_EX):
+                raise UserError(
+                    f"{self.path}: another process is training this run; "
+                    "wait for it, or choose another output folder"
+                )
+            yield
+
+
+def _try_lock(file: Any, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def find_run_folders(root: Path) -> list[RunFolder]:
+    """Returns every run folder at or below `root`, in path order."""
+    return [RunFolder(file.parent) for file in sorted(root.rglob("run.json"))]

@@ -1,0 +1,1 @@
+"""A study: what is compared, how fairly, in which runs."""
