@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,10 @@ def add_svp_config(cfg: CfgNode) -> None:
     # (DATALOADER.ASPECT_RATIO_GROUPING). A batch consists of such groups; the paper's holds eight
     # groups of two. Independent of the number of GPUs, so that the batches are, too.
     cfg.SVP.GROUP_SIZE = 2
+
+    # The share of training images that may turn out unreadable. They are named in the log, counted
+    # in run.json and replaced by the next readable image; beyond this share training stops.
+    cfg.SVP.MAX_UNREADABLE = 0.01
 
     # Every so many iterations a line is added to metrics.json.
     cfg.SVP.LOG_PERIOD = 20
@@ -58,6 +63,32 @@ def default_config() -> CfgNode:
     return cfg
 
 
+def load_config(path: Path) -> CfgNode:
+    """Returns the frozen config that a run folder's ``config.yaml`` holds.
+
+    Raises:
+        UserError: as :func:`merge_file`.
+    """
+    cfg = default_config()
+    merge_file(cfg, path)
+    cfg.freeze()
+    return cfg
+
+
+# What merging raises for bad input: yacs and fvcore validate with assertions and plain exceptions,
+# and yacs reads every text as a literal, which a deeply nested one exhausts.
+_BAD_INPUT = (
+    KeyError,
+    ValueError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+    OSError,
+    RecursionError,
+    MemoryError,
+)
+
+
 def merge_file(cfg: CfgNode, path: Path) -> None:
     """Merges a config file (with ``_BASE_``), without executing anything that it holds.
 
@@ -66,29 +97,51 @@ def merge_file(cfg: CfgNode, path: Path) -> None:
     """
     import yaml
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file")
+    before = flatten(cfg)
     try:
+        if not path.is_file():
+            raise UserError(f"{path}: no such config file")
         cfg.merge_from_file(str(path), allow_unsafe=False)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not plain YAML ({_one_line(error)})") from None
-    except (KeyError, ValueError, AssertionError, AttributeError, TypeError, OSError) as error:
+    except _BAD_INPUT as error:
         raise UserError(f"{path}: {_explain(cfg, error)}") from None
+    _refuse_emptied(cfg, before, str(path))
 
 
-def merge_overrides(cfg: CfgNode, overrides: dict[str, Any], where: str) -> None:
+def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> None:
     """Merges dotted keys; `where` names their origin in messages.
+
+    A whole number may stand for a float.
 
     Raises:
         UserError: unknown key (the nearest known one is named), or a value of another type.
     """
     for key, value in overrides.items():
+        before = flatten(cfg)
+        if key not in before:
+            raise UserError(f"{where}: unknown config key {key}{nearest(key, before)}")
+        if isinstance(before[key], float) and type(value) is int:
+            value = float(value)
         try:
             cfg.merge_from_list([key, value])
-        except (KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
-            if not _has_key(cfg, key):
-                raise UserError(f"{where}: unknown config key {key}{_nearest(cfg, key)}") from None
-            raise UserError(f"{where}: {key}: {_one_line(error)}") from None
+        except _BAD_INPUT as error:
+            raise UserError(f"{where}: {_explain(cfg, error)}") from None
+        _refuse_emptied(cfg, before, where)
+
+
+def config_text(cfg: CfgNode) -> str:
+    """Returns a config as YAML that depends on its values alone, for :func:`load_config`.
+
+    CfgNode.dump writes aliases where objects happen to be shared.
+    """
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return yaml.dump(_as_dict(cfg), Dumper=Dumper)
 
 
 def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
@@ -102,22 +155,69 @@ def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _has_key(cfg: CfgNode, key: str) -> bool:
-    return key in flatten(cfg)
+def differences(configs: Mapping[str, CfgNode]) -> dict[str, dict[str, Any]]:
+    """Returns the dotted keys in which named configs differ, each with every config's value.
+
+    Tuples and lists are alike: a config that was written and read again does not differ from
+    itself. A key that a config lacks has the value None there.
+    """
+    flat = {name: flatten(cfg) for name, cfg in configs.items()}
+    keys = sorted({key for one in flat.values() for key in one})
+    differing = {}
+    for key in keys:
+        values = {name: _plain(one.get(key)) for name, one in flat.items()}
+        first, *others = values.values()
+        if any(other != first for other in others):
+            differing[key] = values
+    return differing
 
 
-def _nearest(cfg: CfgNode, key: str) -> str:
-    near = difflib.get_close_matches(key, flatten(cfg), n=1)
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Returns the end of a sentence about an unknown key: the known one it is most like, if any."""
+    near = difflib.get_close_matches(key, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _explain(cfg: CfgNode, error: Exception) -> str:
+def _as_dict(node: Any) -> Any:
+    return {k: _as_dict(v) for k, v in node.items()} if isinstance(node, dict) else node
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _refuse_emptied(cfg: CfgNode, before: dict[str, Any], where: str) -> None:
+    # yacs lets None replace a value of any type.
+    for key, value in flatten(cfg).items():
+        if value is None and before.get(key) is not None:
+            raise UserError(f"{where}: {key} has no value; it was {before[key]!r}")
+
+
+# yacs: "Type mismatch (<class 'int'> vs. <class 'str'>) with values (1 vs. a) for config key: K"
+_WRONG_TYPE = re.compile(
+    r"<class '[\w.]*?(\w+)'> vs\. .* with values \((.*) vs\. (.*)\) for config key: (\S+)"
+)
+
+
+def _explain(cfg: CfgNode, error: BaseException) -> str:
     text = _one_line(error).strip("'\"")
-    unknown = re.search(r"Non-existent config key: (\S+)", text)
-    return f"unknown config key {unknown[1]}{_nearest(cfg, unknown[1])}" if unknown else text
+    if unknown := re.search(r"Non-existent config key: (\S+)", text):
+        return f"unknown config key {unknown[1]}{nearest(unknown[1], flatten(cfg))}"
+    if wrong := _WRONG_TYPE.search(text):
+        kind, old, new, key = wrong.groups()
+        if kind == "CfgNode":
+            return f"{key} is a section, not a value"
+        return f"{key} must be of type {kind}, like {old}, not {new}"
+    if isinstance(error, (RecursionError, MemoryError)):
+        return "nested too deeply, or _BASE_ files that include each other"
+    if isinstance(error, OSError):
+        return f"cannot read {error.filename or 'it'} ({error.strerror or text})"
+    if isinstance(error, (TypeError, AttributeError)):
+        return f"not a mapping of config keys to values ({text})"
+    return text
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
@@ -149,6 +249,14 @@ class Schedule:
         """Iterations at which the rate drops."""
         return tuple(self.iterations - before for before in self.drops_before_end)
 
+    @property
+    def tail(self) -> int:
+        """Iterations at the end that belong to this length alone: 80k of the paper's schedules.
+
+        Schedules of one recipe agree on everything before, the trunk.
+        """
+        return min(self.iterations, sum(self.drops_before_end))
+
     def apply(self, cfg: CfgNode) -> None:
         """Writes the schedule into SOLVER."""
         cfg.SOLVER.MAX_ITER = self.iterations
@@ -176,4 +284,5 @@ def paper_schedule(
 def short_schedule(iterations: int, name: str | None = None) -> Schedule:
     """Returns a schedule of a literal length with the proportions of 2x, for small studies."""
     last = [round(iterations * before / (2 * ITERATIONS_1X)) for before in DROPS_BEFORE_END]
-    return Schedule(name or f"{iterations}it", iterations, tuple(last))
+    # The shortest have no room for both drops.
+    return Schedule(name or f"{iterations}it", iterations, tuple(drop for drop in last if drop))

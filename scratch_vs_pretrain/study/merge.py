@@ -1,0 +1,114 @@
+"""The final config of a run: Detectron2's default, the base, and what the study says."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scratch_vs_pretrain.config import default_config, merge_file, merge_overrides
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import read_json
+from scratch_vs_pretrain.study.spec import PRESETS, Arm, Run, ScheduleSpec, Study
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+
+def run_config(study: Study, run: Run) -> CfgNode:
+    """Returns the frozen config of one run, as its folder will hold it.
+
+    Later ones win: Detectron2's default, the base file, the preset, the study's overrides,
+    evaluation and data, the arm's overrides, the schedule, the initial weights and the seed.
+
+    OUTPUT_DIR is empty in every run: the folder that holds the config *is* the output folder, so
+    that a run whose folder was moved or copied to another machine resumes there, with a config
+    that still equals the study's.
+
+    Raises:
+        UserError: the base file, an override, the schedule or the data do not fit; the message
+            names file and key.
+    """
+    cfg = arm_config(study, run.arm, run.schedule)
+    cfg.SEED = run.seed
+    cfg.freeze()
+    return cfg
+
+
+def arm_config(study: Study, arm: Arm, schedule: ScheduleSpec) -> CfgNode:
+    """Returns what the configs of an arm's runs with this schedule share; see :func:`run_config`.
+
+    The result is not frozen.
+    """
+    cfg = default_config()
+    merge_file(cfg, study.base)
+    if study.preset:
+        merge_overrides(cfg, PRESETS[study.preset], f"preset {study.preset}")
+    merge_overrides(cfg, study.overrides, f"{study.file}: overrides")
+    if study.evaluation.period is not None:
+        cfg.TEST.EVAL_PERIOD = study.evaluation.period
+    if study.evaluation.at:
+        cfg.SVP.EVAL_ITERATIONS = study.evaluation.at
+    _merge_data(cfg, study)
+    merge_overrides(cfg, arm.overrides, f"{study.file}: arms.{arm.name}.overrides")
+    _check_data_names(cfg, study)
+    schedule.resolve(cfg.SOLVER.IMS_PER_BATCH, cfg.SVP.REFERENCE_BATCH).apply(cfg)
+    cfg.MODEL.WEIGHTS = arm.weights
+    cfg.OUTPUT_DIR = ""
+    return cfg
+
+
+def annotation_counts(file: Path) -> tuple[int, int]:
+    """Returns how many images and how many categories a COCO annotation file lists.
+
+    Raises:
+        UserError: no such file, no JSON, or no COCO annotations.
+    """
+    try:
+        state = os.stat(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    return _count(file, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _count(file: Path, _modified: int, _size: int) -> tuple[int, int]:
+    content: Any = read_json(file)
+    counts = []
+    for key in ("images", "categories"):
+        items = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(items, list) or not items:
+            raise UserError(f"{file}: no COCO annotation file: it lists no {key}")
+        counts.append(len(items))
+    return counts[0], counts[1]
+
+
+def _merge_data(cfg: CfgNode, study: Study) -> None:
+    if study.data is None:
+        return
+    parts = {"train": study.data.train, "test": study.data.test}
+    categories = {part: annotation_counts(files.annotations)[1] for part, files in parts.items()}
+    if categories["train"] != categories["test"]:
+        raise UserError(
+            f"{study.file}: data: {study.data.train.annotations} has {categories['train']} "
+            f"categories, but {study.data.test.annotations} has {categories['test']}"
+        )
+    # Lists, as they are read again from a run folder.
+    cfg.SVP.DATASETS = tuple(
+        [f"{study.name}_{part}", str(files.annotations), str(files.images)]
+        for part, files in parts.items()
+    )
+    cfg.DATASETS.TRAIN = (f"{study.name}_train",)
+    cfg.DATASETS.TEST = (f"{study.name}_test",)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = categories["train"]
+
+
+def _check_data_names(cfg: CfgNode, study: Study) -> None:
+    for key in ("TRAIN", "TEST"):
+        names = cfg.DATASETS[key]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise UserError(
+                f"{study.file}: DATASETS.{key} names no data set, neither in {study.base} nor in "
+                f"the overrides (it is {names!r}); for example [coco_2017_{key.lower()}]"
+            )

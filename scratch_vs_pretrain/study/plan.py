@@ -1,0 +1,143 @@
+"""Every run of a study with its iterations, rate drops, images and epochs; nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tabulate import tabulate  # type: ignore[import-untyped]
+
+from scratch_vs_pretrain.study.audit import Audit, audit
+from scratch_vs_pretrain.study.merge import annotation_counts, run_config
+from scratch_vs_pretrain.study.spec import Study
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+# Images that official annotation files list, so that a plan needs neither the files nor the time
+# to read them.
+OFFICIAL_IMAGES = {
+    "coco_2017_train": 118_287,
+    "coco_2014_train": 82_783,
+    "coco_2014_valminusminival": 35_504,
+    "voc_2007_trainval": 5_011,
+    "voc_2012_train": 5_717,
+    "voc_2012_trainval": 11_540,
+}
+# An annotation file of an official name but of less bytes is a part of it, and is counted.
+OFFICIAL_BYTES = 50_000_000
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan.
+
+    Attributes:
+        base_rate: SOLVER.BASE_LR.
+        drops: iterations at which the rate drops.
+        images: seen over all of training.
+        epochs: passes over the images that the training annotations list, None if unknown.
+    """
+
+    arm: str
+    schedule: str
+    seed: int
+    iterations: int
+    base_rate: float
+    drops: tuple[int, ...]
+    images: int
+    epochs: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a study, by arm, schedule and seed, and what its arms differ in."""
+
+    study: str
+    rows: tuple[PlannedRun, ...]
+    audit: Audit
+
+    def text(self) -> str:
+        """Returns the plan as `svp plan` prints it."""
+        columns = {
+            "arm": [row.arm for row in self.rows],
+            "schedule": [row.schedule for row in self.rows],
+            "seed": [str(row.seed) for row in self.rows],
+            "iterations": [f"{row.iterations:,}" for row in self.rows],
+            "rate drops at": [" ".join(f"{drop:,}" for drop in row.drops) for row in self.rows],
+            "images": [f"{row.images:,}" for row in self.rows],
+            "epochs": ["-" if row.epochs is None else f"{row.epochs:.1f}" for row in self.rows],
+        }
+        if len(set(columns["seed"])) == 1:
+            del columns["seed"]
+        numbers = ("seed", "iterations", "images", "epochs")
+        table = tabulate(
+            columns,
+            headers="keys",
+            tablefmt="plain",
+            disable_numparse=True,
+            colalign=["right" if name in numbers else "left" for name in columns],
+        )
+        total = sum(row.iterations for row in self.rows)
+        runs = f"{len(self.rows)} run{'s' if len(self.rows) != 1 else ''}"
+        return f"{table}\n{runs}, {total:,} iterations\n{self.audit.text()}"
+
+
+def plan(study: Study, dataset_images: Mapping[str, int] | None = None) -> Plan:
+    """Plans a study.
+
+    Args:
+        study: what to plan.
+        dataset_images: images of training sets by name, where the caller knows them better.
+
+    Raises:
+        UserError: the audit refuses the study, or a run's config cannot be made.
+    """
+    audited = audit(study)
+    rows = []
+    for run in study.runs():
+        cfg = run_config(study, run)
+        images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+        per_epoch = training_images(cfg, dataset_images or {})
+        rows.append(
+            PlannedRun(
+                arm=run.arm.name,
+                schedule=run.schedule.name,
+                seed=run.seed,
+                iterations=cfg.SOLVER.MAX_ITER,
+                base_rate=cfg.SOLVER.BASE_LR,
+                drops=tuple(cfg.SOLVER.STEPS),
+                images=images,
+                epochs=images / per_epoch if per_epoch else None,
+            )
+        )
+    return Plan(study.name, tuple(rows), audited)
+
+
+def training_images(cfg: CfgNode, known: Mapping[str, int]) -> int | None:
+    """Returns how many images the config's training annotations list, None if that is unknown."""
+    files = {name: Path(annotations) for name, annotations, _ in cfg.SVP.DATASETS}
+    counts = [
+        known.get(name) or _count(name, files.get(name) or _registered_file(name))
+        for name in cfg.DATASETS.TRAIN
+    ]
+    return None if None in counts else sum(count for count in counts if count)
+
+
+def _count(name: str, file: Path | None) -> int | None:
+    there = file is not None and file.is_file()
+    if file and there and (name not in OFFICIAL_IMAGES or file.stat().st_size < OFFICIAL_BYTES):
+        return annotation_counts(file)[0]
+    return OFFICIAL_IMAGES.get(name)
+
+
+def _registered_file(name: str) -> Path | None:
+    """Returns the COCO annotation file of a data set that Detectron2 knows, None for others."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    if name not in DatasetCatalog.list():
+        return None
+    file = MetadataCatalog.get(name).get("json_file")
+    return Path(file) if file else None

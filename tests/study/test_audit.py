@@ -1,0 +1,172 @@
+from pathlib import Path
+
+import pytest
+
+from scratch_vs_pretrain.config import default_config
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.study.audit import audit, recipe_problems
+from scratch_vs_pretrain.study.spec import Arm, ScheduleSpec, Study
+
+SHORT = ScheduleSpec("9000it", iterations=9000)
+LONG = ScheduleSpec("18000it", iterations=18000)
+TWICE = ScheduleSpec("2x", multiple=2)
+
+
+@pytest.fixture
+def base(tmp_path):
+    file = tmp_path / "base.yaml"
+    file.write_text(
+        "MODEL:\n"
+        "  BACKBONE: {NAME: build_svp_resnet_fpn_backbone, FREEZE_AT: 0}\n"
+        "  RESNETS: {NORM: GN}\n"
+        "DATASETS: {TRAIN: [coco_2017_train], TEST: [coco_2017_val]}\n"
+        "VERSION: 2\n"
+    )
+    return file
+
+
+def pair(base: Path, scratch=None, tuned=None, schedules=((SHORT,), (SHORT,)), **fields) -> Study:
+    """Returns a study of two arms with these overrides."""
+    arms = (
+        Arm("scratch", "scratch", schedules[0], scratch or {}),
+        Arm("tuned", "/weights.pth", schedules[1], tuned or {}),
+    )
+    return Study("pair", base.parent / "study.yaml", base, arms, **fields)
+
+
+class TestAudit:
+    def test_a_fair_pair_differs_in_its_weights(self, base):
+        audited = audit(pair(base))
+        assert audited.differing == ("MODEL.WEIGHTS",)
+        assert (audited.allowed, audited.notices) == ({}, ())
+        assert audited.text() == "arms differ in: MODEL.WEIGHTS"
+
+    def test_arms_may_have_their_own_schedules(self, base):
+        audited = audit(pair(base, schedules=((LONG,), (SHORT,))))
+        assert audited.differing == ("MODEL.WEIGHTS", "SOLVER.MAX_ITER", "SOLVER.STEPS")
+
+    def test_every_other_difference_is_listed(self, base):
+        study = pair(base, {"SOLVER.BASE_LR": 0.01}, {"MODEL.PIXEL_STD": [57.0, 57.0, 58.0]})
+        with pytest.raises(UserError) as error:
+            audit(study)
+        message = str(error.value)
+        assert "SOLVER.BASE_LR (scratch: 0.01, tuned: 0.001)" in message
+        assert "MODEL.PIXEL_STD (scratch: [1.0, 1.0, 1.0], tuned: [57.0, 57.0, 58.0])" in message
+        assert "allow_differences: [MODEL.PIXEL_STD, SOLVER.BASE_LR]" in message
+
+    def test_differences_can_be_admitted(self, base):
+        study = pair(base, {"SOLVER.BASE_LR": 0.01}, allow_differences=("SOLVER.BASE_LR",))
+        audited = audit(study)
+        assert audited.allowed == {"SOLVER.BASE_LR": {"scratch": 0.01, "tuned": 0.001}}
+        assert audited.differing == ("MODEL.WEIGHTS", "SOLVER.BASE_LR")
+        assert audited.text().splitlines() == [
+            "arms differ in: MODEL.WEIGHTS, SOLVER.BASE_LR",
+            "allowed difference SOLVER.BASE_LR: scratch 0.01, tuned 0.001",
+        ]
+
+    def test_admitting_one_key_admits_no_other(self, base):
+        study = pair(
+            base,
+            {"SOLVER.BASE_LR": 0.01, "SOLVER.GAMMA": 0.5},
+            allow_differences=("SOLVER.BASE_LR",),
+        )
+        with pytest.raises(UserError, match=r"in SOLVER\.GAMMA \(scratch: 0\.5, tuned: 0\.1\)"):
+            audit(study)
+
+    def test_an_unknown_key_cannot_be_admitted(self, base):
+        study = pair(base, allow_differences=("SOLVER.BASELR",))
+        with pytest.raises(UserError, match=r"allow_differences: .* did you mean SOLVER\.BASE_LR"):
+            audit(study)
+
+    def test_an_unused_permission_is_noted(self, base):
+        audited = audit(pair(base, allow_differences=("SOLVER.BASE_LR",)))
+        assert audited.notices == (
+            "allow_differences names SOLVER.BASE_LR, in which the arms do not differ",
+        )
+        assert "note: allow_differences names" in audited.text()
+
+    def test_a_difference_under_any_schedule_counts(self, base):
+        # A multiple of 1x is scaled at this batch size and a literal length is not: at the same
+        # MAX_ITER the arms would train at different rates.
+        study = pair(
+            base,
+            schedules=((SHORT, TWICE), (SHORT, LONG)),
+            overrides={"SOLVER.IMS_PER_BATCH": 32},
+        )
+        with pytest.raises(UserError, match=r"SOLVER\.BASE_LR \(scratch: 0\.002, tuned: 0\.001\)"):
+            audit(study)
+
+    def test_equal_initial_weights_are_noted(self, base):
+        arms = tuple(Arm(name, "scratch", (SHORT,)) for name in "ab")
+        audited = audit(Study("s", base.parent / "study.yaml", base, arms))
+        assert audited.notices == ("arms a and b start from the same initial weights",)
+        assert audited.text().startswith("arms differ in: nothing")
+
+    def test_one_arm_has_nothing_to_compare(self, base):
+        study = Study("s", base.parent / "study.yaml", base, (Arm("a", "scratch", (SHORT,)),))
+        assert audit(study).differing == ()
+
+    def test_compares_three_arms(self, base):
+        study = pair(base)
+        third = Arm("self-supervised", "/moco.pth", (SHORT,), {"SOLVER.GAMMA": 0.5})
+        three = Study("s", study.file, base, (*study.arms, third))
+        with pytest.raises(UserError, match=r"scratch: 0\.1, tuned: 0\.1, self-supervised: 0\.5"):
+            audit(three)
+
+    def test_a_warm_up_longer_than_the_first_stretch_is_noted(self, base):
+        audited = audit(pair(base, schedules=((ScheduleSpec("9it", iterations=9),),) * 2))
+        assert "the rate drops after 6 iterations, before its warm-up" in audited.notices[0]
+
+    def test_recipe_problems_name_arm_and_schedule(self, base):
+        study = pair(base, overrides={"MODEL.BACKBONE.FREEZE_AT": 2})
+        with pytest.raises(UserError, match=r"arm scratch, schedule 9000it: .*FREEZE_AT is 2"):
+            audit(study)
+
+
+class TestRecipeProblems:
+    @pytest.fixture
+    def cfg(self):
+        cfg = default_config()
+        cfg.MODEL.BACKBONE.NAME = "build_svp_resnet_fpn_backbone"
+        cfg.MODEL.BACKBONE.FREEZE_AT = 0
+        cfg.MODEL.RESNETS.NORM = "GN"
+        return cfg
+
+    def test_a_fit_recipe_has_none(self, cfg):
+        assert recipe_problems(cfg) == []
+
+    def test_detectron2s_default_has_two(self):
+        problems = recipe_problems(default_config())
+        assert [problem.split(" is ")[0] for problem in problems] == [
+            "MODEL.BACKBONE.FREEZE_AT",
+            "MODEL.RESNETS.NORM",
+        ]
+
+    @pytest.mark.parametrize("key", ["FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"])
+    def test_finds_frozen_norms_in_every_part(self, cfg, key):
+        cfg.MODEL.MASK_ON = True
+        cfg.MODEL.ROI_BOX_HEAD.NUM_CONV = 4
+        cfg.MODEL[key].NORM = "FrozenBN"
+        (problem,) = recipe_problems(cfg)
+        assert problem.startswith(f"MODEL.{key}.NORM is FrozenBN")
+        assert "set it to GN or SyncBN" in problem
+
+    def test_finds_batch_norm_at_small_batch(self, cfg):
+        cfg.MODEL.RESNETS.NORM = "BN"
+        cfg.SOLVER.IMS_PER_BATCH = 2
+        assert recipe_problems(cfg) == [
+            "MODEL.RESNETS.NORM is BN at 2 images per batch, fewer than 16; set it to GN or SyncBN"
+        ]
+        cfg.SOLVER.IMS_PER_BATCH = 32
+        assert recipe_problems(cfg) == []
+
+    def test_finds_missing_warm_up(self, cfg):
+        cfg.SOLVER.WARMUP_ITERS = 0
+        (problem,) = recipe_problems(cfg)
+        assert "no warm-up" in problem
+
+    def test_a_network_without_norm_is_allowed(self, cfg):
+        # MODEL.RESNETS keeps its default, FrozenBN, and no part of a VGG reads it.
+        cfg.MODEL.BACKBONE.NAME = "build_vgg16_backbone"
+        cfg.MODEL.RESNETS.NORM = "FrozenBN"
+        assert recipe_problems(cfg) == []

@@ -1,0 +1,333 @@
+import contextlib
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.study.parse import (
+    check_weights,
+    load_study,
+    parse_schedule,
+    parse_study,
+    parse_weights,
+)
+from scratch_vs_pretrain.study.spec import Evaluation, ScheduleSpec
+from scratch_vs_pretrain.study.yaml_fields import Place
+
+BASE = {
+    "name": "tiny",
+    "base": "base.yaml",
+    "arms": {"scratch": {"init": "scratch"}, "pretrained": {"init": "weights.pth"}},
+    "schedules": ["2x"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "base.yaml").write_text("VERSION: 2\n")
+    return tmp_path
+
+
+@pytest.fixture
+def load(folder):
+    """Loads a study that consists of BASE and some changes; None removes a field."""
+
+    def load(weights=None, need_weights=True, **changes):
+        content = {key: value for key, value in {**BASE, **changes}.items() if value is not None}
+        file = folder / "study.yaml"
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
+        return load_study(file, weights, need_weights=need_weights)
+
+    return load
+
+
+def test_reads_every_field(load, folder):
+    for name in ("train.json", "test.json"):
+        (folder / name).write_text("{}")
+    study = load(
+        description="Does it\n  help?",
+        arms={
+            "scratch": {"init": "scratch", "schedules": ["9x"]},
+            "imagenet": {"init": "catalog://ImageNetPretrained/FAIR/R-50-GN"},
+            "own": {"init": "sub/../weights.pth", "overrides": {"MODEL.FPN.NORM": "GN"}},
+        },
+        schedules=["6x", {"iterations": 600, "name": "short", "drops_before_end": [200, 67]}],
+        seeds=[3, 0],
+        preset="torchvision",
+        overrides={"INPUT.MIN_SIZE_TRAIN": [640, 800]},
+        evaluation={"period": 100, "at": [50, 10]},
+        data={
+            "train": {"annotations": "train.json", "images": "."},
+            "test": {"annotations": "test.json", "images": str(folder)},
+        },
+        allow_differences=["MODEL.FPN.NORM"],
+    )
+    short = ScheduleSpec("short", iterations=600, drops_before_end=(200, 67))
+    assert study.name == "tiny"
+    assert study.description == "Does it help?"
+    assert study.base == folder / "base.yaml"
+    assert [arm.name for arm in study.arms] == ["scratch", "imagenet", "own"]
+    assert study.arms[0].schedules == (ScheduleSpec("9x", multiple=9),)
+    assert study.arms[1].schedules == (ScheduleSpec("6x", multiple=6), short)
+    assert study.arms[1].weights == "catalog://ImageNetPretrained/FAIR/R-50-GN"
+    assert study.arms[2].weights == str(folder / "weights.pth")
+    assert study.arms[2].overrides == {"MODEL.FPN.NORM": "GN"}
+    assert study.seeds == (3, 0)
+    assert study.preset == "torchvision"
+    assert study.overrides == {"INPUT.MIN_SIZE_TRAIN": [640, 800]}
+    assert study.evaluation == Evaluation(100, (10, 50))
+    assert study.data.train.annotations == folder / "train.json"
+    assert study.data.test.images == folder
+    assert study.allow_differences == ("MODEL.FPN.NORM",)
+
+
+def test_has_defaults(load):
+    study = load()
+    assert (study.seeds, study.overrides, study.preset, study.data) == ((0,), {}, None, None)
+    assert study.evaluation == Evaluation()
+
+
+class TestBadFile:
+    def test_missing(self, tmp_path):
+        with pytest.raises(UserError, match=r"absent.yaml: no such file"):
+            load_study(tmp_path / "absent.yaml")
+
+    def test_empty(self, tmp_path):
+        (tmp_path / "empty.yaml").touch()
+        with pytest.raises(UserError, match=r"empty.yaml: the file is empty; it needs name"):
+            load_study(tmp_path / "empty.yaml")
+
+    def test_python_tag(self, tmp_path):
+        file = tmp_path / "tag.yaml"
+        file.write_text("name: x\narms: !!python/object:os.system {}\n")
+        with pytest.raises(UserError, match=r"python/object:os.system.* line 2"):
+            load_study(file)
+
+    @pytest.mark.parametrize("content", ["just text", "[1, 2]", "5"])
+    def test_no_mapping(self, tmp_path, content):
+        (tmp_path / "odd.yaml").write_text(content)
+        with pytest.raises(UserError, match="must be a mapping of keys to values"):
+            load_study(tmp_path / "odd.yaml")
+
+
+ONE_ARM = {"init": "scratch"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": None}, "name is missing"),
+        ({"base": None}, "base is missing"),
+        ({"arms": None}, "arms is missing"),
+        ({"schedules": None}, r"arms\.scratch: has no schedules, and neither has the study"),
+        ({"shedules": ["2x"]}, "unknown key shedules; did you mean schedules?"),
+        ({"arms": {"a": {**ONE_ARM, "overide": {}}}}, r"key arms\.a\.overide; did you mean overr"),
+        ({"evaluation": {"perriod": 5}}, r"unknown key evaluation\.perriod; did you mean period"),
+        ({"schedules": [{"iteration": 5}]}, r"schedules\.0: .* did you mean iterations"),
+        ({"name": "a/b"}, "name: 'a/b' cannot name a folder"),
+        ({"name": ".."}, "name: '..' cannot name a folder"),
+        ({"name": 5}, "name: must be text, not 5"),
+        ({"arms": {"a b": ONE_ARM}}, r"arms\.a b: 'a b' cannot name a folder"),
+        ({"arms": {}}, "arms: names no arm"),
+        ({"arms": {"a": "scratch"}}, r"arms\.a: must be a mapping"),
+        ({"arms": {"a": {}}}, r"arms\.a\.init is missing"),
+        ({"arms": {"a": {"init": None}}}, r"arms\.a\.init: must be text, not None"),
+        ({"arms": {"a": {"init": "Scratch"}}}, r"arms\.a\.init: write scratch instead of Scratch"),
+        ({"base": "absent.yaml"}, "base: .*absent.yaml: no such file"),
+        ({"base": "x" * 5000}, "base: .*: no such file"),
+        ({"schedules": []}, "schedules: the list is empty"),
+        ({"schedules": "2x"}, "schedules: must be a list in brackets"),
+        ({"schedules": ["2x", "2x"]}, "schedules: 2x appears twice"),
+        ({"schedules": ["600it", {"iterations": 600}]}, "schedules: 600it appears twice"),
+        ({"seeds": []}, "seeds: the list is empty"),
+        ({"seeds": [1, 1]}, "seeds: 1 appears twice"),
+        ({"seeds": [-1]}, r"seeds\.0: must be from 0 to .*, not -1"),
+        ({"seeds": 3}, "seeds: must be a list in brackets"),
+        ({"preset": "torchvison"}, "preset: unknown preset 'torchvison'; known are detectron2, "),
+        (
+            {"overrides": {"MODEL.WEIGHTS": "x"}},
+            r"\.MODEL\.WEIGHTS: .* use the arm's init",
+        ),
+        ({"overrides": {"SOLVER.MAX_ITER": 5}}, r"SOLVER\.MAX_ITER: cannot .*; use schedules"),
+        ({"overrides": {"SOLVER.STEPS": [5]}}, r"SOLVER\.STEPS: cannot .*; use schedules"),
+        ({"overrides": {"SEED": 5}}, r"overrides\.SEED: cannot .*; use seeds"),
+        ({"overrides": {"OUTPUT_DIR": "x"}}, r"OUTPUT_DIR: .* use the --output option"),
+        ({"overrides": {"TEST": {"EVAL_PERIOD": 5}}}, r"write dotted keys, such as TEST\.EVAL_PE"),
+        (
+            {"overrides": {"TEST.EVAL_PERIOD": 5}, "evaluation": {"period": 5}},
+            r"overrides\.TEST\.EVAL_PERIOD: follows from evaluation\.period",
+        ),
+        ({"evaluation": {"at": [0]}}, r"evaluation\.at\.0: must be from 1"),
+        ({"data": {"train": {}}}, r"data\.test is missing"),
+        ({"data": {"train": {}, "test": {}}}, r"data\.train\.annotations is missing"),
+        (
+            {"data": {"train": {"annotations": "base.yaml", "images": "absent"}, "test": {}}},
+            r"data\.train\.images: .*absent: no such folder",
+        ),
+    ],
+)
+def test_says_what_is_wrong(load, folder, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        load(**changes)
+    assert str(error.value).startswith(f"{folder / 'study.yaml'}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_an_arm_may_not_override_what_the_study_owns(load):
+    arms = {"a": {"init": "scratch", "overrides": {"SOLVER.MAX_ITER": 5}}}
+    with pytest.raises(UserError, match=r"arms\.a\.overrides\.SOLVER\.MAX_ITER: .* use schedules"):
+        load(arms=arms)
+
+
+class TestPreset:
+    def test_of_an_arm_is_for_the_pair(self, load):
+        arms = {"a": {"init": "scratch"}, "b": {"init": "w.pth", "preset": "torchvision"}}
+        assert load(arms=arms).preset == "torchvision"
+
+    def test_may_be_named_twice_alike(self, load):
+        arms = {"a": {"init": "scratch", "preset": "detectron2"}, "b": {"init": "w.pth"}}
+        assert load(arms=arms, preset="detectron2").preset == "detectron2"
+
+    def test_contradictions_are_refused(self, load):
+        arms = {
+            "a": {"init": "v.pth", "preset": "detectron2"},
+            "b": {"init": "w.pth", "preset": "torchvision"},
+        }
+        with pytest.raises(
+            UserError, match=r"arms\.a\.preset: is detectron2, but arms\.b\.preset is torchvision"
+        ):
+            load(arms=arms)
+
+
+class TestSchedule:
+    @pytest.mark.parametrize(
+        ("value", "spec"),
+        [
+            ("2x", ScheduleSpec("2x", multiple=2)),
+            ("11x", ScheduleSpec("11x", multiple=11)),
+            ("600it", ScheduleSpec("600it", iterations=600)),
+            ({"iterations": 600}, ScheduleSpec("600it", iterations=600)),
+            (
+                {"iterations": 9, "name": "n", "drops_before_end": []},
+                ScheduleSpec("n", iterations=9, drops_before_end=()),
+            ),
+        ],
+    )
+    def test_is_read(self, value, spec):
+        assert parse_schedule(value, Place(Path("f"))) == spec
+
+    @pytest.mark.parametrize(
+        "value",
+        ["2y", "0x", "-1", "x", "", "1.5x", "02x", "2X", " 2x", "2x\n", "٣x", 2, -1, None, ["2x"]],
+    )
+    def test_that_is_none_is_refused(self, value):
+        with pytest.raises(UserError, match=r"is no schedule; write 2x .* or {iterations: 600}"):
+            parse_schedule(value, Place(Path("f"), "schedules.0"))
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ({}, "iterations is missing"),
+            ({"iterations": 0}, "must be from 1 to 1,000,000,000, not 0"),
+            ({"iterations": "600"}, "must be a whole number"),
+            ({"iterations": 10**30}, "must be from 1 to"),
+            ({"iterations": 600, "name": "2x"}, "would read like a multiple"),
+            ({"iterations": 600, "drops_before_end": [600]}, "must be from 1 to 599, not 600"),
+            ({"iterations": 600, "drops_before_end": [67, 200]}, "the earliest drop first"),
+            ({"iterations": 1, "drops_before_end": [1]}, "must be from 1 to 0"),
+        ],
+    )
+    def test_of_a_literal_length_is_checked(self, value, message):
+        with pytest.raises(UserError, match=message):
+            parse_schedule(value, Place(Path("f"), "schedules.0"))
+
+
+class TestWeights:
+    REQUIRED = {"scratch": {"init": "scratch"}, "pretrained": {"init": "required"}}  # noqa: RUF012
+
+    def test_take_the_place_of_required(self, load, folder, monkeypatch):
+        monkeypatch.chdir(folder)
+        study = load({"pretrained": "w.pth"}, arms=self.REQUIRED)
+        assert study.arms[1].weights == str(folder / "w.pth")
+
+    def test_take_the_place_of_the_files(self, load):
+        study = load({"pretrained": "catalog://x"})
+        assert study.arms[1].weights == "catalog://x"
+
+    def test_that_are_required_must_be_given(self, load):
+        with pytest.raises(UserError, match=r"pretrained\.init: .* --weights pretrained=PATH"):
+            load(arms=self.REQUIRED)
+
+    def test_are_not_needed_to_read_results(self, load):
+        assert load(arms=self.REQUIRED, need_weights=False).arms[1].init == "required"
+
+    def test_of_an_unknown_arm_are_refused(self, load):
+        with pytest.raises(UserError, match=r"has no arm pretraind; did you mean pretrained?"):
+            load({"pretraind": "w.pth"})
+
+    def test_of_the_scratch_arm_are_refused(self, load):
+        with pytest.raises(UserError, match="starts scratch from random weights"):
+            load({"scratch": "w.pth"})
+
+    def test_are_checked_to_exist(self, load, folder):
+        study = load()
+        with pytest.raises(UserError, match=r"arms\.pretrained\.init: .*weights.pth: no such ch"):
+            check_weights(study)
+        (folder / "weights.pth").touch()
+        check_weights(study)
+        check_weights(load({"pretrained": "catalog://x"}))
+
+    def test_options_are_split_at_the_first_equals_sign(self):
+        assert parse_weights(["a=x/y=z.pth", "b=s3://w"]) == {"a": "x/y=z.pth", "b": "s3://w"}
+        assert parse_weights([]) == {}
+
+    @pytest.mark.parametrize("option", ["a", "a=", "=x", "", "="])
+    def test_options_of_another_form_are_refused(self, option):
+        with pytest.raises(UserError, match="write --weights ARM=PATH"):
+            parse_weights([option])
+
+    def test_options_that_repeat_an_arm_are_refused(self):
+        with pytest.raises(UserError, match="arm a is given twice"):
+            parse_weights(["a=x", "a=y"])
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+class TestRandomContent:
+    @given(content=VALUES)
+    def test_lets_nothing_but_user_errors_out(self, content):
+        with pytest.raises(UserError):
+            parse_study(content, Path("study.yaml"), {})
+
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_lets_nothing_but_user_errors_out_of_one_odd_field(self, folder, data):
+        content = {
+            **BASE,
+            "seeds": [0],
+            "overrides": {"TEST.EVAL_PERIOD": 5},
+            "data": {"train": {"annotations": "base.yaml", "images": "."}, "test": {}},
+        }
+        path = data.draw(
+            st.sampled_from(
+                [[key] for key in (*content, "evaluation", "preset", "description")]
+                + [["allow_differences"], ["arms", "scratch"], ["arms", "scratch", "init"]]
+                + [["arms", "scratch", "overrides"], ["data", "train"], ["data", "train", "images"]]
+            )
+        )
+        odd = yaml.safe_load(yaml.safe_dump(content))
+        inner = odd
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = data.draw(VALUES)
+        with contextlib.suppress(UserError):
+            assert parse_study(odd, folder / "study.yaml", {}).runs()

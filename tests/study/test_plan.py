@@ -1,0 +1,113 @@
+import json
+
+import pytest
+
+from scratch_vs_pretrain.config import default_config
+from scratch_vs_pretrain.study import plan as plan_module
+from scratch_vs_pretrain.study.plan import plan, training_images
+from scratch_vs_pretrain.study.spec import Arm, Data, DataFiles, ScheduleSpec, Study
+
+TWICE = ScheduleSpec("2x", multiple=2)
+SHORT = ScheduleSpec("short", iterations=600)
+
+
+@pytest.fixture
+def base(tmp_path):
+    file = tmp_path / "base.yaml"
+    file.write_text(
+        "MODEL: {BACKBONE: {FREEZE_AT: 0}, RESNETS: {NORM: GN}}\n"
+        "DATASETS: {TRAIN: [coco_2017_train], TEST: [coco_2017_val]}\n"
+        "SOLVER: {BASE_LR: 0.02, WARMUP_ITERS: 100}\n"
+        "VERSION: 2\n"
+    )
+    return file
+
+
+def pair(base, schedules, **fields):
+    arms = (Arm("scratch", "scratch", schedules), Arm("pretrained", "/w.pth", schedules))
+    return Study("pair", base.parent / "study.yaml", base, arms, **fields)
+
+
+def test_rows_hold_length_rate_drops_images_and_epochs(base):
+    planned = plan(pair(base, (TWICE,)), {"coco_2017_train": 118_287})
+    assert [(row.arm, row.schedule, row.seed) for row in planned.rows] == [
+        ("scratch", "2x", 0),
+        ("pretrained", "2x", 0),
+    ]
+    row = planned.rows[0]
+    assert (row.iterations, row.drops, row.base_rate) == (180_000, (120_000, 160_000), 0.02)
+    assert row.images == 2_880_000
+    assert row.epochs == pytest.approx(24.3, abs=0.05)
+
+
+def test_text_is_a_table_and_the_audit(base):
+    text = plan(pair(base, (TWICE, SHORT)), {"coco_2017_train": 118_287}).text()
+    assert text.splitlines() == [
+        "arm         schedule      iterations  rate drops at       images    epochs",
+        "scratch     2x               180,000  120,000 160,000  2,880,000      24.3",
+        "scratch     short                600  400 533              9,600       0.1",
+        "pretrained  2x               180,000  120,000 160,000  2,880,000      24.3",
+        "pretrained  short                600  400 533              9,600       0.1",
+        "4 runs, 361,200 iterations",
+        "arms differ in: MODEL.WEIGHTS",
+    ]
+
+
+def test_seeds_are_shown_where_there_are_several(base):
+    text = plan(pair(base, (SHORT,), seeds=(0, 12)), {"coco_2017_train": 100}).text()
+    assert text.splitlines()[2].split()[:3] == ["scratch", "short", "12"]
+    assert text.splitlines()[-2] == "4 runs, 2,400 iterations"
+
+
+def test_unknown_epochs_are_a_dash(base):
+    overrides = {"DATASETS.TRAIN": ["somebodys_data"]}
+    text = plan(pair(base, (SHORT,), overrides=overrides)).text()
+    assert text.splitlines()[1].endswith("-")
+
+
+class TestTrainingImages:
+    @pytest.fixture
+    def cfg(self):
+        return default_config()
+
+    def annotations(self, file, images):
+        content = {"images": [{}] * images, "categories": [{}], "annotations": []}
+        file.write_text(json.dumps(content))
+        return file
+
+    def test_are_counted_in_the_studys_own_files(self, base):
+        files = DataFiles(self.annotations(base.parent / "a.json", 48), base.parent)
+        planned = plan(pair(base, (SHORT,), data=Data(files, files)))
+        assert planned.rows[0].epochs == pytest.approx(600 * 16 / 48)
+
+    def test_of_official_sets_are_known_without_their_files(self, cfg, monkeypatch):
+        monkeypatch.setattr(plan_module, "_registered_file", lambda name: None)
+        cfg.DATASETS.TRAIN = ("voc_2007_trainval", "voc_2012_train")
+        assert training_images(cfg, {}) == 5_011 + 5_717
+
+    def test_of_a_part_under_an_official_name_are_counted(self, cfg, tmp_path, monkeypatch):
+        file = self.annotations(tmp_path / "a.json", 7)
+        monkeypatch.setattr(plan_module, "_registered_file", lambda name: file)
+        cfg.DATASETS.TRAIN = ("coco_2017_train",)
+        assert training_images(cfg, {}) == 7
+        monkeypatch.setattr(plan_module, "OFFICIAL_BYTES", file.stat().st_size)
+        assert training_images(cfg, {}) == 118_287
+
+    def test_of_registered_names_are_looked_up(self, cfg, tmp_path):
+        from detectron2.data import DatasetCatalog, MetadataCatalog
+
+        cfg.DATASETS.TRAIN = ("svp_test_plan",)
+        DatasetCatalog.register("svp_test_plan", list)
+        try:
+            assert training_images(cfg, {}) is None
+            file = self.annotations(tmp_path / "a.json", 5)
+            MetadataCatalog.get("svp_test_plan").json_file = str(file)
+            assert training_images(cfg, {}) == 5
+        finally:
+            DatasetCatalog.remove("svp_test_plan")
+            MetadataCatalog.remove("svp_test_plan")
+
+    def test_are_unknown_if_one_of_several_is(self, cfg):
+        cfg.DATASETS.TRAIN = ("voc_2012_train", "somebodys_data")
+        assert training_images(cfg, {}) is None
+        assert training_images(cfg, {"somebodys_data": 3}) == 5_720

@@ -1,0 +1,215 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scratch_vs_pretrain.config import (
+    Schedule,
+    config_text,
+    default_config,
+    differences,
+    flatten,
+    load_config,
+    merge_file,
+    merge_overrides,
+    nearest,
+    paper_schedule,
+    short_schedule,
+)
+from scratch_vs_pretrain.errors import UserError
+
+
+@pytest.fixture
+def cfg():
+    return default_config()
+
+
+def write(folder: Path, text: str, name: str = "config.yaml") -> Path:
+    file = folder / name
+    file.write_text(text)
+    return file
+
+
+class TestMergeFile:
+    def test_inherits_from_its_base(self, cfg, tmp_path):
+        write(tmp_path, "SOLVER: {BASE_LR: 0.5, MOMENTUM: 0.8}\n", "base.yaml")
+        merge_file(cfg, write(tmp_path, "_BASE_: base.yaml\nSOLVER: {BASE_LR: 0.25}\n"))
+        assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM) == (0.25, 0.8)
+
+    def test_refuses_code_and_runs_none(self, cfg, tmp_path):
+        proof = tmp_path / "executed"
+        text = f"MODEL: !!python/object/apply:os.mkdir ['{proof}']\n"
+        with pytest.raises(UserError, match="not plain YAML"):
+            merge_file(cfg, write(tmp_path, text))
+        assert not proof.exists()
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("SOLVER: {BASE_LRR: 1.0}", r"unknown config key SOLVER\.BASE_LRR; did you mean "),
+            (
+                "SOLVER: {BASE_LR: fast}",
+                r"SOLVER\.BASE_LR must be of type float, like 0.001, ",
+            ),
+            ("SOLVER: {BASE_LR: }", r"SOLVER\.BASE_LR has no value; it was 0\.001"),
+            ("SOLVER: 5", "SOLVER is a section, not a value"),
+            ("SOLVER: {BASE_LR: [", "not plain YAML"),
+            ("", "not a mapping"),
+            ("[1, 2]", "not a mapping"),
+            ("_BASE_: absent.yaml", "cannot read .*absent.yaml"),
+            ("_BASE_: config.yaml", "include each other"),
+            ("VERSION: 3", "v3"),
+            (f"MODEL: {{WEIGHTS: '{'-' * 100_000}1'}}", "nested too deeply"),
+        ],
+    )
+    def test_says_what_is_wrong(self, cfg, tmp_path, text, message):
+        file = write(tmp_path, text)
+        with pytest.raises(UserError, match=message) as error:
+            merge_file(cfg, file)
+        assert str(file) in str(error.value)
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("name", ["absent.yaml", "x" * 300, "nul\0"])
+    def test_names_a_missing_file(self, cfg, tmp_path, name):
+        with pytest.raises(UserError):
+            merge_file(cfg, tmp_path / name)
+
+
+class TestMergeOverrides:
+    def test_sets_dotted_keys(self, cfg):
+        overrides = {"SOLVER.BASE_LR": 1, "INPUT.MIN_SIZE_TRAIN": [160], "MODEL.MASK_ON": True}
+        merge_overrides(cfg, overrides, "here")
+        assert cfg.SOLVER.BASE_LR == 1.0
+        assert isinstance(cfg.SOLVER.BASE_LR, float)
+        assert cfg.INPUT.MIN_SIZE_TRAIN == (160,)
+        assert cfg.MODEL.MASK_ON is True
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("TEST.EVAL_PERIODS", 1, "unknown config key TEST.EVAL_PERIODS; did you mean TEST.E"),
+            ("MODEL", 1, "unknown config key MODEL"),
+            ("_BASE_", "x.yaml", "unknown config key _BASE_"),
+            ("INPUT.MIN_SIZE_TRAIN", 160, r"must be of type tuple, like \(800,\), not 160"),
+            ("MODEL.MASK_ON", 1, "must be of type bool, like False, not 1"),
+            ("SOLVER.IMS_PER_BATCH", None, "SOLVER.IMS_PER_BATCH has no value; it was 16"),
+            ("MODEL.DEVICE", {"a": 1}, "must be of type str"),
+        ],
+    )
+    def test_says_what_is_wrong(self, cfg, key, value, message):
+        with pytest.raises(UserError, match=message) as error:
+            merge_overrides(cfg, {key: value}, "study.yaml: overrides")
+        assert str(error.value).startswith("study.yaml: overrides: ")
+
+    def test_admits_none_where_the_default_is_none(self, cfg):
+        merge_overrides(cfg, {"SOLVER.WEIGHT_DECAY_BIAS": 0.0}, "here")
+        assert cfg.SOLVER.WEIGHT_DECAY_BIAS == 0.0
+
+    @given(
+        key=st.sampled_from(["SOLVER.STEPS", "MODEL.WEIGHTS", "SOLVER.BASE_LR", "DATASETS.TRAIN"])
+        | st.text(max_size=20),
+        value=st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists
+        ),
+    )
+    def test_lets_nothing_but_user_errors_out(self, key, value):
+        cfg = default_config()
+        before = flatten(cfg)
+        try:
+            merge_overrides(cfg, {key: value}, "here")
+        except UserError:
+            return
+        assert set(flatten(cfg)) == set(before)
+
+
+class TestDifferences:
+    def test_lists_each_config_value(self, cfg):
+        other = cfg.clone()
+        other.SOLVER.BASE_LR = 0.5
+        other.MODEL.FPN.NORM = "GN"
+        assert differences({"a": cfg, "b": other}) == {
+            "MODEL.FPN.NORM": {"a": "", "b": "GN"},
+            "SOLVER.BASE_LR": {"a": 0.001, "b": 0.5},
+        }
+
+    def test_a_config_equals_itself_read_again(self, cfg, tmp_path):
+        cfg.SVP.DATASETS = (("name", "annotations.json", "images"),)
+        again = load_config(write(tmp_path, config_text(cfg)))
+        assert differences({"a": cfg, "b": again}) == {}
+        assert again.is_frozen()
+
+    def test_text_does_not_depend_on_shared_objects(self, cfg):
+        weights = [2.0]
+        cfg.MODEL.PIXEL_STD, cfg.MODEL.PIXEL_MEAN = weights, weights
+        other = cfg.clone()
+        other.MODEL.PIXEL_STD, other.MODEL.PIXEL_MEAN = [2.0], [2.0]
+        assert config_text(cfg) == config_text(other)
+        assert "&id" not in config_text(cfg)
+
+    def test_of_one_config_is_nothing(self, cfg):
+        assert differences({"a": cfg}) == {}
+
+    def test_names_keys_that_one_lacks(self, cfg):
+        other = cfg.clone()
+        del other.SOLVER["NESTEROV"]
+        assert differences({"a": cfg, "b": other}) == {"SOLVER.NESTEROV": {"a": False, "b": None}}
+
+
+def test_nearest_names_the_likeliest_key():
+    assert nearest("schedule", ["seeds", "schedules"]) == "; did you mean schedules?"
+    assert nearest("zzz", ["seeds", "schedules"]) == ""
+
+
+class TestSchedule:
+    # Section 3 of the paper: 90k iterations per 1x, a tenth of the rate for the last 60k, a
+    # hundredth for the last 20k.
+    @pytest.mark.parametrize(
+        ("multiple", "iterations", "steps"),
+        [
+            (2, 180_000, (120_000, 160_000)),
+            (3, 270_000, (210_000, 250_000)),
+            (4, 360_000, (300_000, 340_000)),
+            (5, 450_000, (390_000, 430_000)),
+            (6, 540_000, (480_000, 520_000)),
+            (9, 810_000, (750_000, 790_000)),
+            (11, 990_000, (930_000, 970_000)),
+        ],
+    )
+    def test_is_the_papers(self, cfg, multiple, iterations, steps):
+        cfg.SOLVER.BASE_LR = 0.02
+        schedule = paper_schedule(multiple)
+        schedule.apply(cfg)
+        solver = dict(cfg.SOLVER)
+        assert solver["MAX_ITER"] == iterations
+        assert solver["STEPS"] == steps
+        assert (solver["BASE_LR"], solver["WARMUP_ITERS"]) == (0.02, 1000)
+        assert schedule.tail == 80_000
+
+    def test_is_the_zoos_at_four_times_the_batch(self, cfg):
+        # Detectron2's configs/Misc/scratch_mask_rcnn_R_50_FPN_9x_gn.yaml
+        cfg.SOLVER.BASE_LR = 0.02
+        paper_schedule(9, images_per_batch=64).apply(cfg)
+        assert cfg.SOLVER.MAX_ITER == 202_500
+        assert cfg.SOLVER.STEPS == (187_500, 197_500)
+        assert cfg.SOLVER.BASE_LR == 0.08
+        assert cfg.SOLVER.WARMUP_ITERS == 250
+
+    @given(multiple=st.integers(1, 20), log_batch=st.integers(0, 8))
+    def test_sees_as_many_images_at_any_batch(self, multiple, log_batch):
+        batch = 2**log_batch
+        schedule = paper_schedule(multiple, images_per_batch=batch)
+        assert schedule.iterations * batch == pytest.approx(90_000 * multiple * 16, abs=batch)
+        assert list(schedule.steps) == sorted(schedule.steps)
+        assert schedule.iterations - schedule.tail <= schedule.steps[0]
+
+    def test_short_has_the_proportions_of_2x(self):
+        assert short_schedule(180_000).steps == paper_schedule(2).steps
+        assert short_schedule(18_000).steps == (12_000, 16_000)
+        assert short_schedule(600, "quick") == Schedule("quick", 600, (200, 67))
+
+    @given(st.integers(1, 10**9))
+    def test_short_drops_in_order_within_any_length(self, iterations):
+        steps = short_schedule(iterations).steps
+        assert list(steps) == sorted(set(steps))
+        assert all(0 < step < iterations for step in steps)
