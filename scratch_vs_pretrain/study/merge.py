@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scratch_vs_pretrain.config import default_config, merge_file, merge_overrides
+from scratch_vs_pretrain.data.annotations import read_annotations
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import read_json
 from scratch_vs_pretrain.study.spec import PRESETS, Arm, Run, ScheduleSpec, Study
 
 if TYPE_CHECKING:
@@ -59,41 +56,19 @@ def arm_config(study: Study, arm: Arm, schedule: ScheduleSpec) -> CfgNode:
     return cfg
 
 
-def annotation_counts(file: Path) -> tuple[int, int]:
-    """Returns how many images and how many categories a COCO annotation file lists.
-
-    Raises:
-        UserError: no such file, no JSON, or no COCO annotations.
-    """
-    try:
-        state = os.stat(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    return _count(file, state.st_mtime_ns, state.st_size)
-
-
-@functools.lru_cache(maxsize=8)
-def _count(file: Path, _modified: int, _size: int) -> tuple[int, int]:
-    content: Any = read_json(file)
-    counts = []
-    for key in ("images", "categories"):
-        items = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(items, list) or not items:
-            raise UserError(f"{file}: no COCO annotation file: it lists no {key}")
-        counts.append(len(items))
-    return counts[0], counts[1]
-
-
 def _merge_data(cfg: CfgNode, study: Study) -> None:
     if study.data is None:
         return
     parts = {"train": study.data.train, "test": study.data.test}
-    categories = {part: annotation_counts(files.annotations)[1] for part, files in parts.items()}
-    if categories["train"] != categories["test"]:
+    categories = [read_annotations(files.annotations).categories for files in parts.values()]
+    if categories[0] != categories[1]:
         raise UserError(
-            f"{study.file}: data: {study.data.train.annotations} has {categories['train']} "
-            f"categories, but {study.data.test.annotations} has {categories['test']}"
+            f"{study.file}: data: {study.data.test.annotations} has other categories than "
+            f"{study.data.train.annotations} ({len(categories[1])} and {len(categories[0])}); "
+            "both must list the same names by ascending id"
         )
+    if not categories[0]:
+        raise UserError(f"{study.data.train.annotations}: lists no categories to detect")
     # Lists, as they are read again from a run folder.
     cfg.SVP.DATASETS = tuple(
         [f"{study.name}_{part}", str(files.annotations), str(files.images)]
@@ -101,7 +76,7 @@ def _merge_data(cfg: CfgNode, study: Study) -> None:
     )
     cfg.DATASETS.TRAIN = (f"{study.name}_train",)
     cfg.DATASETS.TEST = (f"{study.name}_test",)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = categories["train"]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(categories[0])
 
 
 def _check_data_names(cfg: CfgNode, study: Study) -> None:

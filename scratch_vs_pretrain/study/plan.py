@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate  # type: ignore[import-untyped]
 
+from scratch_vs_pretrain.data.annotations import read_annotations
 from scratch_vs_pretrain.study.audit import Audit, audit
-from scratch_vs_pretrain.study.merge import annotation_counts, run_config
+from scratch_vs_pretrain.study.merge import run_config
 from scratch_vs_pretrain.study.spec import Study
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def training_images(cfg: CfgNode, known: Mapping[str, int]) -> int | None:
 def _count(name: str, file: Path | None) -> int | None:
     there = file is not None and file.is_file()
     if file and there and (name not in OFFICIAL_IMAGES or file.stat().st_size < OFFICIAL_BYTES):
-        return annotation_counts(file)[0]
+        return len(read_annotations(file).file_names)
     return OFFICIAL_IMAGES.get(name)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from scratch_vs_pretrain.config import config_text, differences, flatten, load_config
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.merge import annotation_counts, arm_config, run_config
+from scratch_vs_pretrain.study.merge import arm_config, run_config
 from scratch_vs_pretrain.study.spec import (
     Arm,
     Data,
@@ -36,10 +36,10 @@ def study_of(base: Path, *arms: Arm, **fields) -> Study:
     return Study("tiny", base.parent / "study.yaml", base, arms, **fields)
 
 
-def coco(file: Path, images: int = 3, categories: int = 2) -> Path:
+def coco(file: Path, categories: int = 2) -> Path:
     content = {
-        "images": [{"id": number} for number in range(images)],
-        "categories": [{"id": number} for number in range(categories)],
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 4}],
+        "categories": [{"id": number, "name": f"c{number}"} for number in range(categories)],
         "annotations": [],
     }
     file.write_text(json.dumps(content))
@@ -99,8 +99,13 @@ class TestRunConfig:
     def test_own_data_must_agree_on_categories(self, base, tmp_path):
         train = DataFiles(coco(tmp_path / "train.json"), tmp_path)
         test = DataFiles(coco(tmp_path / "test.json", categories=3), tmp_path)
-        with pytest.raises(UserError, match=r"train\.json has 2 categories, .*test\.json has 3"):
+        with pytest.raises(UserError, match=r"test\.json has other categories .* \(3 and 2\)"):
             configs_of(study_of(base, data=Data(train, test)))
+
+    def test_own_data_must_have_categories(self, base, tmp_path):
+        files = DataFiles(coco(tmp_path / "train.json", categories=0), tmp_path)
+        with pytest.raises(UserError, match=r"train\.json: lists no categories"):
+            configs_of(study_of(base, data=Data(files, files)))
 
     def test_is_the_same_text_every_time_and_reads_back(self, base, tmp_path):
         files = DataFiles(coco(tmp_path / "train.json"), tmp_path)
@@ -144,31 +149,3 @@ def test_arm_config_is_the_run_config_without_its_seed(base):
     run = run_config(study, study.runs()[1])
     assert differences({"arm": shared, "run": run}) == {"SEED": {"arm": -1, "run": 3}}
     assert flatten(shared)["MODEL.WEIGHTS"] == "/w.pth"
-
-
-class TestAnnotationCounts:
-    def test_counts_and_notices_changes(self, tmp_path):
-        file = coco(tmp_path / "a.json", images=3, categories=2)
-        assert annotation_counts(file) == (3, 2)
-        coco(file, images=4, categories=11)
-        assert annotation_counts(file) == (4, 11)
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ('{"images": [', "not valid JSON"),
-            ("[]", "lists no images"),
-            ('{"images": [1]}', "lists no categories"),
-            ('{"images": [], "categories": [1]}', "lists no images"),
-        ],
-    )
-    def test_says_what_is_wrong(self, tmp_path, text, message):
-        file = tmp_path / "a.json"
-        file.write_text(text)
-        with pytest.raises(UserError, match=message) as error:
-            annotation_counts(file)
-        assert str(file) in str(error.value)
-
-    def test_names_a_missing_file(self, tmp_path):
-        with pytest.raises(UserError, match=r"a\.json: cannot be read"):
-            annotation_counts(tmp_path / "a.json")

@@ -71,7 +71,12 @@ class TestTrainingImages:
         return default_config()
 
     def annotations(self, file, images):
-        content = {"images": [{}] * images, "categories": [{}], "annotations": []}
+        image = {"file_name": "a.jpg", "height": 4, "width": 4}
+        content = {
+            "images": [{"id": number, **image} for number in range(images)],
+            "categories": [{"id": 1, "name": "c"}],
+            "annotations": [],
+        }
         file.write_text(json.dumps(content))
         return file
 

@@ -1,0 +1,147 @@
+"""Every study file: it plans, passes the audit, and its numbers are the paper's."""
+
+from pathlib import Path
+
+import pytest
+
+from scratch_vs_pretrain.config import flatten
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.study.audit import audit
+from scratch_vs_pretrain.study.merge import run_config
+from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.plan import plan
+
+STUDIES = Path(__file__).parents[2] / "configs" / "studies"
+FILES = sorted(STUDIES.rglob("*.yaml"))
+TRAIN2017 = {"coco_2017_train": 118_287}
+
+# Iterations and iterations at which the rate drops.
+LENGTHS = {
+    "2x": (180_000, (120_000, 160_000)),
+    "3x": (270_000, (210_000, 250_000)),
+    "4x": (360_000, (300_000, 340_000)),
+    "5x": (450_000, (390_000, 430_000)),
+    "6x": (540_000, (480_000, 520_000)),
+    "9x": (810_000, (750_000, 790_000)),
+    "18k": (18_000, (12_000, 16_000)),
+    "144k": (144_000, (96_000, 128_000)),
+}
+FIVE = ["2x", "3x", "4x", "5x", "6x"]
+PAPER = {
+    "baseline_r50_gn": {"scratch": FIVE, "pretrained": FIVE},
+    "baseline_r101_gn": {"scratch": FIVE, "pretrained": FIVE},
+    "baseline_r50_syncbn": {"scratch": FIVE, "pretrained": FIVE},
+    "large_x152": {"scratch": ["9x"], "pretrained": ["6x"]},
+    "keypoints_r50": {"scratch": ["2x", "3x"], "pretrained": ["2x", "3x"]},
+    "voc_r101": {"scratch": ["144k"], "pretrained": ["18k"]},
+}
+
+
+def study_named(name: str):
+    return load_study(STUDIES / f"{name}.yaml", need_weights=False)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_plans_and_is_fair(file):
+    study = load_study(file, need_weights=False)
+    audited = audit(study)
+    assert audited.allowed == {}
+    assert audited.notices == ()
+    assert set(audited.differing) <= {"MODEL.WEIGHTS", "SOLVER.MAX_ITER", "SOLVER.STEPS"}
+    assert len(plan(study, TRAIN2017).rows) == len(study.runs())
+
+
+def test_every_paper_study_is_listed_here():
+    assert set(PAPER) <= {file.stem for file in (STUDIES / "paper").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_schedules_rates_and_drops_are_the_papers(name):
+    rows = plan(study_named(f"paper/{name}"), TRAIN2017).rows
+    found = {arm: [row.schedule for row in rows if row.arm == arm] for arm in PAPER[name]}
+    assert found == PAPER[name]
+    for row in rows:
+        assert (row.iterations, row.drops) == LENGTHS[row.schedule]
+        assert row.base_rate == 0.02
+        assert row.images == row.iterations * 16
+
+
+def test_plan_of_the_baseline_reads_like_the_paper():
+    lines = plan(study_named("paper/baseline_r50_gn"), TRAIN2017).text().splitlines()
+    assert " ".join(lines[1].split()) == "scratch 2x 180,000 120,000 160,000 2,880,000 24.3"
+    assert lines[-2:] == ["10 runs, 3,600,000 iterations", "arms differ in: MODEL.WEIGHTS"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "sampling"),
+    [
+        ("baseline_r50_gn", (800,), "choice"),
+        ("keypoints_r50", (800,), "choice"),
+        ("large_x152", (640, 800), "range"),
+        ("voc_r101", (640, 800), "range"),
+    ],
+)
+def test_train_augmentation_is_the_papers(name, sizes, sampling):
+    study = study_named(f"paper/{name}")
+    for run in study.runs():
+        values = flatten(run_config(study, run))
+        assert values["INPUT.MIN_SIZE_TRAIN"] == sizes
+        assert values["INPUT.MIN_SIZE_TRAIN_SAMPLING"] == sampling
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "norm"),
+    [
+        ("baseline_r50_gn", 50, "GN"),
+        ("baseline_r101_gn", 101, "GN"),
+        ("baseline_r50_syncbn", 50, "SyncBN"),
+        ("large_x152", 152, "GN"),
+        ("keypoints_r50", 50, "GN"),
+        ("voc_r101", 101, "GN"),
+    ],
+)
+def test_detectors_are_the_papers(name, depth, norm):
+    study = study_named(f"paper/{name}")
+    values = flatten(run_config(study, study.runs()[0]))
+    assert values["MODEL.RESNETS.DEPTH"] == depth
+    assert values["MODEL.BACKBONE.FREEZE_AT"] == 0
+    parts = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+    assert {values[f"MODEL.{part}.NORM"] for part in parts} == {norm}
+    assert values["MODEL.KEYPOINT_ON"] == name.startswith("keypoints")
+    assert values["MODEL.MASK_ON"] == name.startswith(("baseline", "large"))
+
+
+def test_data_sets_are_the_papers():
+    study = study_named("paper/voc_r101")
+    data = run_config(study, study.runs()[0]).DATASETS
+    assert data.TRAIN == ("voc_2007_trainval", "voc_2012_train")
+    assert data.TEST == ("voc_2012_val",)
+    study = study_named("paper/keypoints_r50")
+    data = run_config(study, study.runs()[0]).DATASETS
+    assert data.TRAIN == ("keypoints_coco_2017_train",)
+
+
+def test_pixels_are_what_the_weights_were_trained_with():
+    expected = {
+        "baseline_r50_gn": ("BGR", [1.0, 1.0, 1.0]),
+        "baseline_r50_syncbn": ("RGB", [58.395, 57.12, 57.375]),
+    }
+    for name, (order, std) in expected.items():
+        study = study_named(f"paper/{name}")
+        for run in study.runs():
+            values = flatten(run_config(study, run))
+            assert values["INPUT.FORMAT"] == order
+            assert values["MODEL.PIXEL_STD"] == std
+            assert values["MODEL.RESNETS.STRIDE_IN_1X1"] is False
+
+
+def test_smoke_study_needs_weights_and_is_short():
+    file = STUDIES / "coco_smoke.yaml"
+    with pytest.raises(UserError, match=r"--weights pretrained=PATH"):
+        load_study(file)
+    study = load_study(file, {"pretrained": "weights.pth"})
+    values = flatten(run_config(study, study.runs()[1]))
+    assert values["MODEL.WEIGHTS"] == str(Path.cwd() / "weights.pth")
+    assert values["SOLVER.MAX_ITER"] <= 100
+    assert max(values["INPUT.MIN_SIZE_TRAIN"]) <= 192
+    assert values["DATASETS.TEST"] == ("coco_2017_val",)
