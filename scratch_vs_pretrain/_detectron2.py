@@ -24,11 +24,15 @@ V06_DIGEST = "f90ff86f075832a6a74662327b068865732064a1e3333161b2354cafb0d43a44"
 
 
 def source_folder() -> Path | None:
-    """Returns the folder of the installed ``detectron2`` package, None if there is none."""
+    """Returns the folder of the installed ``detectron2`` package, None if there is none.
+
+    A clone of Detectron2's repository in the working directory, which Python also finds under
+    that name, is none.
+    """
     spec = importlib.util.find_spec("detectron2")
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None or spec.origin is None:
         return None
-    return Path(next(iter(spec.submodule_search_locations)))
+    return Path(spec.origin).parent
 
 
 def modules_digest(folder: Path) -> tuple[str, int]:
@@ -46,7 +50,8 @@ def modules_digest(folder: Path) -> tuple[str, int]:
 
 def is_v06(folder: Path) -> bool:
     """Tells v0.6 from upstream main, whose version string is also "0.6"."""
-    return "Image.LINEAR" in (folder / "data/transforms/transform.py").read_text()
+    transform = folder / "data/transforms/transform.py"
+    return transform.is_file() and "Image.LINEAR" in transform.read_text()
 
 
 @functools.cache
@@ -71,7 +76,7 @@ def prepare() -> None:
 def _restore_numpy_names() -> None:
     import numpy as np
 
-    for name in ("bool", "int", "float", "object"):
+    for name in ("bool", "float", "int", "object", "str"):
         if name not in np.__dict__:
             setattr(np, name, getattr(__import__("builtins"), name))
 

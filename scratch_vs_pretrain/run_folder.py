@@ -34,6 +34,9 @@ STATES = ("planned", "running", "interrupted", "finished", "diverged", "failed")
 HEARTBEAT_SECONDS = 30
 DEAD_AFTER_SECONDS = 180
 
+# is_locked() holds the lock for a moment, so one refusal is no proof of another owner.
+LOCK_SECONDS = 0.5
+
 
 def write_atomically(path: Path, text: str | bytes) -> None:
     """Replaces `path` in one step: a reader, or a kill, sees the old file or the new one."""
@@ -153,17 +156,20 @@ class RunFolder:
         Raises:
             UserError: another process holds it, or the folder cannot be written.
         """
+        end = time.monotonic() + LOCK_SECONDS
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = self.lock_file.open("a")
         except OSError as error:
             raise UserError(f"{self.path}: cannot write there ({error.strerror})") from None
         with file:
-            if not _try_lock(file, fcntl.LOCK_EX):
-                raise UserError(
-                    f"{self.path}: another process is training this run; "
-                    "wait for it, or choose another output folder"
-                )
+            while not _try_lock(file, fcntl.LOCK_EX):
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"{self.path}: another process is training this run; "
+                        "wait for it, or choose another output folder"
+                    )
+                time.sleep(LOCK_SECONDS / 20)
             yield
 
 
