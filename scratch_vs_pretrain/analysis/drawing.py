@@ -1,0 +1,173 @@
+"""What all figures share: colours, labels at line ends, captions. No pyplot, no global state."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+# Okabe and Ito's palette, without the yellow that white paper swallows. Scratch is always the
+# first; the others take theirs in the study's order. Markers tell them apart without colour.
+SCRATCH_COLOR = "#D55E00"
+COLORS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SCRATCH_MARKER = "o"
+MARKERS = ("s", "^", "D", "v", "P", "X")
+
+TEXT_SIZE = 9
+SMALL_TEXT_SIZE = 8
+LINE_HEIGHT = 1.2 * TEXT_SIZE
+LABEL_WIDTH = 18
+LABEL_LINES = 3
+
+# Points: a label stands so far right of its line's end.
+LABEL_DISTANCE = 6
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an arm looks in every figure."""
+
+    color: str
+    marker: str
+
+
+def arm_styles(arms: Iterable[str]) -> dict[str, Style]:
+    """Returns each arm's style; `arms` in the study's order."""
+    styles = {}
+    others = 0
+    for arm in arms:
+        if arm == "scratch":
+            styles[arm] = Style(SCRATCH_COLOR, SCRATCH_MARKER)
+        else:
+            styles[arm] = Style(COLORS[others % len(COLORS)], MARKERS[others % len(MARKERS)])
+            others += 1
+    return styles
+
+
+def new_figure(
+    panels: int, *, width: float | None = None, height: float = 2.9
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of `panels` axes side by side, two of them as wide as a page's text."""
+    width = width or (4.4 if panels == 1 else 3.6 * panels)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="0.92", linewidth=0.8)
+        ax.set_axisbelow(True)
+        ax.margins(x=0.02)
+        ax.tick_params(labelsize=SMALL_TEXT_SIZE, color="0.6")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    return figure, list(axes)
+
+
+def short_number(value: float) -> str:
+    """Formats a count for an axis: 540000 as "540k", 2.88e6 as "2.88M", 1200 as it is."""
+    for least, unit, name in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
+
+
+def add_caption(figure: Figure, sentences: Iterable[str]) -> None:
+    """Prints a caption under the axes, wrapped to the figure's width."""
+    width = int(figure.get_figwidth() * 72 / (0.5 * SMALL_TEXT_SIZE))
+    text = " ".join(sentences)
+    wrapped = "\n".join(_wrapped(text, width, separators=" "))
+    figure.supxlabel(
+        _plain(wrapped), x=0.01, ha="left", fontsize=SMALL_TEXT_SIZE, color="0.35", ma="left"
+    )
+
+
+def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Writes labels right of the axes, beside their lines' ends, moved apart where they collide.
+
+    Args:
+        ax: axes whose limits are final.
+        ends: y, text and colour per line.
+    """
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    texts = [_shortened(text) for _, text, _ in ends]
+    heights = [LINE_HEIGHT * (text.count("\n") + 1) for text in texts]
+    notes = [
+        ax.annotate(
+            _plain(text),
+            (ax.get_xlim()[1], y),
+            xytext=(LABEL_DISTANCE, 0),
+            textcoords="offset points",
+            color=color,
+            fontsize=TEXT_SIZE,
+            va="center",
+            linespacing=1.0,
+            annotation_clip=False,
+        )
+        for text, (y, _, color) in zip(texts, ends, strict=True)
+    ]
+    # The layout gives the axes their final height, which the spacing needs in points.
+    figure.draw_without_rendering()
+    scale = 72 / figure.dpi
+    places = [ax.transData.transform((0, y))[1] * scale for y, _, _ in ends]
+    for note, place, moved in zip(notes, places, spread(places, heights), strict=True):
+        note.xyann = (LABEL_DISTANCE, moved - place)
+
+
+def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Moves labels apart with the least squared displacement, keeping their order.
+
+    Args:
+        places: (n,) wanted centres.
+        heights: (n,) heights.
+
+    Returns:
+        (n,) centres of labels that do not overlap.
+    """
+    order = sorted(range(len(places)), key=lambda k: places[k])
+    # Centre k less the room of those below it must not fall: an isotonic regression.
+    room, offsets = 0.0, []
+    for rank, k in enumerate(order):
+        if rank:
+            room += (heights[order[rank - 1]] + heights[k]) / 2
+        offsets.append(room)
+    blocks: list[list[float]] = []
+    for rank, k in enumerate(order):
+        blocks.append([places[k] - offsets[rank], 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (mean, size), (last, last_size) = blocks[-2], blocks.pop()
+            blocks[-1] = [(mean * size + last * last_size) / (size + last_size), size + last_size]
+    levels = [mean for mean, size in blocks for _ in range(int(size))]
+    moved = [0.0] * len(places)
+    for rank, k in enumerate(order):
+        moved[k] = levels[rank] + offsets[rank]
+    return moved
+
+
+def _wrapped(text: str, width: int, separators: str = r"_.\-/ ") -> list[str]:
+    """Breaks a text into lines of at most `width`, after separators where that is possible."""
+    parts = re.split(f"(?<=[{separators}])", text)
+    pieces = [part[k : k + width] for part in parts for k in range(0, len(part), width)]
+    lines = [""]
+    for part in pieces:
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return [line.rstrip() for line in lines]
+
+
+def _shortened(text: str) -> str:
+    lines = _wrapped(text, LABEL_WIDTH)
+    if len(lines) > LABEL_LINES:
+        lines = [*lines[:LABEL_LINES], "..."]
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Keeps matplotlib from reading a name as TeX."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,95 @@
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scratch_vs_pretrain.analysis.drawing import (
+    SCRATCH_COLOR,
+    add_caption,
+    arm_styles,
+    label_ends,
+    new_figure,
+    short_number,
+    spread,
+)
+
+labels = st.lists(st.tuples(st.floats(-300, 300), st.floats(1, 60)), max_size=12)
+
+
+def apart(places, heights):
+    order = sorted(range(len(places)), key=lambda k: places[k])
+    return all(
+        places[b] - places[a] >= (heights[a] + heights[b]) / 2 - 1e-6
+        for a, b in itertools.pairwise(order)
+    )
+
+
+@settings(deadline=None)
+@given(labels)
+def test_spread_labels_keep_their_order_and_do_not_overlap(labels):
+    places, heights = [p for p, _ in labels], [h for _, h in labels]
+    moved = spread(places, heights)
+    assert apart(moved, heights)
+    assert sum(moved) == pytest.approx(sum(places), abs=1e-6)
+    for a in range(len(places)):
+        for b in range(len(places)):
+            assert places[a] >= places[b] or moved[a] < moved[b]
+
+
+def test_labels_that_fit_stay_where_they_are():
+    assert spread([0, 50, 20], [10, 10, 10]) == [0, 50, 20]
+
+
+def test_labels_that_collide_move_by_hand_computed_amounts():
+    assert spread([10, 10], [12, 12]) == [4, 16]
+    assert spread([10, 10], [20, 10]) == [2.5, 17.5]
+    assert spread([], []) == []
+
+
+def test_scratch_has_one_colour_in_every_figure():
+    styles = arm_styles(["moco", "scratch", "imagenet"])
+    assert styles["scratch"].color == SCRATCH_COLOR
+    assert arm_styles(["scratch", "moco"])["moco"] == styles["moco"]
+    assert len({style.color for style in styles.values()}) == 3
+    assert len({style.marker for style in styles.values()}) == 3
+
+
+def test_more_arms_than_colours():
+    assert len(arm_styles(map(str, range(20)))) == 20
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (600, "600"), (1200, "1200"), (540_000, "540k"), (2.88e6, "2.88M"), (0.4, "0.4"),
+     (1.5e9, "1.5G")],
+)  # fmt: skip
+def test_short_number(value, text):
+    assert short_number(value) == text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["scratch", "pretrained"],
+        ["scratch", "pretrained_on_single_shapes_with_moco_v2_800_epochs_and_more", "b", "c"],
+        ["x" * 60, "y" * 60],
+    ],
+)
+def test_labels_and_caption_lie_inside_the_figure_and_apart(names):
+    figure, axes = new_figure(2)
+    for ax in axes:
+        for k, _ in enumerate(names):
+            ax.plot([0, 1], [0, 30 + 0.1 * k])
+    add_caption(figure, ["One sentence of a caption that is long enough to be wrapped.", "$x$"] * 2)
+    for ax in axes:
+        label_ends(ax, [(30 + 0.1 * k, name, "black") for k, name in enumerate(names)])
+    figure.draw_without_rendering()
+    for ax in axes:
+        boxes = [text.get_window_extent() for text in ax.texts]
+        assert len(boxes) == len(names)
+        for k, box in enumerate(boxes):
+            assert box.x0 >= ax.bbox.x1
+            assert box.x1 <= figure.bbox.x1 + 1
+            assert not any(box.overlaps(other) for other in boxes[k + 1 :])
+    assert axes[0].get_tightbbox().x1 <= axes[1].get_tightbbox().x0

@@ -1,0 +1,55 @@
+import json
+import math
+
+import pytest
+
+from scratch_vs_pretrain.analysis.evaluations import evaluation_after, evaluations, read_evaluation
+from scratch_vs_pretrain.errors import UserError
+
+
+def test_every_number_has_a_flat_name(folders):
+    folder = folders.run(curve={600: 30.0})
+    evaluation = evaluation_after(folder, 600)
+    assert (evaluation.iteration, evaluation.dataset) == (600, "val")
+    assert evaluation.scores["bbox/AP"] == 30
+    assert evaluation.scores["bbox/AP@0.75"] == 30
+    assert evaluation.scores["bbox/AP@0.95"] == 14
+    assert evaluation.scores["bbox/AP-disc"] == 33
+    assert evaluation.scores["segm/ARl"] == 40
+    assert len(evaluation.scores) == 2 * (12 + 10 + 2)
+
+
+def test_no_ground_truth_is_missing(folders):
+    file = folders.evaluation(folders.run(), 50, None)
+    assert math.isnan(read_evaluation(file).scores["bbox/AP"])
+    file.write_text(json.dumps({"iteration": 50, "tasks": {"bbox": {"APs": -1, "AP": 0}}}))
+    scores = read_evaluation(file).scores
+    assert math.isnan(scores["bbox/APs"])
+    assert scores["bbox/AP"] == 0
+
+
+def test_evaluations_come_in_order_and_temporary_files_do_not_count(folders):
+    folder = folders.run(curve={600: 3.0, 50: 1.0, 1000000: 4.0, 99: 2.0})
+    (folder / "evaluations" / ".0000700.json.x.tmp").write_text("{")
+    assert [e.iteration for e in evaluations(folder)] == [50, 99, 600, 1000000]
+    assert evaluation_after(folder, 700) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "not an evaluation"),
+        ('{"iteration": 600}', "'tasks'"),
+        ('{"iteration": "600", "tasks": {}}', "'iteration'"),
+        ('{"iteration": 600, "tasks": {"bbox": 3}}', "'bbox'"),
+        ('{"iteration": 600, "tasks": {"bbox": {"AP": "high"}}}', "'AP'"),
+        ('{"iteration": 600, "tasks": {"bbox": {"per_class": [1]}}}', "'per_class'"),
+        ('{"iteration": 600, "tasks": {"bb', "not valid JSON"),
+    ],
+)
+def test_damaged_evaluation_is_named(folders, content, message):
+    file = folders.evaluation(folders.run(), 600, 30.0)
+    file.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_evaluation(file)
+    assert str(file) in str(error.value)

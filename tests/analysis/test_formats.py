@@ -1,0 +1,102 @@
+import csv
+import io
+import math
+from html.parser import HTMLParser
+
+import pytest
+
+from scratch_vs_pretrain.analysis.formats import FORMATS, Estimate, Table, render
+from scratch_vs_pretrain.errors import UserError
+
+NASTY = "<script>a|b_$x$\n& 100 %"
+
+TABLE = Table(
+    title="demo: AP",
+    header=("arm", "iterations", "box AP", "epochs"),
+    rows=(
+        ("scratch", 540000, Estimate(41.3, 0.25), 72.9),
+        (NASTY, None, Estimate(math.nan), math.nan),
+        ("difference", None, Estimate(0.2, signed=True), None),
+        ("other", 1, Estimate(-0.24, 1.06, signed=True), 1.0),
+    ),
+    notes=("First note.", f"Second: {NASTY}"),
+)
+
+
+def test_text():
+    lines = render(TABLE).splitlines()
+    assert lines[0] == "demo: AP"
+    assert any(line.split() == ["scratch", "540,000", "41.3", "±", "0.2", "72.9"] for line in lines)
+    assert any("+0.2" in line for line in lines)
+    assert any("-0.2 ± 1.1" in line for line in lines)
+    assert lines[-2] == "First note."
+    assert len({len(line) for line in lines[5:9]}) == 1
+
+
+def test_markdown_cells_stay_cells():
+    lines = render(TABLE, "markdown").splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 2 + len(TABLE.rows)
+    for line in rows:
+        assert line.replace(r"\|", "").count("|") == 5
+    assert "<script>" not in render(TABLE, "markdown")
+    assert lines[-2] == "- First note."
+
+
+def test_latex():
+    text = render(TABLE, "latex")
+    assert r"41.3 $\pm$ 0.2" in text
+    assert r"$-$0.2 $\pm$ 1.1" in text
+    assert r"100 \%" in text
+    assert r"\$x\$" in text
+    assert text.count(r"\toprule") == text.count(r"\midrule") == text.count(r"\bottomrule") == 1
+    assert text.count("\\\\\n") == 1 + len(TABLE.rows)
+    assert all(character not in text for character in "±\N{EN DASH}<>|")
+
+
+def test_html_is_well_formed_and_escaped():
+    class Reader(HTMLParser):
+        tags: list[str] = []  # noqa: RUF012
+        text = ""
+
+        def handle_starttag(self, tag, attrs):
+            self.tags.append(tag)
+
+        def handle_data(self, data):
+            self.text += data
+
+    reader = Reader()
+    reader.feed(render(TABLE, "html"))
+    assert "script" not in reader.tags
+    assert reader.tags.count("tr") == 1 + len(TABLE.rows)
+    assert reader.tags.count("li") == 2
+    assert "<script>a|b_$x$ & 100 %" in reader.text
+
+
+def test_csv_has_numbers_and_keeps_its_notes():
+    rows = list(csv.DictReader(io.StringIO(render(TABLE, "csv"))))
+    assert list(rows[0]) == ["arm", "iterations", "box AP", "box AP half-width", "epochs", "notes"]
+    assert rows[0]["box AP"] == "41.3"
+    assert rows[0]["box AP half-width"] == "0.25"
+    assert rows[0]["iterations"] == "540000"
+    assert (rows[1]["box AP"], rows[1]["epochs"], rows[1]["arm"]) == ("", "", NASTY)
+    assert float(rows[3]["box AP"]) == -0.24
+    assert all(row["notes"].startswith("First note. Second") for row in rows)
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "@SUM(A1)", "+1", "-cmd"])
+def test_csv_text_is_no_formula(cell):
+    (row,) = csv.DictReader(io.StringIO(render(Table("t", ("arm",), ((cell,),)), "csv")))
+    assert row["arm"] == f"'{cell}"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_table_without_rows(form):
+    empty = Table("demo", ("arm", "box AP"), (), ("Nothing is finished.",))
+    assert form == "csv" or "Nothing is finished." in render(empty, form)
+    assert "box" in render(empty, form)
+
+
+def test_unknown_format():
+    with pytest.raises(UserError, match=r"'excel'.*markdown"):
+        render(TABLE, "excel")

@@ -1,0 +1,192 @@
+import math
+
+import numpy as np
+import pytest
+
+from scratch_vs_pretrain.analysis.statistics import (
+    bca_interval,
+    catch_up,
+    catch_up_over_seeds,
+    half_width,
+    paired_gap,
+    paired_power,
+    seeds_needed,
+    sign_flip_p,
+    t_interval,
+)
+from scratch_vs_pretrain.errors import UserError
+
+
+def test_gap_of_three_seeds_by_hand():
+    gap = paired_gap([11, 12, 16], [10, 10, 13])
+    assert gap.differences == (1, 2, 3)
+    assert gap.mean == 2
+    # sd 1, standard error 1/sqrt(3), t quantile of 2 degrees of freedom 4.3027.
+    reach = 4.302652729911275 / math.sqrt(3)
+    assert gap.t_interval == pytest.approx((2 - reach, 2 + reach), rel=1e-9)
+    low, high = gap.bca_interval
+    assert 1 <= low < 2 < high <= 3
+    assert gap.p is None
+
+
+def test_one_or_two_seeds_have_no_interval():
+    for n in (1, 2):
+        gap = paired_gap([30.0] * n, [31.5] * n)
+        assert gap.mean == -1.5
+        assert (gap.t_interval, gap.bca_interval, gap.p) == (None, None, None)
+
+
+def test_gap_pairs_what_unpaired_values_hide():
+    """Seeds differ by 10 AP, the arms within a seed by 1 to 1.2."""
+    gap = paired_gap([20, 30, 40], [21.0, 31.1, 41.2])
+    assert gap.t_interval[1] < -0.8
+
+
+@pytest.mark.parametrize(("scratch", "pretrained"), [([], []), ([1.0], [1.0, 2.0])])
+def test_pairs_are_needed(scratch, pretrained):
+    with pytest.raises(UserError, match="pairs"):
+        paired_gap(scratch, pretrained)
+
+
+def test_p_appears_where_it_can_be_small():
+    assert paired_gap(np.arange(1, 6), np.zeros(5)).p is None
+    assert paired_gap(np.arange(1, 7), np.zeros(6)).p == 2 / 64
+
+
+def test_half_width():
+    assert half_width([1.0, 2.0]) is None
+    assert half_width([1, 2, 3]) == pytest.approx(4.302652729911275 / math.sqrt(3))
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_t_interval_covers_in_95_of_100_simulated_studies(n):
+    """2,000 studies: the share itself has a standard error of 0.5 points."""
+    rng = np.random.default_rng(n)
+    scratch, pretrained = 30 + rng.standard_normal((2, 2000, n)) * 0.3
+    shared = rng.standard_normal((2000, n))
+    low, high = t_interval((scratch + shared) - (pretrained + shared))
+    assert 0.92 <= np.mean((low <= 0) & (high >= 0)) <= 0.98
+
+
+def test_bca_interval_narrows_to_the_t_interval_with_many_values():
+    values = np.random.default_rng(0).standard_normal(400)
+    np.testing.assert_allclose(bca_interval(values), t_interval(values), atol=0.01)
+
+
+def test_bca_interval_is_repeatable_and_takes_many_studies_at_once():
+    values = np.random.default_rng(0).standard_normal((4, 5))
+    low, high = bca_interval(values, seed=3)
+    assert np.array_equal(low, bca_interval(values, seed=3)[0])
+    one_low, one_high = bca_interval(values[2], seed=3)
+    assert (low[2], high[2]) == (one_low, one_high)
+
+
+def test_equal_values_give_an_interval_of_no_width():
+    low, high = bca_interval(np.array([[2.0, 2.0, 2.0], [1.0, 2.0, 4.0]]))
+    assert (low[0], high[0]) == (2, 2)
+    assert low[1] < high[1]
+
+
+def test_sign_flips_counted_by_hand():
+    # |mean| at least 4/6: all equal signs, or one differing: 2 * (1 + 6) of 64.
+    assert sign_flip_p([1, 1, 1, 1, 1, -1]) == 14 / 64
+    # Sums of +-1 +-2 +-4: only +7 and -7 reach 7.
+    assert sign_flip_p([1, 2, 4]) == 2 / 8
+    assert sign_flip_p([1, -1]) == 1
+
+
+def test_sign_flips_of_many_seeds_are_sampled():
+    differences = np.random.default_rng(0).standard_normal(30) + 0.5
+    p = sign_flip_p(differences)
+    assert 0 < p < 0.05
+    assert p == sign_flip_p(differences)
+
+
+X = [0, 100, 200, 300]
+
+
+@pytest.mark.parametrize(
+    ("scratch", "pretrained", "delta", "expected"),
+    [
+        ([0, 10, 20, 30], [20, 25, 28, 30], 0, 300),
+        # Lag 20, 15, 8, 0: 4 lies halfway between the last two.
+        ([0, 10, 20, 30], [20, 25, 28, 30], 4, 250),
+        ([0, 10, 20, 29], [20, 25, 28, 30], 0.5, None),
+        ([9, 9, 9, 9], [1, 1, 1, 1], 0, 0),
+        # Ahead at 100, behind at 200, level at 300: what counts is to stay.
+        ([0, 30, 20, 30], [20, 25, 28, 30], 0, 300),
+        ([0, 10, math.nan, 30], [20, 25, math.nan, 30], 0, 300),
+    ],
+)
+def test_catch_up_at_the_same_iteration(scratch, pretrained, delta, expected):
+    assert catch_up(X, scratch, X, pretrained, delta=delta) == expected
+
+
+def test_catch_up_with_the_final_value():
+    scratch, pretrained = [0, 10, 20, 40], [20, 25, 28, 30]
+    assert catch_up(X, scratch, X, pretrained, delta=0, at_end=True) == 250
+    assert catch_up(X, scratch, X, pretrained, delta=5, at_end=True) == 225
+    assert catch_up(X, scratch, X, pretrained, delta=-11, at_end=True) is None
+
+
+def test_catch_up_between_unlike_evaluations():
+    # Pretrained is 20 at 100, and keeps its last value beyond 150; scratch is 10 at 100.
+    at = catch_up([50, 150, 250], [5, 15, 25], [100, 150], [20, 21], delta=0)
+    assert at == pytest.approx(210)
+
+
+def test_before_the_pretrained_arm_exists_there_is_nothing_to_catch_up_with():
+    cost = np.array(X) + 1000
+    assert catch_up(X, [0, 10, 20, 30], cost, [20, 25, 28, 30], delta=0) == 0
+    assert catch_up([900, 1100, 1200], [0, 1, 25], cost, [20, 25, 25, 25], delta=0) == 1200
+
+
+def test_catch_up_without_evaluations():
+    assert catch_up([], [], X, [1, 2, 3, 4], delta=0) is None
+    assert catch_up(X, [1, 2, 3, 4], X, [math.nan] * 4, delta=0) is None
+
+
+def test_catch_up_over_seeds():
+    summary = catch_up_over_seeds([100, 200, 300])
+    assert summary.mean == 200
+    reach = 4.302652729911275 * 100 / math.sqrt(3)
+    assert summary.interval == pytest.approx((200 - reach, 200 + reach))
+    assert catch_up_over_seeds([100, 200]).interval is None
+    assert catch_up_over_seeds([100, None, 300]).mean is None
+    assert catch_up_over_seeds([]).mean is None
+
+
+@pytest.mark.parametrize(("gap", "seeds"), [(0.5, 34), (0.8, 15), (1.0, 10), (-0.2, 199)])
+def test_seeds_needed_agree_with_a_reference(gap, seeds):
+    """R's power.t.test(delta = gap, sd = 1, power = 0.8, type = "paired"), rounded up."""
+    assert seeds_needed(gap, 1.0) == seeds
+    assert paired_power(seeds, gap, 1.0) >= 0.8 > paired_power(seeds - 1, gap, 1.0)
+
+
+def test_power_agrees_with_simulation():
+    rng = np.random.default_rng(0)
+    low, high = t_interval(0.5 + 0.4 * rng.standard_normal((20_000, 6)))
+    found = np.mean((low > 0) | (high < 0))
+    assert paired_power(6, 0.5, 0.4) == pytest.approx(found, abs=0.015)
+
+
+@pytest.mark.parametrize("gap", [5, 20, 50, 1e6])
+def test_power_of_large_gaps_is_a_number(gap):
+    assert [paired_power(n, gap, 1.0) for n in (5, 10)] == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize(
+    ("gap", "noise", "options"),
+    [
+        (0, 1, {}),
+        (0.5, 0, {}),
+        (0.5, -1, {}),
+        (math.nan, 1, {}),
+        (0.5, 1, {"power": 1}),
+        (0.5, 1, {"level": 0}),
+        (1e-9, 1, {}),
+    ],
+)
+def test_seeds_needed_refuses_what_has_no_answer(gap, noise, options):
+    with pytest.raises(UserError):
+        seeds_needed(gap, noise, **options)
