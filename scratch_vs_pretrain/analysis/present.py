@@ -1,0 +1,81 @@
+"""What the commands print and draw, from run folders to text and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from scratch_vs_pretrain.analysis import tables
+from scratch_vs_pretrain.analysis.formats import Table, render
+from scratch_vs_pretrain.analysis.results import by_study
+from scratch_vs_pretrain.analysis.runs import RunRecord, collect, load_runs
+from scratch_vs_pretrain.errors import UserError
+
+TABLES = {
+    "schedules": tables.schedules_table,
+    "metrics": tables.metrics_table,
+    "paper": tables.paper_table,
+}
+FIGURES = ("ap", "loss", "overlay", "iou")
+
+
+def tables_text(folder: Path, kind: str, form: str) -> str:
+    """Returns one table per study below `folder`, in a format of `formats.render`.
+
+    Raises:
+        UserError: no runs there, or runs that do not belong in one table.
+    """
+    made = [TABLES[kind](runs) for runs in by_study(load_runs(folder)).values()]
+    return "\n".join(render(table, form) for table in made)
+
+
+def status_text(folder: Path) -> str:
+    """Returns the state of every run below `folder`.
+
+    Raises:
+        UserError: no runs there, or one that cannot be read.
+    """
+    rows = tuple(_status_row(run) for run in load_runs(folder))
+    header = ("study", "arm", "schedule", "seed", "state", "iteration", "of", "reason")
+    return render(Table(f"{len(rows)} runs in {folder}", header, rows), "text")
+
+
+def _status_row(run: RunRecord) -> tuple[str | int | None, ...]:
+    return (
+        run.study,
+        run.arm,
+        run.schedule,
+        run.seed,
+        run.state,
+        run.iteration,
+        run.iterations,
+        run.reason,
+    )
+
+
+def draw(folder: Path, figure: str, x: str, files: Iterable[Path]) -> None:
+    """Draws one of :data:`FIGURES` from the runs below `folder` into each of `files`.
+
+    Raises:
+        UserError: no runs, runs of several studies, or a file that cannot be written.
+    """
+    from scratch_vs_pretrain.analysis import curves
+
+    frame = collect(folder)
+    studies = sorted(frame.study.unique())
+    if len(studies) > 1:
+        raise UserError(
+            f"{folder}: holds runs of {len(studies)} studies ({', '.join(studies)}); "
+            "name the folder of one"
+        )
+    if figure == "iou":
+        drawn = curves.iou_figure(frame)
+    else:
+        makers = {
+            "ap": curves.ap_figure,
+            "loss": curves.loss_figure,
+            "overlay": curves.overlay_figure,
+        }
+        drawn = makers[figure](frame, x=x)
+    for file in files:
+        curves.save_figure(drawn, file)

@@ -1,0 +1,243 @@
+"""Registers a config's data sets with Detectron2, checks their files and fingerprints them."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets import builtin_meta, register_coco_instances
+from PIL import Image
+
+from scratch_vs_pretrain.data.annotations import AnnotationFile, read_annotations
+from scratch_vs_pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+_NAMED_FILES = 3
+_BONE_COLOUR = (102, 204, 255)
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What identifies the data of a run.
+
+    Attributes:
+        names: of the data sets, as registered.
+        images, annotations: in all of them together, crowds and empty images included.
+        categories: names in the order of the category ids.
+        sha256: of the annotation file; with several data sets, of their digests, one a line.
+    """
+
+    names: tuple[str, ...]
+    images: int
+    annotations: int
+    categories: tuple[str, ...]
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what run.json records."""
+        return {
+            "names": list(self.names),
+            "images": self.images,
+            "annotations": self.annotations,
+            "sha256": self.sha256,
+        }
+
+
+def register(cfg: CfgNode) -> None:
+    """Registers every (name, annotation file, image folder) of ``SVP.DATASETS`` with Detectron2.
+
+    Registering the same again changes nothing. Keypoint names, flip pairs and skeleton come from
+    the annotation file's categories.
+
+    Raises:
+        UserError: an entry is no such triple, its annotation file cannot be used, or its name
+            stands for other files already.
+    """
+    for entry in cfg.SVP.DATASETS:
+        name, annotations, images = _triple(entry)
+        if name not in DatasetCatalog:
+            metadata = _keypoint_metadata(read_annotations(Path(annotations)))
+            register_coco_instances(name, metadata, annotations, images)
+            continue
+        known = MetadataCatalog.get(name)
+        paths = [os.path.abspath(known.get(key, "")) for key in ("json_file", "image_root")]
+        if paths != [annotations, images]:
+            raise UserError(
+                f"SVP.DATASETS: {name} is the name of another data set already; choose another name"
+            )
+
+
+def describe(names: Sequence[str]) -> DataSummary:
+    """Returns what identifies registered COCO-format data sets.
+
+    Raises:
+        UserError: a name is not registered, an annotation file cannot be used, or the data sets
+            differ in their categories.
+    """
+    files = [read_annotations(_source(name)[0]) for name in names]
+    for name, file in zip(names, files, strict=True):
+        if file.categories != files[0].categories:
+            raise UserError(
+                f"{name}: its categories differ from those of {names[0]}; "
+                "data sets that are used together must share them"
+            )
+    digests = [file.sha256 for file in files]
+    lines = "".join(f"{digest}\n" for digest in digests)
+    return DataSummary(
+        names=tuple(names),
+        images=sum(len(file.file_names) for file in files),
+        annotations=sum(file.annotations for file in files),
+        categories=files[0].categories if files else (),
+        sha256=digests[0] if len(digests) == 1 else hashlib.sha256(lines.encode()).hexdigest(),
+    )
+
+
+def category_count(name: str) -> int:
+    """Returns the number of categories of a registered COCO-format data set."""
+    return len(read_annotations(_source(name)[0]).categories)
+
+
+def check_files(names: Sequence[str]) -> None:
+    """Checks, without opening the images, that data sets can be trained or evaluated on.
+
+    Raises:
+        UserError: a name is not registered, an annotation file cannot be used or has no image
+            with an annotation that is no crowd, or images are missing.
+    """
+    for name in names:
+        annotations, images = _source(name)
+        index = read_annotations(annotations)
+        if not index.usable:
+            raise UserError(
+                f"{annotations}: no image has an annotation (other than a crowd); "
+                f"there is nothing to train or evaluate on in {name}"
+            )
+        if not images.is_dir():
+            raise UserError(f"{name}: no such image folder as {images}{_remedy(name)}")
+        missing = _missing(images, index.file_names)
+        if missing:
+            named = ", ".join(missing[:_NAMED_FILES]) + (", .." if missing[_NAMED_FILES:] else "")
+            raise UserError(
+                f"{images}: {len(missing)} of the {len(index.file_names)} images of {name} are "
+                f"missing: {named}; restore them or take them out of {annotations}"
+            )
+
+
+def load_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
+    """Returns Detectron2's records of all images to train on, in the order of the image ids.
+
+    Images without annotations, or with too few keypoints, are left out as
+    ``build_detection_train_loader`` leaves them out.
+
+    Raises:
+        UserError: a name is not registered, an annotation file cannot be used, nothing is left,
+            or the config wants precomputed proposals (pickles, which are never read).
+    """
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise UserError("MODEL.LOAD_PROPOSALS: proposal files are pickles; set it to False")
+    names = list(cfg.DATASETS.TRAIN)
+    if not names:
+        raise UserError("DATASETS.TRAIN: is empty; name a data set to train on")
+    describe(names)
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    try:
+        return get_detection_dataset_dicts(
+            names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, min_keypoints=keypoints
+        )
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"DATASETS.TRAIN: cannot train on {', '.join(names)}: {reason}") from None
+
+
+@contextlib.contextmanager
+def image_errors(file_name: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what reading and mapping one image may raise into a UserError that names the file.
+
+    To be put around Detectron2's ``DatasetMapper`` or ``read_image``: a missing or truncated file,
+    one that is no image, or whose size is not the stated one.
+    """
+    try:
+        yield
+    except (AssertionError, EOFError, OSError, SyntaxError, ValueError, struct.error) as error:
+        reason = " ".join(str(error).split())
+    except Image.DecompressionBombError as error:
+        reason = str(error)
+    else:
+        return
+    raise UserError(
+        f"{file_name}: cannot be read as the annotations describe it ({reason}); "
+        "restore the file or take it out of the annotations"
+    )
+
+
+def _triple(entry: Any) -> tuple[str, str, str]:
+    strings = isinstance(entry, (list, tuple)) and all(isinstance(part, str) for part in entry)
+    if not strings or len(entry) != 3 or not all(entry):
+        raise UserError(f"SVP.DATASETS: {entry} must be [name, annotation file, image folder]")
+    return entry[0], os.path.abspath(entry[1]), os.path.abspath(entry[2])
+
+
+def _source(name: str) -> tuple[Path, Path]:
+    """Returns the annotation file and image folder of a registered data set."""
+    if name not in DatasetCatalog:
+        near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "add it to SVP.DATASETS"
+        raise UserError(f"{name}: no such data set is registered; {hint}")
+    known = MetadataCatalog.get(name)
+    if known.get("json_file") is None or known.get("image_root") is None:
+        raise UserError(f"{name}: is not in COCO format; choose a COCO-format data set")
+    annotations = Path(known.json_file)
+    if not annotations.is_file():
+        raise UserError(f"{name}: no such annotation file as {annotations}{_remedy(name)}")
+    return annotations, Path(known.image_root)
+
+
+def _remedy(name: str) -> str:
+    if name.startswith(("coco_", "keypoints_coco_", "lvis_")):
+        return "; set DETECTRON2_DATASETS to the folder that holds it"
+    return ""
+
+
+def _keypoint_metadata(file: AnnotationFile) -> dict[str, Any]:
+    """Returns Detectron2's keypoint metadata, empty where no category has keypoints.
+
+    The names of a keypoint and its mirror image differ in "left" and "right" alone.
+    """
+    names = file.keypoints
+    if not names:
+        return {}
+    pairs = ((name, name.replace("left", "right")) for name in names)
+    rules = [(names[a - 1], names[b - 1], _BONE_COLOUR) for a, b in file.skeleton]
+    if names == builtin_meta.COCO_PERSON_KEYPOINT_NAMES:
+        rules = builtin_meta.KEYPOINT_CONNECTION_RULES
+    return {
+        "keypoint_names": names,
+        "keypoint_flip_map": tuple((a, b) for a, b in pairs if a != b and b in names),
+        "keypoint_connection_rules": rules,
+    }
+
+
+def _missing(folder: Path, names: Sequence[str]) -> list[str]:
+    """Returns those names, relative to `folder`, of which there is no file."""
+    present: dict[str, set[str]] = {}
+    missing = []
+    for name in names:
+        head, tail = os.path.split(name)
+        if head not in present:
+            try:
+                present[head] = {entry.name for entry in os.scandir(folder / head)}
+            except OSError:
+                present[head] = set()
+        if tail not in present[head]:
+            missing.append(name)
+    return missing

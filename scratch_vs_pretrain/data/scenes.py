@@ -1,0 +1,208 @@
+"""Pictures of simple shapes, of which the synthetic data sets are made.
+
+A class is an outline. Colours, textures, size, rotation and stretch of objects and background are
+drawn independently of it, so neither a colour nor a texture tells the class: a network has to learn
+features. Objects overlap; an object's mask is its visible part.
+
+Image i of a stream is a function of (spec without its counts, stream, i) alone, and of the versions
+of NumPy and Pillow.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from scratch_vs_pretrain.errors import UserError
+
+CLASSES = ("disc", "square", "triangle", "star", "cross", "ring", "crescent", "hexagon")
+STREAMS = ("train", "test", "classification train", "classification val")
+
+# An object of which less than this part can be seen is left out of the image altogether, so that
+# none is visible and unlabelled.
+LEAST_VISIBLE = 0.25
+
+# An object's centre keeps this part of its diameter from the image's border: enough for the
+# foremost object, whatever its outline and rotation, to be LEAST_VISIBLE at least.
+BORDER = 0.3
+
+# To be raised whenever the same spec would give other images.
+GENERATOR = 1
+
+
+@dataclass(frozen=True)
+class ShapesSpec:
+    """What `shapes` is made of.
+
+    Attributes:
+        train, test: images.
+        seed: of all randomness.
+        image_size: pixels a side.
+        objects: fewest and most objects in an image, before hidden ones are left out.
+        object_size: smallest and largest diameter of an object's circumscribed circle, in pixels;
+            log-uniform between them.
+        texture: contrast of textures: 0 is plain, 1 full.
+        clutter: most strokes drawn on the background.
+        noise: standard deviation of the brightness noise of a pixel, of 255.
+        blur: largest radius of the box blur, in pixels.
+    """
+
+    train: int = 2000
+    test: int = 300
+    seed: int = 0
+    image_size: int = 128
+    objects: tuple[int, int] = (2, 6)
+    object_size: tuple[int, int] = (16, 60)
+    texture: float = 0.5
+    clutter: int = 6
+    noise: float = 6.0
+    blur: float = 0.8
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if min(value if isinstance(value, tuple) else (value,)) < 0:
+                raise UserError(f"shapes: {field.name} is {value}; it cannot be negative")
+        if self.texture > 1:
+            raise UserError(f"shapes: texture is {self.texture}; give 0 to 1")
+        if not 1 <= self.objects[0] <= self.objects[1]:
+            raise UserError(f"shapes: objects is {self.objects}; give fewest (at least 1) and most")
+        if not 6 <= self.object_size[0] <= self.object_size[1] <= self.image_size:
+            raise UserError(
+                f"shapes: object_size is {self.object_size}; give smallest (at least 6) and "
+                f"largest (at most image_size, {self.image_size})"
+            )
+
+
+@dataclass(frozen=True)
+class ClassificationSpec(ShapesSpec):
+    """The same for the classification set; `test` counts the images under ``val/``.
+
+    An image's class is that of its foremost object, by default the only one.
+    """
+
+    train: int = 8000
+    test: int = 800
+    image_size: int = 64
+    objects: tuple[int, int] = (1, 1)
+    object_size: tuple[int, int] = (24, 60)
+
+
+def draw_scene(
+    spec: ShapesSpec, stream: str, index: int, foremost: int | None = None
+) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """Draws image `index` of a stream; `foremost` sets the class of the foremost object.
+
+    Returns:
+        The image, uint8 (height, width, 3) in RGB; and of its objects, foremost first, the indices
+        into :data:`CLASSES` and the masks of the visible parts, bool (objects, height, width).
+    """
+    seed = np.random.SeedSequence(spec.seed, spawn_key=(STREAMS.index(stream), index))
+    rng = np.random.default_rng(seed)
+    image = _background(rng, spec)
+    free = np.ones(image.shape[:2], bool)
+    labels: list[int] = []
+    masks: list[np.ndarray] = []
+    for _ in range(rng.integers(spec.objects[0], spec.objects[1] + 1)):
+        label = int(rng.integers(len(CLASSES)))
+        if foremost is not None and not labels:
+            label = foremost
+        diameter = math.exp(rng.uniform(*np.log(spec.object_size)))
+        centre = rng.uniform(BORDER * diameter, spec.image_size - BORDER * diameter, 2)
+        stretch, angle = rng.uniform(0.8, 1), rng.uniform(0, 2 * math.pi)
+        mask, area = silhouette(CLASSES[label], centre, diameter, stretch, angle, spec.image_size)
+        mask &= free
+        if mask.sum() < LEAST_VISIBLE * area:
+            continue
+        rows, columns = np.nonzero(mask)
+        image[rows, columns] = _texture(rng, columns, rows, spec.texture)
+        free &= ~mask
+        labels.append(label)
+        masks.append(mask)
+    return _photograph(rng, spec, image), labels, np.stack(masks)
+
+
+def silhouette(
+    name: str, centre: np.ndarray, diameter: float, stretch: float, angle: float, image_size: int
+) -> tuple[np.ndarray, int]:
+    """Returns an object's mask in the image, and its area with what lies outside the image.
+
+    Args:
+        name: one of :data:`CLASSES`.
+        centre, diameter: of the circumscribed circle, in pixels.
+        stretch: factor on one axis, before the rotation by `angle` radians.
+        image_size: pixels a side.
+    """
+    margin = math.ceil(diameter / 2) + 1
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    canvas = Image.new("L", (image_size + 2 * margin,) * 2)
+    for fill, corners in zip((1, 0), _outline(name), strict=False):
+        points = (corners * (1, stretch)) @ turn * (diameter / 2) + centre + margin
+        ImageDraw.Draw(canvas).polygon(points.ravel().tolist(), fill=fill)
+    whole = np.asarray(canvas, bool)
+    return whole[margin:-margin, margin:-margin].copy(), int(whole.sum())
+
+
+@functools.cache
+def _outline(name: str) -> tuple[np.ndarray, ...]:
+    """Returns an outline's corners (x, y) in the unit circle, then its hole's if it has one."""
+    disc = _regular(48)
+    tips = np.where(np.arange(10) % 2, 0.42, 1)
+    arm = np.array([(0.95, -0.3), (0.95, 0.3), (0.3, 0.3)])
+    quarter = np.array([(0, 1), (-1, 0)])
+    return {
+        "disc": (disc,),
+        "square": (_regular(4),),
+        "triangle": (_regular(3),),
+        "star": (_regular(10) * tips[:, None],),
+        "cross": (np.concatenate([arm @ np.linalg.matrix_power(quarter, k) for k in range(4)]),),
+        "ring": (disc, 0.55 * disc),
+        "crescent": (0.8 * disc + (0.28, 0), 0.68 * disc + (0.68, 0)),
+        "hexagon": (_regular(6),),
+    }[name]
+
+
+def _regular(corners: int) -> np.ndarray:
+    angles = np.arange(corners) * (2 * math.pi / corners)
+    return np.stack([np.cos(angles), np.sin(angles)], 1)
+
+
+def _background(rng: np.random.Generator, spec: ShapesSpec) -> np.ndarray:
+    rows, columns = np.indices((spec.image_size, spec.image_size))
+    picture = Image.fromarray(_texture(rng, columns, rows, spec.texture).astype(np.uint8))
+    for _ in range(rng.integers(spec.clutter + 1)):
+        points = rng.uniform(0, spec.image_size, 6).tolist()
+        colour = tuple(rng.integers(256, size=3).tolist())
+        ImageDraw.Draw(picture).line(points, fill=colour, width=int(rng.integers(1, 4)))
+    return np.array(picture, np.float32)
+
+
+def _texture(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, contrast: float) -> np.ndarray:
+    """Returns a random texture's RGB colours at pixels, float32, in the shape of `x` plus (3,)."""
+    first, second = rng.uniform(0, 255, (2, 3)).astype(np.float32)
+    angle, wave = rng.uniform(0, 2 * math.pi), 2 * math.pi / rng.uniform(6, 24)
+    cosine, sine = wave * math.cos(angle), wave * math.sin(angle)
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    u, v = x * cosine + y * sine, y * cosine - x * sine
+    blends: tuple[Callable[[], np.ndarray], ...] = (
+        lambda: np.zeros_like(u),  # plain
+        lambda: (u - u.min()) / (np.ptp(u) + np.float32(1e-6)),  # gradient
+        lambda: (np.sin(u) + 1) / 2,  # stripes
+        lambda: np.sin(u) * np.sin(v) > 0,  # checks
+        lambda: np.sin(u) * np.sin(v) > 0.5,  # dots
+    )
+    blend = blends[rng.integers(len(blends))]()
+    return first + blend[..., None] * (np.float32(contrast) * (second - first))
+
+
+def _photograph(rng: np.random.Generator, spec: ShapesSpec, image: np.ndarray) -> np.ndarray:
+    """Returns the image as uint8, blurred and then noisy, as by a camera."""
+    picture = Image.fromarray(image.astype(np.uint8))
+    picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0, spec.blur)))
+    noise = rng.standard_normal((*image.shape[:2], 1), np.float32) * np.float32(spec.noise)
+    return np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8)

@@ -1,0 +1,232 @@
+"""The training stream: the k-th batch is a pure function of (seed, k).
+
+Detectron2's loader shuffles from a global seed, groups by orientation after loading, and draws
+augmentations from worker-local random states, so a batch depends on the number of workers and on
+where training was resumed. Here indices are grouped before anything is loaded, and each sample's
+augmentation draws from (seed, its position in the stream).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data.common import DatasetFromList
+from detectron2.utils import comm
+
+from scratch_vs_pretrain.data.catalog import image_errors, load_training_records
+from scratch_vs_pretrain.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Images tried in place of one that cannot be read.
+MOST_REPLACEMENTS = 100
+
+
+def batch_indices(
+    landscape: np.ndarray, seed: int, batch_size: int, group_size: int
+) -> Iterator[np.ndarray]:
+    """Yields the record indices of batch 0, 1, 2, ... without end.
+
+    Each epoch is a permutation drawn from (seed, epoch). Images of one orientation are collected
+    into groups of `group_size`; a group is due when its last image is, and a batch is the next
+    ``batch_size / group_size`` groups. No image is dropped or repeated within an epoch; images
+    that complete no group yet wait for the next one.
+
+    Args:
+        landscape: (n,) bool, the orientation of each record; all equal turns grouping off.
+        seed: the run's seed.
+        batch_size: images per batch, over all processes.
+        group_size: images per group; divides `batch_size`.
+
+    Yields:
+        (batch_size,) int64 arrays.
+    """
+    waiting: dict[bool, tuple[np.ndarray, np.ndarray]] = {}
+    pending = np.empty((0, group_size), dtype=np.int64)
+    per_batch = batch_size // group_size
+    epoch = 0
+    while True:
+        order = np.random.default_rng([seed, epoch]).permutation(len(landscape))
+        due = np.arange(len(order)) + epoch * len(order)
+        groups, completed = [], []
+        for orientation in (False, True):
+            mask = landscape[order] == orientation
+            index, position = order[mask], due[mask]
+            if orientation in waiting:
+                index = np.concatenate([waiting[orientation][0], index])
+                position = np.concatenate([waiting[orientation][1], position])
+            full = len(index) // group_size * group_size
+            groups.append(index[:full].reshape(-1, group_size))
+            completed.append(position[:full].reshape(-1, group_size)[:, -1])
+            waiting[orientation] = (index[full:], position[full:])
+        merged = np.concatenate(groups)[np.argsort(np.concatenate(completed))]
+        pending = np.concatenate([pending, merged])
+        while len(pending) >= per_batch:
+            yield pending[:per_batch].reshape(-1)
+            pending = pending[per_batch:]
+        epoch += 1
+
+
+@dataclass
+class Samples:
+    """What a run has trained on so far: augmented images, their instances, unpadded pixels."""
+
+    images: int = 0
+    instances: int = 0
+    pixels: int = 0
+
+    def add(self, batch: Sequence[dict[str, Any]]) -> None:
+        for sample in batch:
+            height, width = sample["image"].shape[-2:]
+            self.images += 1
+            self.instances += len(sample["instances"]) if "instances" in sample else 0
+            self.pixels += height * width
+
+    def over_all_processes(self) -> dict[str, int]:
+        """Returns the totals of all processes; every process must call it."""
+        parts = comm.all_gather(asdict(self))
+        return {key: sum(part[key] for part in parts) for key in parts[0]}
+
+
+@contextlib.contextmanager
+def seeded(*entropy: int) -> Iterator[None]:
+    """Draws everything inside from `entropy`, and leaves the process's random states as found."""
+    saved = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    low, high = np.random.SeedSequence(entropy).generate_state(2)
+    random.seed(int(low))
+    np.random.seed(int(low))
+    torch.default_generator.manual_seed(int(high))
+    try:
+        yield
+    finally:
+        random.setstate(saved[0])
+        np.random.set_state(saved[1])
+        torch.set_rng_state(saved[2])
+
+
+class _SeededSamples(torch.utils.data.Dataset):
+    """Maps (position, index) pairs of one batch to samples and the files it could not read."""
+
+    def __init__(self, records: Sequence[dict[str, Any]], mapper: Callable, seed: int) -> None:
+        # Serialized as Detectron2 does (data/build.py), so that workers share one copy.
+        self._records = DatasetFromList(list(records), copy=False)
+        self._mapper = mapper
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[list[dict[str, Any]], list[str]]:
+        unreadable: list[str] = []
+        samples = [self._read(*item, unreadable) for item in batch]
+        return [sample for sample in samples if sample is not None], unreadable
+
+    def _read(self, position: int, index: int, unreadable: list[str]) -> dict[str, Any] | None:
+        # An image that cannot be read is replaced by the next record that can, always the same.
+        for offset in range(min(len(self), MOST_REPLACEMENTS)):
+            record = self._records[(index + offset) % len(self)]
+            try:
+                with seeded(self._seed, position), image_errors(record["file_name"]):
+                    return self._mapper(record)
+            except UserError as error:
+                unreadable.append(str(error))
+        return None
+
+
+class TrainingStream:
+    """An iterable over this process's part of the batches, from any batch on.
+
+    Attributes:
+        samples: what this process has handed out.
+        unreadable: what is wrong with each image that another one had to replace.
+    """
+
+    def __init__(self, cfg: Any, mapper: Callable | None = None) -> None:
+        """Loads the records of ``cfg.DATASETS.TRAIN``.
+
+        Raises:
+            UserError: the batch does not divide over the processes, or no record is left.
+        """
+        world = comm.get_world_size()
+        if cfg.SOLVER.IMS_PER_BATCH % world:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which does not divide over "
+                f"{world} processes; change one of them"
+            )
+        records = load_training_records(cfg)
+        self.samples = Samples()
+        self.unreadable: set[str] = set()
+        self._cfg = cfg
+        self._position = 0
+        self._limit = cfg.SVP.MAX_UNREADABLE * len(records)
+        self._dataset = _SeededSamples(records, mapper or DatasetMapper(cfg, True), cfg.SEED)
+        grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+        self._landscape = np.array([grouping and r["width"] > r["height"] for r in records])
+
+    def start_at(self, batch: int) -> TrainingStream:
+        """Makes the next iteration over the stream begin with this batch."""
+        self._position = batch
+        return self
+
+    def _items(self) -> Iterator[list[tuple[int, int]]]:
+        """Yields this process's (position, index) pairs of each batch."""
+        size = self._cfg.SOLVER.IMS_PER_BATCH
+        group = math.gcd(size, self._cfg.SVP.GROUP_SIZE)
+        share = size // comm.get_world_size()
+        mine = slice(comm.get_rank() * share, (comm.get_rank() + 1) * share)
+        batches = batch_indices(self._landscape, self._cfg.SEED, size, group)
+        for number, batch in enumerate(batches):
+            if number >= self._position:
+                positions = range(number * size, (number + 1) * size)
+                yield list(zip(positions, batch.tolist(), strict=True))[mine]
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        loader = torch.utils.data.DataLoader(
+            self._dataset,
+            sampler=_Endless(self._items),
+            batch_size=None,
+            num_workers=self._cfg.DATALOADER.NUM_WORKERS,
+            worker_init_fn=_ignore_interrupt,
+            # The loader draws its workers' base seed from this generator, not from the global one.
+            generator=torch.Generator().manual_seed(self._cfg.SEED),
+        )
+        for batch, unreadable in loader:
+            self._count_unreadable(unreadable)
+            if not batch:
+                raise UserError(f"no training image can be read, for example {unreadable[0]}")
+            self.samples.add(batch)
+            yield batch
+
+    def _count_unreadable(self, files: list[str]) -> None:
+        for file in set(files) - self.unreadable:
+            logger.warning("%s; another image takes its place", file)
+            self.unreadable.add(file)
+        if len(self.unreadable) > self._limit:
+            raise UserError(
+                f"{len(self.unreadable)} of {len(self._dataset)} training images cannot be read, "
+                f"more than SVP.MAX_UNREADABLE ({self._cfg.SVP.MAX_UNREADABLE}) admits, "
+                f"for example {min(self.unreadable)}"
+            )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the trainer decides when its workers stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Endless(torch.utils.data.Sampler):
+    def __init__(self, items: Callable[[], Iterator]) -> None:
+        self._items = items
+
+    def __iter__(self) -> Iterator:
+        return self._items()

@@ -1,0 +1,184 @@
+"""ResNet and ResNeXt backbones that can be trained from random weights.
+
+Networks, parameter names and initialization are Detectron2's own: convolutions of the bottom-up
+network are filled by fvcore's ``c2_msra_fill`` (std = sqrt(2 / fan_out)), those of the FPN by
+``c2_xavier_fill``. Added are narrow ResNet-18 and 34 for small studies, and messages that name the
+config key where Detectron2 or torch fail on an assertion.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from detectron2.modeling.backbone.resnet import (
+    BasicBlock,
+    BasicStem,
+    ResNet,
+    build_resnet_backbone,
+)
+
+from scratch_vs_pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from torch import nn
+
+GROUP_NORM_GROUPS = 32
+DEPTHS = (18, 34, 50, 101, 152)
+BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+@BACKBONE_REGISTRY.register()
+def build_svp_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Builds the ResNet or ResNeXt that ``MODEL.RESNETS`` describes.
+
+    Equal to Detectron2's ``build_resnet_backbone``, beside ``SVP.RESNETS.ALLOW_NARROW``: with it,
+    R18 and R34 may have other widths than 64 (res3 to res5 double res2's channels).
+
+    Args:
+        cfg: the whole config.
+        input_shape: channels of the input image.
+
+    Returns:
+        A backbone with the features ``MODEL.RESNETS.OUT_FEATURES``.
+
+    Raises:
+        UserError: a value that this network cannot have; the message names its key.
+    """
+    resnets = cfg.MODEL.RESNETS
+    if resnets.DEPTH not in DEPTHS:
+        known = ", ".join(map(str, DEPTHS))
+        raise UserError(f"MODEL.RESNETS.DEPTH: no ResNet of depth {resnets.DEPTH}; use {known}")
+    check_norm_names(cfg)
+    check_group_norm(cfg)
+    try:
+        if resnets.DEPTH in BASIC_BLOCKS and resnets.RES2_OUT_CHANNELS != 64:
+            return _narrow_resnet(cfg, input_shape)
+        return build_resnet_backbone(cfg, input_shape)
+    except AssertionError as error:
+        raise UserError(f"MODEL.RESNETS does not describe a network: {error}") from None
+
+
+@BACKBONE_REGISTRY.register()
+def build_svp_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Builds :func:`build_svp_resnet_backbone`'s network with a feature pyramid (p2 to p6).
+
+    Same parameter names and shapes as Detectron2's ``build_resnet_fpn_backbone``.
+
+    Raises:
+        UserError: a value that this network cannot have; the message names its key.
+    """
+    bottom_up = build_svp_resnet_backbone(cfg, input_shape)
+    absent = sorted(set(cfg.MODEL.FPN.IN_FEATURES) - set(bottom_up.output_shape()))
+    if absent:
+        raise UserError(
+            f"MODEL.FPN.IN_FEATURES: {', '.join(absent)} not in MODEL.RESNETS.OUT_FEATURES; add it"
+        )
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def build_bottom_up(cfg: CfgNode) -> Backbone:
+    """Builds a config's backbone without its pyramid: what a classifier pre-trains."""
+    return bottom_up_of(build_backbone(cfg))
+
+
+def bottom_up_of(model: nn.Module) -> nn.Module:
+    """Returns the bottom-up network of a detector, of a pyramid, or `model` itself."""
+    backbone = getattr(model, "backbone", model)
+    return getattr(backbone, "bottom_up", backbone)
+
+
+def check_norm_names(cfg: CfgNode) -> None:
+    """Refuses a ``NORM`` that Detectron2's ``get_norm`` does not know.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+        norm = cfg.MODEL[key].NORM
+        try:
+            get_norm(norm, GROUP_NORM_GROUPS)
+        except KeyError:
+            raise UserError(
+                f"MODEL.{key}.NORM: unknown normalization {norm!r}; "
+                'use "GN", "SyncBN", "BN", or "" for none'
+            ) from None
+
+
+def check_group_norm(cfg: CfgNode) -> None:
+    """Refuses channels that GroupNorm's 32 groups cannot divide, here and in FPN and heads.
+
+    Raises:
+        UserError: names the keys, the channels and the nearest numbers that can be divided.
+    """
+    for key, channels in _normalized_channels(cfg):
+        if channels % GROUP_NORM_GROUPS:
+            lower = channels - channels % GROUP_NORM_GROUPS
+            fits = f"{lower} or {lower + GROUP_NORM_GROUPS}" if lower else str(GROUP_NORM_GROUPS)
+            raise UserError(
+                f"{key} is {channels}, which GroupNorm's {GROUP_NORM_GROUPS} groups cannot divide; "
+                f"use {fits}, or another NORM"
+            )
+
+
+def _normalized_channels(cfg: CfgNode) -> list[tuple[str, int]]:
+    model = cfg.MODEL
+    resnets = model.RESNETS
+    found = []
+    if resnets.NORM == "GN":
+        found += [
+            ("MODEL.RESNETS.STEM_OUT_CHANNELS", resnets.STEM_OUT_CHANNELS),
+            ("MODEL.RESNETS.RES2_OUT_CHANNELS", resnets.RES2_OUT_CHANNELS),
+        ]
+        if resnets.DEPTH not in BASIC_BLOCKS:
+            width = resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP
+            found.append(("MODEL.RESNETS.NUM_GROUPS x WIDTH_PER_GROUP", width))
+    if model.FPN.NORM == "GN":
+        found.append(("MODEL.FPN.OUT_CHANNELS", model.FPN.OUT_CHANNELS))
+    for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+        if model[head].NORM == "GN":
+            found.append((f"MODEL.{head}.CONV_DIM", model[head].CONV_DIM))
+    return found
+
+
+def _narrow_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    resnets = cfg.MODEL.RESNETS
+    if not cfg.SVP.RESNETS.ALLOW_NARROW:
+        raise UserError(
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}, but R{resnets.DEPTH} "
+            "has 64; set 64, or SVP.RESNETS.ALLOW_NARROW to True for a small study"
+        )
+    if resnets.NUM_GROUPS != 1 or resnets.RES5_DILATION != 1 or any(resnets.DEFORM_ON_PER_STAGE):
+        raise UserError(
+            f"MODEL.RESNETS: R{resnets.DEPTH} has neither groups (NUM_GROUPS), nor dilation "
+            "(RES5_DILATION), nor deformable convolutions (DEFORM_ON_PER_STAGE); unset them"
+        )
+    stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, norm=resnets.NORM)
+    in_channels, out_channels = resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS
+    stages = []
+    for index, blocks in enumerate(BASIC_BLOCKS[resnets.DEPTH]):
+        strides = [1 if index == 0 else 2] + [1] * (blocks - 1)
+        stages.append(
+            ResNet.make_stage(
+                BasicBlock,
+                blocks,
+                in_channels=in_channels,
+                out_channels=out_channels,
+                stride_per_block=strides,
+                norm=resnets.NORM,
+            )
+        )
+        in_channels, out_channels = out_channels, out_channels * 2
+    return ResNet(
+        stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
+    )

@@ -1,0 +1,197 @@
+"""Foreign parameter names into Detectron2's, for the backbone alone.
+
+Known layouts: Detectron2's (a backbone or a whole detector), torchvision's ResNets with any prefix
+(MoCo, SwAV, BYOL, DINO, ... wrap one), and Caffe2 Detectron's. Names are matched exactly once the
+prefix is known; Detectron2's longest-suffix heuristic is not used, because it may match a wrong
+layer without saying so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
+
+from scratch_vs_pretrain.config import default_config, merge_overrides
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# How MODEL.RESNETS describes each architecture. Stride in the 3x3 convolution, as torchvision.
+ARCHITECTURES: dict[str, dict[str, int]] = {
+    "resnet18": {"DEPTH": 18, "RES2_OUT_CHANNELS": 64},
+    "resnet34": {"DEPTH": 34, "RES2_OUT_CHANNELS": 64},
+    "resnet50": {"DEPTH": 50},
+    "resnet101": {"DEPTH": 101},
+    "resnet152": {"DEPTH": 152},
+    "resnext50_32x4d": {"DEPTH": 50, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 4},
+    "resnext101_32x8d": {"DEPTH": 101, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 8},
+    "resnext101_64x4d": {"DEPTH": 101, "NUM_GROUPS": 64, "WIDTH_PER_GROUP": 4},
+    "resnext152_8x32d": {"DEPTH": 152, "NUM_GROUPS": 8, "WIDTH_PER_GROUP": 32},
+}
+
+# A key that each layout has exactly once per network.
+MARKERS = {
+    "detectron2": "stem.conv1.weight",
+    "torchvision": "layer1.0.conv1.weight",
+    "caffe2": "res2_0_branch2a_w",
+}
+
+# Second networks in self-supervised checkpoints: the slowly moving copy of MoCo and BYOL, and
+# DINO's student, whose teacher is the one that DINO evaluates.
+NOT_THE_NETWORK = ("encoder_k", "momentum", "target", "student")
+
+_TORCHVISION_NAMES = (
+    (re.compile(r"^conv1\.(\w+)$"), r"stem.conv1.\1"),
+    (re.compile(r"^bn1\.(\w+)$"), r"stem.conv1.norm.\1"),
+    (re.compile(r"^layer(\d)\.(\d+)\.conv(\d)\.(\w+)$"), r"res{stage}.\2.conv\3.\4"),
+    (re.compile(r"^layer(\d)\.(\d+)\.bn(\d)\.(\w+)$"), r"res{stage}.\2.conv\3.norm.\4"),
+    (re.compile(r"^layer(\d)\.(\d+)\.downsample\.0\.(\w+)$"), r"res{stage}.\2.shortcut.\3"),
+    (re.compile(r"^layer(\d)\.(\d+)\.downsample\.1\.(\w+)$"), r"res{stage}.\2.shortcut.norm.\3"),
+)
+_BACKBONE_NAME = re.compile(r"^(stem|res[2-5])\.")
+
+
+@dataclass(frozen=True)
+class BackboneWeights:
+    """A checkpoint's backbone under Detectron2's names.
+
+    Attributes:
+        tensors: e.g. ``stem.conv1.weight``, ``res2.0.conv1.norm.running_mean``.
+        others: keys of the checkpoint that are no part of the backbone, as they are there.
+        layout: "detectron2", "torchvision" or "caffe2".
+        prefix: what stood before the backbone's names.
+        norm: "BN" (with running statistics), "fused BN" (Caffe2: statistics multiplied into scale
+            and shift), "affine" (scale and shift alone, as GroupNorm has) or "" for none.
+    """
+
+    tensors: dict[str, Tensor]
+    others: tuple[str, ...]
+    layout: str
+    prefix: str
+    norm: str
+
+
+def to_detectron2(state: Mapping[str, Tensor], source: str = "the checkpoint") -> BackboneWeights:
+    """Finds the backbone in a state dict and renames it. Tensors are passed on as they are.
+
+    Args:
+        state: parameter and buffer names to tensors.
+        source: what messages call the checkpoint.
+
+    Raises:
+        UserError: no known layout; or several networks, none of which is the obvious one.
+    """
+    layout, prefix = _locate(state, source)
+    tensors: dict[str, Tensor] = {}
+    others = []
+    for key, tensor in state.items():
+        name = _rename(key.removeprefix(prefix), layout) if key.startswith(prefix) else None
+        if name is None:
+            others.append(key)
+        elif name in tensors:
+            raise UserError(f"{source}: two of its tensors are called {name} in Detectron2")
+        else:
+            tensors[name] = tensor
+    return BackboneWeights(tensors, tuple(others), layout, prefix, _norm(tensors, state, layout))
+
+
+def convert(
+    state: Mapping[str, Tensor], architecture: str, source: str = "the checkpoint"
+) -> dict[str, Tensor]:
+    """Returns the backbone of `state` under Detectron2's names, checked to be `architecture`.
+
+    Raises:
+        UserError: unknown architecture, or the checkpoint is of another one, which is named.
+    """
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"{architecture}: unknown architecture; use one of {known}")
+    weights = to_detectron2(state, source)
+    if not fits(weights.tensors, architecture):
+        raise UserError(
+            f"{source}: these are not the weights of a {architecture}{describe(weights.tensors)}"
+        )
+    return weights.tensors
+
+
+def fits(tensors: Mapping[str, Tensor], architecture: str) -> bool:
+    """Tells whether names and shapes (Detectron2's names) are those of `architecture`."""
+    norm = "BN" if any(name.endswith("running_mean") for name in tensors) else "GN"
+    cfg = default_config()
+    resnets = {"NORM": norm, "STRIDE_IN_1X1": False, **ARCHITECTURES[architecture]}
+    settings = {f"MODEL.RESNETS.{key}": value for key, value in resnets.items()}
+    merge_overrides(cfg, settings | {"MODEL.BACKBONE.NAME": "build_svp_resnet_backbone"}, "arch")
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    with torch.device("meta"):
+        expected = build_bottom_up(cfg).state_dict()
+    return _shapes(expected) == _shapes(tensors)
+
+
+def describe(tensors: Mapping[str, Tensor]) -> str:
+    """Returns "; they are those of a resnet101", or nothing if no known architecture fits."""
+    names = [name for name in ARCHITECTURES if fits(tensors, name)]
+    return f"; they are those of a {' or '.join(names)}" if names else ""
+
+
+def _locate(state: Mapping[str, Tensor], source: str) -> tuple[str, str]:
+    for layout, marker in MARKERS.items():
+        prefixes = [
+            key.removesuffix(marker) for key in state if key == marker or key.endswith(f".{marker}")
+        ]
+        if len(prefixes) > 1:
+            prefixes = [p for p in prefixes if not any(word in p for word in NOT_THE_NETWORK)]
+            if len(prefixes) != 1:
+                found = ", ".join(p or "(none)" for p in prefixes) or "copies only"
+                raise UserError(
+                    f"{source}: holds several networks, with the prefixes {found}; "
+                    "save the state dict of the one you mean"
+                )
+        if prefixes:
+            return layout, prefixes[0]
+    some = ", ".join(list(state)[:5])
+    raise UserError(
+        f"{source}: no ResNet with the names of Detectron2, torchvision or Caffe2 Detectron in it; "
+        f"its first keys are {some}"
+    )
+
+
+def _rename(key: str, layout: str) -> str | None:
+    if layout == "torchvision":
+        return _from_torchvision(key)
+    name = convert_basic_c2_names([key])[0] if layout == "caffe2" else key
+    return name if _BACKBONE_NAME.match(name) else None
+
+
+def _from_torchvision(key: str) -> str | None:
+    for pattern, name in _TORCHVISION_NAMES:
+        match = pattern.match(key)
+        if match:
+            # torchvision counts stages from 1, Detectron2 from 2.
+            stage = int(match[1]) + 1 if key.startswith("layer") else 0
+            return match.expand(name.replace("{stage}", str(stage)))
+    return None
+
+
+def _norm(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], layout: str) -> str:
+    if any(name.endswith(".running_mean") for name in tensors):
+        return "BN"
+    if not any(".norm." in name for name in tensors):
+        return ""
+    fused = layout == "caffe2" and any(key.endswith("_bn_s") for key in state)
+    return "fused BN" if fused else "affine"
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in tensors.items()
+        if not name.endswith("num_batches_tracked")
+    }

@@ -1,0 +1,291 @@
+"""Checkpoints: read without executing them, and loaded into a backbone completely or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling.backbone import bottom_up_of
+from scratch_vs_pretrain.modeling.checkpoint_file import load, local_file
+from scratch_vs_pretrain.modeling.conversion import BackboneWeights, describe, to_detectron2
+from scratch_vs_pretrain.modeling.norms import norm_layers
+from scratch_vs_pretrain.run_folder import write_atomically
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from torch import nn
+
+NORM_WEIGHTS = ("all", "affine_only")
+NAMES_SHOWN = 20
+# Where checkpoints keep the state dict among other things.
+CONTAINERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a checkpoint's tensors.
+
+    Attributes:
+        loaded: names in the bottom-up network.
+        missing: parameters and buffers of the bottom-up network that the checkpoint lacks.
+        unexpected: the checkpoint's keys that were not used (classifier, heads, optimizer).
+        mismatched: names with both shapes.
+        layout: whose parameter names the checkpoint has.
+        prefix: what stood before the backbone's names in the checkpoint.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    layout: str
+    prefix: str
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the report for run.json: the loaded names are counted, the others listed."""
+        return {**dataclasses.asdict(self), "loaded": len(self.loaded)}
+
+
+def weights_sha256(source: str | Path) -> str:
+    """Returns the sha256 of a checkpoint file.
+
+    Raises:
+        UserError: as :func:`local_file`.
+    """
+    with local_file(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
+    """Reads all tensors of a checkpoint, executing nothing that it holds.
+
+    ``.pkl`` files (of Detectron and Detectron2) may hold arrays and plain containers only, all
+    others go through ``torch.load(weights_only=True)``.
+
+    Args:
+        source: a path or URI, see :func:`local_file`.
+
+    Returns:
+        Names to tensors on the CPU. A state dict within a container such as "model" or "state_dict"
+        has its own names; further nesting is joined by dots ("teacher.backbone.conv1.weight").
+
+    Raises:
+        UserError: missing, truncated, no checkpoint, or something that could execute code.
+    """
+    tensors = _tensors(load(local_file(source), str(source)))
+    if not tensors:
+        raise UserError(f"{source}: holds no tensors; give a checkpoint or a state dict")
+    return tensors
+
+
+def read_metadata(source: str | Path) -> dict[str, Any]:
+    """Returns what :func:`write_backbone` noted in a file, empty for files of other origin.
+
+    Raises:
+        UserError: as :func:`read_checkpoint`.
+    """
+    content = load(local_file(source), str(source))
+    metadata = content.get("svp") if isinstance(content, Mapping) else None
+    return dict(metadata) if isinstance(metadata, Mapping) else {}
+
+
+def write_backbone(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Writes backbone weights (Detectron2's names) and plain metadata, atomically.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    buffer = io.BytesIO()
+    model = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    torch.save({"model": model, "svp": metadata}, buffer)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def load_backbone(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str = "the checkpoint",
+    norm_weights: str = "all",
+) -> LoadReport:
+    """Fills the bottom-up network of a detector completely from a checkpoint.
+
+    FPN, RPN and heads keep their initialization, also if the checkpoint is a whole detector.
+    Nothing is changed if this raises.
+
+    Args:
+        model: a detector, its backbone, or a bottom-up network.
+        state: as :func:`read_checkpoint` returns it; any layout that ``to_detectron2`` knows.
+        source: what messages call the checkpoint.
+        norm_weights: "all"; or "affine_only": BatchNorm's scale and shift may initialize
+            GroupNorm's, without running statistics.
+
+    Raises:
+        UserError: anything less than 100 % of the bottom-up's parameters and buffers; a checkpoint
+            of a deeper network; BatchNorm into GroupNorm unless asked for; non-finite weights.
+    """
+    if norm_weights not in NORM_WEIGHTS:
+        raise UserError(f"norm_weights: {norm_weights!r}; use {' or '.join(NORM_WEIGHTS)}")
+    bottom_up = bottom_up_of(model)
+    weights = to_detectron2(state, source)
+    tensors = dict(weights.tensors)
+    statistics = _unused_statistics(weights, bottom_up, norm_weights, source)
+    for name in statistics:
+        del tensors[name]
+    report = _compare(bottom_up, tensors, weights, statistics)
+    _check_complete(bottom_up, tensors, report, source)
+    loaded = {name: tensors[name] for name in report.loaded}
+    unusable = [name for name, tensor in loaded.items() if not tensor.isfinite().all()]
+    if unusable:
+        raise UserError(f"{source}: NaN or infinity in {_some(unusable)}; use another checkpoint")
+    bottom_up.load_state_dict(loaded, strict=False)
+    return report
+
+
+def input_settings(cfg: CfgNode) -> dict[str, Any]:
+    """Returns what pre-training and detection must share beside the network itself."""
+    return {
+        "INPUT.FORMAT": cfg.INPUT.FORMAT,
+        "MODEL.PIXEL_MEAN": list(cfg.MODEL.PIXEL_MEAN),
+        "MODEL.PIXEL_STD": list(cfg.MODEL.PIXEL_STD),
+        "MODEL.RESNETS.STRIDE_IN_1X1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+    }
+
+
+def check_input(cfg: CfgNode, metadata: Mapping[str, Any], source: str) -> None:
+    """Compares a config with the one that a backbone of ours was pre-trained with.
+
+    Raises:
+        UserError: pixel statistics, channel order or stride differ.
+    """
+    trained = metadata.get("input", {})
+    for key, value in input_settings(cfg).items():
+        if trained.get(key, value) != value:
+            raise UserError(
+                f"{source}: pre-trained with {key} {trained[key]}, but the config has {value}; "
+                "set both arms to the former, or pre-train again"
+            )
+
+
+def _unused_statistics(
+    weights: BackboneWeights, bottom_up: nn.Module, norm_weights: str, source: str
+) -> list[str]:
+    """Returns the file's running statistics that GroupNorm has no place for."""
+    kinds = {kind for _, _, kind in norm_layers(bottom_up)}
+    if weights.norm == "fused BN":
+        raise UserError(
+            f"{source}: its BatchNorm is fused into a fixed scale and shift, which only FrozenBN "
+            "can use; take a checkpoint with running statistics (for SyncBN) or with GroupNorm"
+        )
+    if weights.norm != "BN" or "GN" not in kinds:
+        return []
+    if norm_weights == "all":
+        raise UserError(
+            f"{source}: trained with BatchNorm, but this backbone has GroupNorm, which normalizes "
+            "by other statistics and keeps none, so the features would not be those of the "
+            "pre-trained network; take a GroupNorm checkpoint, set SyncBN in both arms, or ask for "
+            "scale and shift alone with norm_weights: affine_only"
+        )
+    return [name for name in weights.tensors if name.endswith(STATISTICS)]
+
+
+def _compare(
+    bottom_up: nn.Module,
+    tensors: Mapping[str, Tensor],
+    weights: BackboneWeights,
+    statistics: list[str],
+) -> LoadReport:
+    own = bottom_up.state_dict()
+    common = [name for name in own if name in tensors]
+    mismatched = [name for name in common if own[name].shape != tensors[name].shape]
+    return LoadReport(
+        loaded=tuple(name for name in common if name not in mismatched),
+        missing=tuple(
+            name for name in own if name not in tensors and not name.endswith("num_batches_tracked")
+        ),
+        unexpected=(*(n for n in tensors if n not in own), *statistics, *weights.others),
+        mismatched=tuple(
+            f"{name} {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+            for name in mismatched
+        ),
+        layout=weights.layout,
+        prefix=weights.prefix,
+    )
+
+
+def _check_complete(
+    bottom_up: nn.Module, tensors: Mapping[str, Tensor], report: LoadReport, source: str
+) -> None:
+    surplus = [name for name in report.unexpected if _changes_network(name, tensors, bottom_up)]
+    found = [
+        f"{len(names)} {what} ({_some(names)})"
+        for what, names in (
+            ("missing", report.missing),
+            ("of another shape", report.mismatched),
+            ("too many", surplus),
+        )
+        if names
+    ]
+    if not found:
+        return
+    needed = len(report.loaded) + len(report.missing) + len(report.mismatched)
+    if report.missing and all(name.endswith(STATISTICS) for name in report.missing):
+        remedy = "; the checkpoint has no BatchNorm statistics: set NORM to GN in both arms"
+    else:
+        remedy = describe(tensors) or "; give a checkpoint of MODEL.RESNETS's architecture"
+    raise UserError(
+        f"{source}: fills {len(report.loaded)} of the backbone's {needed} tensors, "
+        f"{', '.join(found)}{remedy}"
+    )
+
+
+def _changes_network(name: str, tensors: Mapping[str, Tensor], bottom_up: nn.Module) -> bool:
+    """Tells whether a surplus tensor says that the file is of another, deeper network.
+
+    Whole stages that this network leaves out, counters, and zero biases (Caffe2) do not.
+    """
+    if name not in tensors or name.endswith("num_batches_tracked"):
+        return False
+    if not hasattr(bottom_up, name.split(".")[0]):
+        return False
+    return not (name.endswith(".bias") and not tensors[name].any())
+
+
+def _tensors(content: Any, prefix: str = "") -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    for container in CONTAINERS:
+        if isinstance(content.get(container), Mapping):
+            return _tensors(content[container])
+    found: dict[str, Tensor] = {}
+    for name, value in content.items():
+        if not isinstance(name, str) or name.endswith("_momentum"):
+            continue
+        if isinstance(value, Tensor):
+            found[prefix + name] = value
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            # Arrays from big-endian machines exist; torch has native byte order only.
+            native = value.astype(value.dtype.newbyteorder("="))
+            found[prefix + name] = torch.from_numpy(native)
+        elif isinstance(value, Mapping):
+            found.update(_tensors(value, f"{prefix}{name}."))
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

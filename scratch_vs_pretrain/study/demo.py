@@ -1,0 +1,119 @@
+"""``svp demo``: data, pre-training, both arms, table and curves, in one command."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from scratch_vs_pretrain.analysis.present import draw, tables_text
+from scratch_vs_pretrain.config import load_config
+from scratch_vs_pretrain.data.scenes import ClassificationSpec, ShapesSpec
+from scratch_vs_pretrain.data.shapes import make_classification, make_shapes
+from scratch_vs_pretrain.run_folder import write_atomically
+from scratch_vs_pretrain.study.launch import run_study
+from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.spec import Data, DataFiles, Evaluation, ScheduleSpec, Study
+from scratch_vs_pretrain.training.pretrain import pretrain
+from scratch_vs_pretrain.training.pretrain_spec import PretrainSpec
+
+STUDY_FILE = Path(__file__).parents[1] / "configs/studies/demo.yaml"
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much of everything the demo does."""
+
+    shapes: ShapesSpec
+    classification: ClassificationSpec
+    pretraining: PretrainSpec
+    schedule: ScheduleSpec | None = None
+    evaluation: Evaluation | None = None
+
+
+FULL = DemoSize(
+    ShapesSpec(train=3000, test=300),
+    ClassificationSpec(train=8000, test=800),
+    PretrainSpec(epochs=8, image_size=64, batch_size=64, learning_rate=0.05),
+)
+QUICK = DemoSize(
+    ShapesSpec(train=400, test=60),
+    ClassificationSpec(train=1600, test=160),
+    PretrainSpec(epochs=2, image_size=64, batch_size=64, learning_rate=0.05),
+    ScheduleSpec("120it", iterations=120),
+    Evaluation(period=60, at=(30,)),
+)
+
+
+def run_demo(output: Path, seeds: int = 1, quick: bool = False, verbose: bool = False) -> int:
+    """Runs the demo, or the rest of one that was interrupted, and returns the exit status.
+
+    Args:
+        output: where everything is written: data, backbone, run folders, table and figures.
+        seeds: pairs to train.
+        quick: a much shorter run, whose AP means little.
+        verbose: show Detectron2's log.
+
+    Raises:
+        UserError: `output` holds another demo, or cannot be written.
+    """
+    started = time.monotonic()
+    size = QUICK if quick else FULL
+    data, images, backbone = (
+        output / name for name in ("shapes", "classification", "backbone.pth")
+    )
+    _say("1/4 making the data sets")
+    make_shapes(data, size.shapes)
+    make_classification(images, size.classification)
+    _say("2/4 pre-training the backbone as a classifier")
+    if not backbone.exists():
+        cfg = load_config(load_study(STUDY_FILE, need_weights=False).base)
+        result = pretrain(cfg, images, backbone, size.pretraining)
+        _say(f"the classifier is right on {result.accuracy:.1f} % of the validation pictures")
+    study = demo_study(size, data, backbone, seeds)
+    _say(f"3/4 training both arms, {len(study.runs())} runs")
+    outcomes = run_study(study, output, jobs=2, verbose=verbose)
+    failed = [outcome for outcome in outcomes if outcome.state != "finished"]
+    for outcome in failed:
+        _say(f"{outcome.folder.path}: {outcome.state}: {outcome.reason}")
+    if failed:
+        return 1
+    _say("4/4 table and figures")
+    show(output, output / study.name)
+    _say(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+    return 0
+
+
+def demo_study(size: DemoSize, data: Path, backbone: Path, seeds: int) -> Study:
+    """Returns the demo's study over data and backbone that were just made."""
+    study = load_study(STUDY_FILE, {"pretrained": str(backbone)})
+    files = {
+        part: DataFiles((data / f"annotations/{part}.json").absolute(), (data / part).absolute())
+        for part in ("train", "test")
+    }
+    arms = study.arms
+    if size.schedule:
+        arms = tuple(dataclasses.replace(arm, schedules=(size.schedule,)) for arm in arms)
+    return dataclasses.replace(
+        study,
+        arms=arms,
+        seeds=tuple(range(seeds)),
+        data=Data(**files),
+        evaluation=size.evaluation or study.evaluation,
+    )
+
+
+def show(output: Path, runs: Path) -> None:
+    """Prints the table of finished runs and writes table and curves into `output`."""
+    print(tables_text(runs, "schedules", "text"))
+    for name, form in (("table.md", "markdown"), ("table.csv", "csv")):
+        write_atomically(output / name, tables_text(runs, "schedules", form))
+    draw(runs, "ap", "iterations", [output / "curves.png", output / "curves.svg"])
+    for name in ("table.md", "table.csv", "curves.png", "curves.svg"):
+        print(output / name)
+
+
+def _say(text: str) -> None:
+    print(f"svp: {text}", file=sys.stderr)

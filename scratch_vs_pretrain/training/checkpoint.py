@@ -1,0 +1,99 @@
+"""Atomic checkpoints that hold everything an exact resume needs."""
+
+from __future__ import annotations
+
+import io
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.utils import comm
+
+from scratch_vs_pretrain.run_folder import write_atomically
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+def random_states() -> dict[str, Any]:
+    """Returns this process's random states, as types that ``weights_only`` loading admits."""
+    version, words, gauss = random.getstate()
+    _, key, position, has_gauss, cached = np.random.get_state(legacy=True)
+    states: dict[str, Any] = {
+        "python": [version, list(words), gauss],
+        "numpy": [torch.from_numpy(np.asarray(key, dtype=np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Puts the states of :func:`random_states` back."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    key, *rest = states["numpy"]
+    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+class Checkpointer:
+    """Writes and reads the checkpoints of one run folder.
+
+    Files are named ``<iteration>.pth``, `iteration` being the number of completed iterations, and
+    appear whole or not at all.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        """
+        Args:
+            folder: where checkpoints lie.
+            keep: how many of the newest stay.
+        """
+        self.folder = folder
+        self.keep = keep
+
+    def file(self, iteration: int) -> Path:
+        return self.folder / f"{iteration:07d}.pth"
+
+    def save(self, iteration: int, state: dict[str, Any]) -> None:
+        """Writes one checkpoint and removes the oldest; every process must call it.
+
+        Raises:
+            OSError: no room, or no permission; the checkpoints before are intact.
+        """
+        states = comm.gather(random_states())
+        if not comm.is_main_process():
+            return
+        content = {"format": FORMAT, "iteration": iteration, "random": states, **state}
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.file(iteration), buffer.getbuffer())
+        for old in list(self.newest_first())[self.keep :]:
+            old.unlink()
+
+    def newest_first(self) -> Iterator[Path]:
+        """Yields the checkpoint files, the newest first."""
+        yield from sorted(self.folder.glob("[0-9]*.pth"), reverse=True)
+
+    def load_newest(self) -> dict[str, Any] | None:
+        """Returns the newest readable checkpoint, with a warning for each that is not; or None."""
+        for path in self.newest_first():
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+                if content["format"] == FORMAT:
+                    return content
+                reason = f"its format is {content['format']}, not {FORMAT}"
+            except Exception as error:  # torch.load raises many kinds for a damaged file
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            logger.warning("%s is skipped: %s", path, reason)
+        return None

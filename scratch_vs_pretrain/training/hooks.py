@@ -1,0 +1,155 @@
+"""What happens between iterations: evaluation, metrics, checkpoints, progress, heartbeat."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+from tqdm import tqdm
+
+# How often run.json is told the progress, at most.
+RECORD_SECONDS = 10
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and saved a checkpoint first."""
+
+
+def is_due(completed: int, period: int, at: Iterable[int], last: int) -> bool:
+    """Tells whether something is due after `completed` iterations: every `period` (0: never), at
+    the iterations of `at`, and after the last."""
+    return completed == last or completed in at or (period > 0 and completed % period == 0)
+
+
+class EvaluationHook(HookBase):
+    """Evaluates after the iterations that are due, and puts the numbers into the storage."""
+
+    def __init__(self, evaluate: Callable[[int], dict[str, float]], period: int, at: Iterable[int]):
+        """
+        Args:
+            evaluate: maps the completed iterations to flat metrics such as ``bbox/AP``.
+            period: TEST.EVAL_PERIOD.
+            at: SVP.EVAL_ITERATIONS.
+        """
+        self._evaluate = evaluate
+        self._period = period
+        self._at = frozenset(at)
+        self.latest: dict[str, float] = {}
+
+    def due(self, completed: int) -> bool:
+        return is_due(completed, self._period, self._at, self.trainer.max_iter)
+
+    def after_step(self) -> None:
+        completed = self.trainer.iter + 1
+        if self.due(completed):
+            self.latest = self._evaluate(completed)
+            self.trainer.storage.put_scalars(smoothing_hint=False, **self.latest)
+
+
+class MetricsHook(HookBase):
+    """Writes a line of metrics every period, and at once after an evaluation.
+
+    Detectron2's PeriodicWriter keeps only the latest value of each metric, so an evaluation that
+    is no multiple of its period can be lost.
+    """
+
+    def __init__(self, writer: EventWriter | None, period: int, evaluation: EvaluationHook):
+        """
+        Args:
+            writer: None in all processes but the main one.
+            period: SVP.LOG_PERIOD.
+            evaluation: registered before this hook.
+        """
+        self._writer = writer
+        self._period = period
+        self._evaluation = evaluation
+        self._recorded = time.monotonic()
+
+    def after_step(self) -> None:
+        completed = self.trainer.iter + 1
+        due = is_due(completed, self._period, (), self.trainer.max_iter)
+        if not (due or self._evaluation.due(completed)):
+            return
+        totals = self.trainer.count_samples()
+        self.trainer.storage.put_scalars(
+            smoothing_hint=False, **{f"samples/{name}": count for name, count in totals.items()}
+        )
+        if self._writer is None:
+            return
+        self._writer.write()
+        if time.monotonic() - self._recorded > RECORD_SECONDS:
+            self._recorded = time.monotonic()
+            self.trainer.folder.update(**self.trainer.progress(completed))
+
+    def after_train(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class CheckpointHook(HookBase):
+    """Saves every period and at the end; on SIGTERM or SIGINT saves at once and stops."""
+
+    def __init__(self, save: Callable[[int], None], period: int):
+        self._save = save
+        self._period = period
+        self._asked_to_stop = False
+        self._saved_handlers: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._saved_handlers[number] = signal.signal(number, self._ask_to_stop)
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._asked_to_stop:
+            raise KeyboardInterrupt
+        self._asked_to_stop = True
+
+    def after_step(self) -> None:
+        completed = self.trainer.iter + 1
+        stop = any(comm.all_gather(self._asked_to_stop))
+        if stop or is_due(completed, self._period, (), self.trainer.max_iter):
+            self._save(completed)
+        if stop and completed < self.trainer.max_iter:
+            raise Interrupted(f"asked to stop after {completed} iterations")
+
+    def after_train(self) -> None:
+        for number, handler in self._saved_handlers.items():
+            signal.signal(number, handler)
+
+
+class ProgressHook(HookBase):
+    """A progress bar with the loss and the latest box AP."""
+
+    def __init__(self, title: str, evaluation: EvaluationHook):
+        self._title = title
+        self._evaluation = evaluation
+
+    def before_train(self) -> None:
+        self._bar = tqdm(
+            desc=self._title,
+            total=self.trainer.max_iter,
+            initial=self.trainer.start_iter,
+            unit="it",
+            # Runs that train side by side each have a line.
+            position=int(os.environ.get("SVP_BAR_POSITION", 0)),
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 15,
+        )
+
+    def after_step(self) -> None:
+        shown = {"loss": f"{self.trainer.storage.history('total_loss').latest():.3f}"}
+        if "bbox/AP" in self._evaluation.latest:
+            shown["box AP"] = f"{self._evaluation.latest['bbox/AP']:.1f}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def after_train(self) -> None:
+        self._bar.close()

@@ -1,0 +1,79 @@
+"""The recipe of a classifier's training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scratch_vs_pretrain.errors import UserError
+
+SCHEDULES = ("cosine", "step")
+# Of the epochs, where the "step" schedule drops the rate to a tenth.
+STEP_DROPS = (0.3, 0.6, 0.9)
+
+
+@dataclass(frozen=True)
+class PretrainSpec:
+    """How a classifier is trained. The defaults are ImageNet's usual recipe (Goyal et al., 2017).
+
+    Attributes:
+        epochs: times that the training set is seen.
+        image_size: side of the square training pictures, in pixels.
+        batch_size: pictures per batch; smaller sets are one batch.
+        learning_rate: largest rate of SGD, for this batch size.
+        schedule: "cosine" to 0, or "step": a tenth after 30, 60 and 90 % of the epochs.
+        warmup: fraction of the training over which the rate rises linearly from 0.
+        momentum: of SGD.
+        weight_decay: of all parameters.
+        label_smoothing: 0 for none.
+        min_area: smallest random crop, as a fraction of the picture's area.
+        validation_fraction: held out for measuring the accuracy where there is no ``val`` folder.
+        workers: processes that decode pictures; 0 decodes in this one.
+        cache: keep decoded pictures in memory; None does so up to 1 GiB.
+        seed: of initial weights, order and crops.
+        device: "cpu", "cuda", ...; None takes a GPU if there is one.
+    """
+
+    epochs: int = 100
+    image_size: int = 224
+    batch_size: int = 256
+    learning_rate: float = 0.1
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
+    min_area: float = 0.08
+    validation_fraction: float = 0.1
+    workers: int = 0
+    cache: bool | None = None
+    seed: int = 0
+    device: str | None = None
+
+    def check(self) -> None:
+        """Refuses values that make no training.
+
+        Raises:
+            UserError: names the field.
+        """
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"schedule: {self.schedule!r}; use {' or '.join(SCHEDULES)}")
+        for name in ("epochs", "image_size", "batch_size", "learning_rate", "min_area"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}: {getattr(self, name)}; it must be above 0")
+        if self.workers < 0:
+            raise UserError(f"workers: {self.workers}; it must not be negative")
+        for name in ("warmup", "label_smoothing", "min_area", "validation_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}: {getattr(self, name)}; it must be between 0 and 1")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Returns the learning rate of batch `step` (from 0) of `steps`."""
+        warmup = round(self.warmup * steps)
+        if step < warmup:
+            return self.learning_rate * ((step + 1) / warmup)
+        if self.schedule == "step":
+            drops = sum(step >= drop * steps for drop in STEP_DROPS)
+            return self.learning_rate * 0.1**drops
+        done = (step - warmup) / max(steps - warmup, 1)
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,206 @@
+"""One run's trainer: Detectron2's loop with this package's stream, hooks and exact checkpoints."""
+
+from __future__ import annotations
+
+import bisect
+import datetime
+import logging
+import time
+from typing import Any
+
+import torch
+from detectron2.engine import SimpleTrainer, hooks
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import JSONWriter
+from torch import nn
+
+from scratch_vs_pretrain.data.stream import Samples, TrainingStream
+from scratch_vs_pretrain.modeling.checks import check_trainable
+from scratch_vs_pretrain.modeling.norms import use_runnable_norms
+from scratch_vs_pretrain.modeling.weights import load_backbone, read_checkpoint
+from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.training import metrics_log
+from scratch_vs_pretrain.training.checkpoint import Checkpointer, restore_random_states
+from scratch_vs_pretrain.training.evaluation import evaluate_model, write_evaluation
+from scratch_vs_pretrain.training.hooks import (
+    CheckpointHook,
+    EvaluationHook,
+    MetricsHook,
+    ProgressHook,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def rate_factor(cfg: Any, iteration: int) -> float:
+    """Returns the learning rate of an iteration as a multiple of SOLVER.BASE_LR.
+
+    The value of Detectron2's WarmupMultiStepLR (solver/build.py), computed from the iteration
+    alone: Detectron2 computes with iteration / MAX_ITER, whose rounding differs between schedules,
+    so that runs of different length would not share their trunk exactly.
+    """
+    solver = cfg.SOLVER
+    factor = solver.GAMMA ** bisect.bisect_right(solver.STEPS, iteration)
+    if iteration < solver.WARMUP_ITERS:
+        done = iteration / solver.WARMUP_ITERS
+        factor *= solver.WARMUP_FACTOR * (1 - done) + done
+    return factor
+
+
+def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """Builds and checks the model of a run, and fills its backbone.
+
+    Returns:
+        the model, and what run.json says of it: ``norms``, ``parameters``, ``init_report``.
+
+    Raises:
+        UserError: the model is not fit for the comparison, or the weights do not fill it.
+    """
+    seed_all_rng(cfg.SEED)
+    model = build_model(cfg)
+    world = comm.get_world_size()
+    norms = use_runnable_norms(model, torch.device(cfg.MODEL.DEVICE), world)
+    check_trainable(model, cfg, images_per_process=cfg.SOLVER.IMS_PER_BATCH // world)
+    described: dict[str, Any] = {
+        "norms": norms,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "init_report": None,
+    }
+    if cfg.MODEL.WEIGHTS:
+        report = load_backbone(model, read_checkpoint(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
+        described["init_report"] = report.summary()
+    # The arms may have drawn differently so far; from here on they draw alike.
+    seed_all_rng(cfg.SEED + comm.get_rank())
+    return model, described
+
+
+class Trainer(SimpleTrainer):
+    """Trains one run folder's config from its newest checkpoint, or from the start.
+
+    Attributes:
+        cfg: the run's config, with the device that is really there.
+        folder: the run folder.
+        described: what run.json is told about the model.
+        totals: samples seen by all processes, as of the last :meth:`count_samples`.
+    """
+
+    def __init__(self, cfg: Any, folder: RunFolder, title: str = "") -> None:
+        """
+        Args:
+            cfg: the run's config.
+            folder: the run folder.
+            title: in front of the progress bar.
+
+        Raises:
+            UserError: data, weights or model are not fit for the run.
+        """
+        self.cfg = cfg
+        self.folder = folder
+        self.checkpointer = Checkpointer(folder.checkpoints, cfg.SVP.KEEP_CHECKPOINTS)
+        self.network, self.described = build_run_model(cfg)
+        self.stream = TrainingStream(cfg)
+        optimizer = build_optimizer(cfg, self.network)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda iteration: rate_factor(cfg, iteration)
+        )
+        checkpoint = self.checkpointer.load_newest()
+        # v0.6's SimpleTrainer starts the stream in its constructor.
+        self.stream.start_at(checkpoint["iteration"] if checkpoint else 0)
+        super().__init__(_distributed(self.network), self.stream, optimizer)
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.resumed = checkpoint is not None
+        self.totals: dict[str, int] = {}
+        self._recent: dict[str, Any] = {}
+        self._seconds_before = 0.0
+        if checkpoint:
+            self._restore(checkpoint)
+        self._started = time.monotonic()
+        self.register_hooks(self._hooks_of_run(title))
+
+    def train(self) -> None:  # type: ignore[override]
+        """Trains what is left of the run."""
+        super().train(self.iter, self.max_iter)
+
+    def before_train(self) -> None:
+        metrics_log.restore(self.storage, self._recent)
+        super().before_train()
+
+    def count_samples(self) -> dict[str, int]:
+        """Updates and returns the totals over all processes, all of which must call it."""
+        self.totals = self.stream.samples.over_all_processes()
+        return self.totals
+
+    def progress(self, completed: int) -> dict[str, Any]:
+        """Returns what run.json says after `completed` iterations."""
+        return {
+            "iteration": completed,
+            "seconds": round(self._seconds_before + time.monotonic() - self._started, 3),
+            "samples": self.totals,
+            "unreadable_images": sorted(self.stream.unreadable),
+        }
+
+    def _hooks_of_run(self, title: str) -> list[Any]:
+        cfg = self.cfg
+        evaluation = EvaluationHook(self._evaluate, cfg.TEST.EVAL_PERIOD, cfg.SVP.EVAL_ITERATIONS)
+        writer = JSONWriter(str(self.folder.metrics_file)) if comm.is_main_process() else None
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(self.optimizer, self.scheduler),
+            evaluation,
+            MetricsHook(writer, cfg.SVP.LOG_PERIOD, evaluation),
+            ProgressHook(title, evaluation) if comm.is_main_process() else None,
+            CheckpointHook(self._save, cfg.SOLVER.CHECKPOINT_PERIOD),
+        ]
+
+    def _evaluate(self, completed: int) -> dict[str, float]:
+        evaluations, metrics = evaluate_model(self.cfg, self.network)
+        if comm.is_main_process():
+            write_evaluation(self.folder, completed, evaluations)
+        return metrics
+
+    def _save(self, completed: int) -> None:
+        self.count_samples()
+        progress = self.progress(completed)
+        self.checkpointer.save(
+            completed,
+            {
+                "model": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "samples": self.totals,
+                "seconds": progress["seconds"],
+                "recent": metrics_log.recent(self.storage),
+            },
+        )
+        if comm.is_main_process():
+            self.folder.update(**progress)
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        self.network.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        self.iter = checkpoint["iteration"]
+        self.totals = checkpoint["samples"]
+        self._seconds_before = checkpoint["seconds"]
+        self._recent = checkpoint["recent"]
+        restore_random_states(checkpoint["random"][comm.get_rank()])
+        if comm.is_main_process():
+            self.stream.samples = Samples(**self.totals)
+            metrics_log.truncate(self.folder.metrics_file, self.iter)
+            self._note_resume()
+        logger.info("Resumed after %d iterations", self.iter)
+
+    def _note_resume(self) -> None:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        resumes = self.folder.read().get("resumes", [])
+        self.folder.update(resumes=[*resumes, {"iteration": self.iter, "time": now}])
+
+
+def _distributed(model: nn.Module) -> nn.Module:
+    if comm.get_world_size() == 1:
+        return model
+    devices = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
+    return nn.parallel.DistributedDataParallel(model, devices, broadcast_buffers=False)
