@@ -1,0 +1,144 @@
+import pytest
+import torch
+import torchvision
+
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+from scratch_vs_pretrain.modeling.conversion import ARCHITECTURES, convert, fits, to_detectron2
+
+
+def random_network(name):
+    """A torchvision network with random weights, running statistics and affine parameters."""
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(weights=None).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1)
+            module.bias.data.normal_(std=0.1)
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def torchvision_features(model, images):
+    x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
+    features = {}
+    for stage in range(1, 5):
+        features[f"res{stage + 1}"] = x = getattr(model, f"layer{stage}")(x)
+    return features
+
+
+def meta_state(name):
+    with torch.device("meta"):
+        return getattr(torchvision.models, name)(weights=None).state_dict()
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_features_equal_torchvisions(name, norm, make_full_cfg):
+    settings = ARCHITECTURES[name] | {"NORM": norm}
+    cfg = make_full_cfg(settings.pop("DEPTH"), **settings)
+    bottom_up = build_bottom_up(cfg).eval()
+    reference = random_network(name)
+    weights = convert(reference.state_dict(), name)
+    bottom_up.load_state_dict(weights, strict=True)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = torchvision_features(reference, images)
+        features = bottom_up(images)
+    for level in expected:
+        torch.testing.assert_close(features[level], expected[level], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ARCHITECTURES if hasattr(torchvision.models, name)]
+)
+def test_every_torchvision_architecture_converts_and_fits_itself(name):
+    state = meta_state(name)
+    weights = to_detectron2(state)
+    assert (weights.layout, weights.prefix, weights.norm) == ("torchvision", "", "BN")
+    assert set(weights.others) == {"fc.weight", "fc.bias"}
+    assert fits(weights.tensors, name)
+    names = list(ARCHITECTURES)
+    assert not fits(weights.tensors, names[names.index(name) - 1])
+
+
+def test_wrong_architecture_is_refused_and_the_right_one_named():
+    state = meta_state("resnet101")
+    with pytest.raises(UserError, match=r"not the weights of a resnet50; they are .* a resnet101"):
+        convert(state, "resnet50", "r.pth")
+    with pytest.raises(UserError, match="unknown architecture; use one of resnet18"):
+        convert(state, "resnet51")
+    del state["layer3.7.conv2.weight"]
+    with pytest.raises(UserError, match=r"r\.pth: these are not the weights of a resnet101$"):
+        convert(state, "resnet101", "r.pth")
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.encoder_q.",  # MoCo v1, v2
+        "module.base_encoder.",  # MoCo v3
+        "module.",  # SwAV, and anything saved from DataParallel
+        "backbone.",  # OpenMMLab
+        "module.backbone.",  # Barlow Twins
+        "encoder.",
+        "online_encoder.net.",  # BYOL
+        "teacher.backbone.",  # DINO
+    ],
+)
+def test_prefixes_of_self_supervised_checkpoints_are_stripped(prefix):
+    state = meta_state("resnet18")
+    prefixed = {prefix + name: tensor for name, tensor in state.items()}
+    weights = to_detectron2(prefixed | {"queue": torch.zeros(2), "head.0.weight": torch.zeros(1)})
+    assert weights.prefix == prefix
+    assert weights.tensors == to_detectron2(state).tensors
+    assert set(weights.others) == {
+        "queue",
+        "head.0.weight",
+        f"{prefix}fc.weight",
+        f"{prefix}fc.bias",
+    }
+
+
+@pytest.mark.parametrize(
+    ("used", "other"),
+    [
+        ("module.encoder_q.", "module.encoder_k."),
+        ("module.base_encoder.", "module.momentum_encoder."),
+        ("online_network.encoder.", "target_network.encoder."),
+        ("teacher.backbone.", "student.module.backbone."),
+    ],
+)
+def test_the_trained_encoder_is_used_not_its_copy(used, other):
+    state = meta_state("resnet18")
+    two = {}
+    for prefix in (other, used):
+        two |= {prefix + name: tensor.clone() for name, tensor in state.items()}
+    weights = to_detectron2(two)
+    assert weights.prefix == used
+    assert weights.tensors["stem.conv1.weight"] is two[f"{used}conv1.weight"]
+    assert f"{other}conv1.weight" in weights.others
+
+
+def test_two_networks_that_are_alike_are_refused():
+    state = meta_state("resnet18")
+    two = {f"{prefix}.{name}": t for prefix in ("left", "right") for name, t in state.items()}
+    with pytest.raises(UserError, match=r"several networks, with the prefixes left\., right\."):
+        to_detectron2(two, "w.pth")
+
+
+def test_detectors_give_their_backbone(make_cfg):
+    backbone = build_bottom_up(make_cfg()).state_dict()
+    state = {f"backbone.bottom_up.{name}": tensor for name, tensor in backbone.items()}
+    heads = {"backbone.fpn_output2.weight": torch.zeros(1), "roi_heads.res5.0.w": torch.zeros(1)}
+    weights = to_detectron2(state | heads)
+    assert (weights.layout, weights.prefix) == ("detectron2", "backbone.bottom_up.")
+    assert weights.norm == "affine"
+    assert list(weights.tensors) == list(backbone)
+    assert set(weights.others) == set(heads)
+
+
+def test_unknown_layout_is_refused_with_its_keys():
+    with pytest.raises(UserError, match=r"w\.pth: no ResNet .* first keys are blocks\.0\.attn"):
+        to_detectron2({"blocks.0.attn": torch.zeros(1)}, "w.pth")

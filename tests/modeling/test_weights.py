@@ -1,0 +1,267 @@
+import hashlib
+import pickle
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from detectron2.modeling import build_backbone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+from scratch_vs_pretrain.modeling.weights import (
+    check_input,
+    input_settings,
+    load_backbone,
+    read_checkpoint,
+    read_metadata,
+    weights_sha256,
+    write_backbone,
+)
+
+
+def random_state(model):
+    """Values that no initialization gives, under the model's names."""
+    return {
+        name: torch.rand_like(tensor) + 0.5 if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def caffe2_name(name):
+    """The official name of a Detectron2 ResNet-GN parameter, e.g. res2_0_branch2a_gn_s."""
+    if name.startswith("stem.conv1."):
+        block, rest = "conv1", name.removeprefix("stem.conv1.")
+    else:
+        stage, index, layer, rest = name.split(".", 3)
+        branch = {"shortcut": "1", "conv1": "2a", "conv2": "2b", "conv3": "2c"}[layer]
+        block = f"{stage}_{index}_branch{branch}"
+    suffix = {"weight": "w", "norm.weight": "gn_s", "norm.bias": "gn_b"}[rest]
+    return f"{block}_{suffix}"
+
+
+def same(model, state):
+    own = model.state_dict()
+    return all(torch.equal(own[name], state[name]) for name in own)
+
+
+def test_caffe2_groupnorm_pickle_with_official_names_loads_completely(make_full_cfg, tmp_path):
+    bottom_up = build_bottom_up(make_full_cfg(50))
+    state = random_state(bottom_up)
+    blobs = {caffe2_name(name): tensor.numpy() for name, tensor in state.items()}
+    assert {"conv1_w", "conv1_gn_s", "res2_0_branch1_gn_b", "res5_2_branch2c_w"} < set(blobs)
+    head = {"pred_w": np.zeros((5, 2048), np.float32), "pred_b": np.zeros(5, np.float32)}
+    momentum = {"conv1_w_momentum": np.zeros(1, np.float32)}
+    path = tmp_path / "R-50-GN.pkl"
+    path.write_bytes(pickle.dumps({"blobs": blobs | head | momentum, "cfg": "NUM_GPUS: 8"}))
+
+    report = load_backbone(bottom_up, read_checkpoint(path))
+
+    assert set(report.loaded) == set(state)
+    assert len(report.loaded) == 53 * 3
+    assert (report.missing, report.mismatched) == ((), ())
+    assert set(report.unexpected) == set(head)
+    assert report.layout == "caffe2"
+    assert same(bottom_up, state)
+
+
+def test_detector_takes_the_backbone_and_keeps_the_rest(make_cfg):
+    pyramid = build_backbone(make_cfg())
+    other = build_backbone(make_cfg())
+    before = {n: t.clone() for n, t in pyramid.state_dict().items() if "bottom_up" not in n}
+    state = {f"backbone.{name}": tensor for name, tensor in random_state(other).items()}
+    report = load_backbone(pyramid, state)
+    assert same(pyramid.bottom_up, {n.split("bottom_up.")[-1]: t for n, t in state.items()})
+    after = pyramid.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert set(report.unexpected) == {f"backbone.{name}" for name in before}
+    assert report.summary()["loaded"] == len(report.loaded) == 60
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+def test_torchvision_weights_and_statistics_go_into_batchnorm(norm, make_full_cfg):
+    bottom_up = build_bottom_up(make_full_cfg(18, NORM=norm))
+    state = random_state(torchvision.models.resnet18(weights=None))
+    report = load_backbone(bottom_up, state)
+    assert set(report.unexpected) == {"fc.weight", "fc.bias"}
+    assert torch.equal(bottom_up.stem.conv1.norm.running_var, state["bn1.running_var"])
+    assert torch.equal(bottom_up.res5[1].conv2.norm.weight, state["layer4.1.bn2.weight"])
+
+
+def test_old_batchnorm_files_without_counters_load(make_full_cfg):
+    bottom_up = build_bottom_up(make_full_cfg(18, NORM="BN"))
+    state = random_state(torchvision.models.resnet18(weights=None))
+    old = {name: t for name, t in state.items() if "num_batches_tracked" not in name}
+    assert load_backbone(bottom_up, old).missing == ()
+
+
+def test_batchnorm_into_groupnorm_is_refused_unless_asked_for(make_full_cfg):
+    bottom_up = build_bottom_up(make_full_cfg(18))
+    state = random_state(torchvision.models.resnet18(weights=None))
+    before = {name: tensor.clone() for name, tensor in bottom_up.state_dict().items()}
+    with pytest.raises(UserError, match=r"tv\.pth: trained with BatchNorm.*affine_only"):
+        load_backbone(bottom_up, state, "tv.pth")
+    assert same(bottom_up, before)
+    report = load_backbone(bottom_up, state, "tv.pth", norm_weights="affine_only")
+    assert report.missing == ()
+    assert "stem.conv1.norm.running_mean" in report.unexpected
+    assert torch.equal(bottom_up.stem.conv1.norm.weight, state["bn1.weight"])
+    with pytest.raises(UserError, match="norm_weights: 'some'; use all or affine_only"):
+        load_backbone(bottom_up, state, norm_weights="some")
+
+
+def test_fused_batchnorm_of_caffe2_is_not_taken_for_groupnorm(make_full_cfg):
+    bottom_up = build_bottom_up(make_full_cfg(50))
+    state = {
+        caffe2_name(name).replace("_gn_", "_bn_"): tensor
+        for name, tensor in random_state(bottom_up).items()
+    }
+    with pytest.raises(UserError, match="fused into a fixed scale"):
+        load_backbone(bottom_up, state)
+
+
+def test_groupnorm_into_batchnorm_says_what_is_missing(make_cfg):
+    state = random_state(build_bottom_up(make_cfg()))
+    with pytest.raises(UserError, match=r"no BatchNorm statistics: set NORM to GN"):
+        load_backbone(build_bottom_up(make_cfg(NORM="SyncBN")), state)
+
+
+def test_ninety_percent_is_an_error_that_names_the_missing_keys(make_cfg):
+    bottom_up = build_bottom_up(make_cfg())
+    state = random_state(bottom_up)
+    before = {name: tensor.clone() for name, tensor in bottom_up.state_dict().items()}
+    missing = [name for name in state if name.startswith("res5.1.")]
+    for name in missing:
+        del state[name]
+    with pytest.raises(UserError) as caught:
+        load_backbone(bottom_up, state, "w.pth")
+    message = str(caught.value)
+    assert message.startswith("w.pth: fills 54 of the backbone's 60 tensors, 6 missing")
+    assert all(name in message for name in missing)
+    assert "checkpoint of MODEL.RESNETS's architecture" in message
+    assert same(bottom_up, before)
+
+
+def test_long_lists_are_cut_at_twenty_with_a_count(make_cfg):
+    bottom_up = build_bottom_up(make_cfg())
+    state = {n: t for n, t in random_state(bottom_up).items() if n.startswith(("stem", "res2"))}
+    with pytest.raises(UserError, match=r"45 missing \(res3\.0\.shortcut.* and 25 more\)"):
+        load_backbone(bottom_up, state)
+
+
+def test_shapes_that_differ_are_listed(make_cfg):
+    state = random_state(build_bottom_up(make_cfg(RES2_OUT_CHANNELS=64)))
+    message = r"res2\.0\.conv1\.weight \(64, 32, 3, 3\), not \(32, 32, 3, 3\)"
+    with pytest.raises(UserError, match=message):
+        load_backbone(build_bottom_up(make_cfg()), state)
+
+
+def test_a_deeper_networks_file_is_refused_though_it_covers_everything(make_full_cfg):
+    state = random_state(build_bottom_up(make_full_cfg(34)))
+    model = build_bottom_up(make_full_cfg(18))
+    with pytest.raises(UserError, match=r"too many \(res2\.2\.conv1.*those of a resnet34"):
+        load_backbone(model, state)
+
+
+def test_what_changes_nothing_is_allowed(make_full_cfg):
+    """Zero biases of Caffe2's convolutions, and a stage that this network leaves out."""
+    state = random_state(build_bottom_up(make_full_cfg(18)))
+    state["stem.conv1.bias"] = torch.zeros(64)
+    cfg = make_full_cfg(18, OUT_FEATURES=["res4"])
+    cfg.MODEL.FPN.IN_FEATURES = ["res4"]
+    model = build_bottom_up(cfg)
+    report = load_backbone(model, state)
+    assert same(model, state)
+    assert "stem.conv1.bias" in report.unexpected
+    assert "res5.0.conv1.weight" in report.unexpected
+    state["stem.conv1.bias"][3] = 0.1
+    with pytest.raises(UserError, match=r"1 too many \(stem\.conv1\.bias\)"):
+        load_backbone(model, state)
+
+
+def test_nan_in_a_checkpoint_is_refused(make_cfg):
+    bottom_up = build_bottom_up(make_cfg())
+    state = random_state(bottom_up)
+    state["res3.0.conv1.weight"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"NaN or infinity in res3\.0\.conv1\.weight"):
+        load_backbone(bottom_up, state)
+
+
+def test_containers_of_common_training_scripts_are_unwrapped(tmp_path):
+    tensor = torch.ones(2)
+    for content, name in (
+        ({"w": tensor}, "w"),
+        ({"model": {"w": tensor}, "optimizer": {"state": {0: {"m": tensor}}}}, "w"),
+        ({"epoch": 3, "state_dict": {"w": tensor}}, "w"),
+        ({"teacher": {"backbone.w": tensor}, "epoch": 1}, "teacher.backbone.w"),
+    ):
+        torch.save(content, tmp_path / "w.pth")
+        assert list(read_checkpoint(tmp_path / "w.pth")) == [name]
+
+
+def test_big_endian_arrays_are_read(tmp_path):
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"w": np.array([1, 2], ">f4")}))
+    assert read_checkpoint(tmp_path / "w.pkl")["w"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["w.pkl", "w.pth"])
+@settings(max_examples=60, deadline=None)
+@given(cut=st.floats(0, 1), noise=st.binary(max_size=30))
+def test_damaged_files_are_one_clear_error_or_harmless(name, cut, noise):
+    """Harmless: bytes after a whole pickle, or another comment at a zip archive's end."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        if name == "w.pkl":
+            path.write_bytes(pickle.dumps({"model": {"w": np.arange(50.0)}}))
+        else:
+            torch.save({"model": {"w": torch.arange(50.0)}}, path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(cut * len(whole))] + noise)
+        try:
+            found = read_checkpoint(path)
+        except UserError as error:
+            message = str(error)
+        else:
+            assert cut > 0.99
+            assert found["w"].tolist() == list(range(50))
+            return
+        assert message.startswith(str(path))
+
+
+@pytest.mark.parametrize("content", [{}, [1, 2], {"model": {}}, {"a": "text"}, 5])
+def test_files_without_tensors_are_refused(content, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth: holds no tensors"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_written_backbones_are_read_with_their_metadata(make_cfg, tmp_path):
+    bottom_up = build_bottom_up(make_cfg())
+    state = random_state(bottom_up)
+    path = tmp_path / "new" / "w.pth"
+    write_backbone(path, state, {"format": 1, "input": input_settings(make_cfg())})
+    load_backbone(bottom_up, read_checkpoint(path))
+    assert same(bottom_up, state)
+    metadata = read_metadata(path)
+    assert metadata["format"] == 1
+    check_input(make_cfg(), metadata, "w.pth")
+    other = make_cfg({"MODEL.PIXEL_STD": [58.0, 57.0, 57.0]})
+    with pytest.raises(UserError, match=r"w\.pth: pre-trained with MODEL\.PIXEL_STD \[1\.0, 1\.0"):
+        check_input(other, metadata, "w.pth")
+    assert weights_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_files_of_others_have_no_metadata(make_cfg, tmp_path):
+    torch.save({"w": torch.ones(1)}, tmp_path / "w.pth")
+    assert read_metadata(tmp_path / "w.pth") == {}
+    check_input(make_cfg(), {}, "w.pth")
+
+
+def test_unwritable_output_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        write_backbone(tmp_path / "file" / "w.pth", {"w": torch.ones(1)}, {})

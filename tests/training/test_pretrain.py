@@ -1,0 +1,202 @@
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scratch_vs_pretrain.config import default_config, merge_overrides
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+from scratch_vs_pretrain.modeling.weights import load_backbone, read_checkpoint, read_metadata
+from scratch_vs_pretrain.training import pretrain as module
+from scratch_vs_pretrain.training.pretrain import pretrain
+from scratch_vs_pretrain.training.pretrain_spec import PretrainSpec
+
+DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
+SPEC = PretrainSpec(
+    epochs=4, image_size=32, batch_size=8, learning_rate=0.02, min_area=0.5, device="cpu"
+)
+
+
+@pytest.fixture
+def cfg():
+    cfg = default_config()
+    settings = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.BACKBONE.NAME": "build_svp_resnet_backbone",
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.RESNETS.DEPTH": 18,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res5"],
+        "MODEL.RESNETS.NORM": "GN",
+        "SVP.RESNETS.ALLOW_NARROW": True,
+        "MODEL.PIXEL_STD": [60.0, 60.0, 60.0],
+    }
+    merge_overrides(cfg, settings, "test")
+    return cfg
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Reddish against bluish noise: two classes that anything but chance tells apart."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 8)):
+        for name, channel in (("blue", 2), ("red", 0)):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(0, 160, (36, 36, 3))
+                pixels[:, :, channel] += 90
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{k}.png")
+    return tmp_path / "pictures"
+
+
+def test_learns_and_writes_what_a_detector_loads(cfg, pictures, tmp_path):
+    result = pretrain(cfg, pictures, tmp_path / "new" / "w.pth", SPEC, progress=False)
+    assert result.accuracy is not None
+    assert result.accuracy > 80
+    assert result.seconds > 0
+    bottom_up = build_bottom_up(cfg)
+    weights = read_checkpoint(result.file)
+    report = load_backbone(bottom_up, weights)
+    assert report.unexpected == ("linear.weight", "linear.bias")
+    assert all(torch.equal(t, weights[n]) for n, t in bottom_up.state_dict().items())
+    assert [path.name for path in result.file.parent.iterdir()] == ["w.pth"]
+
+
+def test_metadata_says_what_was_seen(cfg, pictures, tmp_path):
+    result = pretrain(cfg, pictures, tmp_path / "w.pth", SPEC, progress=False)
+    metadata = read_metadata(tmp_path / "w.pth")
+    assert metadata == result.metadata
+    assert metadata["images"] == 32
+    assert metadata["epochs"] == 4
+    assert metadata["resolution"] == 32
+    assert metadata["samples"] == {"images": 128, "instances": 128, "pixels": 128 * 32 * 32}
+    assert metadata["classes"] == ["blue", "red"]
+    assert metadata["accuracy"] == result.accuracy
+    assert metadata["norms"] == {"GN": 20}
+    assert metadata["input"]["MODEL.PIXEL_STD"] == [60.0, 60.0, 60.0]
+    assert metadata["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert "NORM: GN" in metadata["config"]
+
+
+def test_the_same_seed_gives_the_same_file(cfg, pictures, tmp_path):
+    torch.manual_seed(1)
+    first = pretrain(cfg, pictures, tmp_path / "1.pth", SPEC, progress=False)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = pretrain(cfg, pictures, tmp_path / "2.pth", SPEC, progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.file.read_bytes() == second.file.read_bytes()
+    third = pretrain(
+        cfg, pictures, tmp_path / "3.pth", PretrainSpec(**vars(SPEC) | {"seed": 1}), progress=False
+    )
+    one, other = read_checkpoint(first.file), read_checkpoint(third.file)
+    assert not torch.equal(one["stem.conv1.weight"], other["stem.conv1.weight"])
+
+
+def test_a_killed_pretraining_goes_on_and_ends_the_same(cfg, pictures, tmp_path, monkeypatch):
+    whole = pretrain(cfg, pictures, tmp_path / "whole.pth", SPEC, progress=False)
+
+    trained = []
+    train_epoch = module._train_epoch
+
+    def killed_in_second(model, optimizer, batches, epoch, *rest):
+        trained.append(epoch)
+        train_epoch(model, optimizer, batches, epoch, *rest)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_train_epoch", killed_in_second)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(cfg, pictures, tmp_path / "parts.pth", SPEC, progress=False)
+    assert not (tmp_path / "parts.pth").exists()
+    parts = pretrain(cfg, pictures, tmp_path / "parts.pth", SPEC, progress=False)
+    assert trained == [0, 1, 1, 2, 3]
+    assert parts.file.read_bytes() == whole.file.read_bytes()
+
+
+def test_a_snapshot_of_another_recipe_is_not_continued(cfg, pictures, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_accuracy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(cfg, pictures, tmp_path / "w.pth", SPEC, progress=False)
+    assert (tmp_path / "w.pth.partial").exists()
+    other = PretrainSpec(**vars(SPEC) | {"learning_rate": 0.01})
+    result = pretrain(cfg, pictures, tmp_path / "w.pth", other, progress=False)
+    fresh = pretrain(cfg, pictures, tmp_path / "fresh.pth", other, progress=False)
+    assert result.file.read_bytes() == fresh.file.read_bytes()
+
+
+def test_syncbn_backbones_train_in_one_process(cfg, pictures, tmp_path):
+    cfg.MODEL.RESNETS.NORM = "SyncBN"
+    spec = PretrainSpec(**vars(SPEC) | {"epochs": 1})
+    result = pretrain(cfg, pictures, tmp_path / "w.pth", spec, progress=False)
+    assert result.metadata["norms"] == {"SyncBN (as BatchNorm: one process)": 20}
+    assert load_backbone(build_bottom_up(cfg), read_checkpoint(result.file)).missing == ()
+
+
+def test_without_validation_pictures_there_is_no_accuracy(cfg, pictures, tmp_path):
+    spec = PretrainSpec(**vars(SPEC) | {"epochs": 1, "validation_fraction": 0.0, "cache": False})
+    result = pretrain(cfg, pictures / "train", tmp_path / "w.pth", spec, progress=False)
+    assert result.accuracy is None
+
+
+def test_a_progress_bar_shows_loss_and_accuracy(cfg, pictures, tmp_path, capfd):
+    spec = PretrainSpec(**vars(SPEC) | {"epochs": 1})
+    pretrain(cfg, pictures, tmp_path / "w.pth", spec, progress=True)
+    shown = capfd.readouterr().err
+    assert "pre-training: 100%" in shown
+    assert "accuracy=" in shown
+
+
+def test_a_diverging_loss_is_an_error_that_writes_nothing(cfg, pictures, tmp_path):
+    spec = PretrainSpec(**vars(SPEC) | {"learning_rate": 1e30, "warmup": 0.0})
+    with pytest.raises(UserError, match=r"diverged at batch \d+ of 16; lower learning_rate"):
+        pretrain(cfg, pictures, tmp_path / "w.pth", spec, progress=False)
+    assert not (tmp_path / "w.pth").exists()
+
+
+def test_bad_input_is_refused_before_training(cfg, pictures, tmp_path):
+    (tmp_path / "file").touch()
+    for output, message in (
+        (tmp_path / "file" / "w.pth", "cannot be written"),
+        (tmp_path, "is a folder; name the file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pretrain(cfg, pictures, output, SPEC, progress=False)
+    with pytest.raises(UserError, match="no such folder"):
+        pretrain(cfg, tmp_path / "none", tmp_path / "w.pth", SPEC, progress=False)
+    for field, message in (
+        ({"device": "tpu"}, "device: there is no tpu"),
+        ({"epochs": 0}, "epochs"),
+    ):
+        spec = PretrainSpec(**vars(SPEC) | field)
+        with pytest.raises(UserError, match=message):
+            pretrain(cfg, pictures, tmp_path / "w.pth", spec, progress=False)
+
+
+@pytest.mark.skipif(
+    not (DATASETS / "imagenette80.tar").exists(), reason="../shared/datasets is absent"
+)
+def test_real_photographs_are_trained_on(cfg, tmp_path):
+    with tarfile.open(DATASETS / "imagenette80.tar") as archive:
+        kept, members = {}, []
+        for member in archive:
+            folder = str(Path(member.name).parent)
+            if member.isfile() and kept.get(folder, 0) < 8:
+                kept[folder] = kept.get(folder, 0) + 1
+                members.append(member)
+        archive.extractall(tmp_path / "imagenette", members, filter="data")
+    spec = PretrainSpec(**vars(SPEC) | {"epochs": 1, "image_size": 64, "batch_size": 16})
+    result = pretrain(cfg, tmp_path / "imagenette", tmp_path / "w.pth", spec, progress=False)
+    assert result.metadata["images"] == 80
+    assert result.metadata["validation_images"] == 80
+    assert len(result.metadata["classes"]) == 10
+    assert load_backbone(build_bottom_up(cfg), read_checkpoint(result.file)).missing == ()
