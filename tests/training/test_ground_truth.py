@@ -1,0 +1,120 @@
+import json
+import os
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.training.ground_truth import check_ground_truth, load_ground_truth
+
+NAME = "ground_truth_under_test"
+
+
+def annotation(number, **changes):
+    keypoints = [value for k in range(17) for value in (k, k, 2)]
+    return {
+        "id": number,
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": [0, 0, 20, 20],
+        "area": 400,
+        "iscrowd": 0,
+        "segmentation": [[0, 0, 20, 0, 20, 20]],
+        "keypoints": keypoints,
+        "num_keypoints": 17,
+        **changes,
+    }
+
+
+def content(*annotations):
+    return {
+        "images": [{"id": 1, "file_name": "1.png", "height": 20, "width": 20}],
+        "annotations": list(annotations),
+        "categories": [{"id": 1, "name": "disc"}],
+    }
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "annotations.json"
+    DatasetCatalog.register(NAME, list)
+    MetadataCatalog.get(NAME).set(json_file=str(path))
+    yield path
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def test_complete_ground_truth_is_fit_for_every_task(file):
+    file.write_text(json.dumps(content(annotation(1), annotation(2, iscrowd=1, num_keypoints=0))))
+    check_ground_truth(NAME, ("bbox", "segm", "keypoints"))
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "remedy"),
+    [
+        ("bbox", "area", "DATASETS.TEST"),
+        ("segm", "segmentation", "MODEL.MASK_ON"),
+        ("keypoints", "num_keypoints", "MODEL.KEYPOINT_ON"),
+    ],
+)
+def test_a_missing_field_is_named_with_its_annotation(file, task, key, remedy):
+    incomplete = annotation(7)
+    del incomplete[key]
+    file.write_text(json.dumps(content(annotation(1), incomplete)))
+    with pytest.raises(UserError, match=f"{NAME}: annotation 7 has no {key}, .*{remedy}"):
+        check_ground_truth(NAME, (task,))
+
+
+def test_an_empty_polygon_list_is_no_mask(file):
+    file.write_text(json.dumps(content(annotation(3, segmentation=[]))))
+    check_ground_truth(NAME, ("bbox",))
+    with pytest.raises(UserError, match="annotation 3 has no segmentation"):
+        check_ground_truth(NAME, ("bbox", "segm"))
+
+
+def test_as_many_sigmas_as_keypoints_are_needed(file):
+    file.write_text(json.dumps(content(annotation(1, keypoints=[1, 1, 2] * 5))))
+    with pytest.raises(UserError, match=r"5 keypoints, not 17, .*KEYPOINT_OKS_SIGMAS"):
+        check_ground_truth(NAME, ("keypoints",))
+    check_ground_truth(NAME, ("keypoints",), keypoint_sigmas=[0.05] * 5)
+
+
+@pytest.mark.parametrize("without", [{"annotations": []}, {"annotations": None}])
+def test_images_alone_cannot_be_scored(file, without):
+    file.write_text(json.dumps({**content(), **without}))
+    with pytest.raises(UserError, match="no annotations"):
+        check_ground_truth(NAME, ("bbox",))
+    check_ground_truth(NAME, ())
+
+
+def test_a_file_is_read_once_until_it_changes(file):
+    file.write_text(json.dumps(content(annotation(1))))
+    first = load_ground_truth(NAME)
+    assert load_ground_truth(NAME) is first
+    file.write_text(json.dumps(content(annotation(2))))
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    assert load_ground_truth(NAME)["annotations"][0]["id"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"images": [', "not valid JSON"),
+        ("[]", "not in COCO format"),
+        ('{"images": []}', "not in COCO format"),
+    ],
+)
+def test_what_is_no_coco_json_is_refused_by_name(file, text, message):
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"{file.name}: {message}"):
+        load_ground_truth(NAME)
+
+
+def test_a_missing_file_is_named(file):
+    with pytest.raises(UserError, match=f"{file.name}: cannot read"):
+        load_ground_truth(NAME)
+
+
+def test_another_format_than_coco_is_refused():
+    with pytest.raises(UserError, match=r"voc_2012_val: is not in COCO format"):
+        load_ground_truth("voc_2012_val")
