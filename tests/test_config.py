@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratch_vs_pretrain.config import (
@@ -106,6 +106,7 @@ class TestMergeOverrides:
         merge_overrides(cfg, {"SOLVER.WEIGHT_DECAY_BIAS": 0.0}, "here")
         assert cfg.SOLVER.WEIGHT_DECAY_BIAS == 0.0
 
+    @settings(deadline=None)  # the first example imports Detectron2
     @given(
         key=st.sampled_from(["SOLVER.STEPS", "MODEL.WEIGHTS", "SOLVER.BASE_LR", "DATASETS.TRAIN"])
         | st.text(max_size=20),

@@ -69,7 +69,7 @@ class Plan:
             "iterations": [f"{row.iterations:,}" for row in self.rows],
             "rate drops at": [" ".join(f"{drop:,}" for drop in row.drops) for row in self.rows],
             "images": [f"{row.images:,}" for row in self.rows],
-            "epochs": ["-" if row.epochs is None else f"{row.epochs:.1f}" for row in self.rows],
+            "epochs": ["-" if row.epochs is None else f"{row.epochs:,.1f}" for row in self.rows],
         }
         if len(set(columns["seed"])) == 1:
             del columns["seed"]

@@ -303,12 +303,13 @@ VALUES = st.recursive(
 
 
 class TestRandomContent:
+    @settings(deadline=None)
     @given(content=VALUES)
     def test_lets_nothing_but_user_errors_out(self, content):
         with pytest.raises(UserError):
             parse_study(content, Path("study.yaml"), {})
 
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_lets_nothing_but_user_errors_out_of_one_odd_field(self, folder, data):
         content = {

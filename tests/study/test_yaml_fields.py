@@ -2,7 +2,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratch_vs_pretrain.errors import UserError
@@ -81,6 +81,7 @@ class TestReadPlainYaml:
         with pytest.raises(UserError, match="not a text file"):
             read_plain_yaml(file)
 
+    @settings(deadline=None)
     @given(
         st.binary(max_size=60)
         | st.text("ab:-[]{}!&*#'\"|>%@`\n\t 01.,?=<~", max_size=60).map(str.encode)
