@@ -1,0 +1,181 @@
+"""Reading COCO annotation files, good and bad."""
+
+import contextlib
+import copy
+import hashlib
+import json
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scratch_vs_pretrain.data.annotations import AnnotationFile, read_annotations
+from scratch_vs_pretrain.errors import UserError
+
+GOOD = {
+    "images": [
+        {"id": 7, "file_name": "b.jpg", "height": 20, "width": 30},
+        {"id": 3, "file_name": "sub/a.jpg", "height": 20, "width": 30},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 3, "category_id": 9, "bbox": [1, 2, 3.5, 4], "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 4, "bbox": [1, 2, 3, 4], "iscrowd": 1},
+    ],
+    "categories": [{"id": 9, "name": "nine"}, {"id": 4, "name": "four"}],
+}
+
+
+def write(folder, content):
+    file = folder / "annotations.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return file
+
+
+def changed(*path, value=None, remove=False):
+    content = copy.deepcopy(GOOD)
+    entry = content
+    for key in path[:-1]:
+        entry = entry[key]
+    if remove:
+        del entry[path[-1]]
+    else:
+        entry[path[-1]] = value
+    return content
+
+
+def test_what_is_kept(tmp_path):
+    file = write(tmp_path, GOOD)
+    assert read_annotations(file) == AnnotationFile(
+        file_names=("b.jpg", "sub/a.jpg"),
+        annotations=2,
+        categories=("four", "nine"),
+        keypoints=(),
+        skeleton=(),
+        usable=True,
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+    )
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    file = write(tmp_path, GOOD)
+    first = read_annotations(file)
+    assert read_annotations(file) is first
+    file.write_text(json.dumps(GOOD).replace("nine", "NINE"))
+    os.utime(file, ns=(1, 1))
+    assert read_annotations(file).categories == ("four", "NINE")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {**GOOD, "annotations": []},
+        {**GOOD, "images": []},
+        changed("annotations", 0, "iscrowd", value=1),
+        changed("annotations", 0, "image_id", value=99),
+    ],
+)
+def test_nothing_usable(tmp_path, content):
+    assert not read_annotations(write(tmp_path, content)).usable
+
+
+def test_keypoints(tmp_path):
+    category = {"id": 1, "name": "hand", "keypoints": ["tip", "root"], "skeleton": [[1, 2]]}
+    content = {**changed("annotations", value=[]), "categories": [category]}
+    found = read_annotations(write(tmp_path, content))
+    assert found.keypoints == ("tip", "root")
+    assert found.skeleton == ((1, 2),)
+
+
+BONES = "the skeleton must be pairs of 1 to 2"
+
+
+@pytest.mark.parametrize("skeleton", [[[1, 3]], [[0, 1]], [[1]], 5, [["a", "b"]]])
+def test_a_bad_skeleton(tmp_path, skeleton):
+    category = {"id": 1, "name": "hand", "keypoints": ["tip", "root"], "skeleton": skeleton}
+    with pytest.raises(UserError, match=BONES):
+        read_annotations(write(tmp_path, {**GOOD, "annotations": [], "categories": [category]}))
+
+
+@pytest.mark.parametrize("keypoints", [5, "tip", [1], {"tip": 1}])
+def test_bad_keypoints(tmp_path, keypoints):
+    category = {"id": 1, "name": "hand", "keypoints": keypoints}
+    with pytest.raises(UserError, match="must be a list of names"):
+        read_annotations(write(tmp_path, {**GOOD, "annotations": [], "categories": [category]}))
+
+
+def test_categories_must_share_keypoints(tmp_path):
+    categories = [
+        {"id": 1, "name": "hand", "keypoints": ["tip"], "skeleton": []},
+        {"id": 2, "name": "foot", "keypoints": ["toe"], "skeleton": []},
+    ]
+    with pytest.raises(UserError, match="different keypoints"):
+        read_annotations(write(tmp_path, {**GOOD, "annotations": [], "categories": categories}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not valid JSON"),
+        (json.dumps(GOOD)[:-40], "not valid JSON .*truncated"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[1, 2]", "no list of images"),
+        (changed("images", remove=True), "no list of images"),
+        (changed("annotations", remove=True), "no list of annotations"),
+        (changed("categories", value={}), "no list of categories"),
+        (changed("images", 1, "file_name", remove=True), r"images\[1\] has no valid file_name"),
+        (changed("images", 0, "height", value="20"), r"images\[0\] has no valid height"),
+        (changed("images", 0, value=None), r"images\[0\] has no valid id"),
+        (changed("annotations", 1, "bbox", remove=True), r"annotations\[1\] has no valid bbox"),
+        (changed("annotations", 1, "bbox", value=[1, 2]), r"annotations\[1\] has bbox \[1, 2\]"),
+        (changed("annotations", 0, "bbox", value=[1, 2, None, 4]), r"annotations\[0\] has bbox"),
+        (changed("annotations", 0, "category_id", value=5), r"annotations\[0\] has category_id 5"),
+        (changed("images", 0, "file_name", value="../b.jpg"), "leads out of the image folder"),
+        (changed("images", 0, "file_name", value="/b.jpg"), "leads out of the image folder"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, content, message):
+    file = write(tmp_path, content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_annotations(file)
+    assert str(file) in str(caught.value)
+
+
+def test_not_text(tmp_path):
+    file = tmp_path / "annotations.json"
+    file.write_bytes(b"\xff\xfe\x00{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_annotations(file)
+
+
+@pytest.mark.parametrize("name", ["missing.json", ""])
+def test_no_file(tmp_path, name):
+    with pytest.raises(UserError, match=r"cannot read the annotations \(\w"):
+        read_annotations(tmp_path / name)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["id", "name", "keypoints", "skeleton"]), inner)
+    ),
+    max_leaves=8,
+)
+PATHS = [
+    ("images",),
+    ("images", 0),
+    ("annotations", 1),
+    ("categories",),
+    *((key, 0, field) for key in GOOD for field in GOOD[key][0]),
+    ("categories", 0, "keypoints"),
+    ("categories", 1, "skeleton"),
+]
+
+
+@settings(max_examples=500, deadline=None)
+@given(path=st.sampled_from(PATHS), value=JSON)
+def test_any_value_anywhere_is_read_or_refused(tmp_path_factory, path, value):
+    file = write(tmp_path_factory.mktemp("any"), changed(*path, value=value))
+    with contextlib.suppress(UserError):
+        assert len(read_annotations(file).categories) <= 3
