@@ -30,6 +30,10 @@ def add_svp_config(cfg: CfgNode) -> None:
     # groups of two. Independent of the number of GPUs, so that the batches are, too.
     cfg.SVP.GROUP_SIZE = 2
 
+    # What a BatchNorm checkpoint gives a GroupNorm network: "all" refuses it, because GroupNorm
+    # keeps no running statistics; "affine_only" takes scale and shift.
+    cfg.SVP.NORM_WEIGHTS = "all"
+
     # The share of training images that may turn out unreadable. They are named in the log, counted
     # in run.json and replaced by the next readable image; beyond this share training stops.
     cfg.SVP.MAX_UNREADABLE = 0.01

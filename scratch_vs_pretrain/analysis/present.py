@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scratch_vs_pretrain.analysis import tables
 from scratch_vs_pretrain.analysis.formats import Table, render
+from scratch_vs_pretrain.analysis.paper_numbers import paper_study
 from scratch_vs_pretrain.analysis.results import by_study
 from scratch_vs_pretrain.analysis.runs import RunRecord, collect, load_runs
 from scratch_vs_pretrain.errors import UserError
 
-TABLES = {
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _against_paper(runs: Sequence[RunRecord]) -> Table:
+    match = paper_study(runs[0].study)
+    return tables.paper_table(runs, match.experiment, backbone=match.backbone, norm=match.norm)
+
+
+TABLES: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
     "schedules": tables.schedules_table,
     "metrics": tables.metrics_table,
-    "paper": tables.paper_table,
+    "paper": _against_paper,
 }
 FIGURES = ("ap", "loss", "overlay", "iou")
 
@@ -71,7 +82,7 @@ def draw(folder: Path, figure: str, x: str, files: Iterable[Path]) -> None:
     if figure == "iou":
         drawn = curves.iou_figure(frame)
     else:
-        makers = {
+        makers: dict[str, Callable[..., Figure]] = {
             "ap": curves.ap_figure,
             "loss": curves.loss_figure,
             "overlay": curves.overlay_figure,

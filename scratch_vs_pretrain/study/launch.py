@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.config import flatten, load_config
+from scratch_vs_pretrain.config import config_text, differences, load_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, write_json
 from scratch_vs_pretrain.study.audit import audit
@@ -64,7 +64,7 @@ def _prepare_run(
         return folder
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder.config_file, cfg.dump())
+        write_atomically(folder.config_file, config_text(cfg))
         # Last, because run.json makes the folder a run folder.
         write_json(folder.run_file, described)
     except OSError as error:
@@ -110,12 +110,12 @@ def _refuse_another_run(folder: RunFolder, cfg: CfgNode, described: dict[str, An
                 f"{folder.run_file}: belongs to {key} {there.get(key)!r}, not {described[key]!r}; "
                 "choose another output folder"
             )
-    old, new = flatten(load_config(folder.config_file)), flatten(cfg)
+    found = differences({"there": load_config(folder.config_file), "now": cfg})
     changed = [
-        f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
-        for key in sorted({*old, *new})
+        f"{key} ({values['there']!r} there, {values['now']!r} now)"
+        for key, values in found.items()
         # The same weights may lie elsewhere; their sha256 is compared below.
-        if old.get(key) != new.get(key) and key != "MODEL.WEIGHTS"
+        if key != "MODEL.WEIGHTS"
     ]
     if changed:
         raise UserError(

@@ -19,6 +19,7 @@ from scratch_vs_pretrain.data import catalog
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.weights import weights_sha256
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.training.evaluation import check_test_sets
 from scratch_vs_pretrain.training.hooks import Interrupted
 from scratch_vs_pretrain.training.provenance import provenance
 from scratch_vs_pretrain.training.trainer import Trainer
@@ -52,6 +53,7 @@ def train(folder: RunFolder) -> None:
     _check_weights_unchanged(cfg, run)
     catalog.register(cfg)
     catalog.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    check_test_sets(cfg)
     trainer = Trainer(cfg, folder, f"{run['arm']} {run['schedule']} seed {run['seed']}")
     folder.update(
         data={

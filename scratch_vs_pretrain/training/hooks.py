@@ -15,6 +15,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from tqdm import tqdm
 
+# How often bars are drawn: rarely where nobody watches, as in a log file.
+BAR_SECONDS = 0.5 if sys.stderr.isatty() else 15.0
+
+# Runs that train side by side each have a line.
+BAR_POSITION = int(os.environ.get("SVP_BAR_POSITION", "0"))
+
 # How often run.json is told the progress, at most.
 RECORD_SECONDS = 10
 
@@ -138,10 +144,9 @@ class ProgressHook(HookBase):
             total=self.trainer.max_iter,
             initial=self.trainer.start_iter,
             unit="it",
-            # Runs that train side by side each have a line.
-            position=int(os.environ.get("SVP_BAR_POSITION", 0)),
+            position=BAR_POSITION,
             dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 15,
+            mininterval=BAR_SECONDS,
         )
 
     def after_step(self) -> None:

@@ -6,6 +6,7 @@ import bisect
 import datetime
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,16 +17,24 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import JSONWriter
 from torch import nn
+from tqdm import tqdm
 
 from scratch_vs_pretrain.data.stream import Samples, TrainingStream
 from scratch_vs_pretrain.modeling.checks import check_trainable
 from scratch_vs_pretrain.modeling.norms import use_runnable_norms
-from scratch_vs_pretrain.modeling.weights import load_backbone, read_checkpoint
+from scratch_vs_pretrain.modeling.weights import (
+    check_input,
+    load_backbone,
+    read_checkpoint,
+    read_metadata,
+)
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.training import metrics_log
 from scratch_vs_pretrain.training.checkpoint import Checkpointer, restore_random_states
 from scratch_vs_pretrain.training.evaluation import evaluate_model, write_evaluation
 from scratch_vs_pretrain.training.hooks import (
+    BAR_POSITION,
+    BAR_SECONDS,
     CheckpointHook,
     EvaluationHook,
     MetricsHook,
@@ -51,26 +60,27 @@ def rate_factor(cfg: Any, iteration: int) -> float:
 
 
 def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """Builds and checks the model of a run, and fills its backbone.
+    """Builds the model of a run and fills its backbone.
 
     Returns:
         the model, and what run.json says of it: ``norms``, ``parameters``, ``init_report``.
 
     Raises:
-        UserError: the model is not fit for the comparison, or the weights do not fill it.
+        UserError: a config value that makes no model, or weights that do not fill it.
     """
     seed_all_rng(cfg.SEED)
     model = build_model(cfg)
-    world = comm.get_world_size()
-    norms = use_runnable_norms(model, torch.device(cfg.MODEL.DEVICE), world)
-    check_trainable(model, cfg, images_per_process=cfg.SOLVER.IMS_PER_BATCH // world)
+    norms = use_runnable_norms(model, cfg.MODEL.DEVICE, comm.get_world_size())
     described: dict[str, Any] = {
         "norms": norms,
         "parameters": sum(p.numel() for p in model.parameters()),
         "init_report": None,
     }
-    if cfg.MODEL.WEIGHTS:
-        report = load_backbone(model, read_checkpoint(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS)
+    weights = cfg.MODEL.WEIGHTS
+    if weights:
+        check_input(cfg, read_metadata(weights), weights)
+        state = read_checkpoint(weights)
+        report = load_backbone(model, state, weights, cfg.SVP.NORM_WEIGHTS)
         described["init_report"] = report.summary()
     # The arms may have drawn differently so far; from here on they draw alike.
     seed_all_rng(cfg.SEED + comm.get_rank())
@@ -103,6 +113,8 @@ class Trainer(SimpleTrainer):
         self.network, self.described = build_run_model(cfg)
         self.stream = TrainingStream(cfg)
         optimizer = build_optimizer(cfg, self.network)
+        share = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        check_trainable(self.network, cfg, share, optimizer)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda iteration: rate_factor(cfg, iteration)
         )
@@ -156,7 +168,7 @@ class Trainer(SimpleTrainer):
         ]
 
     def _evaluate(self, completed: int) -> dict[str, float]:
-        evaluations, metrics = evaluate_model(self.cfg, self.network)
+        evaluations, metrics = evaluate_model(self.cfg, self.network, _evaluation_bar)
         if comm.is_main_process():
             write_evaluation(self.folder, completed, evaluations)
         return metrics
@@ -197,6 +209,17 @@ class Trainer(SimpleTrainer):
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         resumes = self.folder.read().get("resumes", [])
         self.folder.update(resumes=[*resumes, {"iteration": self.iter, "time": now}])
+
+
+def _evaluation_bar(batches: Iterable) -> Iterable:
+    return tqdm(
+        batches,
+        desc="  evaluating",
+        unit="image",
+        leave=False,
+        position=BAR_POSITION + 1,
+        mininterval=BAR_SECONDS,
+    )
 
 
 def _distributed(model: nn.Module) -> nn.Module:

@@ -1,0 +1,72 @@
+"""``svp table`` and ``plot``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from scratch_vs_pretrain.cli.options import Commands, add_command
+
+
+def add_commands(commands: Commands) -> None:
+    _add_table(commands)
+    _add_plot(commands)
+
+
+def _add_table(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "table",
+        _table,
+        "print the comparison of finished runs",
+        "svp table output/demo\n"
+        "svp table output/baseline-r50-gn --against paper\n"
+        "svp table output/demo --kind metrics --format latex > table.tex",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
+    parser.add_argument("--kind", choices=("schedules", "metrics"), default="schedules")
+    parser.add_argument(
+        "--format", choices=("text", "markdown", "csv", "latex", "html"), default="text"
+    )
+    parser.add_argument(
+        "--against", choices=("paper",), help="beside the numbers that were published"
+    )
+
+
+def _table(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.analysis.present import tables_text
+
+    kind = "paper" if options.against else options.kind
+    print(tables_text(options.folder, kind, options.format))
+    return 0
+
+
+def _add_plot(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "plot",
+        _plot,
+        "draw AP versus the length of training, and other figures",
+        "svp plot output/demo -o curves.png\n"
+        "svp plot output/demo --figure iou -o iou.svg\n"
+        "svp plot output/demo --x images -o curves.pdf",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
+    parser.add_argument("--figure", choices=("ap", "loss", "overlay", "iou"), default="ap")
+    parser.add_argument("--x", choices=("iterations", "images", "epochs"), default="iterations")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("curves.png"),
+        metavar="FILE",
+        help="a .png, .svg or .pdf file (default: %(default)s)",
+    )
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.analysis.present import draw
+
+    draw(options.folder, options.figure, options.x, [options.output])
+    print(options.output)
+    return 0

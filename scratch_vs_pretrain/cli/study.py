@@ -1,0 +1,94 @@
+"""``svp plan``, ``run`` and ``status``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from scratch_vs_pretrain.cli.options import (
+    Commands,
+    add_command,
+    add_output,
+    add_study,
+    positive,
+    read_study,
+)
+
+
+def add_commands(commands: Commands) -> None:
+    _add_plan(commands)
+    _add_run(commands)
+    _add_status(commands)
+
+
+def _add_plan(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "plan",
+        _plan,
+        "show every run of a study, and what its arms differ in; trains nothing",
+        "svp plan configs/studies/paper/baseline_r50_gn.yaml",
+    )
+    add_study(parser)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.study.plan import plan
+
+    print(plan(read_study(options, need_weights=False)).text())
+    return 0
+
+
+def _add_run(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "run",
+        _run,
+        "train a study: finished runs are skipped, interrupted ones resumed",
+        "svp run configs/studies/coco_smoke.yaml --weights pretrained=backbone.pth\n"
+        "svp run my_study.yaml -o /data/runs --jobs 2",
+    )
+    add_study(parser)
+    add_output(parser)
+    parser.add_argument(
+        "-j",
+        "--jobs",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="runs that train at the same time, sharing the processor (default: %(default)s)",
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="show Detectron2's log")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.analysis.present import tables_text
+    from scratch_vs_pretrain.study.launch import run_study
+
+    study = read_study(options)
+    outcomes = run_study(study, options.output, options.jobs, options.verbose)
+    unfinished = [outcome for outcome in outcomes if outcome.state != "finished"]
+    if len(unfinished) < len(outcomes):
+        print(tables_text(options.output / study.name, "schedules", "text"))
+    for outcome in unfinished:
+        print(f"svp: {outcome.folder.path}: {outcome.state}: {outcome.reason}", file=sys.stderr)
+    return 1 if unfinished else 0
+
+
+def _add_status(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "status",
+        _status,
+        "show the state of every run in a folder, from its files alone",
+        "svp status output\nsvp status output/demo",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
+
+
+def _status(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.analysis.present import status_text
+
+    print(status_text(options.folder))
+    return 0

@@ -1,0 +1,61 @@
+"""``svp pretrain``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from scratch_vs_pretrain.cli.options import Commands, add_command, positive
+
+
+def add_commands(commands: Commands) -> None:
+    _add_pretrain(commands)
+
+
+def _add_pretrain(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "pretrain",
+        _pretrain,
+        "train a config's backbone as a classifier on a folder of images",
+        "svp pretrain configs/mask_rcnn_R_50_FPN_gn.yaml imagenette80 -o backbone.pth "
+        "--epochs 5 --image-size 80\n"
+        "svp pretrain configs/mask_rcnn_R_50_FPN_gn.yaml /data/imagenet -o R-50-GN.pth --workers 8",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="the detector's config (YAML)")
+    parser.add_argument(
+        "images", type=Path, metavar="DIR", help="train/<class>/* and val/<class>/*, or <class>/*"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pth")
+    # Options that are not given keep the default of training/pretrain_spec.py.
+    parser.add_argument("--epochs", type=positive, metavar="N", help="default: 100")
+    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="default: 224")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="default: 256")
+    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="default: 0.1")
+    parser.add_argument("--workers", type=int, metavar="N", help="decoding processes; default: 0")
+    parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    parser.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
+
+
+PRETRAIN_OPTIONS = (
+    "epochs",
+    "image_size",
+    "batch_size",
+    "learning_rate",
+    "workers",
+    "seed",
+    "device",
+)
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.config import load_config
+    from scratch_vs_pretrain.training.pretrain import pretrain
+    from scratch_vs_pretrain.training.pretrain_spec import PretrainSpec
+
+    given = {name: getattr(options, name) for name in PRETRAIN_OPTIONS}
+    spec = PretrainSpec(**{name: value for name, value in given.items() if value is not None})
+    result = pretrain(load_config(options.config), options.images, options.output, spec)
+    accuracy = "" if result.accuracy is None else f", {result.accuracy:.1f} % accurate"
+    print(f"{result.file}: trained in {result.seconds:.0f} s{accuracy}")
+    return 0
