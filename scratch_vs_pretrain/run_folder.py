@@ -38,9 +38,9 @@ DEAD_AFTER_SECONDS = 180
 LOCK_SECONDS = 0.5
 
 
-def write_atomically(path: Path, text: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
     """Replaces `path` in one step: a reader, or a kill, sees the old file or the new one."""
-    data = text.encode() if isinstance(text, str) else text
+    data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:

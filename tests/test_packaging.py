@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -167,6 +168,15 @@ class TestBaseRequirementsOnly:
         }
         assert missing >= {"Detectron2", "torch", "torchvision", "faster-coco-eval"}
         assert not missing & {"pandas", "matplotlib", "scratch-vs-pretrain"}
+
+
+def test_citation_names_this_version(metadata):
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert citation["version"] == metadata["Version"]
+    assert citation["license"] == metadata["License-Expression"]
+    assert {"Rethinking ImageNet Pre-training", "Detectron2"} == {
+        reference["title"] for reference in citation["references"]
+    }
 
 
 class TestScripts:
