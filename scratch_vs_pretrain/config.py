@@ -56,6 +56,10 @@ def add_svp_config(cfg: CfgNode) -> None:
     # insists on 64 for R18 and R34); small studies train narrow networks.
     cfg.SVP.RESNETS.ALLOW_NARROW = False
 
+    cfg.SVP.VGG = node()
+    # Channels of VGG-16's first stage; the last has eight times as many. VGG-16 itself has 64.
+    cfg.SVP.VGG.WIDTH = 64
+
 
 def default_config() -> CfgNode:
     """Returns Detectron2's default config with the ``SVP`` node."""

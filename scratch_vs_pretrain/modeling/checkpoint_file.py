@@ -6,6 +6,7 @@ import argparse
 import collections
 import io
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from detectron2.utils.file_io import PathManager
 
 from scratch_vs_pretrain.errors import UserError
 
+# Where checkpoints keep the state dict among other things.
+CONTAINERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
 # How torch.save's files begin, today's archives and those from before 2020.
 _TORCH_FILE = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 
@@ -81,6 +84,28 @@ def load(path: Path, source: str) -> Any:
         raise UserError(_not_a_checkpoint(source)) from None
     except Exception:  # bytes that are no pickle can raise anything
         raise UserError(_not_a_checkpoint(source)) from None
+
+
+def find_tensors(content: Any, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Returns the tensors and arrays of a checkpoint's content; nested names are joined by dots."""
+    if not isinstance(content, Mapping):
+        return {}
+    for container in CONTAINERS:
+        if isinstance(content.get(container), Mapping):
+            return find_tensors(content[container])
+    found: dict[str, torch.Tensor] = {}
+    for name, value in content.items():
+        if not isinstance(name, str) or name.endswith("_momentum"):
+            continue
+        if isinstance(value, torch.Tensor):
+            found[prefix + name] = value
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            # Arrays from big-endian machines exist; torch has native byte order only.
+            native = value.astype(value.dtype.newbyteorder("="))
+            found[prefix + name] = torch.from_numpy(native)
+        elif isinstance(value, Mapping):
+            found.update(find_tensors(value, f"{prefix}{name}."))
+    return found
 
 
 class _Refused(Exception):

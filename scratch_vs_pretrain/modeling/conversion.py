@@ -1,7 +1,8 @@
 """Foreign parameter names into Detectron2's, for the backbone alone.
 
 Known layouts: Detectron2's (a backbone or a whole detector), torchvision's ResNets with any prefix
-(MoCo, SwAV, BYOL, DINO, ... wrap one), and Caffe2 Detectron's. Names are matched exactly once the
+(MoCo, SwAV, BYOL, DINO, ... wrap one), Caffe2 Detectron's, and VGG-16 as each of the three has it,
+fc6 and fc7 included. Names are matched exactly once the
 prefix is known; Detectron2's longest-suffix heuristic is not used, because it may match a wrong
 layer without saying so.
 """
@@ -18,10 +19,11 @@ from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 
 from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling import vgg
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 # How MODEL.RESNETS describes each architecture. Stride in the 3x3 convolution, as torchvision.
 ARCHITECTURES: dict[str, dict[str, int]] = {
@@ -35,12 +37,17 @@ ARCHITECTURES: dict[str, dict[str, int]] = {
     "resnext101_64x4d": {"DEPTH": 101, "NUM_GROUPS": 64, "WIDTH_PER_GROUP": 4},
     "resnext152_8x32d": {"DEPTH": 152, "NUM_GROUPS": 8, "WIDTH_PER_GROUP": 32},
 }
+VGG16 = "vgg16"
+ARCHITECTURE_NAMES = (*ARCHITECTURES, VGG16)
 
 # A key that each layout has exactly once per network.
 MARKERS = {
     "detectron2": "stem.conv1.weight",
     "torchvision": "layer1.0.conv1.weight",
     "caffe2": "res2_0_branch2a_w",
+    "detectron2 VGG": "conv5_3.weight",
+    "torchvision VGG": "features.28.weight",
+    "caffe2 VGG": "conv5_3_w",
 }
 
 # Second networks in self-supervised checkpoints: the slowly moving copy of MoCo and BYOL, and
@@ -57,6 +64,26 @@ _TORCHVISION_NAMES = (
 )
 _BACKBONE_NAME = re.compile(r"^(stem|res[2-5])\.")
 
+_FC_LAYERS = ("box_head.fc1", "box_head.fc2")
+# What each layout calls VGG-16's layers. conv1_1 to conv5_3 have these names in two of them;
+# torchvision counts ReLUs and poolings, too, and VGG-19's numbers are others from conv3_4 on.
+_VGG_LAYERS = {
+    "detectron2 VGG": {name: name for name in _FC_LAYERS},
+    "torchvision VGG": dict(
+        zip(
+            (
+                *(f"features.{n}" for n in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)),
+                "classifier.0",
+                "classifier.3",
+            ),
+            (*vgg.LAYERS, *_FC_LAYERS),
+            strict=True,
+        )
+    ),
+    "caffe2 VGG": dict(zip(("fc6", "fc7"), _FC_LAYERS, strict=True)),
+}
+_VGG_KEY = re.compile(r"^(.+)[._](w|weight|b|bias)$")
+
 
 @dataclass(frozen=True)
 class BackboneWeights:
@@ -65,7 +92,7 @@ class BackboneWeights:
     Attributes:
         tensors: e.g. ``stem.conv1.weight``, ``res2.0.conv1.norm.running_mean``.
         others: keys of the checkpoint that are no part of the backbone, as they are there.
-        layout: "detectron2", "torchvision" or "caffe2".
+        layout: a key of :data:`MARKERS`.
         prefix: what stood before the backbone's names.
         norm: "BN" (with running statistics), "fused BN" (Caffe2: statistics multiplied into scale
             and shift), "affine" (scale and shift alone, as GroupNorm has) or "" for none.
@@ -89,10 +116,16 @@ def to_detectron2(state: Mapping[str, Tensor], source: str = "the checkpoint") -
         UserError: no known layout; or several networks, none of which is the obvious one.
     """
     layout, prefix = _locate(state, source)
+    # In a VGG detector fc6 and fc7 are beside the backbone.
+    heads = f"{prefix.removesuffix('backbone.')}roi_heads."
     tensors: dict[str, Tensor] = {}
     others = []
     for key, tensor in state.items():
-        name = _rename(key.removeprefix(prefix), layout) if key.startswith(prefix) else None
+        name = None
+        if layout == "detectron2 VGG" and key.startswith(heads):
+            name = _rename(key.removeprefix(heads), layout)
+        elif key.startswith(prefix):
+            name = _rename(key.removeprefix(prefix), layout)
         if name is None:
             others.append(key)
         elif name in tensors:
@@ -110,8 +143,8 @@ def convert(
     Raises:
         UserError: unknown architecture, or the checkpoint is of another one, which is named.
     """
-    if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+    if architecture not in ARCHITECTURE_NAMES:
+        known = ", ".join(ARCHITECTURE_NAMES)
         raise UserError(f"{architecture}: unknown architecture; use one of {known}")
     weights = to_detectron2(state, source)
     if not fits(weights.tensors, architecture):
@@ -123,6 +156,12 @@ def convert(
 
 def fits(tensors: Mapping[str, Tensor], architecture: str) -> bool:
     """Tells whether names and shapes (Detectron2's names) are those of `architecture`."""
+    with torch.device("meta"):
+        network = vgg.vgg16() if architecture == VGG16 else _resnet(architecture, tensors)
+    return _shapes(network.state_dict()) == _shapes(tensors)
+
+
+def _resnet(architecture: str, tensors: Mapping[str, Tensor]) -> nn.Module:
     norm = "BN" if any(name.endswith("running_mean") for name in tensors) else "GN"
     cfg = default_config()
     resnets = {"NORM": norm, "STRIDE_IN_1X1": False, **ARCHITECTURES[architecture]}
@@ -130,14 +169,12 @@ def fits(tensors: Mapping[str, Tensor], architecture: str) -> bool:
     merge_overrides(cfg, settings | {"MODEL.BACKBONE.NAME": "build_svp_resnet_backbone"}, "arch")
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    with torch.device("meta"):
-        expected = build_bottom_up(cfg).state_dict()
-    return _shapes(expected) == _shapes(tensors)
+    return build_bottom_up(cfg)
 
 
 def describe(tensors: Mapping[str, Tensor]) -> str:
     """Returns "; they are those of a resnet101", or nothing if no known architecture fits."""
-    names = [name for name in ARCHITECTURES if fits(tensors, name)]
+    names = [name for name in ARCHITECTURE_NAMES if fits(tensors, name)]
     return f"; they are those of a {' or '.join(names)}" if names else ""
 
 
@@ -158,16 +195,27 @@ def _locate(state: Mapping[str, Tensor], source: str) -> tuple[str, str]:
             return layout, prefixes[0]
     some = ", ".join(list(state)[:5])
     raise UserError(
-        f"{source}: no ResNet with the names of Detectron2, torchvision or Caffe2 Detectron in it; "
-        f"its first keys are {some}"
+        f"{source}: no ResNet or VGG-16 with the names of Detectron2, torchvision or Caffe2 "
+        f"Detectron in it; its first keys are {some}"
     )
 
 
 def _rename(key: str, layout: str) -> str | None:
+    if layout in _VGG_LAYERS:
+        return _from_vgg(key, _VGG_LAYERS[layout])
     if layout == "torchvision":
         return _from_torchvision(key)
     name = convert_basic_c2_names([key])[0] if layout == "caffe2" else key
     return name if _BACKBONE_NAME.match(name) else None
+
+
+def _from_vgg(key: str, layers: Mapping[str, str]) -> str | None:
+    match = _VGG_KEY.match(key)
+    if not match:
+        return None
+    # A convolution that VGG-16 lacks is renamed, too, so that VGG-19 is not taken for it.
+    layer = match[1] if re.fullmatch(r"conv\d_\d", match[1]) else layers.get(match[1])
+    return layer and f"{layer}.{'weight' if match[2].startswith('w') else 'bias'}"
 
 
 def _from_torchvision(key: str) -> str | None:

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.backbone import bottom_up_of
-from scratch_vs_pretrain.modeling.checkpoint_file import load, local_file
+from scratch_vs_pretrain.modeling.checkpoint_file import find_tensors, load, local_file
 from scratch_vs_pretrain.modeling.conversion import BackboneWeights, describe, to_detectron2
 from scratch_vs_pretrain.modeling.norms import norm_layers
+from scratch_vs_pretrain.modeling.vgg import pretrained_part
 from scratch_vs_pretrain.run_folder import write_atomically
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 NORM_WEIGHTS = ("all", "affine_only")
 NAMES_SHOWN = 20
-# Where checkpoints keep the state dict among other things.
-CONTAINERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -37,7 +34,7 @@ class LoadReport:
     """What became of a checkpoint's tensors.
 
     Attributes:
-        loaded: names in the bottom-up network.
+        loaded: names in the bottom-up network; VGG's fc6 and fc7 are in ``box_head``.
         missing: parameters and buffers of the bottom-up network that the checkpoint lacks.
         unexpected: the checkpoint's keys that were not used (classifier, heads, optimizer).
         mismatched: names with both shapes.
@@ -83,7 +80,7 @@ def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: missing, truncated, no checkpoint, or something that could execute code.
     """
-    tensors = _tensors(load(local_file(source), str(source)))
+    tensors = find_tensors(load(local_file(source), str(source)))
     if not tensors:
         raise UserError(f"{source}: holds no tensors; give a checkpoint or a state dict")
     return tensors
@@ -124,8 +121,9 @@ def load_backbone(
 ) -> LoadReport:
     """Fills the bottom-up network of a detector completely from a checkpoint.
 
-    FPN, RPN and heads keep their initialization, also if the checkpoint is a whole detector.
-    Nothing is changed if this raises.
+    FPN, RPN and heads keep their initialization, also if the checkpoint is a whole detector; but
+    fc6 and fc7 in the box head of a VGG detector are filled as well. Nothing is changed if this
+    raises.
 
     Args:
         model: a detector, its backbone, or a bottom-up network.
@@ -140,7 +138,7 @@ def load_backbone(
     """
     if norm_weights not in NORM_WEIGHTS:
         raise UserError(f"norm_weights: {norm_weights!r}; use {' or '.join(NORM_WEIGHTS)}")
-    bottom_up = bottom_up_of(model)
+    bottom_up = pretrained_part(model)
     weights = to_detectron2(state, source)
     tensors = dict(weights.tensors)
     statistics = _unused_statistics(weights, bottom_up, norm_weights, source)
@@ -246,7 +244,7 @@ def _check_complete(
     if report.missing and all(name.endswith(STATISTICS) for name in report.missing):
         remedy = "; the checkpoint has no BatchNorm statistics: set NORM to GN in both arms"
     else:
-        remedy = describe(tensors) or "; give a checkpoint of MODEL.RESNETS's architecture"
+        remedy = describe(tensors) or "; give a checkpoint of the config's architecture"
     raise UserError(
         f"{source}: fills {len(report.loaded)} of the backbone's {needed} tensors, "
         f"{', '.join(found)}{remedy}"
@@ -260,30 +258,10 @@ def _changes_network(name: str, tensors: Mapping[str, Tensor], bottom_up: nn.Mod
     """
     if name not in tensors or name.endswith("num_batches_tracked"):
         return False
-    if not hasattr(bottom_up, name.split(".")[0]):
+    stage = name.split(".")[0].split("_")[0]
+    if not any(child.startswith(stage) for child, _ in bottom_up.named_children()):
         return False
     return not (name.endswith(".bias") and not tensors[name].any())
-
-
-def _tensors(content: Any, prefix: str = "") -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        return {}
-    for container in CONTAINERS:
-        if isinstance(content.get(container), Mapping):
-            return _tensors(content[container])
-    found: dict[str, Tensor] = {}
-    for name, value in content.items():
-        if not isinstance(name, str) or name.endswith("_momentum"):
-            continue
-        if isinstance(value, Tensor):
-            found[prefix + name] = value
-        elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            # Arrays from big-endian machines exist; torch has native byte order only.
-            native = value.astype(value.dtype.newbyteorder("="))
-            found[prefix + name] = torch.from_numpy(native)
-        elif isinstance(value, Mapping):
-            found.update(_tensors(value, f"{prefix}{name}."))
-    return found
 
 
 def _some(names: Sequence[str]) -> str:

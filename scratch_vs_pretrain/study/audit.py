@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scratch_vs_pretrain.config import default_config, differences, flatten, nearest
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checks import SMALLEST_BATCH, missing_warmup
+from scratch_vs_pretrain.modeling.vgg import norm_problems
 from scratch_vs_pretrain.study.merge import arm_config
 from scratch_vs_pretrain.study.spec import Arm, ScheduleSpec, Study
 
@@ -107,7 +108,7 @@ def recipe_problems(cfg: CfgNode) -> list[str]:
             for key, norm in norms.items()
             if norm == "BN"
         ]
-    return problems + missing_warmup(cfg)
+    return problems + norm_problems(cfg) + missing_warmup(cfg)
 
 
 def _norms_in_use(cfg: CfgNode) -> dict[str, str]:

@@ -124,6 +124,22 @@ def test_every_part_is_normalized():
         assert census == {"backbone": 53 + 8, "box_head": 4, "mask_head": 4}, kind
 
 
+def test_vgg_is_the_original():
+    model = build(config_of("faster_rcnn_VGG_16.yaml"))
+    assert not [m for m in model.modules() if "Norm" in type(m).__name__]
+    # 14.7M of the convolutions; fc6 and fc7, as in the classifier of 138M without its last layer.
+    count = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
+    }
+    assert count["backbone"] == 14_714_688
+    head = sum(p.numel() for p in model.roi_heads.box_head.parameters())
+    assert head == 138_357_544 - 14_714_688 - (4096 * 1000 + 1000)
+    assert model.roi_heads.box_pooler.output_size == (7, 7)
+    assert [pooler.spatial_scale for pooler in model.roi_heads.box_pooler.level_poolers] == [1 / 16]
+    assert model.proposal_generator.in_features == ["conv5_3"]
+    assert model.proposal_generator.anchor_generator.num_anchors == [15]
+
+
 def test_x152_has_four_times_the_flops_of_r101():
     # 8x32d, not the zoo's 32x8d, which has 24.38 GMAC at 224 pixels, or 3.1 times.
     # Convolutions cost in proportion to the area, so that of 224 pixels is 49 times that of 32.

@@ -1,15 +1,19 @@
 """Every study file: it plans, passes the audit, and its numbers are the paper's."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from detectron2.modeling import build_model
 
 from scratch_vs_pretrain.config import flatten
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling.norms import norm_layers
 from scratch_vs_pretrain.study.audit import audit
-from scratch_vs_pretrain.study.merge import run_config
+from scratch_vs_pretrain.study.merge import arm_config, run_config
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.spec import Data, DataFiles
@@ -26,6 +30,7 @@ LENGTHS = {
     "5x": (450_000, (390_000, 430_000)),
     "6x": (540_000, (480_000, 520_000)),
     "9x": (810_000, (750_000, 790_000)),
+    "11x": (990_000, (930_000, 970_000)),
     "18k": (18_000, (12_000, 16_000)),
     "144k": (144_000, (96_000, 128_000)),
 }
@@ -36,6 +41,7 @@ PAPER = {
     "baseline_r50_syncbn": {"scratch": FIVE, "pretrained": FIVE},
     "large_x152": {"scratch": ["9x"], "pretrained": ["6x"]},
     "keypoints_r50": {"scratch": ["2x", "3x"], "pretrained": ["2x", "3x"]},
+    "vgg16": {"scratch": ["11x"], "pretrained": ["9x"]},
     "voc_r101": {"scratch": ["144k"], "pretrained": ["18k"]},
 }
 
@@ -94,6 +100,7 @@ def test_plan_of_the_baseline_reads_like_the_paper():
         ("baseline_r50_gn", (800,), "choice"),
         ("keypoints_r50", (800,), "choice"),
         ("large_x152", (640, 800), "range"),
+        ("vgg16", (640, 800), "range"),
         ("voc_r101", (640, 800), "range"),
     ],
 )
@@ -125,6 +132,48 @@ def test_detectors_are_the_papers(name, depth, norm):
     assert {values[f"MODEL.{part}.NORM"] for part in parts} == {norm}
     assert values["MODEL.KEYPOINT_ON"] == name.startswith("keypoints")
     assert values["MODEL.MASK_ON"] == name.startswith(("baseline", "large"))
+
+
+def test_vgg_study_has_no_normalization_at_all():
+    study = study_named("paper/vgg16")
+    for run in study.runs():
+        values = flatten(run_config(study, run))
+        assert values["MODEL.BACKBONE.NAME"] == "build_svp_vgg16_backbone"
+        assert values["MODEL.BACKBONE.FREEZE_AT"] == 0
+        parts = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+        assert {values[f"MODEL.{part}.NORM"] for part in parts} == {""}
+    with_norm = replace(study, overrides={**study.overrides, "MODEL.ROI_BOX_HEAD.NORM": "GN"})
+    with pytest.raises(UserError, match=r"VGG-16 has no normalization .*ROI_BOX_HEAD\.NORM GN"):
+        audit(with_norm)
+
+
+# Parameters of each network, and its normalization layers: one for each convolution of the
+# backbone (53, 104 or 155), of the FPN (8), and of the box and the mask head (4 each).
+NETWORKS = {
+    "baseline_r50_gn": {"GN": 69},
+    "baseline_r101_gn": {"GN": 120},
+    "baseline_r50_syncbn": {"SyncBN": 69},
+    "large_x152": {"GN": 171},
+    "keypoints_r50": {"GN": 65},
+    "vgg16": {},
+    "voc_r101": {"GN": 116},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_arm_has_the_same_network(name):
+    study = study_named(f"paper/{name}")
+    described = []
+    for arm in study.arms:
+        cfg = arm_config(study, arm, arm.schedules[-1])
+        cfg.MODEL.DEVICE = "meta"
+        with torch.device("meta"):
+            model = build_model(cfg)
+        census = Counter(kind for _, _, kind in norm_layers(model))
+        assert census == NETWORKS[name]
+        described.append({key: tuple(t.shape) for key, t in model.state_dict().items()})
+    assert all(other == described[0] for other in described)
+    assert len(described) > 1
 
 
 def test_data_sets_are_the_papers():

@@ -32,6 +32,34 @@ def make_cfg():
     return make
 
 
+NARROW_VGG = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.BACKBONE.NAME": "build_svp_vgg16_backbone",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.NORM": "",
+    "MODEL.RPN.IN_FEATURES": ["conv5_3"],
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES": ["conv5_3"],
+    "MODEL.ROI_BOX_HEAD.NAME": "VGGFC67Head",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "SVP.VGG.WIDTH": 4,
+}
+
+
+@pytest.fixture
+def make_vgg_cfg():
+    """Returns a config maker: Faster R-CNN with a narrow VGG-16."""
+
+    def make(overrides=None):
+        cfg = default_config()
+        merge_overrides(cfg, NARROW_VGG | (overrides or {}), "test")
+        return cfg
+
+    return make
+
+
 @pytest.fixture
 def make_full_cfg(make_cfg):
     """As `make_cfg`, with Detectron2's own widths: 64 in the stem, 256 out of the FPN."""

@@ -4,7 +4,14 @@ import torchvision
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-from scratch_vs_pretrain.modeling.conversion import ARCHITECTURES, convert, fits, to_detectron2
+from scratch_vs_pretrain.modeling.conversion import (
+    ARCHITECTURES,
+    convert,
+    describe,
+    fits,
+    to_detectron2,
+)
+from scratch_vs_pretrain.modeling.vgg import VGG16, vgg16
 
 
 def random_network(name):
@@ -61,6 +68,43 @@ def test_every_torchvision_architecture_converts_and_fits_itself(name):
     assert fits(weights.tensors, name)
     names = list(ARCHITECTURES)
     assert not fits(weights.tensors, names[names.index(name) - 1])
+
+
+def test_vgg_features_equal_torchvisions():
+    torch.manual_seed(0)
+    with torch.device("meta"):  # initialization takes seconds
+        reference, backbone, ours = torchvision.models.vgg16(weights=None), VGG16(), vgg16()
+    reference.to_empty(device="cpu").eval()
+    for parameter in reference.parameters():
+        fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
+        torch.nn.init.uniform_(parameter.data, -((6 / fan_in) ** 0.5), (6 / fan_in) ** 0.5)
+    weights = convert(reference.state_dict(), "vgg16")
+    ours.load_state_dict(weights, strict=True, assign=True)
+    convolutions = {name: tensor for name, tensor in weights.items() if name.startswith("conv")}
+    backbone.load_state_dict(convolutions, strict=True, assign=True)
+    images = torch.randn(1, 3, 64, 96)
+    regions = torch.randn(2, 512, 7, 7)
+    with torch.no_grad():
+        expected = reference.features[:30](images)
+        torch.testing.assert_close(backbone(images)["conv5_3"], expected, rtol=1e-5, atol=1e-5)
+        expected = reference.classifier[:5](regions.flatten(1)).relu()
+        torch.testing.assert_close(ours.box_head(regions), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_other_vggs_are_not_taken_for_vgg16():
+    weights = to_detectron2(meta_state("vgg16"))
+    assert (weights.layout, weights.norm) == ("torchvision VGG", "")
+    assert set(weights.others) == {"classifier.6.weight", "classifier.6.bias"}
+    assert fits(weights.tensors, "vgg16")
+    assert not fits(weights.tensors, "resnet18")
+    assert describe(weights.tensors) == "; they are those of a vgg16"
+    for name in ("vgg19", "vgg16_bn"):
+        with pytest.raises(UserError, match=r"not the weights of a vgg16$"):
+            convert(meta_state(name), "vgg16")
+    with pytest.raises(UserError, match="not the weights of a resnet50; they are those of a vgg16"):
+        convert(meta_state("vgg16"), "resnet50")
+    with pytest.raises(UserError, match="no ResNet or VGG-16"):
+        convert(meta_state("vgg11"), "vgg16")
 
 
 def test_wrong_architecture_is_refused_and_the_right_one_named():
@@ -140,5 +184,7 @@ def test_detectors_give_their_backbone(make_cfg):
 
 
 def test_unknown_layout_is_refused_with_its_keys():
-    with pytest.raises(UserError, match=r"w\.pth: no ResNet .* first keys are blocks\.0\.attn"):
+    with pytest.raises(
+        UserError, match=r"w\.pth: no ResNet or VGG-16 .* first keys are blocks\.0\.attn"
+    ):
         to_detectron2({"blocks.0.attn": torch.zeros(1)}, "w.pth")

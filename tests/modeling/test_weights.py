@@ -142,7 +142,7 @@ def test_ninety_percent_is_an_error_that_names_the_missing_keys(make_cfg):
     message = str(caught.value)
     assert message.startswith("w.pth: fills 54 of the backbone's 60 tensors, 6 missing")
     assert all(name in message for name in missing)
-    assert "checkpoint of MODEL.RESNETS's architecture" in message
+    assert "checkpoint of the config's architecture" in message
     assert same(bottom_up, before)
 
 
