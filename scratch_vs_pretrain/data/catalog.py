@@ -1,9 +1,8 @@
-"""Registers a config's data sets with Detectron2, checks their files and fingerprints them."""
+"""Describes registered data sets, checks their files and loads their training records."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import os
 import struct
@@ -12,18 +11,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
-from detectron2.data.datasets import builtin_meta, register_coco_instances
+from detectron2.data import get_detection_dataset_dicts
 from PIL import Image
 
-from scratch_vs_pretrain.data.annotations import AnnotationFile, read_annotations
+from scratch_vs_pretrain.data.registration import (
+    annotations_of,
+    ensure,
+    register,
+    remedy,
+    source,
+)
 from scratch_vs_pretrain.errors import UserError
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+__all__ = [
+    "DataSummary",
+    "category_count",
+    "check_files",
+    "describe",
+    "ensure",
+    "image_errors",
+    "load_training_records",
+    "register",
+]
+
 _NAMED_FILES = 3
-_BONE_COLOUR = (102, 204, 255)
 
 
 @dataclass(frozen=True)
@@ -53,30 +67,6 @@ class DataSummary:
         }
 
 
-def register(cfg: CfgNode) -> None:
-    """Registers every (name, annotation file, image folder) of ``SVP.DATASETS`` with Detectron2.
-
-    Registering the same again changes nothing. Keypoint names, flip pairs and skeleton come from
-    the annotation file's categories.
-
-    Raises:
-        UserError: an entry is no such triple, its annotation file cannot be used, or its name
-            stands for other files already.
-    """
-    for entry in cfg.SVP.DATASETS:
-        name, annotations, images = _triple(entry)
-        if name not in DatasetCatalog:
-            metadata = _keypoint_metadata(read_annotations(Path(annotations)))
-            register_coco_instances(name, metadata, annotations, images)
-            continue
-        known = MetadataCatalog.get(name)
-        paths = [os.path.abspath(known.get(key, "")) for key in ("json_file", "image_root")]
-        if paths != [annotations, images]:
-            raise UserError(
-                f"SVP.DATASETS: {name} is the name of another data set already; choose another name"
-            )
-
-
 def describe(names: Sequence[str]) -> DataSummary:
     """Returns what identifies registered COCO-format data sets.
 
@@ -84,7 +74,7 @@ def describe(names: Sequence[str]) -> DataSummary:
         UserError: a name is not registered, an annotation file cannot be used, or the data sets
             differ in their categories.
     """
-    files = [read_annotations(_source(name)[0]) for name in names]
+    files = [annotations_of(name) for name in names]
     for name, file in zip(names, files, strict=True):
         if file.categories != files[0].categories:
             raise UserError(
@@ -104,7 +94,7 @@ def describe(names: Sequence[str]) -> DataSummary:
 
 def category_count(name: str) -> int:
     """Returns the number of categories of a registered COCO-format data set."""
-    return len(read_annotations(_source(name)[0]).categories)
+    return len(annotations_of(name).categories)
 
 
 def check_files(names: Sequence[str]) -> None:
@@ -115,15 +105,15 @@ def check_files(names: Sequence[str]) -> None:
             with an annotation that is no crowd, or images are missing.
     """
     for name in names:
-        annotations, images = _source(name)
-        index = read_annotations(annotations)
+        annotations, images = source(name)
+        index = annotations_of(name)
         if not index.usable:
             raise UserError(
                 f"{annotations}: no image has an annotation (other than a crowd); "
                 f"there is nothing to train or evaluate on in {name}"
             )
         if not images.is_dir():
-            raise UserError(f"{name}: no such image folder as {images}{_remedy(name)}")
+            raise UserError(f"{name}: no such image folder as {images}{remedy(name)}")
         missing = _missing(images, index.file_names)
         if missing:
             named = ", ".join(missing[:_NAMED_FILES]) + (", .." if missing[_NAMED_FILES:] else "")
@@ -178,53 +168,6 @@ def image_errors(file_name: str | os.PathLike[str]) -> Iterator[None]:
         f"{file_name}: cannot be read as the annotations describe it ({reason}); "
         "restore the file or take it out of the annotations"
     )
-
-
-def _triple(entry: Any) -> tuple[str, str, str]:
-    strings = isinstance(entry, (list, tuple)) and all(isinstance(part, str) for part in entry)
-    if not strings or len(entry) != 3 or not all(entry):
-        raise UserError(f"SVP.DATASETS: {entry} must be [name, annotation file, image folder]")
-    return entry[0], os.path.abspath(entry[1]), os.path.abspath(entry[2])
-
-
-def _source(name: str) -> tuple[Path, Path]:
-    """Returns the annotation file and image folder of a registered data set."""
-    if name not in DatasetCatalog:
-        near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
-        hint = f"did you mean {near[0]}?" if near else "add it to SVP.DATASETS"
-        raise UserError(f"{name}: no such data set is registered; {hint}")
-    known = MetadataCatalog.get(name)
-    if known.get("json_file") is None or known.get("image_root") is None:
-        raise UserError(f"{name}: is not in COCO format; choose a COCO-format data set")
-    annotations = Path(known.json_file)
-    if not annotations.is_file():
-        raise UserError(f"{name}: no such annotation file as {annotations}{_remedy(name)}")
-    return annotations, Path(known.image_root)
-
-
-def _remedy(name: str) -> str:
-    if name.startswith(("coco_", "keypoints_coco_", "lvis_")):
-        return "; set DETECTRON2_DATASETS to the folder that holds it"
-    return ""
-
-
-def _keypoint_metadata(file: AnnotationFile) -> dict[str, Any]:
-    """Returns Detectron2's keypoint metadata, empty where no category has keypoints.
-
-    The names of a keypoint and its mirror image differ in "left" and "right" alone.
-    """
-    names = file.keypoints
-    if not names:
-        return {}
-    pairs = ((name, name.replace("left", "right")) for name in names)
-    rules = [(names[a - 1], names[b - 1], _BONE_COLOUR) for a, b in file.skeleton]
-    if names == builtin_meta.COCO_PERSON_KEYPOINT_NAMES:
-        rules = builtin_meta.KEYPOINT_CONNECTION_RULES
-    return {
-        "keypoint_names": names,
-        "keypoint_flip_map": tuple((a, b) for a, b in pairs if a != b and b in names),
-        "keypoint_connection_rules": rules,
-    }
 
 
 def _missing(folder: Path, names: Sequence[str]) -> list[str]:

@@ -80,6 +80,8 @@ def _merge_data(cfg: CfgNode, study: Study) -> None:
 
 
 def _check_data_names(cfg: CfgNode, study: Study) -> None:
+    from scratch_vs_pretrain.data.registration import find_subset, refuse_subsets
+
     for key in ("TRAIN", "TEST"):
         names = cfg.DATASETS[key]
         if not names or not all(isinstance(name, str) for name in names):
@@ -87,3 +89,10 @@ def _check_data_names(cfg: CfgNode, study: Study) -> None:
                 f"{study.file}: DATASETS.{key} names no data set, neither in {study.base} nor in "
                 f"the overrides (it is {names!r}); for example [coco_2017_{key.lower()}]"
             )
+    own = [name for name, *_ in cfg.SVP.DATASETS]
+    try:
+        for name in cfg.DATASETS.TRAIN:
+            find_subset(name, own)
+        refuse_subsets(cfg.DATASETS.TEST, own)
+    except UserError as error:
+        raise UserError(f"{study.file}: {error}") from None

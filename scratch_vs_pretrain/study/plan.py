@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from scratch_vs_pretrain.data.annotations import read_annotations
+from scratch_vs_pretrain.data.subsets import ALIASES
 from scratch_vs_pretrain.study.audit import Audit, audit
 from scratch_vs_pretrain.study.merge import run_config
 from scratch_vs_pretrain.study.spec import Study
@@ -120,11 +121,21 @@ def plan(study: Study, dataset_images: Mapping[str, int] | None = None) -> Plan:
 def training_images(cfg: CfgNode, known: Mapping[str, int]) -> int | None:
     """Returns how many images the config's training annotations list, None if that is unknown."""
     files = {name: Path(annotations) for name, annotations, _ in cfg.SVP.DATASETS}
-    counts = [
-        known.get(name) or _count(name, files.get(name) or _registered_file(name))
-        for name in cfg.DATASETS.TRAIN
-    ]
+    counts = [_images(name, files, known) for name in cfg.DATASETS.TRAIN]
     return None if None in counts else sum(count for count in counts if count)
+
+
+def _images(name: str, files: Mapping[str, Path], known: Mapping[str, int]) -> int | None:
+    from scratch_vs_pretrain.data.registration import find_subset
+
+    full = ALIASES.get(name, name)
+    subset = None if full in known else find_subset(full, files)
+    if subset is None:
+        return known.get(full) or _count(full, files.get(full) or _registered_file(full))
+    base = _images(subset.base, files, known)
+    if base is None:
+        return None if subset.relative else int(subset.size)
+    return subset.count(base)
 
 
 def _count(name: str, file: Path | None) -> int | None:

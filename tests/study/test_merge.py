@@ -123,6 +123,9 @@ class TestRunConfig:
             ({"overrides": {"TEST.EVAL_PERIODS": 1}}, r"overrides: .* did you mean TEST\.EVAL_PER"),
             ({"overrides": {"DATASETS.TRAIN": []}}, r"DATASETS\.TRAIN names no data set"),
             ({"overrides": {"DATASETS.TEST": [5]}}, r"DATASETS\.TEST names no data set"),
+            ({"overrides": {"DATASETS.TRAIN": ["coco_2017_train_10kk"]}}, "10kk is no size"),
+            ({"overrides": {"DATASETS.TRAIN": ["nothing_1k"]}}, "nothing, which is not registered"),
+            ({"overrides": {"DATASETS.TEST": ["coco_2017_val_1k"]}}, "evaluate on the full set"),
             ({"overrides": {"SOLVER.IMS_PER_BATCH": 0}}, "at least 1"),
         ],
     )

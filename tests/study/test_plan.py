@@ -116,3 +116,18 @@ class TestTrainingImages:
         cfg.DATASETS.TRAIN = ("voc_2012_train", "somebodys_data")
         assert training_images(cfg, {}) is None
         assert training_images(cfg, {"somebodys_data": 3}) == 5_720
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs"),
+    [
+        ("coco_2017_train_1k", 9.6),
+        ("coco_2017_train_10pct_s2", 0.81),
+        ("coco_35k", 0.27),
+        ("coco_35k_10k", 0.96),
+    ],
+)
+def test_epochs_of_subsets(base, name, epochs):
+    study = pair(base, (SHORT,), overrides={"DATASETS.TRAIN": [name]})
+    sizes = {"coco_2017_train": 118_287, "coco_2014_valminusminival": 35_504}
+    assert plan(study, sizes).rows[0].epochs == pytest.approx(epochs, abs=0.01)
