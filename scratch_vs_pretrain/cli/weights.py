@@ -1,4 +1,4 @@
-"""``svp pretrain``."""
+"""``svp pretrain`` and ``convert-weights``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from scratch_vs_pretrain.cli.options import Commands, add_command, positive
 
 def add_commands(commands: Commands) -> None:
     _add_pretrain(commands)
+    _add_convert_weights(commands)
 
 
 def _add_pretrain(commands: Commands) -> None:
@@ -58,4 +59,39 @@ def _pretrain(options: argparse.Namespace) -> int:
     result = pretrain(load_config(options.config), options.images, options.output, spec)
     accuracy = "" if result.accuracy is None else f", {result.accuracy:.1f} % accurate"
     print(f"{result.file}: trained in {result.seconds:.0f} s{accuracy}")
+    return 0
+
+
+def _add_convert_weights(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "convert-weights",
+        _convert_weights,
+        "write a checkpoint's backbone under Detectron2's names, and say what became of the rest",
+        "svp convert-weights moco_v2_800ep.pth.tar -o moco.pth --arch resnet50\n"
+        "svp convert-weights vgg16-397923af.pth -o vgg16.pth --arch vgg16\n"
+        "svp convert-weights detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl -o R-50-GN.pth "
+        "--arch resnet50",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a file, or a URI that Detectron2 fetches")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.pth")
+    parser.add_argument(
+        "--arch",
+        required=True,
+        metavar="NAME",
+        help="resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, "
+        "resnext101_32x8d, resnext101_64x4d, resnext152_8x32d or vgg16",
+    )
+
+
+def _convert_weights(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.modeling.convert_file import convert_file
+
+    report = convert_file(options.source, options.output, options.arch)
+    print(f"{options.output}: {options.arch}, from {report.layout} names")
+    for what in ("loaded", "missing", "unexpected", "mismatched"):
+        names = getattr(report, what)
+        # Those that were taken over need no list.
+        listed = f": {', '.join(names)}" if names and what != "loaded" else ""
+        print(f"{what:<10} {len(names)}{listed}")
     return 0

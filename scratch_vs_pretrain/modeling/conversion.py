@@ -137,28 +137,50 @@ def to_detectron2(state: Mapping[str, Tensor], source: str = "the checkpoint") -
 
 def convert(
     state: Mapping[str, Tensor], architecture: str, source: str = "the checkpoint"
-) -> dict[str, Tensor]:
+) -> BackboneWeights:
     """Returns the backbone of `state` under Detectron2's names, checked to be `architecture`.
 
     Raises:
-        UserError: unknown architecture, or the checkpoint is of another one, which is named.
+        UserError: unknown architecture, or the checkpoint is of another one, which is named; or
+            its BatchNorm is fused.
     """
     if architecture not in ARCHITECTURE_NAMES:
         known = ", ".join(ARCHITECTURE_NAMES)
         raise UserError(f"{architecture}: unknown architecture; use one of {known}")
     weights = to_detectron2(state, source)
-    if not fits(weights.tensors, architecture):
+    refuse_fused(weights, source)
+    expected, found = _expected_shapes(architecture, weights.tensors), _shapes(weights.tensors)
+    if expected != found:
+        differing = [name for name in expected if expected[name] != found.get(name, expected[name])]
         raise UserError(
-            f"{source}: these are not the weights of a {architecture}{describe(weights.tensors)}"
+            f"{source}: these are not the weights of a {architecture} "
+            f"({len(expected.keys() - found.keys())} missing, {len(differing)} of another shape, "
+            f"{len(found.keys() - expected.keys())} too many of {len(expected)})"
+            f"{describe(weights.tensors)}"
         )
-    return weights.tensors
+    return weights
+
+
+def refuse_fused(weights: BackboneWeights, source: str) -> None:
+    """Raises UserError for Caffe2's BatchNorm, whose names cannot be told from GroupNorm's."""
+    if weights.norm == "fused BN":
+        raise UserError(
+            f"{source}: its BatchNorm is fused into a fixed scale and shift, which only FrozenBN "
+            "can use; take a checkpoint with running statistics (for SyncBN) or with GroupNorm"
+        )
 
 
 def fits(tensors: Mapping[str, Tensor], architecture: str) -> bool:
     """Tells whether names and shapes (Detectron2's names) are those of `architecture`."""
+    return _expected_shapes(architecture, tensors) == _shapes(tensors)
+
+
+def _expected_shapes(
+    architecture: str, tensors: Mapping[str, Tensor]
+) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         network = vgg.vgg16() if architecture == VGG16 else _resnet(architecture, tensors)
-    return _shapes(network.state_dict()) == _shapes(tensors)
+    return _shapes(network.state_dict())
 
 
 def _resnet(architecture: str, tensors: Mapping[str, Tensor]) -> nn.Module:

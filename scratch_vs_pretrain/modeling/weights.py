@@ -15,7 +15,12 @@ from torch import Tensor
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checkpoint_file import find_tensors, load, local_file
-from scratch_vs_pretrain.modeling.conversion import BackboneWeights, describe, to_detectron2
+from scratch_vs_pretrain.modeling.conversion import (
+    BackboneWeights,
+    describe,
+    refuse_fused,
+    to_detectron2,
+)
 from scratch_vs_pretrain.modeling.norms import norm_layers
 from scratch_vs_pretrain.modeling.vgg import pretrained_part
 from scratch_vs_pretrain.run_folder import write_atomically
@@ -147,9 +152,7 @@ def load_backbone(
     report = _compare(bottom_up, tensors, weights, statistics)
     _check_complete(bottom_up, tensors, report, source)
     loaded = {name: tensors[name] for name in report.loaded}
-    unusable = [name for name, tensor in loaded.items() if not tensor.isfinite().all()]
-    if unusable:
-        raise UserError(f"{source}: NaN or infinity in {_some(unusable)}; use another checkpoint")
+    check_finite(loaded, source)
     bottom_up.load_state_dict(loaded, strict=False)
     return report
 
@@ -184,11 +187,7 @@ def _unused_statistics(
 ) -> list[str]:
     """Returns the file's running statistics that GroupNorm has no place for."""
     kinds = {kind for _, _, kind in norm_layers(bottom_up)}
-    if weights.norm == "fused BN":
-        raise UserError(
-            f"{source}: its BatchNorm is fused into a fixed scale and shift, which only FrozenBN "
-            "can use; take a checkpoint with running statistics (for SyncBN) or with GroupNorm"
-        )
+    refuse_fused(weights, source)
     if weights.norm != "BN" or "GN" not in kinds:
         return []
     if norm_weights == "all":
@@ -262,6 +261,13 @@ def _changes_network(name: str, tensors: Mapping[str, Tensor], bottom_up: nn.Mod
     if not any(child.startswith(stage) for child, _ in bottom_up.named_children()):
         return False
     return not (name.endswith(".bias") and not tensors[name].any())
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises UserError for a checkpoint with NaN or infinity in it."""
+    unusable = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if unusable:
+        raise UserError(f"{source}: NaN or infinity in {_some(unusable)}; use another checkpoint")
 
 
 def _some(names: Sequence[str]) -> str:
