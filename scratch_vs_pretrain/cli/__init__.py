@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from scratch_vs_pretrain import __version__
-from scratch_vs_pretrain.cli import evidence, setup, study, weights
+from scratch_vs_pretrain.cli import data, evidence, setup, study, weights
 from scratch_vs_pretrain.errors import UserError
 
 BAD_INPUT = 2
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"svp {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (setup, study, evidence, weights):
+    for group in (setup, study, evidence, data, weights):
         group.add_commands(commands)
     return parser
 

@@ -67,7 +67,7 @@ def find_subset(name: str, more: Iterable[str] = ()) -> Subset | None:
     Raises:
         UserError: it reads like a subset's but makes no sense.
     """
-    full = {*DatasetCatalog.list(), *more} - _SUBSETS.keys()
+    full = {*DatasetCatalog.list(), *more, *ALIASES} - _SUBSETS.keys()
     return None if name in full else parse_subset(name, full)
 
 

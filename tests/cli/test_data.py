@@ -1,0 +1,73 @@
+"""The commands about data, as a user calls them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from scratch_vs_pretrain.cli import main
+
+START = "from scratch_vs_pretrain.cli import main; exit(main())"
+
+
+@pytest.fixture
+def svp(tmp_path):
+    """Runs `svp` in a process of its own, where COCO's val2017 is a small file."""
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 16, "height": 12} for i in range(30)
+        ],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12}
+            for i in range(30)
+        ],
+        "categories": [{"id": 1, "name": "disc"}],
+    }
+    file = tmp_path / "coco" / "annotations" / "instances_val2017.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(content))
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", START, *arguments],
+            env={
+                **os.environ,
+                "DETECTRON2_DATASETS": str(tmp_path),
+                "SVP_CACHE": str(tmp_path / "cache"),
+                "OMP_NUM_THREADS": "1",
+            },
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+
+    return run
+
+
+def test_subset_is_listed_and_exported_by_name_alone(svp, tmp_path):
+    done = svp("subset", "coco_2017_val_5_s1", "--list", "--export", "five.json")
+    assert done.returncode == 0, done.stderr
+    file, *ids = done.stdout.splitlines()
+    assert file == "five.json"
+    content = json.loads((tmp_path / "five.json").read_text())
+    assert [str(image["id"]) for image in content["images"]] == ids
+    assert len(set(ids)) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("coco_2017_val_0", "size 0"),
+        ("coco_2017_val_-3", "-3 is no size of a subset"),
+        ("coco_2017_val_10kk", "10kk is no size of a subset"),
+        ("coco_2017_val_200pct", "more than the whole"),
+        ("nothing_10k", "nothing, which is not registered"),
+        ("coco_2017_vall", "did you mean coco_2017_val"),
+        ("voc_2007_trainval_10", "not in COCO format"),
+    ],
+)
+def test_bad_names_are_a_sentence_and_exit_2(capsys, name, message):
+    assert main(["subset", name]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from scratch_vs_pretrain.data.statistics import count
+from scratch_vs_pretrain.errors import UserError
+
+
+def instance(identity, image, category, **more):
+    return {
+        "id": identity,
+        "image_id": image,
+        "category_id": category,
+        "bbox": [0, 0, 10, 10],
+        "area": 100,
+        "iscrowd": 0,
+        **more,
+    }
+
+
+def test_counts(tmp_path):
+    annotations = [
+        instance(1, 1, 9, area=32**2),
+        instance(2, 1, 2, area=32**2 + 0.5),
+        instance(3, 2, 9, area=96**2),
+        instance(4, 2, 9, area=96**2 + 1),
+        instance(5, 3, 4, iscrowd=1, area=10**6),
+    ]
+    without_area = instance(6, 2, 2, bbox=[0, 0, 100, 100])
+    del without_area["area"]
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "height": 4, "width": 4} for i in (3, 1, 2, 4)
+        ],
+        "annotations": [*annotations, without_area],
+        "categories": [{"id": 9, "name": "z"}, {"id": 4, "name": "crowd"}, {"id": 2, "name": "a"}],
+    }
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content))
+    found = count(file)
+    assert (found.images, found.empty, found.instances, found.crowds) == (4, 2, 5, 1)
+    assert list(found.present.items()) == [("a", 2), ("z", 3)]
+    assert found.absent == ("crowd",)
+    assert found.sizes == {"small": 1, "medium": 2, "large": 2}
+    assert json.loads(json.dumps(found.to_json()))["instances_per_image"] == 1.25
+
+
+def test_an_empty_set_has_no_mean(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"images": [], "annotations": [], "categories": []}')
+    assert count(file).to_json()["instances_per_image"] is None
+
+
+def test_not_in_coco_format(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"annotations": [], "categories": []}')
+    with pytest.raises(UserError, match="it has no list of images"):
+        count(file)
