@@ -178,6 +178,9 @@ def _csv(table: Table) -> str:
 def _raw(value: Raw) -> Raw:
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, 6)
-    if isinstance(value, str) and value.startswith(FORMULA):
-        return f"'{value}"
-    return value
+    return harmless(value)
+
+
+def harmless(value: Raw) -> Raw:
+    """Returns a CSV cell that a spreadsheet does not execute."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

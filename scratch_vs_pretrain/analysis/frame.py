@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from scratch_vs_pretrain.analysis.evaluations import evaluations
-from scratch_vs_pretrain.analysis.metrics_file import read_metrics
+from scratch_vs_pretrain.analysis.metrics_file import Metrics, read_metrics
 from scratch_vs_pretrain.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -32,22 +32,42 @@ COLUMNS = (
 )
 
 
+Reader = Callable[[Path, bool], Metrics]
+
+
 @dataclass(frozen=True)
-class _Piece:
-    """Rows of one run from one file: n metrics, (n,) completed iterations, (n,) values."""
+class Piece:
+    """Numbers of one run from one file.
+
+    Attributes:
+        run: position of the run.
+        metrics: a name for each row, or one for all.
+        iterations: (n,) completed iterations.
+        values: (n,).
+        source: the file.
+    """
 
     run: int
-    metrics: Sequence[str]
+    metrics: str | tuple[str, ...]
     iterations: np.ndarray
     values: np.ndarray
     source: Path
 
 
-def tidy(runs: Sequence[RunRecord]) -> pd.DataFrame:
+def read(path: Path, own: bool) -> Metrics:
+    """Reads a ``metrics.json`` from its beginning; see :func:`read_metrics`."""
+    return read_metrics(path, own=own)
+
+
+def tidy(runs: Sequence[RunRecord], reader: Reader = read) -> pd.DataFrame:
     """Reads the runs' numbers.
 
     Scores come from ``evaluations/``, and from ``metrics.json`` where an iteration has no file
     there; everything else from ``metrics.json``.
+
+    Args:
+        runs: the runs.
+        reader: of a ``metrics.json``, given the file and whether this package wrote it.
 
     Returns:
         the columns of :data:`COLUMNS`, runs in the given order: study, arm, schedule, metric,
@@ -57,61 +77,76 @@ def tidy(runs: Sequence[RunRecord]) -> pd.DataFrame:
     Raises:
         UserError: a damaged file; names it and the key or line.
     """
-    pieces = [piece for index, run in enumerate(runs) for piece in _pieces(index, run)]
-    lengths = [len(piece.values) for piece in pieces]
-    run = np.repeat(np.array([piece.run for piece in pieces], np.int64), lengths)
-    iterations = _joined([piece.iterations for piece in pieces], np.int64)
-    images = _spread([r.images_per_batch for r in runs], run, "Int64") * iterations
-    epochs = images / _spread([r.train_images for r in runs], run, "Float64")
-    sources = np.repeat(np.arange(len(pieces)), lengths)
+    read = [piece for index, run in enumerate(runs) for piece in pieces(index, run, reader)]
+    lengths = np.array([len(piece.values) for piece in read], np.int64)
+    of = [runs[piece.run] for piece in read]
+    iterations = _joined([piece.iterations for piece in read], np.int64)
+    images = _numbers([r.images_per_batch for r in of], lengths) * iterations
+    epochs = images / _numbers([r.train_images for r in of], lengths)
     return pd.DataFrame(
         {
-            "study": _spread([r.study for r in runs], run),
-            "arm": _spread([r.arm for r in runs], run),
-            "schedule": _spread([r.schedule for r in runs], run),
-            "seed": _spread([r.seed for r in runs], run, "Int64"),
+            "study": _categories([r.study for r in of], lengths),
+            "arm": _categories([r.arm for r in of], lengths),
+            "schedule": _categories([r.schedule for r in of], lengths),
+            "seed": _numbers([r.seed for r in of], lengths),
             "iteration": iterations,
             "images": images,
             "epochs": epochs.to_numpy(float, na_value=np.nan),
-            "metric": _categories([name for piece in pieces for name in piece.metrics]),
-            "value": _joined([piece.values for piece in pieces], float),
-            "state": _spread([r.state for r in runs], run),
-            "source": _spread([str(piece.source) for piece in pieces], sources),
+            "metric": _metric_column(read),
+            "value": _joined([piece.values for piece in read], float),
+            "state": _categories([r.state for r in of], lengths),
+            "source": _categories([str(piece.source) for piece in read], lengths),
         },
         columns=list(COLUMNS),
+        copy=False,
     )
 
 
-def _pieces(index: int, run: RunRecord) -> Iterator[_Piece]:
+def pieces(index: int, run: RunRecord, reader: Reader = read) -> Iterator[Piece]:
+    """Yields what the files of one run hold, `index` being the run's position."""
     evaluated = []
     for evaluation in evaluations(run.folder) if run.own else ():
         evaluated.append(evaluation.iteration)
         names = tuple(evaluation.scores)
         iterations = np.full(len(names), evaluation.iteration, np.int64)
         values = np.array([evaluation.scores[name] for name in names], float)
-        yield _Piece(index, names, iterations, values, evaluation.file)
+        yield Piece(index, names, iterations, values, evaluation.file)
     file = RunFolder(run.folder).metrics_file
     if not file.exists():
         return
-    metrics = read_metrics(file, own=run.own)
+    metrics = reader(file, run.own)
     for name, curve in metrics.scores.items():
         new = ~np.isin(curve.iterations, evaluated)
-        yield _Piece(
-            index, (name,) * int(new.sum()), curve.iterations[new], curve.values[new], file
-        )
+        yield Piece(index, name, curve.iterations[new], curve.values[new], file)
     for name, curve in metrics.training.items():
-        yield _Piece(index, (name,) * len(curve.values), curve.iterations, curve.values, file)
+        yield Piece(index, name, curve.iterations, curve.values, file)
+
+
+def _metric_column(read: Sequence[Piece]) -> pd.Categorical:
+    names: list[str] = []
+    lengths: list[int] = []
+    for piece in read:
+        if isinstance(piece.metrics, str):
+            names.append(piece.metrics)
+            lengths.append(len(piece.values))
+        else:
+            names += piece.metrics
+            lengths += [1] * len(piece.metrics)
+    return _categories(names, lengths)
 
 
 def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.empty(0, dtype), *arrays])
 
 
-def _categories(values: Sequence[str]) -> pd.Series:
-    return pd.Series(values, dtype=pd.CategoricalDtype(list(dict.fromkeys(values))))
+def _categories(values: Sequence[str], lengths: Sequence[int] | np.ndarray) -> pd.Categorical:
+    """Returns each value as often as `lengths` says; categories in order of appearance."""
+    shown = dict.fromkeys(v for v, n in zip(values, lengths, strict=True) if n)
+    codes = {name: code for code, name in enumerate(shown)}
+    small = np.min_scalar_type(-len(codes) - 1)
+    repeated = np.repeat(np.array([codes.get(v, -1) for v in values], small), lengths)
+    return pd.Categorical.from_codes(repeated, categories=pd.Index(list(codes), dtype=object))
 
 
-def _spread(values: Sequence[Any], rows: np.ndarray, dtype: str | None = None) -> pd.Series:
-    """Returns a column of values[rows], categorical unless a dtype is given."""
-    column = pd.Series(list(values), dtype=dtype) if dtype else _categories(values)
-    return column.iloc[rows].reset_index(drop=True)
+def _numbers(values: Sequence[int | None], lengths: np.ndarray) -> pd.api.extensions.ExtensionArray:
+    return pd.array(values, "Int64").repeat(lengths)

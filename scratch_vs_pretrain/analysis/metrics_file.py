@@ -11,14 +11,14 @@ What the file does that a reader must know (``detectron2/utils/events.py``, ``en
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from scratch_vs_pretrain.analysis.metrics_lines import Block, parse_lines
 from scratch_vs_pretrain.errors import UserError
 
 # "bbox/AP", "segm/AP75", "bbox/AP-person", "box_proposals/AR@100", "coco_2017_val/bbox/AP".
@@ -26,9 +26,6 @@ SCORE = re.compile(r"(?:.+/)?[^/]+/A[PR][^/-]*(?:-.*)?")
 
 # Every training row of Detectron2 has one of them.
 TRAINING_KEYS = ("total_loss", "lr")
-
-# Integers up to here are exact in float64.
-LARGEST_ITERATION = 2**53
 
 
 @dataclass(frozen=True)
@@ -75,161 +72,84 @@ def read_metrics(path: Path, *, own: bool = False) -> Metrics:
         UserError: the file is missing, or a line is no row of metrics (the unfinished last line of
             a killed run is left out instead), or a second run was appended; names the line.
     """
-    rows, numbers = _parse(path)
-    iterations = np.array(
-        [_iteration(row, path, n) for row, n in zip(rows, numbers, strict=True)], np.int64
-    )
-    is_training = np.array([any(key in row for key in TRAINING_KEYS) for row in rows], bool)
-    completed = iterations + 1
-    if not own:
-        _refuse_mixed_runs(iterations[is_training], np.array(numbers)[is_training], path)
-        completed[_after_the_last(iterations, is_training)] -= 1
-
-    scores, training = {}, {}
-    for key, (lines, values) in _columns(rows, numbers, path).items():
-        curve = _last_wins(completed[lines], values)
-        if is_score(key):
-            # pycocotools says -1 where there is no ground truth.
-            scores[key] = Curve(curve.iterations, np.where(curve.values < 0, np.nan, curve.values))
-        else:
-            training[key] = curve
-    return Metrics(scores, training)
-
-
-def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Returns the rows and their line numbers."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    lines = content.split(b"\n")
-    numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
-    lines = [lines[number - 1] for number in numbers]
-    try:
-        # One call for the whole file takes half the time of one call a line.
-        rows = json.loads(b"[" + b",".join(lines) + b"]")
-        if len(rows) == len(lines) and all(type(row) is dict for row in rows):
-            return rows, numbers
-    except (ValueError, RecursionError):
-        pass
-    if not content.endswith(b"\n") and _is_broken(lines[-1]):
-        lines.pop()
-        numbers.pop()
-    return [_row(line, path, n) for line, n in zip(lines, numbers, strict=True)], numbers
+    return assemble(parse_lines(content, path), path, own=own)
 
 
-def _is_broken(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return True
-    return False
+def assemble(blocks: Sequence[Block], path: Path, *, own: bool) -> Metrics:
+    """Returns the curves of a file's parsed rows; arguments of :func:`read_metrics`."""
+    written = [block.iterations for block in blocks]
+    completed = [iterations + 1 for iterations in written]
+    if not own:
+        _refuse_mixed_runs(blocks, path)
+        _mend_the_last(blocks, written, completed)
+
+    holders: dict[str, tuple[int, ...]] = {}
+    for index, block in enumerate(blocks):
+        for key in block.keys:
+            holders[key] = (*holders.get(key, ()), index)
+    columns = [dict(zip(b.keys, np.ascontiguousarray(b.table.T), strict=True)) for b in blocks]
+    chosen: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray | None]] = {}
+    scores, training = {}, {}
+    for key, where in holders.items():
+        if key == "iteration":
+            continue
+        if where not in chosen:
+            lines = np.concatenate([blocks[i].lines for i in where])
+            chosen[where] = _last_wins(lines, np.concatenate([completed[i] for i in where]))
+        iterations, kept = chosen[where]
+        values = np.concatenate([columns[i][key] for i in where])
+        values = values if kept is None else values[kept]
+        if is_score(key):
+            # pycocotools says -1 where there is no ground truth.
+            scores[key] = Curve(iterations, np.where(values < 0, np.nan, values))
+        else:
+            training[key] = Curve(iterations, values)
+    return Metrics(scores, training)
 
 
-def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        raise UserError(
-            f"{path}, line {number}: not a JSON object, the line is damaged; "
-            "delete this line, its iteration is lost"
-        )
-    return row
+def _is_training(block: Block) -> bool:
+    return any(key in block.keys for key in TRAINING_KEYS)
 
 
-def _iteration(row: dict[str, Any], path: Path, number: int) -> int:
-    iteration = row.get("iteration")
-    if type(iteration) is not int or not 0 <= iteration < LARGEST_ITERATION:
-        raise UserError(
-            f"{path}, line {number}: 'iteration' is not a count; "
-            "is this the metrics.json of Detectron2?"
-        )
-    return iteration
-
-
-def _refuse_mixed_runs(iterations: np.ndarray, numbers: np.ndarray, path: Path) -> None:
-    if len(iterations) == 0:
+def _refuse_mixed_runs(blocks: Sequence[Block], path: Path) -> None:
+    training = [block for block in blocks if _is_training(block)]
+    if not training:
         return
+    lines = np.concatenate([block.lines for block in training])
+    order = np.argsort(lines)
+    lines = lines[order]
+    iterations = np.concatenate([block.iterations for block in training])[order]
     first = iterations[0]
     progressed = np.maximum.accumulate(iterations) > first
     restarted = np.flatnonzero(progressed & (iterations <= first))
     if len(restarted):
-        line = restarted[0]
+        row = restarted[0]
         raise UserError(
-            f"{path}, line {numbers[line]}: iterations start again at {iterations[line]} after "
-            f"{iterations[:line].max()}, so a second run was written into this folder; "
+            f"{path}, line {lines[row]}: iterations start again at {iterations[row]} after "
+            f"{iterations[:row].max()}, so a second run was written into this folder; "
             "move the lines of each run to a folder of its own"
         )
 
 
-def _after_the_last(iterations: np.ndarray, is_training: np.ndarray) -> np.ndarray:
-    """Marks the rows of the evaluation after the last iteration: alone, one past the end."""
-    if not is_training.any():
-        return np.zeros(len(iterations), bool)
-    return ~is_training & (iterations == iterations[is_training].max() + 1)
+def _mend_the_last(
+    blocks: Sequence[Block], written: Sequence[np.ndarray], completed: Sequence[np.ndarray]
+) -> None:
+    """Corrects the rows of the evaluation after the last iteration: alone, one past the end."""
+    ends = [int(w.max()) for b, w in zip(blocks, written, strict=True) if _is_training(b)]
+    for block, iterations, counts in zip(blocks, written, completed, strict=True):
+        if ends and not _is_training(block):
+            counts[iterations == max(ends) + 1] -= 1
 
 
-def _columns(
-    rows: list[dict[str, Any]], numbers: list[int], path: Path
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns for each key the indices of its rows, ascending, and its values."""
-    kinds: dict[tuple[str, ...], list[int]] = {}
-    for index, row in enumerate(rows):
-        kinds.setdefault(tuple(row), []).append(index)
-    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for keys, indices in kinds.items():
-        table = _numbers([rows[index] for index in indices])
-        if table is None:
-            table = np.array([_checked(rows[i], path, numbers[i]) for i in indices], float)
-        for column, key in enumerate(keys):
-            if key != "iteration":
-                parts.setdefault(key, []).append((np.array(indices), table[:, column]))
-    return {key: _merge(pieces) for key, pieces in parts.items()}
-
-
-def _merge(pieces: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    if len(pieces) == 1:
-        return pieces[0]
-    indices = np.concatenate([indices for indices, _ in pieces])
-    values = np.concatenate([values for _, values in pieces])
-    order = np.argsort(indices)
-    return indices[order], values[order]
-
-
-def _numbers(rows: list[dict[str, Any]]) -> np.ndarray | None:
-    """Returns the rows' values as one float array, None where not all are numbers."""
-    try:
-        table = np.array([list(row.values()) for row in rows])
-    except (ValueError, OverflowError):
-        return None
-    return table.astype(float) if table.ndim == 2 and table.dtype.kind in "iuf" else None
-
-
-def _checked(row: dict[str, Any], path: Path, number: int) -> list[float]:
-    values = []
-    for key, value in row.items():
-        if value is not None and not isinstance(value, (int, float)):
-            raise UserError(
-                f"{path}, line {number}: the value of {key!r} is not a number; "
-                "is this the metrics.json of Detectron2?"
-            )
-        values.append(_to_float(value))
-    return values
-
-
-def _to_float(value: float | None) -> float:
-    if value is None:
-        return np.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return np.inf if value > 0 else -np.inf
-
-
-def _last_wins(iterations: np.ndarray, values: np.ndarray) -> Curve:
-    order = np.argsort(iterations, kind="stable")
-    iterations, values = iterations[order], values[order]
-    last = np.append(iterations[1:] != iterations[:-1], True)[: len(iterations)]
-    return Curve(iterations[last], values[last])
+def _last_wins(lines: np.ndarray, iterations: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the ascending iterations and the rows that count, None for all in their order."""
+    if np.all(iterations[1:] > iterations[:-1]):
+        return iterations, None
+    order = np.lexsort((lines, iterations))
+    iterations = iterations[order]
+    last = np.append(iterations[1:] != iterations[:-1], True)
+    return iterations[last], order[last]

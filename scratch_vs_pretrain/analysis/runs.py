@@ -94,21 +94,15 @@ def load_runs(roots: Path | Iterable[Path]) -> tuple[RunRecord, ...]:
     return _ordered(runs)
 
 
-def collect(roots: Path | Iterable[Path]) -> pd.DataFrame:
-    """Reads run folders, half-finished and plain Detectron2 ones too, into one tidy frame.
+def find_runs(roots: Path | Iterable[Path]) -> tuple[RunRecord, ...]:
+    """Reads what runs there are, plain Detectron2 folders too, in the order of `load_runs`.
 
     Of a plain Detectron2 folder (a ``metrics.json`` without ``run.json``) the study is the
     folder's name; arm, schedule and state are "unknown".
 
-    Returns:
-        the frame that :func:`scratch_vs_pretrain.analysis.frame.tidy` describes.
-
     Raises:
-        UserError: no run there, a damaged file (names the line), one run found twice, two studies
-            of one name, or two runs in one folder.
+        UserError: no run there, one run found twice, or two studies of one name.
     """
-    from scratch_vs_pretrain.analysis.frame import tidy
-
     roots = _roots(roots)
     runs = [_record(RunFolder(path)) for path in _own_folders(roots)]
     runs += [_plain_record(path, study) for path, study in _plain_folders(roots).items()]
@@ -117,7 +111,22 @@ def collect(roots: Path | Iterable[Path]) -> pd.DataFrame:
             f"{_names(roots)}: no run.json and no metrics.json at or below it; "
             "is it an output folder of training?"
         )
-    return tidy(_ordered(runs))
+    return _ordered(runs)
+
+
+def collect(roots: Path | Iterable[Path]) -> pd.DataFrame:
+    """Reads run folders, half-finished and plain Detectron2 ones too, into one tidy frame.
+
+    Returns:
+        the frame that :func:`scratch_vs_pretrain.analysis.frame.tidy` describes.
+
+    Raises:
+        UserError: as :func:`find_runs`; or a damaged file (names the line), or two runs in one
+            folder.
+    """
+    from scratch_vs_pretrain.analysis.frame import tidy
+
+    return tidy(find_runs(roots))
 
 
 def _roots(roots: Path | Iterable[Path]) -> tuple[Path, ...]:

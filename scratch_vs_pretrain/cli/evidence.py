@@ -11,6 +11,7 @@ from scratch_vs_pretrain.cli.options import Commands, add_command
 def add_commands(commands: Commands) -> None:
     _add_table(commands)
     _add_plot(commands)
+    _add_collect(commands)
 
 
 def _add_table(commands: Commands) -> None:
@@ -69,4 +70,34 @@ def _plot(options: argparse.Namespace) -> int:
 
     draw(options.folder, options.figure, options.x, [options.output])
     print(options.output)
+    return 0
+
+
+def _add_collect(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "collect",
+        _collect,
+        "write every number of run folders, also of plain Detectron2 ones, as one tidy table",
+        "svp collect output/demo -o runs.csv\n"
+        "svp collect output /data/other_detectron2_runs -o runs.parquet",
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("runs.csv"),
+        metavar="FILE",
+        help="a .csv or .parquet file; beside it FILE.cache makes the next time fast "
+        "(default: %(default)s)",
+    )
+
+
+def _collect(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.analysis.collecting import collect_into
+
+    done = collect_into(options.folders, options.output)
+    news = f"{done.read} of them new or changed" if done.read else "up to date"
+    print(f"{done.output}: {done.runs} runs, {news}")
     return 0
