@@ -69,7 +69,9 @@ def _run(options: argparse.Namespace) -> int:
     study = read_study(options)
     outcomes = run_study(study, options.output, options.jobs, options.verbose)
     unfinished = [outcome for outcome in outcomes if outcome.state != "finished"]
-    if len(unfinished) < len(outcomes):
+    # A search for the recipe that is not complete has no table of its own.
+    own = (options.output / study.name) in outcomes[0].folder.path.parents
+    if own and len(unfinished) < len(outcomes):
         print(tables_text(options.output / study.name, "schedules", "text"))
     for outcome in unfinished:
         print(f"svp: {outcome.folder.path}: {outcome.state}: {outcome.reason}", file=sys.stderr)

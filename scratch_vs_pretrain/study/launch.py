@@ -20,6 +20,7 @@ from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, 
 from scratch_vs_pretrain.study.audit import audit
 from scratch_vs_pretrain.study.merge import run_config
 from scratch_vs_pretrain.study.spec import Run, Study
+from scratch_vs_pretrain.study.tune import pick_winner, search_study, with_recipe
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -99,6 +100,7 @@ def _describe(
         },
         "arm_order": [arm.name for arm in study.arms],
         "allowed_differences": allowed,
+        "tuned_on": study.tuned_on,
     }
 
 
@@ -186,6 +188,9 @@ def run_study(study: Study, output: Path, jobs: int = 1, verbose: bool = False) 
     diverged ones left alone. One run's failure does not stop the others. Ctrl-C and SIGTERM let
     the runs save a checkpoint first.
 
+    A recipe that has to be searched is searched first; unless the search is complete, its
+    outcomes are returned and nothing else trains.
+
     Args:
         study: what to train.
         output: below which the run folders lie.
@@ -195,6 +200,12 @@ def run_study(study: Study, output: Path, jobs: int = 1, verbose: bool = False) 
     Raises:
         UserError: as :func:`prepare`.
     """
+    if study.tune is not None:
+        outcomes = run_study(search_study(study), output, jobs, verbose)
+        if any(outcome.state not in ("finished", "diverged") for outcome in outcomes):
+            return outcomes
+        winner = pick_winner(study, [outcome.folder for outcome in outcomes], output)
+        study = with_recipe(study, winner)
     folders = prepare(study, output)
     waiting = [folder for folder in folders if folder.state() not in ("finished", "diverged")]
     queue = _Queue(waiting, max(1, min(jobs, len(waiting))), verbose)

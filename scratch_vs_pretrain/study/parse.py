@@ -11,6 +11,7 @@ from typing import Any
 
 from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.study.parse_tune import read_tune
 from scratch_vs_pretrain.study.spec import (
     PRESETS,
     REQUIRED,
@@ -63,6 +64,7 @@ _STUDY_KEYS = (
     "evaluation",
     "data",
     "allow_differences",
+    "tune",
 )
 _ARM_KEYS = ("init", "schedules", "preset", "overrides")
 _SCHEDULE_KEYS = ("iterations", "name", "drops_before_end")
@@ -107,7 +109,14 @@ def parse_study(
     overrides = _overrides(study.get("overrides", {}), top / "overrides")
     evaluation = _evaluation(study.get("evaluation", {}), top / "evaluation")
     data = _data(study["data"], top / "data", file.parent) if "data" in study else None
-    _refuse_set_twice(top, overrides, arms, evaluation, data)
+    fields = _keys_of_fields(evaluation, data)
+    _refuse_set_twice(top, overrides, arms, fields)
+    tune = None
+    if "tune" in study:
+        taken = {**OWNED_KEYS, **fields, **dict.fromkeys(overrides, "overrides")}
+        for arm in arms:
+            taken.update(dict.fromkeys(arm.overrides, f"arms.{arm.name}.overrides"))
+        tune = read_tune(study["tune"], top / "tune", [arm.name for arm in arms], taken)
     return Study(
         name=read_name(study["name"], top / "name"),
         file=file,
@@ -120,6 +129,7 @@ def parse_study(
         evaluation=evaluation,
         data=data,
         allow_differences=read_texts(study.get("allow_differences", []), top / "allow_differences"),
+        tune=tune,
     )
 
 
@@ -248,18 +258,19 @@ def _overrides(value: Any, place: Place) -> dict[str, Any]:
     return overrides
 
 
-def _refuse_set_twice(
-    top: Place,
-    overrides: Mapping[str, Any],
-    arms: Iterable[Arm],
-    evaluation: Evaluation,
-    data: Data | None,
-) -> None:
+def _keys_of_fields(evaluation: Evaluation, data: Data | None) -> dict[str, str]:
+    """Returns the config keys that follow from other fields of this study, and the field."""
     fields = dict.fromkeys(OWNED_BY_DATA, "data") if data else {}
     if evaluation.period is not None:
         fields["TEST.EVAL_PERIOD"] = "evaluation.period"
     if evaluation.at:
         fields["SVP.EVAL_ITERATIONS"] = "evaluation.at"
+    return fields
+
+
+def _refuse_set_twice(
+    top: Place, overrides: Mapping[str, Any], arms: Iterable[Arm], fields: Mapping[str, str]
+) -> None:
     places = [(overrides, top / "overrides")]
     places += [(arm.overrides, top / "arms" / arm.name / "overrides") for arm in arms]
     for keys, place in places:

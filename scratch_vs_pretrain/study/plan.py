@@ -14,6 +14,7 @@ from scratch_vs_pretrain.data.subsets import ALIASES
 from scratch_vs_pretrain.study.audit import Audit, audit
 from scratch_vs_pretrain.study.merge import run_config
 from scratch_vs_pretrain.study.spec import Study
+from scratch_vs_pretrain.study.tune import search_study
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -55,11 +56,16 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a study, by arm, schedule and seed, and what its arms differ in."""
+    """The runs of a study, by arm, schedule and seed, and what its arms differ in.
+
+    Attributes:
+        search: of the search for the recipe, which comes first.
+    """
 
     study: str
     rows: tuple[PlannedRun, ...]
     audit: Audit
+    search: Plan | None = None
 
     def text(self) -> str:
         """Returns the plan as `svp plan` prints it."""
@@ -84,7 +90,13 @@ class Plan:
         )
         total = sum(row.iterations for row in self.rows)
         runs = f"{len(self.rows)} run{'s' if len(self.rows) != 1 else ''}"
-        return f"{table}\n{runs}, {total:,} iterations\n{self.audit.text()}"
+        text = f"{table}\n{runs}, {total:,} iterations\n{self.audit.text()}"
+        if self.search is None:
+            return text
+        return (
+            f"first, the search for the recipe:\n{self.search.text()}\n"
+            f"then, with the winner of the search:\n{text}"
+        )
 
 
 def plan(study: Study, dataset_images: Mapping[str, int] | None = None) -> Plan:
@@ -115,7 +127,8 @@ def plan(study: Study, dataset_images: Mapping[str, int] | None = None) -> Plan:
                 epochs=images / per_epoch if per_epoch else None,
             )
         )
-    return Plan(study.name, tuple(rows), audited)
+    search = plan(search_study(study), dataset_images) if study.tune else None
+    return Plan(study.name, tuple(rows), audited, search)
 
 
 def training_images(cfg: CfgNode, known: Mapping[str, int]) -> int | None:

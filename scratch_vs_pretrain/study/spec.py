@@ -116,6 +116,21 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Tune:
+    """A search for the recipe on one arm alone, whose winner every arm then trains with.
+
+    Attributes:
+        on: the arm.
+        grid: the values to try of each config key, all combinations of them.
+        metric: what decides, such as ``bbox/AP``; larger is better.
+    """
+
+    on: str
+    grid: Mapping[str, tuple[Any, ...]]
+    metric: str = "bbox/AP"
+
+
+@dataclass(frozen=True)
 class Arm:
     """One side of the comparison.
 
@@ -166,6 +181,8 @@ class Study:
         preset: a key of :data:`PRESETS`, for every arm.
         overrides: config keys, for every arm.
         allow_differences: config keys that arms may differ in.
+        tune: the search that has to come first.
+        tuned_on: the arm on which a search found the recipe, whose winner `overrides` holds.
     """
 
     name: str
@@ -179,6 +196,8 @@ class Study:
     evaluation: Evaluation = Evaluation()
     data: Data | None = None
     allow_differences: tuple[str, ...] = ()
+    tune: Tune | None = None
+    tuned_on: str | None = None
 
     def runs(self) -> tuple[Run, ...]:
         """Returns every run, by arm, schedule and seed."""

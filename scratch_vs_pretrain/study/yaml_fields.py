@@ -19,7 +19,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Plain YAML, where a repeated key is an error, and an alias, which can be made recursive."""
+    """Plain YAML, where a repeated key is an error, and an alias, which can be made recursive.
+
+    As in YAML 1.2, `on` and `off` are texts: the key `on` of a study's `tune` is no truth value.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -39,6 +42,13 @@ class _PlainLoader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: rules
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    if first not in ("o", "O")
+}
 
 
 def read_plain_yaml(file: Path) -> Any:

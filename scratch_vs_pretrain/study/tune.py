@@ -1,0 +1,142 @@
+"""A recipe searched on one arm, then used unchanged by all: the paper's protocol for small data.
+
+The search is a study of its own, ``<study>-tune``, with an arm for each point of the grid. It is
+run, resumed and read like any other.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, read_json, write_json
+from scratch_vs_pretrain.study.spec import Arm, Study, Tune
+
+TUNE_FILE = "tune.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the grid, tried out.
+
+    Attributes:
+        arm: of the search's study.
+        overrides: the point.
+        state: how its run ended.
+        score: the metric after the last iteration; None for a run that diverged.
+    """
+
+    arm: str
+    overrides: dict[str, Any]
+    state: str
+    score: float | None
+
+
+def grid_points(tune: Tune) -> list[dict[str, Any]]:
+    """Returns the overrides of every point, the last key varying fastest."""
+    return [
+        dict(zip(tune.grid, values, strict=True))
+        for values in itertools.product(*tune.grid.values())
+    ]
+
+
+def search_study(study: Study) -> Study:
+    """Returns the study that searches: the tuned arm's first schedule and the first seed.
+
+    Its name and its arms' name the search's folders.
+    """
+    tune = _tune(study)
+    origin = next(arm for arm in study.arms if arm.name == tune.on)
+    points = grid_points(tune)
+    arms = tuple(
+        Arm(
+            f"{tune.on}-{number:0{len(str(len(points)))}d}",
+            origin.init,
+            origin.schedules[:1],
+            {**origin.overrides, **point},
+        )
+        for number, point in enumerate(points, 1)
+    )
+    return replace(
+        study,
+        name=f"{study.name}-tune",
+        description=f"search for the recipe of {study.name} on {tune.on}",
+        arms=arms,
+        seeds=study.seeds[:1],
+        allow_differences=tuple(dict.fromkeys((*study.allow_differences, *tune.grid))),
+        tune=None,
+    )
+
+
+def pick_winner(study: Study, folders: Sequence[RunFolder], output: Path) -> dict[str, Any]:
+    """Returns the overrides of the best run of a search, the first one of equals.
+
+    Writes the whole search to ``<output>/<study>-tune/tune.json``.
+
+    Args:
+        study: the study that is tuned.
+        folders: of :func:`search_study`'s runs, finished or diverged.
+        output: below which the run folders lie.
+
+    Raises:
+        UserError: no run finished, or one has no such metric.
+    """
+    tune = _tune(study)
+    search = search_study(study)
+    trials = [
+        _trial(folder, arm.name, point, tune.metric)
+        for folder, arm, point in zip(folders, search.arms, grid_points(tune), strict=True)
+    ]
+    scored = [trial for trial in trials if trial.score is not None]
+    if not scored:
+        raise UserError(
+            f"{study.file}: tune: every one of the {len(trials)} runs below "
+            f"{output / search.name} diverged; choose another grid"
+        )
+    best = max(scored, key=lambda trial: trial.score or 0.0)  # the first of equals
+    write_json(
+        output / search.name / TUNE_FILE,
+        {
+            "format": FORMAT,
+            "study": study.name,
+            "on": tune.on,
+            "metric": tune.metric,
+            "schedule": search.arms[0].schedules[0].name,
+            "seed": search.seeds[0],
+            "grid": {key: list(values) for key, values in tune.grid.items()},
+            "trials": [vars(trial) for trial in trials],
+            "winner": {"arm": best.arm, "overrides": best.overrides, "score": best.score},
+        },
+    )
+    return best.overrides
+
+
+def with_recipe(study: Study, winner: dict[str, Any]) -> Study:
+    """Returns the study in which every arm trains with the winner of the search."""
+    tune = _tune(study)
+    return replace(study, overrides={**study.overrides, **winner}, tune=None, tuned_on=tune.on)
+
+
+def _tune(study: Study) -> Tune:
+    if study.tune is None:
+        raise ValueError(f"{study.name} has nothing to tune")
+    return study.tune
+
+
+def _trial(folder: RunFolder, arm: str, point: dict[str, Any], metric: str) -> Trial:
+    run = folder.read()
+    if run["state"] != "finished":
+        return Trial(arm, point, run["state"], None)
+    file = folder.evaluation_file(run["iterations"])
+    task, number = metric.split("/")
+    try:
+        score = read_json(file)["tasks"][task][number]
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{file}: has no {metric}, by which the study tunes; change tune.metric"
+        ) from None
+    return Trial(arm, point, "finished", score)

@@ -1,0 +1,171 @@
+"""The recipe is searched on one arm and used by all, and everything about it is recorded."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from scratch_vs_pretrain.config import load_config
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_json
+from scratch_vs_pretrain.study import launch
+from scratch_vs_pretrain.study.audit import audit
+from scratch_vs_pretrain.study.plan import plan
+from scratch_vs_pretrain.study.spec import Arm, ScheduleSpec, Study, Tune
+from scratch_vs_pretrain.study.tune import grid_points, pick_winner, search_study, with_recipe
+
+SHORT, LONG = (ScheduleSpec(f"{n}it", iterations=n) for n in (300, 600))
+GRID = {"SOLVER.BASE_LR": (0.02, 0.04, 0.08), "SOLVER.GAMMA": (0.1, 0.02)}
+
+
+@pytest.fixture
+def study(tmp_path):
+    base = tmp_path / "base.yaml"
+    base.write_text(
+        "MODEL: {BACKBONE: {FREEZE_AT: 0}, RESNETS: {NORM: GN}}\n"
+        "DATASETS: {TRAIN: [coco_2017_train_1k], TEST: [coco_2017_val]}\n"
+        "SOLVER: {WARMUP_ITERS: 100}\n"
+        "VERSION: 2\n"
+    )
+    arms = (
+        Arm("scratch", "scratch", (LONG,)),
+        Arm("other", "scratch", (SHORT, LONG), {"TEST.DETECTIONS_PER_IMAGE": 50}),
+    )
+    return Study(
+        "few",
+        tmp_path / "study.yaml",
+        base,
+        arms,
+        seeds=(3, 4),
+        allow_differences=("TEST.DETECTIONS_PER_IMAGE",),
+        tune=Tune("other", GRID),
+    )
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Runs finish at once, with an AP that is best at rate 0.04 and the smaller decay factor.
+
+    Returns the folders in the order of training, and the states to end in by rate.
+    """
+    order, states = [], {}
+
+    def work(queue):
+        for folder in queue.waiting:
+            order.append(folder.path)
+            solver = load_config(folder.config_file).SOLVER
+            state = states.get(solver.BASE_LR, "finished")
+            folder.update(state=state, iteration=solver.MAX_ITER)
+            score = 40 - abs(solver.BASE_LR - 0.04) * 100 - solver.GAMMA
+            folder.evaluations.mkdir(exist_ok=True)
+            content = {"format": 1, "tasks": {"bbox": {"AP": score}}}
+            write_json(folder.evaluation_file(solver.MAX_ITER), content)
+
+    monkeypatch.setattr(launch._Queue, "work", work)
+    return order, states
+
+
+def test_every_point_of_the_grid_once(study):
+    points = grid_points(study.tune)
+    assert len(points) == 6
+    assert points[:2] == [
+        {"SOLVER.BASE_LR": 0.02, "SOLVER.GAMMA": 0.1},
+        {"SOLVER.BASE_LR": 0.02, "SOLVER.GAMMA": 0.02},
+    ]
+
+
+def test_the_search_is_a_fair_study_on_one_arm(study):
+    search = search_study(study)
+    assert search.name == "few-tune"
+    assert len(search.runs()) == 6
+    assert {(run.schedule, run.seed, run.arm.init) for run in search.runs()} == {
+        (SHORT, 3, "scratch")
+    }
+    assert all(arm.overrides["TEST.DETECTIONS_PER_IMAGE"] == 50 for arm in search.arms)
+    assert set(audit(search).allowed) == set(GRID)
+
+
+def test_all_arms_train_with_the_winner_and_say_so(study, trained, tmp_path):
+    outcomes = launch.run_study(study, tmp_path / "out")
+    assert [outcome.state for outcome in outcomes] == ["finished"] * 6
+    for outcome in outcomes:
+        solver = load_config(outcome.folder.config_file).SOLVER
+        assert (solver.BASE_LR, solver.GAMMA) == (0.04, 0.02)
+        assert outcome.folder.read()["study"] == "few"
+        assert outcome.folder.read()["tuned_on"] == "other"
+    searched = trained[0][:6]
+    assert all((tmp_path / "out" / "few-tune") in path.parents for path in searched)
+    assert all(RunFolder(path).read()["tuned_on"] is None for path in searched)
+
+
+def test_the_whole_search_is_recorded(study, trained, tmp_path):
+    launch.run_study(study, tmp_path)
+    found = read_json(tmp_path / "few-tune" / "tune.json")
+    assert found["grid"] == json.loads(json.dumps(GRID))
+    assert (found["on"], found["metric"], found["schedule"], found["seed"]) == (
+        "other",
+        "bbox/AP",
+        "300it",
+        3,
+    )
+    assert [trial["overrides"] for trial in found["trials"]] == grid_points(study.tune)
+    best = max(found["trials"], key=lambda trial: trial["score"])
+    assert found["winner"] == {key: best[key] for key in ("arm", "overrides", "score")}
+    assert found["winner"]["overrides"] == {"SOLVER.BASE_LR": 0.04, "SOLVER.GAMMA": 0.02}
+
+
+def test_again_trains_nothing(study, trained, tmp_path):
+    launch.run_study(study, tmp_path)
+    trained[0].clear()
+    launch.run_study(study, tmp_path)
+    assert trained[0] == []
+
+
+def test_diverged_points_lose(study, trained, tmp_path):
+    trained[1][0.04] = "diverged"
+    outcomes = launch.run_study(study, tmp_path)
+    assert load_config(outcomes[0].folder.config_file).SOLVER.BASE_LR == 0.02
+    states = [trial["state"] for trial in read_json(tmp_path / "few-tune" / "tune.json")["trials"]]
+    assert states.count("diverged") == 2
+
+
+def test_an_incomplete_search_decides_nothing(study, trained, tmp_path):
+    trained[1][0.02] = "failed"
+    outcomes = launch.run_study(study, tmp_path)
+    assert len(outcomes) == 6
+    assert not (tmp_path / "few").exists()
+    assert not (tmp_path / "few-tune" / "tune.json").exists()
+
+
+def test_every_point_diverged(study, trained, tmp_path):
+    trained[1].update(dict.fromkeys(GRID["SOLVER.BASE_LR"], "diverged"))
+    with pytest.raises(UserError, match=r"every one of the 6 runs .* diverged"):
+        launch.run_study(study, tmp_path)
+
+
+def test_the_first_of_equals_wins(study, trained, tmp_path):
+    tied = replace(study, tune=Tune("other", {"SOLVER.MOMENTUM": (0.8, 0.9)}))
+    launch.run_study(tied, tmp_path)
+    winner = read_json(tmp_path / "few-tune" / "tune.json")["winner"]
+    assert winner["overrides"] == {"SOLVER.MOMENTUM": 0.8}
+
+
+def test_a_metric_that_is_not_there(study, trained, tmp_path):
+    launch.run_study(study, tmp_path)
+    masks = replace(study, tune=replace(study.tune, metric="segm/AP"))
+    folders = [run.folder(tmp_path) for run in search_study(study).runs()]
+    with pytest.raises(UserError, match="has no segm/AP, by which the study tunes"):
+        pick_winner(masks, folders, tmp_path)
+
+
+def test_the_recipe_goes_to_the_study(study):
+    tuned = with_recipe(replace(study, overrides={"SOLVER.MOMENTUM": 0.8}), {"SOLVER.GAMMA": 0.02})
+    assert tuned.overrides == {"SOLVER.MOMENTUM": 0.8, "SOLVER.GAMMA": 0.02}
+    assert (tuned.tune, tuned.tuned_on) == (None, "other")
+
+
+def test_the_plan_shows_the_search_first(study):
+    text = plan(study, {"coco_2017_train": 118_287}).text()
+    first, then = text.split("then, with the winner of the search:\n")
+    assert "6 runs, 1,800 iterations" in first
+    assert "6 runs, 3,000 iterations" in then
