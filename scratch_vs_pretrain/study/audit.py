@@ -16,6 +16,7 @@ from scratch_vs_pretrain.modeling.checks import SMALLEST_BATCH, missing_warmup
 from scratch_vs_pretrain.modeling.vgg import norm_problems
 from scratch_vs_pretrain.study.merge import arm_config
 from scratch_vs_pretrain.study.spec import Arm, ScheduleSpec, Study
+from scratch_vs_pretrain.study.switch import check_switch
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -64,6 +65,7 @@ def audit(study: Study) -> Audit:
         for schedule in arm.schedules
     }
     _check_allowed_keys(study)
+    check_switch(study)
     problems = {
         f"arm {arm}, schedule {schedule}: {problem}"
         for (arm, schedule), cfg in configs.items()

@@ -51,6 +51,11 @@ def prepare(study: Study, output: Path) -> list[RunFolder]:
             config or of other weights; or a folder cannot be written. Nothing was started.
     """
     allowed = {key: dict(values) for key, values in audit(study).allowed.items()}
+    if study.switch is not None:
+        raise UserError(
+            f"{study.file}: switch: runs cannot be switched by this command; remove the switch, or "
+            "train with switch.config as the base"
+        )
     return [_prepare_run(study, run, allowed, output) for run in study.runs()]
 
 

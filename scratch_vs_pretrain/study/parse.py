@@ -11,6 +11,7 @@ from typing import Any
 
 from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.study.parse_switch import read_switch
 from scratch_vs_pretrain.study.parse_tune import read_tune
 from scratch_vs_pretrain.study.spec import (
     PRESETS,
@@ -64,6 +65,7 @@ _STUDY_KEYS = (
     "evaluation",
     "data",
     "allow_differences",
+    "switch",
     "tune",
 )
 _ARM_KEYS = ("init", "schedules", "preset", "overrides")
@@ -129,6 +131,7 @@ def parse_study(
         evaluation=evaluation,
         data=data,
         allow_differences=read_texts(study.get("allow_differences", []), top / "allow_differences"),
+        switch=read_switch(study["switch"], top / "switch") if "switch" in study else None,
         tune=tune,
     )
 

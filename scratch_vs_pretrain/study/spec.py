@@ -131,6 +131,23 @@ class Tune:
 
 
 @dataclass(frozen=True)
+class Switch:
+    """Another config for the end of every run, such as that of Cascade R-CNN.
+
+    Attributes:
+        config: takes the place of the study's base.
+        last: iterations that it has; with "Nx" schedules stated for the reference batch, as they.
+    """
+
+    config: Path
+    last: int
+
+    def start(self, schedule: Schedule) -> int:
+        """Returns the number of iterations before the switch; not above 0 if there is no room."""
+        return schedule.iterations - round(self.last / schedule.rate_factor)
+
+
+@dataclass(frozen=True)
 class Arm:
     """One side of the comparison.
 
@@ -181,6 +198,7 @@ class Study:
         preset: a key of :data:`PRESETS`, for every arm.
         overrides: config keys, for every arm.
         allow_differences: config keys that arms may differ in.
+        switch: what every run goes on with at its end.
         tune: the search that has to come first.
         tuned_on: the arm on which a search found the recipe, whose winner `overrides` holds.
     """
@@ -196,6 +214,7 @@ class Study:
     evaluation: Evaluation = Evaluation()
     data: Data | None = None
     allow_differences: tuple[str, ...] = ()
+    switch: Switch | None = None
     tune: Tune | None = None
     tuned_on: str | None = None
 

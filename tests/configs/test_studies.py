@@ -17,6 +17,7 @@ from scratch_vs_pretrain.study.merge import arm_config, run_config
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.spec import Data, DataFiles
+from scratch_vs_pretrain.study.switch import switched_study
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
 FILES = sorted(STUDIES.rglob("*.yaml"))
@@ -39,7 +40,10 @@ PAPER = {
     "baseline_r50_gn": {"scratch": FIVE, "pretrained": FIVE},
     "baseline_r101_gn": {"scratch": FIVE, "pretrained": FIVE},
     "baseline_r50_syncbn": {"scratch": FIVE, "pretrained": FIVE},
+    "enhanced_r50": {"scratch": ["9x"], "pretrained": ["6x"]},
+    "enhanced_r101": {"scratch": ["9x"], "pretrained": ["6x"]},
     "large_x152": {"scratch": ["9x"], "pretrained": ["6x"]},
+    "large_x152_cascade": {"scratch": ["9x"], "pretrained": ["6x"]},
     "keypoints_r50": {"scratch": ["2x", "3x"], "pretrained": ["2x", "3x"]},
     "vgg16": {"scratch": ["11x"], "pretrained": ["9x"]},
     "voc_r101": {"scratch": ["144k"], "pretrained": ["18k"]},
@@ -99,7 +103,10 @@ def test_plan_of_the_baseline_reads_like_the_paper():
     [
         ("baseline_r50_gn", (800,), "choice"),
         ("keypoints_r50", (800,), "choice"),
+        ("enhanced_r50", (640, 800), "range"),
+        ("enhanced_r101", (640, 800), "range"),
         ("large_x152", (640, 800), "range"),
+        ("large_x152_cascade", (640, 800), "range"),
         ("vgg16", (640, 800), "range"),
         ("voc_r101", (640, 800), "range"),
     ],
@@ -118,7 +125,10 @@ def test_train_augmentation_is_the_papers(name, sizes, sampling):
         ("baseline_r50_gn", 50, "GN"),
         ("baseline_r101_gn", 101, "GN"),
         ("baseline_r50_syncbn", 50, "SyncBN"),
+        ("enhanced_r50", 50, "GN"),
+        ("enhanced_r101", 101, "GN"),
         ("large_x152", 152, "GN"),
+        ("large_x152_cascade", 152, "GN"),
         ("keypoints_r50", 50, "GN"),
         ("voc_r101", 101, "GN"),
     ],
@@ -131,7 +141,26 @@ def test_detectors_are_the_papers(name, depth, norm):
     parts = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
     assert {values[f"MODEL.{part}.NORM"] for part in parts} == {norm}
     assert values["MODEL.KEYPOINT_ON"] == name.startswith("keypoints")
-    assert values["MODEL.MASK_ON"] == name.startswith(("baseline", "large"))
+    assert values["MODEL.MASK_ON"] == name.startswith(("baseline", "enhanced", "large"))
+
+
+@pytest.mark.parametrize("name", ["enhanced_r50", "enhanced_r101", "large_x152_cascade"])
+def test_cascade_has_the_last_270k_iterations_and_test_augmentation(name):
+    study = study_named(f"paper/{name}")
+    starts = {
+        arm.name: study.switch.start(schedule.resolve(16, 16))
+        for arm in study.arms
+        for schedule in arm.schedules
+    }
+    assert starts == {"scratch": 810_000 - 270_000, "pretrained": 540_000 - 270_000}
+    cfg = run_config(study, study.runs()[0])
+    assert cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads"
+    after = switched_study(study)
+    cascade = run_config(after, after.runs()[0])
+    assert cascade.MODEL.ROI_HEADS.NAME == "CascadeROIHeads"
+    assert cascade.MODEL.ROI_BOX_CASCADE_HEAD.IOUS == (0.5, 0.6, 0.7)
+    assert cfg.TEST.AUG.ENABLED
+    assert cascade.TEST.AUG.ENABLED
 
 
 def test_vgg_study_has_no_normalization_at_all():
@@ -153,7 +182,10 @@ NETWORKS = {
     "baseline_r50_gn": {"GN": 69},
     "baseline_r101_gn": {"GN": 120},
     "baseline_r50_syncbn": {"SyncBN": 69},
+    "enhanced_r50": {"GN": 69},
+    "enhanced_r101": {"GN": 120},
     "large_x152": {"GN": 171},
+    "large_x152_cascade": {"GN": 171},
     "keypoints_r50": {"GN": 65},
     "vgg16": {},
     "voc_r101": {"GN": 116},
@@ -163,6 +195,13 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_arm_has_the_same_network(name):
     study = study_named(f"paper/{name}")
+    assert_one_network(study, NETWORKS[name])
+    if study.switch:
+        two_more_box_heads = {"GN": NETWORKS[name]["GN"] + 2 * 4}
+        assert_one_network(switched_study(study), two_more_box_heads)
+
+
+def assert_one_network(study, expected):
     described = []
     for arm in study.arms:
         cfg = arm_config(study, arm, arm.schedules[-1])
@@ -170,7 +209,7 @@ def test_every_arm_has_the_same_network(name):
         with torch.device("meta"):
             model = build_model(cfg)
         census = Counter(kind for _, _, kind in norm_layers(model))
-        assert census == NETWORKS[name]
+        assert census == expected
         described.append({key: tuple(t.shape) for key, t in model.state_dict().items()})
     assert all(other == described[0] for other in described)
     assert len(described) > 1
