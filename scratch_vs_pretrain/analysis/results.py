@@ -151,6 +151,7 @@ def notes(results: Results) -> tuple[str, ...]:
         "Numbers: percent, from the evaluation after the last planned iteration.",
         *_notes_on_seeds(results),
         *_notes_on_differences(results),
+        *_notes_on_tuning(results),
         *_notes_on_missing_runs(results),
     )
 
@@ -178,6 +179,11 @@ def _notes_on_differences(results: Results) -> Iterator[str]:
     for key, values in differences.items():
         each = ", ".join(f"{arm} {json.dumps(value)}" for arm, value in values.items())
         yield f"The arms also differ in {key}: {each}."
+
+
+def _notes_on_tuning(results: Results) -> Iterator[str]:
+    for arm in dict.fromkeys(run.tuned_on for run in results.runs if run.tuned_on):
+        yield f"The recipe was tuned on arm {arm}, which it favours."
 
 
 def _notes_on_missing_runs(results: Results) -> Iterator[str]:

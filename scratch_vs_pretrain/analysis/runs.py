@@ -37,6 +37,7 @@ class RunRecord:
         from_scratch: the arm starts from random weights.
         arm_order: the study's arms in its own order.
         allowed_differences: config keys the study lets its arms differ in; value per arm.
+        tuned_on: the arm on which the recipe was searched, None if it was not.
         train_set: what it learns from: "names", "images", "sha256"; empty where unknown.
         test_set: what it is evaluated on, likewise.
         own: this package wrote the folder.
@@ -55,6 +56,7 @@ class RunRecord:
     from_scratch: bool = False
     arm_order: tuple[str, ...] = ()
     allowed_differences: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    tuned_on: str | None = None
     train_set: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     test_set: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     own: bool = True
@@ -180,6 +182,7 @@ def _record(folder: RunFolder) -> RunRecord:
         from_scratch=init.get("name", get("arm", kind=str)) == "scratch",
         arm_order=tuple(map(str, get("arm_order", kind=list, default=[]))),
         allowed_differences=get("allowed_differences", kind=dict, default={}),
+        tuned_on=get("tuned_on", kind=str, default=None),
         train_set=_data_set(data, "train", file),
         test_set=_data_set(data, "test", file),
     )

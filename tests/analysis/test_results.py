@@ -75,6 +75,20 @@ def test_notes_say_what_the_seeds_allow(folders, seeds, note):
     assert any(note in line for line in notes(results(folders)))
 
 
+@pytest.mark.parametrize("arm", ["scratch", "pretrained"])
+def test_every_table_says_on_which_arm_the_recipe_was_tuned(folders, arm):
+    folders.run("scratch", tuned_on=arm)
+    folders.run("pretrained", tuned_on=arm)
+    note = f"The recipe was tuned on arm {arm}, which it favours."
+    assert notes(results(folders)).count(note) == 1
+
+
+def test_a_recipe_that_was_not_tuned_is_not_mentioned(folders):
+    folders.run("scratch", tuned_on=None)
+    folders.run("pretrained")
+    assert not any("tuned" in note for note in notes(results(folders)))
+
+
 def test_allowed_differences_are_printed(folders):
     allowed = {"SOLVER.BASE_LR": {"scratch": 0.02, "pretrained": 0.01}}
     folders.run("scratch", allowed_differences=allowed)
