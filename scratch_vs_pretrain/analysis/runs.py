@@ -38,8 +38,13 @@ class RunRecord:
         arm_order: the study's arms in its own order.
         allowed_differences: config keys the study lets its arms differ in; value per arm.
         tuned_on: the arm on which the recipe was searched, None if it was not.
-        train_set: what it learns from: "names", "images", "sha256"; empty where unknown.
+        train_set: what it learns from: "names", "images", "annotations", "sha256"; empty where
+            unknown.
         test_set: what it is evaluated on, likewise.
+        thresholds: of the study's conclusions, where it sets its own.
+        samples: "images", "instances" and "pixels" trained on.
+        seconds: of training.
+        provenance: "host", "device", "git_commit", "versions" and so on.
         own: this package wrote the folder.
     """
 
@@ -59,6 +64,10 @@ class RunRecord:
     tuned_on: str | None = None
     train_set: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     test_set: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    thresholds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    samples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: float | None = None
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     own: bool = True
 
     @property
@@ -185,6 +194,10 @@ def _record(folder: RunFolder) -> RunRecord:
         tuned_on=get("tuned_on", kind=str, default=None),
         train_set=_data_set(data, "train", file),
         test_set=_data_set(data, "test", file),
+        thresholds=get("thresholds", kind=dict, default={}),
+        samples=get("samples", kind=dict, default={}),
+        seconds=get("seconds", kind=float, default=None),
+        provenance=get("provenance", kind=dict, default={}),
     )
 
 
@@ -193,6 +206,7 @@ def _data_set(data: Mapping[str, Any], part: str, file: Path) -> dict[str, Any]:
     return {
         "names": tuple(map(str, field(content, "names", list, file, []))),
         "images": field(content, "images", int, file, None),
+        "annotations": field(content, "annotations", int, file, None),
         "sha256": field(content, "sha256", str, file, None),
     }
 

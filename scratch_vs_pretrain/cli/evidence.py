@@ -12,6 +12,8 @@ def add_commands(commands: Commands) -> None:
     _add_table(commands)
     _add_plot(commands)
     _add_collect(commands)
+    _add_conclude(commands)
+    _add_power(commands)
 
 
 def _add_table(commands: Commands) -> None:
@@ -100,4 +102,55 @@ def _collect(options: argparse.Namespace) -> int:
     done = collect_into(options.folders, options.output)
     news = f"{done.read} of them new or changed" if done.read else "up to date"
     print(f"{done.output}: {done.runs} runs, {news}")
+    return 0
+
+
+def _add_conclude(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "conclude",
+        _conclude,
+        "judge the paper's six conclusions by your own runs",
+        "svp conclude output/demo\nsvp conclude output/less-data-1k output/less-data-10k",
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
+
+
+def _conclude(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.analysis.conclusions import conclusions_text
+
+    print(conclusions_text(options.folders))
+    return 0
+
+
+def _add_power(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "power",
+        _power,
+        "say how many seeds a difference needs to be seen",
+        "svp power --gap 0.5 --noise 0.2\nsvp power --gap 0.5 --noise 0.2 --power 0.9",
+    )
+    parser.add_argument("--gap", type=float, required=True, metavar="AP", help="true difference")
+    parser.add_argument(
+        "--noise",
+        type=float,
+        required=True,
+        metavar="AP",
+        help="standard deviation of the difference between paired runs over seeds",
+    )
+    parser.add_argument(
+        "--power", type=float, default=0.8, metavar="P", help="chance to see it (default: 0.8)"
+    )
+
+
+def _power(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.analysis.statistics import LEVEL, paired_power, seeds_needed
+
+    seeds = seeds_needed(options.gap, options.noise, power=options.power)
+    chance = paired_power(seeds, options.gap, options.noise)
+    print(
+        f"{seeds} seeds per arm: a paired t test at level {1 - LEVEL:.2g} then finds a gap of "
+        f"{options.gap:g} AP under noise {options.noise:g} with a chance of {chance:.0%}"
+    )
     return 0

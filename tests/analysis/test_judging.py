@@ -1,0 +1,118 @@
+import json
+
+import pytest
+
+from scratch_vs_pretrain.analysis.conclusions import conclude
+from scratch_vs_pretrain.analysis.judging import CONTRADICTED, NOT_ENOUGH, SUPPORTED
+from scratch_vs_pretrain.analysis.runs import load_runs
+
+LENGTH = 600
+
+
+def data(images, instances=7):
+    train = {"names": ["t"], "images": images, "annotations": images * instances, "sha256": "a"}
+    return {"train": train, "test": {"names": ["val"], "images": 300, "sha256": "b"}}
+
+
+def study(folders, scratch, pretrained, *, images=20_000, instances=7, name="s", **changes):
+    """Writes a run per curve; a curve is (AP early, AP at the end)."""
+    for arm, curves in (("scratch", scratch), ("pretrained", pretrained)):
+        for seed, (early, end) in enumerate(curves):
+            curve = {LENGTH // 4: early, LENGTH: end}
+            folders.run(arm, seed, curve=curve, study=name, data=data(images, instances), **changes)
+
+
+def scores(folder, end, fine):
+    """Rewrites the final evaluation: AP50 as it is, AP75 moved by `fine`."""
+    file = folder / "evaluations" / f"{end:07d}.json"
+    content = json.loads(file.read_text())
+    content["tasks"]["bbox"]["AP75"] += fine
+    file.write_text(json.dumps(content))
+
+
+def verdict(folders, number):
+    return conclude(load_runs(folders.root))[number - 1].verdict
+
+
+@pytest.mark.parametrize(
+    ("number", "scratch", "pretrained", "expected"),
+    [
+        (1, [(5, 30)], [(20, 31)], SUPPORTED),
+        (1, [(5, 9)], [(20, 31)], CONTRADICTED),
+        (1, [(0, 2)], [(1, 3)], NOT_ENOUGH),
+        (2, [(5, 28)], [(20, 31)], SUPPORTED),
+        (2, [(5, 31)], [(20, 31)], CONTRADICTED),
+        (2, [(5, 30.4)], [(20, 31)], NOT_ENOUGH),
+        (3, [(5, 31.2)], [(20, 31)], SUPPORTED),
+        (3, [(5, 29)], [(20, 31)], CONTRADICTED),
+        (3, [(5, 30.6)], [(20, 31)], NOT_ENOUGH),
+        (4, [(5, 30)], [(20, 31)], SUPPORTED),
+        (4, [(20, 30)], [(20, 31)], CONTRADICTED),
+        (4, [(19.4, 30)], [(20, 31)], NOT_ENOUGH),
+    ],
+)
+def test_one_seed(folders, number, scratch, pretrained, expected):
+    study(folders, scratch, pretrained)
+    assert verdict(folders, number) == expected
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [((31.0, 31.1, 31.2), SUPPORTED), ((29.9, 30.0, 30.1), CONTRADICTED),
+     ((29.0, 30.5, 32.0), NOT_ENOUGH)],
+)  # fmt: skip
+def test_three_seeds_decide_by_their_interval(folders, ends, expected):
+    study(folders, [(5, end) for end in ends], [(20, 31)] * 3)
+    assert verdict(folders, 3) == expected
+
+
+@pytest.mark.parametrize(
+    ("fine", "expected"), [(1.0, SUPPORTED), (-1.0, CONTRADICTED), (0.1, NOT_ENOUGH)]
+)
+def test_localization(folders, fine, expected):
+    study(folders, [], [(20, 31)])
+    scores(folders.run("scratch", curve={LENGTH: 31.0}, study="s", data=data(20_000)), LENGTH, fine)
+    assert verdict(folders, 6) == expected
+
+
+def test_regularization_is_contradicted_by_either_side(folders):
+    study(folders, [(5, 16)], [(20, 16)], images=1000, name="little")
+    assert verdict(folders, 5) == CONTRADICTED
+
+
+def test_regularization_with_much_data_and_an_equal_loss(folders):
+    study(folders, [(5, 25)], [(20, 31)], name="much")
+    assert verdict(folders, 5) == CONTRADICTED
+
+
+def test_few_instances_make_little_data(folders):
+    study(folders, [(5, 25)], [(20, 31)], instances=2)
+    finding = conclude(load_runs(folders.root))[4].findings[0]
+    assert (finding.kind, finding.verdict) == ("little data", SUPPORTED)
+
+
+def test_scratch_that_fits_its_training_data_worse_needs_longer(folders):
+    study(folders, [(5, 25)], [(20, 31)])
+    file = next(folders.root.rglob("scratch/**/metrics.json"))
+    file.write_text(file.read_text().replace('"total_loss": ', '"total_loss": 9'))
+    finding = conclude(load_runs(folders.root))[4].findings[0]
+    assert finding.verdict == NOT_ENOUGH
+    assert "longer schedule" in finding.evidence
+
+
+def test_divergence_contradicts_that_scratch_works(folders):
+    study(folders, [], [(20, 31)])
+    folders.run("scratch", curve={}, study="s", state="diverged", iteration=40, data=data(20_000))
+    assert verdict(folders, 1) == CONTRADICTED
+
+
+def test_unlike_models_say_nothing_about_the_architecture(folders):
+    differing = {"MODEL.FPN.NORM": {"scratch": "GN", "pretrained": ""}}
+    study(folders, [(5, 30)], [(20, 31)], allowed_differences=differing)
+    assert verdict(folders, 1) == NOT_ENOUGH
+
+
+def test_lengths_that_differ_are_compared_by_their_curves(folders):
+    folders.run("scratch", iterations=1200, curve={600: 20.0, 1200: 31.0}, data=data(20_000))
+    folders.run("pretrained", iterations=600, curve={600: 31.0}, data=data(20_000))
+    assert verdict(folders, 2) == SUPPORTED

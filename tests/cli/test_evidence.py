@@ -1,0 +1,62 @@
+import json
+
+import pytest
+
+from scratch_vs_pretrain.cli import main
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A finished pair of one seed."""
+    for arm, ap in (("scratch", 30.0), ("pretrained", 32.0)):
+        folder = tmp_path / "output" / "demo" / arm / "600it" / "seed0"
+        (folder / "evaluations").mkdir(parents=True)
+        run = {
+            "format": 1, "study": "demo", "arm": arm, "schedule": "600it", "seed": 0,
+            "state": "finished", "iterations": 600, "iteration": 600, "images_per_batch": 8,
+            "init": {"name": arm}, "arm_order": ["scratch", "pretrained"],
+        }  # fmt: skip
+        (folder / "run.json").write_text(json.dumps(run))
+        scores = {"AP": ap, "AP50": ap + 20, "AP75": ap}
+        evaluation = {"iteration": 600, "dataset": "val", "tasks": {"bbox": scores}}
+        (folder / "evaluations" / "0000600.json").write_text(json.dumps(evaluation))
+    return tmp_path / "output"
+
+
+def test_collect(pair, tmp_path, capsys):
+    command = ["collect", str(pair), "-o", str(tmp_path / "runs.csv")]
+    assert main(command) == 0
+    assert "2 runs, 2 of them new or changed" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "2 runs, up to date" in capsys.readouterr().out
+
+
+def test_conclude(pair, capsys):
+    assert main(["conclude", str(pair)]) == 0
+    out = capsys.readouterr().out
+    assert "1. Training from scratch works without changing the architecture.\n   SUPPORTED" in out
+
+
+def test_power(capsys):
+    assert main(["power", "--gap", "0.5", "--noise", "0.2"]) == 0
+    assert capsys.readouterr().out.startswith("4 seeds per arm")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [(["power", "--gap", "0", "--noise", "0.2"], "gap"), (["conclude", "none"], "no such folder"),
+     (["collect", "none"], "no such folder"), (["table", "none"], "no such folder")],
+)  # fmt: skip
+def test_bad_input_is_one_sentence(command, said, capsys):
+    assert main(command) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("svp: error: ")
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["table", "plot", "collect", "conclude", "power"])
+def test_help_has_examples(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert f"examples:\n  svp {command}" in capsys.readouterr().out
