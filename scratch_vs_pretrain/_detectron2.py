@@ -68,7 +68,7 @@ def prepare() -> None:
         return
     _restore_numpy_names()
     _restore_pillow_names()
-    if importlib.util.find_spec("detectron2._C") is None:
+    if not any(folder.glob("_C*")):
         # Imported by layers/deform_conv.py and evaluation/fast_eval_api.py, called by neither here.
         sys.modules["detectron2._C"] = types.ModuleType("detectron2._C")
 

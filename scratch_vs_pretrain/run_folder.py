@@ -17,7 +17,9 @@ import contextlib
 import fcntl
 import json
 import os
+import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,8 +31,8 @@ from scratch_vs_pretrain.errors import UserError
 FORMAT = 1
 STATES = ("planned", "running", "interrupted", "finished", "diverged", "failed")
 
-# A run on another machine counts as dead when its run.json is older than this. Writers touch it
-# every HEARTBEAT_SECONDS.
+# The lock file's owner touches it every HEARTBEAT_SECONDS; on another machine a run counts as dead
+# when that is longer ago than DEAD_AFTER_SECONDS.
 HEARTBEAT_SECONDS = 30
 DEAD_AFTER_SECONDS = 180
 
@@ -130,16 +132,24 @@ class RunFolder:
     def state(self) -> str:
         """Returns the run's state as the files alone tell it.
 
-        A run that says "running" while nobody holds its lock, or whose heartbeat stopped (on
-        another machine the lock may be invisible), is "interrupted".
+        A run that says "running" while nobody holds its lock is "interrupted". A lock that was
+        taken on another machine may be invisible here; there its heartbeat tells.
         """
         if not self.run_file.exists():
             return "planned"
-        state = str(self.read().get("state", "planned"))
+        content = self.read()
+        state = str(content.get("state", "planned"))
         if state != "running":
             return state
-        age = time.time() - self.run_file.stat().st_mtime
-        return "running" if self.is_locked() and age < DEAD_AFTER_SECONDS else "interrupted"
+        here = content.get("host") in (None, socket.gethostname())
+        alive = self.is_locked() if here else self._seconds_since_heartbeat() < DEAD_AFTER_SECONDS
+        return "running" if alive else "interrupted"
+
+    def _seconds_since_heartbeat(self) -> float:
+        try:
+            return time.time() - self.lock_file.stat().st_mtime
+        except OSError:
+            return float("inf")
 
     def is_locked(self) -> bool:
         """Tells whether a living process holds this run."""
@@ -170,7 +180,27 @@ class RunFolder:
                         "wait for it, or choose another output folder"
                     )
                 time.sleep(LOCK_SECONDS / 20)
-            yield
+            with _heartbeat(self.lock_file):
+                yield
+
+
+@contextlib.contextmanager
+def _heartbeat(path: Path) -> Iterator[None]:
+    """Touches `path` every now and then from a thread that ends with the process."""
+    stopped = threading.Event()
+
+    def beat() -> None:
+        while not stopped.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def _try_lock(file: Any, kind: int) -> bool:

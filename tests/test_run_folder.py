@@ -240,18 +240,31 @@ class TestState:
     def test_running_with_an_owner(self, run, owner):
         assert run.state() == "running"
 
-    def test_stopped_heartbeat_is_interrupted(self, run, owner):
-        """On another machine the lock tells nothing, so the heartbeat decides."""
+    def test_on_another_machine_the_heartbeat_decides(self, run, owner):
+        """A lock that was taken elsewhere may be invisible here, so it says nothing."""
+        run.update(host="elsewhere")
         last_beat = time.time() - DEAD_AFTER_SECONDS - 1
-        os.utime(run.run_file, (last_beat, last_beat))
+        os.utime(run.lock_file, (last_beat, last_beat))
         assert run.state() == "interrupted"
-        os.utime(run.run_file)
+        os.utime(run.lock_file)
         assert run.state() == "running"
+
+    def test_old_heartbeat_on_this_machine(self, run, owner):
+        """Here the lock decides: a run that evaluates for an hour is no dead one."""
+        os.utime(run.lock_file, (0, 0))
+        assert run.state() == "running"
+
+    def test_owner_beats(self, run, monkeypatch):
+        monkeypatch.setattr("scratch_vs_pretrain.run_folder.HEARTBEAT_SECONDS", 0.01)
+        with run.lock():
+            os.utime(run.lock_file, (0, 0))
+            _wait_for(lambda: run.lock_file.stat().st_mtime > 0)
 
     def test_clock_that_jumped_back(self, run, owner):
         """A heartbeat in the future is no reason to call a living run dead."""
+        run.update(host="elsewhere")
         future = time.time() + 3600
-        os.utime(run.run_file, (future, future))
+        os.utime(run.lock_file, (future, future))
         assert run.state() == "running"
 
     def test_moved_folder(self, run, owner, tmp_path):

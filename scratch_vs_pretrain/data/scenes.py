@@ -1,7 +1,7 @@
 """Pictures of simple shapes, of which the synthetic data sets are made.
 
-A class is an outline. Colours, textures, size, rotation and stretch of objects and background are
-drawn independently of it, so neither a colour nor a texture tells the class: a network has to learn
+A class is an outline and a coat, the texture that most of its objects wear. Colours, sizes and
+stretch are drawn independently of it, so no colour tells the class: a network has to learn
 features. Objects overlap; an object's mask is its visible part.
 
 Image i of a stream is a function of (spec without its counts, stream, i) alone, and of the versions
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from scratch_vs_pretrain.errors import UserError
 
-CLASSES = ("disc", "square", "triangle", "star", "cross", "ring", "crescent", "hexagon")
+CLASSES = ("disc", "square", "triangle", "star", "cross", "ring", "crescent", "bar")
 STREAMS = ("train", "test", "classification train", "classification val")
 
 # An object of which less than this part can be seen is left out of the image altogether, so that
@@ -34,6 +34,27 @@ BORDER = 0.3
 # To be raised whenever the same spec would give other images.
 GENERATOR = 1
 
+# How far a point lies between a texture's two colours, from its phase along two axes.
+PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "plain": lambda u, v: np.zeros_like(u),
+    "gradient": lambda u, v: (u - u.min()) / (np.ptp(u) + np.float32(1e-6)),
+    "stripes": lambda u, v: (np.sin(u) + 1) / 2,
+    "checks": lambda u, v: np.sin(u) * np.sin(v) > 0,
+    "dots": lambda u, v: np.sin(u) * np.sin(v) > 0.5,
+}
+
+# The texture that most objects of a class wear: pattern and wave length in pixels.
+COATS = (
+    ("plain", 8.0),
+    ("stripes", 5.0),
+    ("checks", 7.0),
+    ("dots", 8.0),
+    ("stripes", 11.0),
+    ("gradient", 8.0),
+    ("checks", 14.0),
+    ("dots", 15.0),
+)
+
 
 @dataclass(frozen=True)
 class ShapesSpec:
@@ -46,7 +67,10 @@ class ShapesSpec:
         objects: fewest and most objects in an image, before hidden ones are left out.
         object_size: smallest and largest diameter of an object's circumscribed circle, in pixels;
             log-uniform between them.
-        texture: contrast of textures: 0 is plain, 1 full.
+        rotation: largest rotation to either side, in radians.
+        typical: share of the objects that wear their class's coat; the others wear any texture.
+        texture: contrast of objects' textures: 0 is plain, 1 full.
+        background: the same of the background's.
         clutter: most strokes drawn on the background.
         noise: standard deviation of the brightness noise of a pixel, of 255.
         blur: largest radius of the box blur, in pixels.
@@ -56,11 +80,14 @@ class ShapesSpec:
     test: int = 300
     seed: int = 0
     image_size: int = 128
-    objects: tuple[int, int] = (2, 6)
-    object_size: tuple[int, int] = (16, 60)
-    texture: float = 0.5
-    clutter: int = 6
-    noise: float = 6.0
+    objects: tuple[int, int] = (2, 5)
+    object_size: tuple[int, int] = (20, 72)
+    rotation: float = 0.3
+    typical: float = 0.8
+    texture: float = 0.8
+    background: float = 0.2
+    clutter: int = 3
+    noise: float = 5.0
     blur: float = 0.8
 
     def __post_init__(self) -> None:
@@ -68,8 +95,9 @@ class ShapesSpec:
             value = getattr(self, field.name)
             if min(value if isinstance(value, tuple) else (value,)) < 0:
                 raise UserError(f"shapes: {field.name} is {value}; it cannot be negative")
-        if self.texture > 1:
-            raise UserError(f"shapes: texture is {self.texture}; give 0 to 1")
+        for name in ("typical", "texture", "background"):
+            if getattr(self, name) > 1:
+                raise UserError(f"shapes: {name} is {getattr(self, name)}; give 0 to 1")
         if not 1 <= self.objects[0] <= self.objects[1]:
             raise UserError(f"shapes: objects is {self.objects}; give fewest (at least 1) and most")
         if not 6 <= self.object_size[0] <= self.object_size[1] <= self.image_size:
@@ -90,7 +118,7 @@ class ClassificationSpec(ShapesSpec):
     test: int = 800
     image_size: int = 64
     objects: tuple[int, int] = (1, 1)
-    object_size: tuple[int, int] = (24, 60)
+    object_size: tuple[int, int] = (40, 62)
 
 
 def draw_scene(
@@ -114,13 +142,14 @@ def draw_scene(
             label = foremost
         diameter = math.exp(rng.uniform(*np.log(spec.object_size)))
         centre = rng.uniform(BORDER * diameter, spec.image_size - BORDER * diameter, 2)
-        stretch, angle = rng.uniform(0.8, 1), rng.uniform(0, 2 * math.pi)
+        stretch, angle = rng.uniform(0.8, 1), rng.uniform(-spec.rotation, spec.rotation)
         mask, area = silhouette(CLASSES[label], centre, diameter, stretch, angle, spec.image_size)
         mask &= free
         if mask.sum() < LEAST_VISIBLE * area:
             continue
         rows, columns = np.nonzero(mask)
-        image[rows, columns] = _texture(rng, columns, rows, spec.texture)
+        coat = COATS[label] if rng.random() < spec.typical else None
+        image[rows, columns] = _texture(rng, columns, rows, spec.texture, coat)
         free &= ~mask
         labels.append(label)
         masks.append(mask)
@@ -163,7 +192,7 @@ def _outline(name: str) -> tuple[np.ndarray, ...]:
         "cross": (np.concatenate([arm @ np.linalg.matrix_power(quarter, k) for k in range(4)]),),
         "ring": (disc, 0.55 * disc),
         "crescent": (0.8 * disc + (0.28, 0), 0.68 * disc + (0.68, 0)),
-        "hexagon": (_regular(6),),
+        "bar": (np.array([(0.95, 0.31), (-0.95, 0.31), (-0.95, -0.31), (0.95, -0.31)]),),
     }[name]
 
 
@@ -174,7 +203,7 @@ def _regular(corners: int) -> np.ndarray:
 
 def _background(rng: np.random.Generator, spec: ShapesSpec) -> np.ndarray:
     rows, columns = np.indices((spec.image_size, spec.image_size))
-    picture = Image.fromarray(_texture(rng, columns, rows, spec.texture).astype(np.uint8))
+    picture = Image.fromarray(_texture(rng, columns, rows, spec.background).astype(np.uint8))
     for _ in range(rng.integers(spec.clutter + 1)):
         points = rng.uniform(0, spec.image_size, 6).tolist()
         colour = tuple(rng.integers(256, size=3).tolist())
@@ -182,21 +211,25 @@ def _background(rng: np.random.Generator, spec: ShapesSpec) -> np.ndarray:
     return np.array(picture, np.float32)
 
 
-def _texture(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, contrast: float) -> np.ndarray:
-    """Returns a random texture's RGB colours at pixels, float32, in the shape of `x` plus (3,)."""
+def _texture(
+    rng: np.random.Generator,
+    x: np.ndarray,
+    y: np.ndarray,
+    contrast: float,
+    coat: tuple[str, float] | None = None,
+) -> np.ndarray:
+    """Returns a texture's RGB colours at pixels, float32, in the shape of `x` plus (3,).
+
+    Colours and direction are random, and so are pattern and wave length unless `coat` gives them.
+    """
     first, second = rng.uniform(0, 255, (2, 3)).astype(np.float32)
-    angle, wave = rng.uniform(0, 2 * math.pi), 2 * math.pi / rng.uniform(6, 24)
+    pattern, length = list(PATTERNS)[rng.integers(len(PATTERNS))], rng.uniform(4, 24)
+    if coat:
+        pattern, length = coat[0], coat[1] * rng.uniform(0.85, 1.15)
+    angle, wave = rng.uniform(0, 2 * math.pi), 2 * math.pi / length
     cosine, sine = wave * math.cos(angle), wave * math.sin(angle)
     x, y = x.astype(np.float32), y.astype(np.float32)
-    u, v = x * cosine + y * sine, y * cosine - x * sine
-    blends: tuple[Callable[[], np.ndarray], ...] = (
-        lambda: np.zeros_like(u),  # plain
-        lambda: (u - u.min()) / (np.ptp(u) + np.float32(1e-6)),  # gradient
-        lambda: (np.sin(u) + 1) / 2,  # stripes
-        lambda: np.sin(u) * np.sin(v) > 0,  # checks
-        lambda: np.sin(u) * np.sin(v) > 0.5,  # dots
-    )
-    blend = blends[rng.integers(len(blends))]()
+    blend = PATTERNS[pattern](x * cosine + y * sine, y * cosine - x * sine)
     return first + blend[..., None] * (np.float32(contrast) * (second - first))
 
 

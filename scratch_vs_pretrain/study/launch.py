@@ -95,6 +95,7 @@ def _describe(
         "reason": None,
         "iterations": cfg.SOLVER.MAX_ITER,
         "iteration": 0,
+        "resumes": [],
         "steps": list(cfg.SOLVER.STEPS),
         "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
         "init": {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def run_and_record(folder: RunFolder) -> int:
     """Trains a run that this process has locked, records how it ends, returns the exit status."""
     if folder.read().get("state") == "finished":
         return FINISHED
-    folder.update(state="running", reason=None)
+    folder.update(state="running", reason=None, host=socket.gethostname())
     try:
         train(folder)
     except FloatingPointError as error:

@@ -102,7 +102,7 @@ def test_areas_of_outlines():
     assert area["disc"] == pytest.approx(math.pi, rel=0.03)
     assert area["square"] == pytest.approx(2, rel=0.03)
     assert area["triangle"] == pytest.approx(3 * math.sqrt(3) / 4, rel=0.03)
-    assert area["hexagon"] == pytest.approx(3 * math.sqrt(3) / 2, rel=0.03)
+    assert area["bar"] == pytest.approx(4 * 0.95 * 0.31, rel=0.03)
     assert area["ring"] == pytest.approx(math.pi * (1 - 0.55**2), rel=0.03)
     assert area["cross"] == pytest.approx(4 * 0.6 * 0.65 + 0.6**2, rel=0.03)
     assert area["star"] == pytest.approx(10 * 0.42 * math.sin(math.pi / 5) / 2, rel=0.03)
@@ -160,12 +160,12 @@ def test_foremost_sets_the_class():
 
 
 def test_knobs_have_their_effect():
-    still = ShapesSpec(objects=(1, 1), texture=0, clutter=0, noise=0, blur=0)
+    still = ShapesSpec(objects=(1, 1), texture=0, background=0, clutter=0, noise=0, blur=0)
     image, _, masks = draw_scene(still, "train", 0)
     assert len(np.unique(image[masks[0]], axis=0)) == 1
     assert len(np.unique(image[~masks[0]], axis=0)) == 1
     noisy = draw_scene(
-        ShapesSpec(objects=(1, 1), texture=0, clutter=0, noise=5, blur=0), "train", 0
+        ShapesSpec(objects=(1, 1), texture=0, background=0, clutter=0, noise=5, blur=0), "train", 0
     )
     residual = noisy[0].astype(float) - image
     inside = (image > 20) & (image < 235)

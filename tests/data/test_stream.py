@@ -74,7 +74,9 @@ def test_seeded_leaves_random_states_alone():
 
 def test_samples_count_unpadded_pixels():
     samples = Samples()
-    samples.add([{"image": torch.zeros(3, 4, 5), "instances": [1, 2]}, {"image": torch.ones(3, 2, 2)}])
+    samples.add(
+        [{"image": torch.zeros(3, 4, 5), "instances": [1, 2]}, {"image": torch.ones(3, 2, 2)}]
+    )
     assert samples == Samples(images=2, instances=2, pixels=24)
 
 

@@ -1,0 +1,179 @@
+"""One run from its folder, in this process: ``python -m scratch_vs_pretrain.training``."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.study.launch import prepare
+from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.training import __main__ as worker
+from scratch_vs_pretrain.training import hooks
+from scratch_vs_pretrain.training.checkpoint import Checkpointer
+
+WALL_CLOCK = ("time", "data_time", "eta_seconds", "rank_data_time")
+
+
+@pytest.fixture
+def plan_run(write_study, tmp_path):
+    """Plans a one-run study and returns its folder."""
+
+    def plan(output="output", **fields) -> RunFolder:
+        return prepare(load_study(write_study(**fields)), tmp_path / output)[0]
+
+    return plan
+
+
+def metrics(folder):
+    """Returns the lines of metrics.json without what depends on the machine's speed."""
+    rows = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in rows]
+
+
+def final_model(folder):
+    return Checkpointer(folder.checkpoints, 1).load_newest()["model"]
+
+
+def assert_equal_runs(one, other):
+    first, second = final_model(one), final_model(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert metrics(one) == metrics(other)
+    for file in sorted(one.evaluations.iterdir()):
+        contents = [json.loads((run.evaluations / file.name).read_text()) for run in (one, other)]
+        assert contents[0]["tasks"] == contents[1]["tasks"]
+
+
+def test_a_finished_run_has_everything(plan_run):
+    folder = plan_run(evaluation={"period": 3, "at": [1]})
+    assert worker.main([str(folder.path)]) == worker.FINISHED
+    run = folder.read()
+    assert run["state"] == "finished"
+    assert run["iteration"] == run["iterations"] == 6
+    assert run["samples"]["images"] == 12
+    assert run["samples"]["pixels"] == 12 * 64 * 64
+    assert run["samples"]["instances"] > 0
+    assert run["data"]["train"]["images"] == 12
+    assert run["norms"]["GN"] > 20
+    assert torch.__version__.startswith(run["provenance"]["versions"]["torch"])
+    assert run["resumes"] == []
+    evaluated = sorted(int(file.stem) for file in folder.evaluations.iterdir())
+    assert evaluated == [1, 3, 6]
+    rows = metrics(folder)
+    scored = [row["iteration"] + 1 for row in rows if "bbox/AP" in row]
+    assert scored == evaluated
+    assert {"segm/AP75", "samples/pixels", "total_loss", "lr"} <= rows[-1].keys()
+    assert sorted({row["iteration"] + 1 for row in rows}) == [1, 2, 3, 4, 6]
+    assert "Starting training" in folder.log_file.read_text()
+    assert sorted(file.name for file in folder.checkpoints.iterdir()) == [
+        "0000004.pth",
+        "0000006.pth",
+    ]
+
+
+def test_a_finished_run_is_left_alone(plan_run):
+    folder = plan_run()
+    folder.update(state="finished")
+    assert worker.main([str(folder.path)]) == worker.FINISHED
+    assert not folder.metrics_file.exists()
+
+
+@pytest.mark.parametrize("stop_after", [2, 3])
+def test_a_stopped_run_goes_on_exactly(plan_run, monkeypatch, stop_after):
+    """SIGTERM saves and stops, on a checkpoint's iteration and between; the rest is bit for bit."""
+    alone, stopped = plan_run("alone"), plan_run("stopped")
+    assert worker.main([str(alone.path)]) == worker.FINISHED
+
+    after_step = hooks.ProgressHook.after_step
+
+    def stop(hook):
+        after_step(hook)
+        if hook.trainer.iter + 1 == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks.ProgressHook, "after_step", stop)
+        assert worker.main([str(stopped.path)]) == worker.INTERRUPTED
+    assert stopped.state() == "interrupted"
+    assert stopped.read()["iteration"] == stop_after
+    assert worker.main([str(stopped.path)]) == worker.FINISHED
+    assert [resume["iteration"] for resume in stopped.read()["resumes"]] == [stop_after]
+    assert stopped.read()["samples"] == alone.read()["samples"]
+    assert_equal_runs(alone, stopped)
+
+
+def test_both_arms_see_the_same_images(write_study, tiny_backbone, tmp_path, monkeypatch):
+    study = write_study(
+        arms={"scratch": {"init": "scratch"}, "pretrained": {"init": str(tiny_backbone)}}
+    )
+    seen = []
+    build = worker.Trainer
+
+    class Recorder(build):
+        def run_step(self):
+            super().run_step()
+            seen[-1].append(self.stream.samples.instances)
+
+    monkeypatch.setattr(worker, "Trainer", Recorder)
+    for folder in prepare(load_study(study), tmp_path / "output"):
+        seen.append([])
+        assert worker.main([str(folder.path)]) == worker.FINISHED
+    assert seen[0] == seen[1]
+    scratch, pretrained = (
+        json.loads(file.read_text())
+        for file in sorted(tmp_path.rglob("run.json"), key=lambda file: "scratch" not in str(file))
+    )
+    assert scratch["init_report"] is None
+    assert pretrained["init_report"]["missing"] == []
+    assert pretrained["parameters"] == scratch["parameters"]
+    assert pretrained["norms"] == scratch["norms"]
+
+
+def test_a_loss_that_is_not_finite_is_recorded_as_diverged(plan_run, capsys):
+    folder = plan_run(overrides={"SOLVER.BASE_LR": 1e30})
+    assert worker.main([str(folder.path)]) == worker.DIVERGED
+    run = folder.read()
+    assert run["state"] == "diverged"
+    assert 0 < run["iteration"] < 6
+    assert f"after {run['iteration']} iterations" in run["reason"]
+    assert "diverged" in capsys.readouterr().err
+
+
+def test_a_second_process_is_refused(plan_run, capsys):
+    folder = plan_run()
+    with folder.lock():
+        assert worker.main([str(folder.path)]) == worker.BUSY
+    assert "another process" in capsys.readouterr().err
+    assert folder.state() == "planned"
+
+
+def test_weights_that_changed_since_planning_are_refused(write_study, tiny_backbone, tmp_path):
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(tiny_backbone.read_bytes())
+    study = write_study(arms={"pretrained": {"init": str(weights)}})
+    folder = prepare(load_study(study), tmp_path / "output")[0]
+    weights.write_bytes(weights.read_bytes() + b"more")
+    assert worker.main([str(folder.path)]) == worker.FAILED
+    assert "has changed since" in folder.read()["reason"]
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(plan_run, monkeypatch):
+    folder = plan_run()
+    save = Checkpointer.save
+
+    def full(self, iteration, state):
+        if iteration == 4:
+            raise OSError(28, "No space left on device")
+        save(self, iteration, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "save", full)
+        assert worker.main([str(folder.path)]) == worker.FAILED
+    assert folder.state() == "failed"
+    assert "No space left" in folder.read()["reason"]
+    assert [file.name for file in folder.checkpoints.iterdir()] == ["0000002.pth"]
+    assert worker.main([str(folder.path)]) == worker.FINISHED
+    assert [resume["iteration"] for resume in folder.read()["resumes"]] == [2]
