@@ -1,8 +1,9 @@
-"""``svp pretrain`` and ``convert-weights``."""
+"""``svp pretrain``, ``convert-weights`` and ``predict``."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from scratch_vs_pretrain.cli.options import Commands, add_command, positive
@@ -11,6 +12,7 @@ from scratch_vs_pretrain.cli.options import Commands, add_command, positive
 def add_commands(commands: Commands) -> None:
     _add_pretrain(commands)
     _add_convert_weights(commands)
+    _add_predict(commands)
 
 
 def _add_pretrain(commands: Commands) -> None:
@@ -94,4 +96,42 @@ def _convert_weights(options: argparse.Namespace) -> int:
         # Those that were taken over need no list.
         listed = f": {', '.join(names)}" if names and what != "loaded" else ""
         print(f"{what:<10} {len(names)}{listed}")
+    return 0
+
+
+def _add_predict(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "predict",
+        _predict,
+        "write a trained run's detections as COCO result files, for an evaluation server",
+        "svp predict output/enhanced-r50/scratch/9x/seed0 --dataset coco_2017_test-dev\n"
+        "svp predict output/demo/scratch/1000it/seed0 --dataset demo_test -o results/demo",
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder with a checkpoint")
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        metavar="NAME",
+        help="a COCO-format data set that Detectron2 knows or the run has; no annotations needed",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="PREFIX",
+        help="writes PREFIX_bbox.json and so on (default: RUN/predictions/NAME)",
+    )
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from scratch_vs_pretrain.training.predict import predict
+
+    def bar(batches: Iterable) -> Iterable:
+        return tqdm(batches, desc="predicting", unit="image", disable=None)
+
+    for file in predict(options.folder, options.dataset, options.output, bar):
+        print(file)
     return 0

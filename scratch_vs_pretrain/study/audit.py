@@ -17,6 +17,7 @@ from scratch_vs_pretrain.modeling.vgg import norm_problems
 from scratch_vs_pretrain.study.merge import arm_config
 from scratch_vs_pretrain.study.spec import Arm, ScheduleSpec, Study
 from scratch_vs_pretrain.study.switch import check_switch
+from scratch_vs_pretrain.training.tta import augmentation_problems
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -110,7 +111,7 @@ def recipe_problems(cfg: CfgNode) -> list[str]:
             for key, norm in norms.items()
             if norm == "BN"
         ]
-    return problems + norm_problems(cfg) + missing_warmup(cfg)
+    return problems + norm_problems(cfg) + missing_warmup(cfg) + augmentation_problems(cfg)
 
 
 def _norms_in_use(cfg: CfgNode) -> dict[str, str]:

@@ -24,6 +24,7 @@ from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, 
 from scratch_vs_pretrain.training.checkpoint import random_states, restore_random_states
 from scratch_vs_pretrain.training.coco_score import NUMBERS, score
 from scratch_vs_pretrain.training.ground_truth import check_ground_truth, load_ground_truth
+from scratch_vs_pretrain.training.tta import augmentation_problems, with_augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,12 @@ def check_test_sets(cfg: Any) -> None:
     """Checks before any training that every evaluation of a config will be possible.
 
     Raises:
-        UserError: no test data set, or one without the ground truth that a task needs.
+        UserError: no test data set, or one without the ground truth that a task needs; or test
+            augmentation that cannot be done.
     """
+    problems = augmentation_problems(cfg)
+    if problems:
+        raise UserError("; ".join(problems))
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name a data set to evaluate on")
     for name in cfg.DATASETS.TEST:
@@ -50,6 +55,8 @@ def evaluate_model(
     cfg: Any, model: nn.Module, progress: Callable[[Iterable], Iterable] | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Evaluates a model on every data set of DATASETS.TEST; every process must call it.
+
+    With TEST.AUG, each data set is evaluated with test augmentation and then without.
 
     Training goes on afterwards as if nothing had happened: the mode of each module and all random
     states are put back.
@@ -71,14 +78,16 @@ def evaluate_model(
     if comm.is_main_process():  # which alone reads the ground truth
         check_test_sets(cfg)
     evaluations = []
-    for name in cfg.DATASETS.TEST:
+    ways = [{"test_aug": True}, {"test_aug": False}] if cfg.TEST.AUG.ENABLED else [{}]
+    for way, name in itertools.product(ways, cfg.DATASETS.TEST):
         start = time.perf_counter()
         evaluator = CocoScoreEvaluator(name, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
-        tasks = run_inference(cfg, model, name, evaluator, progress)
+        tasks = run_inference(cfg, model, name, evaluator, progress, **way)
         if comm.is_main_process():
             evaluations.append(
                 {
                     "dataset": name,
+                    **way,
                     "images": evaluator.images,
                     "seconds": round(time.perf_counter() - start, 3),
                     "tasks": tasks,
@@ -91,10 +100,15 @@ def flat_metrics(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Returns COCO's numbers under Detectron2's names, such as ``bbox/AP75``.
 
     Numbers without ground truth are left out. Those of the second and further data sets begin with
-    the data set's name.
+    the data set's name; those without test augmentation, where there are some with, go on with
+    ``plain``.
     """
+    prefixes = [
+        f"{evaluation['dataset']}/" + ("plain/" if evaluation.get("test_aug") is False else "")
+        for evaluation in evaluations
+    ]
     return {
-        f"{'' if position == 0 else evaluation['dataset'] + '/'}{task}/{number}": numbers[number]
+        f"{'' if position == 0 else prefixes[position]}{task}/{number}": numbers[number]
         for position, evaluation in enumerate(evaluations)
         for task, numbers in evaluation["tasks"].items()
         for number in NUMBERS[task]
@@ -125,10 +139,12 @@ def run_inference(
     dataset_name: str,
     evaluator: DatasetEvaluator,
     progress: Callable[[Iterable], Iterable] | None = None,
+    test_aug: bool = True,
 ) -> dict[str, Any]:
     """Feeds a data set to a model and the outputs to `evaluator`, and returns what that returns.
 
-    Args and Raises: see :func:`evaluate_model`.
+    TEST.AUG is followed unless `test_aug` is False. Other Args and Raises: see
+    :func:`evaluate_model`.
     """
     states = random_states()
     try:
@@ -138,8 +154,8 @@ def run_inference(
         batches: Any = _ReadableBatches(loader)
         if progress is not None and comm.is_main_process():
             batches = progress(batches)
-        with _evaluation_mode(model):
-            return inference_on_dataset(model, batches, evaluator)
+        with _evaluation_mode(model), with_augmentation(cfg, model, test_aug) as detector:
+            return inference_on_dataset(detector, batches, evaluator)
     finally:
         restore_random_states(states)
 

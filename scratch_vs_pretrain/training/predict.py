@@ -1,0 +1,120 @@
+"""A trained run's detections on any data set, as COCO's evaluation server takes them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+
+from scratch_vs_pretrain.config import load_config
+from scratch_vs_pretrain.data import registration
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling import weights as _registers_networks  # noqa: F401
+from scratch_vs_pretrain.modeling.norms import use_runnable_norms
+from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_atomically
+from scratch_vs_pretrain.training.checkpoint import Checkpointer
+from scratch_vs_pretrain.training.evaluation import CocoScoreEvaluator, run_inference, tasks_of
+from scratch_vs_pretrain.training.ground_truth import load_ground_truth
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from torch import nn
+
+# What a result of each task has beside image, category and score.
+FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+
+
+def predict(
+    run: Path,
+    dataset: str,
+    prefix: Path | None = None,
+    progress: Callable[[Iterable], Iterable] | None = None,
+) -> list[Path]:
+    """Writes the detections of a run's newest checkpoint, one file for each task of its model.
+
+    Test augmentation is used if the run's config has it.
+
+    Args:
+        run: the run folder.
+        dataset: registered with Detectron2 or by the run's config; it needs no annotations.
+        prefix: ``PREFIX_bbox.json`` and so on are written; by default ``RUN/predictions/DATASET``.
+        progress: wraps the iterable of batches.
+
+    Returns:
+        The files, each a list of COCO results.
+
+    Raises:
+        UserError: no run, no readable checkpoint, no such data set, a data set of other classes, or
+            a file that cannot be written; nothing is written then.
+    """
+    folder = RunFolder(run)
+    folder.read()
+    cfg = _config_of(folder)
+    registration.register(cfg)
+    _check_dataset(cfg, dataset)
+    model = load_model(folder, cfg)
+    with tempfile.TemporaryDirectory() as scratch:
+        evaluator = CocoScoreEvaluator(dataset, tasks=(), predictions_folder=Path(scratch))
+        run_inference(cfg, model, dataset, evaluator, progress)
+        results = read_json(Path(scratch) / f"{dataset}.json")
+    prefix = prefix or folder.path / "predictions" / dataset
+    return [_write(prefix, task, results) for task in tasks_of(cfg)]
+
+
+def load_model(folder: RunFolder, cfg: CfgNode) -> nn.Module:
+    """Builds a run's model with the weights of its newest readable checkpoint.
+
+    Raises:
+        UserError: there is none, or it is of another model.
+    """
+    checkpoint = Checkpointer(folder.checkpoints, keep=1).load_newest()
+    if checkpoint is None:
+        raise UserError(f"{folder.checkpoints}: no readable checkpoint; train the run first")
+    model = build_model(cfg)
+    use_runnable_norms(model, cfg.MODEL.DEVICE, world_size=1)
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except RuntimeError:
+        raise UserError(
+            f"{folder.checkpoints}: the newest checkpoint is not of the model that "
+            f"{folder.config_file} describes; restore the config"
+        ) from None
+    return model
+
+
+def _config_of(folder: RunFolder) -> CfgNode:
+    cfg = load_config(folder.config_file).clone()
+    cfg.defrost()
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def _check_dataset(cfg: CfgNode, dataset: str) -> None:
+    registration.source(dataset)
+    categories = len(load_ground_truth(dataset)["categories"])
+    if categories != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise UserError(
+            f"{dataset}: has {categories} categories, but the model was trained for "
+            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; choose a data set with the same ones"
+        )
+    if cfg.MODEL.KEYPOINT_ON and not MetadataCatalog.get(dataset).get("keypoint_names"):
+        raise UserError(f"{dataset}: has no keypoints; choose a keypoint data set")
+
+
+def _write(prefix: Path, task: str, results: Sequence[Mapping[str, Any]]) -> Path:
+    keys = ("image_id", "category_id", FIELDS[task], "score")
+    path = prefix.with_name(f"{prefix.name}_{task}.json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps([{key: one[key] for key in keys} for one in results]))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
