@@ -17,9 +17,9 @@ from PIL import Image
 from scratch_vs_pretrain.data.registration import (
     annotations_of,
     ensure,
+    location,
     register,
     remedy,
-    source,
 )
 from scratch_vs_pretrain.errors import UserError
 
@@ -68,7 +68,7 @@ class DataSummary:
 
 
 def describe(names: Sequence[str]) -> DataSummary:
-    """Returns what identifies registered COCO-format data sets.
+    """Returns what identifies registered data sets.
 
     Raises:
         UserError: a name is not registered, an annotation file cannot be used, or the data sets
@@ -93,7 +93,7 @@ def describe(names: Sequence[str]) -> DataSummary:
 
 
 def category_count(name: str) -> int:
-    """Returns the number of categories of a registered COCO-format data set."""
+    """Returns the number of categories of a registered data set."""
     return len(annotations_of(name).categories)
 
 
@@ -105,7 +105,7 @@ def check_files(names: Sequence[str]) -> None:
             with an annotation that is no crowd, or images are missing.
     """
     for name in names:
-        annotations, images = source(name)
+        annotations, images = location(name)
         index = annotations_of(name)
         if not index.usable:
             raise UserError(

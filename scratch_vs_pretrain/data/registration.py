@@ -19,6 +19,7 @@ from detectron2.data.datasets import builtin_meta, load_coco_json, register_coco
 from scratch_vs_pretrain.data.annotations import AnnotationFile, read_annotations
 from scratch_vs_pretrain.data.subset_cache import SubsetFile, subset_file
 from scratch_vs_pretrain.data.subsets import ALIASES, Subset, parse_subset
+from scratch_vs_pretrain.data.voc import is_voc, voc_index, voc_location
 from scratch_vs_pretrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,8 +114,19 @@ def annotations_of(name: str) -> AnnotationFile:
     Raises:
         UserError: as :func:`source`, or the file cannot be used.
     """
+    if is_voc(name):
+        return voc_index(name)
     file, _ = source(name)
     return _SUBSETS[name].index if name in _SUBSETS else read_annotations(file)
+
+
+def location(name: str) -> tuple[Path, Path]:
+    """Returns what lists the images of a data set, and the folder that they are relative to.
+
+    Raises:
+        UserError: no such data set, or its files are missing.
+    """
+    return voc_location(name) if is_voc(name) else source(name)
 
 
 def source(name: str) -> tuple[Path, Path]:

@@ -19,12 +19,15 @@ from detectron2.utils import comm
 from torch import nn
 
 from scratch_vs_pretrain.data.catalog import image_errors
+from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, write_json
 from scratch_vs_pretrain.training.checkpoint import random_states, restore_random_states
 from scratch_vs_pretrain.training.coco_score import NUMBERS, score
 from scratch_vs_pretrain.training.ground_truth import check_ground_truth, load_ground_truth
 from scratch_vs_pretrain.training.tta import augmentation_problems, with_augmentation
+from scratch_vs_pretrain.training.voc_score import NUMBERS as VOC_NUMBERS
+from scratch_vs_pretrain.training.voc_score import VocScoreEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +85,8 @@ def evaluate_model(
     for way, name in itertools.product(ways, cfg.DATASETS.TEST):
         start = time.perf_counter()
         evaluator = CocoScoreEvaluator(name, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
-        tasks = run_inference(cfg, model, name, evaluator, progress, **way)
+        scored = VocScoreEvaluator(name, evaluator) if is_voc(name) else evaluator
+        tasks = run_inference(cfg, model, name, scored, progress, **way)
         if comm.is_main_process():
             evaluations.append(
                 {
@@ -97,7 +101,7 @@ def evaluate_model(
 
 
 def flat_metrics(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns COCO's numbers under Detectron2's names, such as ``bbox/AP75``.
+    """Returns COCO's numbers under Detectron2's names, such as ``bbox/AP75``, and VOC's.
 
     Numbers without ground truth are left out. Those of the second and further data sets begin with
     the data set's name; those without test augmentation, where there are some with, go on with
@@ -111,7 +115,7 @@ def flat_metrics(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         f"{'' if position == 0 else prefixes[position]}{task}/{number}": numbers[number]
         for position, evaluation in enumerate(evaluations)
         for task, numbers in evaluation["tasks"].items()
-        for number in NUMBERS[task]
+        for number in (VOC_NUMBERS if task == "voc" else NUMBERS[task])
         if numbers[number] is not None
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from scratch_vs_pretrain.data.voc import is_voc, voc_ground_truth
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import read_json
 
@@ -32,9 +33,13 @@ _ASKED_BY = {
 def load_ground_truth(dataset_name: str) -> dict[str, Any]:
     """Returns a data set's COCO JSON, kept in memory until the file changes. Not to be changed.
 
+    That of a VOC tree is made from it.
+
     Raises:
         UserError: the data set has no annotation file, or it is no COCO JSON.
     """
+    if is_voc(dataset_name):
+        return voc_ground_truth(dataset_name)
     json_file = MetadataCatalog.get(dataset_name).get("json_file")
     if not json_file:
         raise UserError(f"{dataset_name}: is not in COCO format; choose a COCO-format data set")

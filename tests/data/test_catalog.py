@@ -212,8 +212,14 @@ class TestDescribe:
         with pytest.raises(UserError, match=r"qqqqqqqq: .*add it to SVP\.DATASETS"):
             category_count("qqqqqqqq")
 
-    def test_not_in_coco_format(self):
-        with pytest.raises(UserError, match="voc_2007_trainval: is not in COCO format"):
+    def test_neither_coco_nor_voc(self, new_name):
+        name = new_name()
+        DatasetCatalog.register(name, list)
+        with pytest.raises(UserError, match=f"{name}: is not in COCO format"):
+            describe([name])
+
+    def test_a_voc_tree_that_is_not_there(self):
+        with pytest.raises(UserError, match=r"voc_2007_trainval: no such file as .*trainval\.txt"):
             describe(["voc_2007_trainval"])
 
 

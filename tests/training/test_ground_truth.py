@@ -116,5 +116,5 @@ def test_a_missing_file_is_named(file):
 
 
 def test_another_format_than_coco_is_refused():
-    with pytest.raises(UserError, match=r"voc_2012_val: is not in COCO format"):
-        load_ground_truth("voc_2012_val")
+    with pytest.raises(UserError, match=r"cityscapes_fine_instance_seg_val: is not in COCO format"):
+        load_ground_truth("cityscapes_fine_instance_seg_val")

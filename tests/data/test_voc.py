@@ -1,0 +1,138 @@
+"""VOC trees: what is read of them, what is refused, and how they look as COCO JSON."""
+
+import uuid
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_pascal_voc
+from detectron2.structures import BoxMode
+
+from scratch_vs_pretrain.config import default_config
+from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data.registration import location
+from scratch_vs_pretrain.data.voc import is_voc, voc_ground_truth
+from scratch_vs_pretrain.errors import UserError
+
+CLASSES = ("ring", "disc")
+OBJECT = (
+    "<object><name>{name}</name><pose>Unspecified</pose><truncated>0</truncated>"
+    "<difficult>{difficult}</difficult><bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin>"
+    "<xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"
+)
+OBJECTS = [
+    {"name": "disc", "difficult": 0, "box": (1, 1, 40, 30)},
+    {"name": "ring", "difficult": 1, "box": (5, 6, 7, 8)},
+]
+
+
+def annotation(objects=OBJECTS, size="<width>40</width><height>30</height><depth>3</depth>"):
+    content = "".join(OBJECT.format(**one) for one in objects)
+    return f"<annotation><size>{size}</size>{content}</annotation>"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Registers a tree of three images, the last one without objects; returns its name."""
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nc\n")
+    for identity in "abc":
+        text = annotation([] if identity == "c" else OBJECTS)
+        (tmp_path / "Annotations" / f"{identity}.xml").write_text(text)
+        (tmp_path / "JPEGImages" / f"{identity}.jpg").touch()
+    name = f"test_{uuid.uuid4().hex}"
+    register_pascal_voc(name, str(tmp_path), "train", 2012, CLASSES)
+    yield name
+    DatasetCatalog.pop(name)
+    MetadataCatalog.pop(name)
+
+
+def test_is_described_checked_and_loaded(tree, tmp_path):
+    found = catalog.describe([tree])
+    assert (found.images, found.annotations, found.categories) == (3, 4, CLASSES)
+    assert catalog.category_count(tree) == 2
+    catalog.check_files([tree])
+    assert location(tree) == (tmp_path / "ImageSets" / "Main" / "train.txt", tmp_path)
+    cfg = default_config()
+    cfg.DATASETS.TRAIN = (tree,)
+    assert [record["image_id"] for record in catalog.load_training_records(cfg)] == ["a", "b"]
+
+
+def test_what_is_a_voc_tree(tree):
+    assert is_voc(tree)
+    assert is_voc("voc_2007_trainval")
+    assert not is_voc("coco_2017_val")
+    assert not is_voc("nothing")
+
+
+def test_as_coco_the_boxes_are_detectron2s(tree):
+    truth = voc_ground_truth(tree)
+    records = {record["image_id"]: record for record in DatasetCatalog.get(tree)}
+    assert [image["id"] for image in truth["images"]] == list(records)
+    for image in truth["images"]:
+        record = records[image["id"]]
+        assert (image["height"], image["width"]) == (record["height"], record["width"])
+        ours = [one for one in truth["annotations"] if one["image_id"] == image["id"]]
+        assert [one["category_id"] - 1 for one in ours] == [
+            one["category_id"] for one in record["annotations"]
+        ]
+        assert [one["bbox"] for one in ours] == [
+            BoxMode.convert(one["bbox"], one["bbox_mode"], BoxMode.XYWH_ABS)
+            for one in record["annotations"]
+        ]
+    assert [one["iscrowd"] for one in truth["annotations"]] == [0, 1, 0, 1]
+    assert truth["annotations"][1]["area"] == 9
+    assert [one["id"] for one in truth["annotations"]] == [1, 2, 3, 4]
+    assert truth["categories"] == [{"id": 1, "name": "ring"}, {"id": 2, "name": "disc"}]
+
+
+def test_the_digest_follows_the_annotations(tree, tmp_path):
+    before = catalog.describe([tree]).sha256
+    (tmp_path / "Annotations" / "b.xml").write_text(annotation(OBJECTS[:1]))
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nc \n")
+    assert catalog.describe([tree]).sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"train\.txt: is empty"),
+        ("\n \n", r"train\.txt: is empty"),
+        ("a\na\n", r"train\.txt: lists a twice"),
+        ("a\n../../etc/passwd\n", r"train\.txt: line 2: \.\./\.\./etc/passwd leads out of the"),
+        ("/etc/passwd\n", r"train\.txt: line 1: /etc/passwd leads out of the tree"),
+        ("a 1\nb -1\n", r"train\.txt: line 1: give one image name"),
+        ("a\nd\n", r"d\.xml: cannot read the annotations"),
+    ],
+)
+def test_lists_that_cannot_be_used(tree, tmp_path, text, message):
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        catalog.describe([tree])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation>", r"a\.xml: not valid XML"),
+        (annotation(size=""), r"a\.xml: the image has no whole number as size\.width"),
+        (annotation().replace("disc", "star"), "object 1 is of class star, which is not among the"),
+        (annotation().replace("<ymin>6", "<ymin>6.5"), r"object 2 .* bndbox\.ymin \(it is '6\.5'"),
+        (annotation().replace("<xmax>40</xmax>", ""), r"object 1 .* bndbox\.xmax \(it is None"),
+        (annotation().replace("<difficult>0</difficult>", ""), "object 1 has no .* as difficult"),
+        (annotation().replace("<pose>Unspecified</pose>", ""), "object 1 has no pose"),
+    ],
+)
+def test_annotations_that_cannot_be_used(tree, tmp_path, text, message):
+    (tmp_path / "Annotations" / "a.xml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        catalog.check_files([tree])
+
+
+def test_missing_images_and_missing_trees(tree, tmp_path):
+    (tmp_path / "JPEGImages" / "b.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of the 3 images of .* missing: JPEGImages/b\.jpg"):
+        catalog.check_files([tree])
+    (tmp_path / "ImageSets" / "Main" / "train.txt").unlink()
+    with pytest.raises(UserError, match=r"no such file as .*train\.txt; set DETECTRON2_DATASETS"):
+        catalog.check_files([tree])
