@@ -169,16 +169,20 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         UserError: another ending, or the folder is missing or cannot be written.
     """
-    options = FORMATS.get(path.suffix.lower())
-    if options is None:
+    if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path}: figures are written as {', '.join(FORMATS)}; choose one of them")
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "scratch_vs_pretrain", "pdf.fonttype": 42}):
-        figure.savefig(buffer, format=path.suffix.lower()[1:], **options)
     try:
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, figure_bytes(figure, path.suffix.lower()))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def figure_bytes(figure: Figure, ending: str) -> bytes:
+    """Returns a figure in the format of an ending of :data:`FORMATS`."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "scratch_vs_pretrain", "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=ending[1:], **FORMATS[ending])
+    return buffer.getvalue()
 
 
 def _final_ap_per_iou(frame: pd.DataFrame) -> pd.DataFrame:

@@ -21,6 +21,9 @@ COMPLETE = ("finished", UNKNOWN)
 # Points of a logged curve under one median, so that about 60 independent ones are left.
 SMOOTH_POINTS = 60
 
+# More points of such a curve than a figure is pixels wide only make its file large.
+MOST_POINTS = 600
+
 
 @dataclass(frozen=True)
 class Line:
@@ -116,6 +119,8 @@ def lines_of(frame: pd.DataFrame, metric: str, x: str, band: str) -> list[Line]:
             if len(table):
                 if not is_score(metric):
                     table = table.rolling(1 + len(table) // SMOOTH_POINTS, min_periods=1).median()
+                    every = -(-len(table) // MOST_POINTS)
+                    table = table.iloc[(len(table) - 1) % every :: every]
                 at = table.index.to_numpy() * positions
                 lines.append(line_of(str(arm), str(schedule), at, table, band, index == 0))
     return sorted(lines, key=lambda line: not line.complete)

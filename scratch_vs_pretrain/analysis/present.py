@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def _against_paper(runs: Sequence[RunRecord]) -> Table:
+def against_paper(runs: Sequence[RunRecord]) -> Table:
+    """Returns a study's numbers beside the paper's, by the study's name.
+
+    Raises:
+        UserError: the paper has no such study, or its numbers cannot be compared.
+    """
     match = paper_study(runs[0].study)
     return tables.paper_table(runs, match.experiment, backbone=match.backbone, norm=match.norm)
 
@@ -25,7 +30,7 @@ def _against_paper(runs: Sequence[RunRecord]) -> Table:
 TABLES: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
     "schedules": tables.schedules_table,
     "metrics": tables.metrics_table,
-    "paper": _against_paper,
+    "paper": against_paper,
 }
 FIGURES = ("ap", "loss", "overlay", "iou")
 

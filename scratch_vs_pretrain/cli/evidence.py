@@ -1,4 +1,4 @@
-"""``svp table`` and ``plot``."""
+"""``svp table``, ``plot``, ``collect``, ``conclude``, ``power`` and ``report``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def add_commands(commands: Commands) -> None:
     _add_collect(commands)
     _add_conclude(commands)
     _add_power(commands)
+    _add_report(commands)
 
 
 def _add_table(commands: Commands) -> None:
@@ -153,4 +154,31 @@ def _power(options: argparse.Namespace) -> int:
         f"{seeds} seeds per arm: a paired t test at level {1 - LEVEL:.2g} then finds a gap of "
         f"{options.gap:g} AP under noise {options.noise:g} with a chance of {chance:.0%}"
     )
+    return 0
+
+
+def _add_report(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "report",
+        _report,
+        "write one HTML file with tables, figures, conclusions and provenance",
+        "svp report output/demo\nsvp report output -o report.html",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="(default: %(default)s)",
+    )
+
+
+def _report(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.analysis.report import write_report
+
+    write_report(options.folder, options.output)
+    print(options.output)
     return 0

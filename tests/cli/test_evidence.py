@@ -37,6 +37,11 @@ def test_conclude(pair, capsys):
     assert "1. Training from scratch works without changing the architecture.\n   SUPPORTED" in out
 
 
+def test_report(pair, tmp_path):
+    assert main(["report", str(pair), "-o", str(tmp_path / "report.html")]) == 0
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
 def test_power(capsys):
     assert main(["power", "--gap", "0.5", "--noise", "0.2"]) == 0
     assert capsys.readouterr().out.startswith("4 seeds per arm")
@@ -55,7 +60,7 @@ def test_bad_input_is_one_sentence(command, said, capsys):
     assert captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["table", "plot", "collect", "conclude", "power"])
+@pytest.mark.parametrize("command", ["table", "plot", "collect", "conclude", "power", "report"])
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])

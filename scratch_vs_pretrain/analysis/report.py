@@ -1,0 +1,259 @@
+"""``svp report``: one HTML file that needs no network and no scripts."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from scratch_vs_pretrain.analysis import curves, tables
+from scratch_vs_pretrain.analysis.conclusions import conclude
+from scratch_vs_pretrain.analysis.formats import Cell, Table, render
+from scratch_vs_pretrain.analysis.frame import tidy
+from scratch_vs_pretrain.analysis.judging import NOT_ENOUGH
+from scratch_vs_pretrain.analysis.present import against_paper
+from scratch_vs_pretrain.analysis.results import by_study, final_results, gaps, means, pairs
+from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
+from scratch_vs_pretrain.config import differences
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
+
+FIGURES: dict[str, Callable[..., Figure]] = {
+    "AP versus the length of training": curves.ap_figure,
+    "Box AP and training loss": curves.loss_figure,
+    "All schedules": curves.overlay_figure,
+    "AP gap at each IoU threshold": curves.iou_figure,
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure of the report."""
+
+    title: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class StudyPart:
+    """What the report says about one study."""
+
+    name: str
+    description: str
+    summary: str
+    tables: tuple[Markup, ...]
+    figures: tuple[Drawn, ...]
+    notes: tuple[str, ...]
+    differences: Markup
+    runs: Markup
+    provenance: Markup
+
+
+def write_report(folder: Path, output: Path) -> None:
+    """Writes the report of all runs below `folder`.
+
+    Raises:
+        UserError: no runs there, a damaged run folder, or an output that cannot be written.
+    """
+    try:
+        write_atomically(output, report_html(folder))
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from None
+
+
+def report_html(folder: Path) -> str:
+    """Returns the report; whatever came from users' files is escaped in it.
+
+    Raises:
+        UserError: no runs below `folder`, or a damaged run folder.
+    """
+    runs = load_runs(folder)
+    groups = by_study(runs)
+    template = (importlib.resources.files(__package__) / "report.html").read_text()
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(template).render(
+        title="Scratch against pre-training: " + ", ".join(groups),
+        folder=folder,
+        runs=len(runs),
+        finished=sum(run.state == "finished" for run in runs),
+        studies=[_study(members, number) for number, members in enumerate(groups.values())],
+        conclusions=conclude(runs),
+        not_enough=NOT_ENOUGH,
+    )
+
+
+def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
+    notes: list[str] = []
+    made: list[Markup] = []
+    for make in (tables.schedules_table, tables.metrics_table):
+        try:
+            made.append(_html(make(runs)))
+        except UserError as error:
+            notes.append(str(error))
+    with contextlib.suppress(UserError):  # Most studies are not the paper's.
+        made.append(_html(against_paper(runs)))
+    return StudyPart(
+        name=runs[0].study,
+        description=str(RunFolder(runs[0].folder).read().get("description") or ""),
+        summary=_summary(runs),
+        tables=tuple(made),
+        figures=tuple(_figures(runs, number, notes)),
+        notes=tuple(dict.fromkeys(notes)),
+        differences=_html(_differences(runs)),
+        runs=_html(_runs(runs)),
+        provenance=_html(_provenance(runs)),
+    )
+
+
+def _summary(runs: Sequence[RunRecord]) -> str:
+    try:
+        results = final_results(runs)
+    except UserError as error:
+        return str(error)
+    scratch = (results.scratch, results.longest(results.scratch).schedule)
+    known = {metric for final in results.finals.values() for metric in final.scores}
+    metric = "keypoints/AP" if "keypoints/AP" in known else "bbox/AP"
+    sentences = []
+    for arm in results.others:
+        other = (arm, results.longest(arm).schedule)
+        paired = pairs(results, scratch, other)
+        if not paired:
+            sentences.append(f"no seed has {results.scratch} and {arm} finished yet.")
+            continue
+        (ours,) = means({seed: a for seed, (a, _) in enumerate(paired)}, [metric])
+        (theirs,) = means({seed: b for seed, (_, b) in enumerate(paired)}, [metric])
+        (gap,) = gaps(paired, [metric])
+        reach = f" ± {gap.half_width:.1f}" if gap.half_width is not None else ""
+        seeds = f"{len(paired)} seed{'s' * (len(paired) > 1)}"
+        sentences.append(
+            f"{results.scratch} ({scratch[1]}) ends at {ours.value:.1f} {metric}, {arm} "
+            f"({other[1]}) at {theirs.value:.1f}: a gap of {gap.value:+.1f}{reach} over {seeds}."
+        )
+    return " ".join(sentences)
+
+
+def _figures(runs: Sequence[RunRecord], number: int, notes: list[str]) -> Iterator[Drawn]:
+    frame = tidy(runs)
+    one_schedule = len({(run.arm, run.schedule) for run in runs}) == len({r.arm for r in runs})
+    for index, (title, make) in enumerate(FIGURES.items()):
+        if make is curves.overlay_figure and one_schedule:
+            continue
+        try:
+            svg = curves.figure_bytes(make(frame), ".svg").decode()
+        except UserError as error:
+            notes.append(f"{title}: {error}.")
+            continue
+        yield Drawn(title, Markup(_inline(svg, f"f{number}-{index}-")))
+
+
+def _inline(svg: str, prefix: str) -> str:
+    """Returns an SVG file's element with ids that no other figure of the page has."""
+    element = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", element)
+
+
+def _html(table: Table) -> Markup:
+    # `render` escapes every cell.
+    return Markup(render(table, "html"))
+
+
+def _differences(runs: Sequence[RunRecord]) -> Table:
+    """Compares the final configs of one run per arm, at its longest schedule."""
+    configs: dict[str, Any] = {}
+    for run in sorted(runs, key=lambda run: -run.iterations):
+        file = RunFolder(run.folder).config_file
+        if run.arm not in configs and file.exists():
+            configs[run.arm] = _config(file)
+    found = differences(configs) if len(configs) > 1 else {}
+    rows = [
+        (key, *(json.dumps(values.get(arm)) for arm in configs))
+        for key, values in found.items()
+        if key != "OUTPUT_DIR"
+    ]
+    notes = () if len(configs) > 1 else ("Fewer than two arms have a config.yaml here.",)
+    title = "Final configs at each arm's longest schedule, key by key"
+    return Table(title, ("key", *configs), tuple(rows), notes)
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        raise UserError(f"{file}: not plain YAML; is it a run's final config?") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not a mapping of config keys; is it a run's final config?")
+    return content
+
+
+def _runs(runs: Sequence[RunRecord]) -> Table:
+    rows: list[tuple[Cell, ...]] = [
+        (
+            run.arm,
+            run.schedule,
+            run.seed,
+            run.state,
+            run.iteration,
+            run.iterations,
+            None if run.seconds is None else run.seconds / 3600,
+            run.reason,
+        )
+        for run in runs
+    ]
+    header = ("arm", "schedule", "seed", "state", "iteration", "of", "hours", "reason")
+    return Table(
+        "Every run; those that are not finished enter no mean", header, (*rows, *_absent(runs))
+    )
+
+
+def _absent(runs: Sequence[RunRecord]) -> Iterator[tuple[Cell, ...]]:
+    """Yields the runs without a folder whose schedule and seed other arms of the study have."""
+    known = {(run.arm, run.schedule, run.seed) for run in runs}
+    seeds = sorted({run.seed for run in runs if run.seed is not None})
+    arms = runs[0].arm_order or tuple(dict.fromkeys(run.arm for run in runs))
+    for arm in arms:
+        mine = list(dict.fromkeys(run.schedule for run in runs if run.arm == arm))
+        for schedule in mine or dict.fromkeys(run.schedule for run in runs):
+            for seed in seeds:
+                if (arm, schedule, seed) not in known:
+                    yield (arm, schedule, seed, "no folder", None, None, None, None)
+
+
+def _provenance(runs: Sequence[RunRecord]) -> Table:
+    """Lists every fact with its distinct values; more than one is worth a look."""
+    facts: dict[str, list[str]] = {}
+    for run in runs:
+        versions = run.provenance.get("versions")
+        known = {
+            "device": run.provenance.get("device"),
+            "host": run.provenance.get("host"),
+            "git commit": run.provenance.get("git_commit"),
+            "training data": _data(run.train_set),
+            "evaluation data": _data(run.test_set),
+            **(versions if isinstance(versions, dict) else {}),
+        }
+        for name, value in known.items():
+            text = "" if value is None else str(value)
+            if text and text not in facts.setdefault(str(name), []):
+                facts[str(name)].append(text)
+    rows = tuple((name, "; ".join(values)) for name, values in facts.items() if values)
+    return Table("Where, with what and on what the runs trained", ("", "value"), rows)
+
+
+def _data(data: Any) -> str | None:
+    names, images, digest = (data.get(key) for key in ("names", "images", "sha256"))
+    if not names:
+        return None
+    count = "" if images is None else f", {images:,} images"
+    return f"{', '.join(names)}{count}{f', sha256 {digest[:12]}' if digest else ''}"
