@@ -13,6 +13,7 @@ import os
 import platform
 import shlex
 import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -139,7 +140,8 @@ def _imports() -> Iterator[Check]:
         try:
             if module.startswith("detectron2"):
                 _detectron2.prepare()
-            importlib.import_module(module)
+            with warnings.catch_warnings(action="ignore"):
+                importlib.import_module(module)
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             yield Check(f"import {module}", reason, "missing", _detectron2.INSTALL_COMMAND)
