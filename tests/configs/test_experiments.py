@@ -1,0 +1,44 @@
+"""docs/experiments.md states what the study files plan and what the paper published."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.plan import plan
+
+REPOSITORY = Path(__file__).parents[2]
+PAPER = REPOSITORY / "configs" / "studies" / "paper"
+RESULTS = REPOSITORY / "scratch_vs_pretrain" / "analysis" / "paper_results.csv"
+ROW = re.compile(r"^\| \[`(.+?)`\]\((.+?)\) \| (.+?) \| (.+?) \| ([\d,]+) \| ([\d.]+) \|$", re.M)
+ASSUMED_PER_SECOND = 10
+# Two arms at five lengths; and a figure without numbers.
+COUNT = {"baseline_r50_gn": 10, "baseline_r101_gn": 10, "baseline_r50_syncbn": 0}
+
+
+def rows():
+    return ROW.findall((REPOSITORY / "docs" / "experiments.md").read_text())
+
+
+def test_every_study_has_a_row():
+    assert sorted(row[0] for row in rows()) == sorted(file.stem for file in PAPER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row[0])
+def test_row_is_the_plans_and_the_papers(row):
+    name, link, section, expected, images, days = row
+    file = (REPOSITORY / "docs" / link).resolve()
+    assert file == PAPER / f"{name}.yaml"
+    planned = plan(load_study(file, need_weights=False), {"coco_2017_train": 118_287})
+    every = [*planned.rows, *(planned.search.rows if planned.search else ())]
+    total = sum(one.images for one in every)
+    assert int(images.replace(",", "")) == total
+    assert float(days) == pytest.approx(total / (ASSUMED_PER_SECOND * 86_400), abs=0.05)
+    with RESULTS.open() as results:
+        published = {one["value"] for one in csv.DictReader(results) if one["source"] in section}
+    numbers = re.findall(r"\d+\.\d", expected.replace("IoU 0.5", ""))
+    assert set(numbers) <= published
+    assert len(numbers) == COUNT.get(name, len(numbers))
+    assert numbers or expected == "curves only"
