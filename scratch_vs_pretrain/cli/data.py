@@ -1,15 +1,16 @@
-"""``svp subset``."""
+"""``svp subset`` and ``check-data``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from scratch_vs_pretrain.cli.options import Commands, add_command
+from scratch_vs_pretrain.cli.options import Commands, add_command, positive
 
 
 def add_commands(commands: Commands) -> None:
     _add_subset(commands)
+    _add_check_data(commands)
 
 
 def _add_subset(commands: Commands) -> None:
@@ -41,3 +42,37 @@ def _subset(options: argparse.Namespace) -> int:
     if not (options.export or options.list):
         print(subset_text(options.name))
     return 0
+
+
+def _add_check_data(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "check-data",
+        _check_data,
+        "read data sets once, images included, and list what is wrong or odd; exit 1 if training "
+        "would break",
+        "svp check-data coco_2017_val\nsvp check-data my_study.yaml --json > report.json",
+    )
+    parser.add_argument(
+        "what", metavar="NAME-or-STUDY", help="a data set's name, or a study file (.yaml)"
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON, with every finding")
+    parser.add_argument(
+        "-j", "--jobs", type=positive, metavar="N", help="threads that decode (default: one a core)"
+    )
+
+
+def _check_data(options: argparse.Namespace) -> int:
+    import json
+
+    from scratch_vs_pretrain.data.check import check, registered_set
+
+    if options.what.endswith((".yaml", ".yml")):
+        from scratch_vs_pretrain.study.data_sets import study_sets
+
+        sets = study_sets(Path(options.what))
+    else:
+        sets = [registered_set(options.what)]
+    report = check(sets, options.jobs)
+    print(json.dumps(report.to_json(), indent=1) if options.json else report.text())
+    return int(report.breaks)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from scratch_vs_pretrain.cli import main
 
@@ -71,3 +72,31 @@ def test_subset_is_listed_and_exported_by_name_alone(svp, tmp_path):
 def test_bad_names_are_a_sentence_and_exit_2(capsys, name, message):
     assert main(["subset", name]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_check_data_exits_1_where_training_would_break(svp, tmp_path):
+    done = svp("check-data", "coco_2017_val", "--json")
+    assert done.returncode == 1
+    (finding,) = json.loads(done.stdout)["findings"]
+    assert (finding["kind"], finding["count"]) == ("missing image", 30)
+
+
+def test_check_data_of_a_studys_own_files(svp, tmp_path):
+    annotations = tmp_path / "coco" / "annotations" / "instances_val2017.json"
+    for number in range(30):
+        Image.new("RGB", (16, 12), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "base.yaml").write_text("VERSION: 2\n")
+    (tmp_path / "study.yaml").write_text(
+        "{name: own, base: base.yaml, arms: {scratch: {init: scratch}}, schedules: [2x],\n"
+        f"data: {{train: {{annotations: {annotations}, images: .}},\n"
+        f"  test: {{annotations: {annotations}, images: .}}}}}}"
+    )
+    done = svp("check-data", "study.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "train: 30 images, test: 30 images" in done.stdout
+    assert "same image in several data sets" in done.stdout
+
+
+def test_check_data_of_nothing(capsys):
+    assert main(["check-data", "coco_2017_vall"]) == 2
+    assert "did you mean coco_2017_val" in capsys.readouterr().err

@@ -6,9 +6,11 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
 from detectron2.structures import BoxMode
+from PIL import Image
 
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data.check import check, registered_set
 from scratch_vs_pretrain.data.registration import location
 from scratch_vs_pretrain.data.voc import is_voc, voc_ground_truth
 from scratch_vs_pretrain.errors import UserError
@@ -136,3 +138,27 @@ def test_missing_images_and_missing_trees(tree, tmp_path):
     (tmp_path / "ImageSets" / "Main" / "train.txt").unlink()
     with pytest.raises(UserError, match=r"no such file as .*train\.txt; set DETECTRON2_DATASETS"):
         catalog.check_files([tree])
+
+
+def test_check_data_reads_trees(tree, tmp_path):
+    for identity in "abc":
+        Image.new("RGB", (40, 30), (ord(identity), 0, 0)).save(
+            tmp_path / "JPEGImages" / f"{identity}.jpg"
+        )
+    good = check([registered_set(tree)], progress=False)
+    assert {kind: notes for (_, kind), notes in good.found.items()} == {
+        "image without annotation": ["c.jpg"]
+    }
+    lying = annotation().replace("<size>", "<filename>other.jpg</filename><size>")
+    (tmp_path / "Annotations" / "b.xml").write_text(lying)
+    report = check([registered_set(tree)], progress=False)
+    assert report.found[tree, "XML names another file"] == ["b.xml (other.jpg)"]
+    assert not report.breaks
+
+
+def test_check_data_names_xml_that_cannot_be_used(tree, tmp_path):
+    (tmp_path / "Annotations" / "a.xml").write_text("<annotation>")
+    report = check([registered_set(tree)], progress=False)
+    assert report.breaks
+    ((_, kind),) = report.found
+    assert kind == "unusable XML"
