@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
     unfinished = [outcome for outcome in outcomes if outcome.state != "finished"]
     # A search for the recipe that is not complete has no table of its own.
     own = (options.output / study.name) in outcomes[0].folder.path.parents
-    if own and len(unfinished) < len(outcomes):
+    if own and len(unfinished) < len(outcomes) and len(study.arms) > 1:
         print(tables_text(options.output / study.name, "schedules", "text"))
     for outcome in unfinished:
         print(f"svp: {outcome.folder.path}: {outcome.state}: {outcome.reason}", file=sys.stderr)

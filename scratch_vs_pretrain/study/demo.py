@@ -33,17 +33,18 @@ class DemoSize:
     evaluation: Evaluation | None = None
 
 
+# Crops keep most of the picture: a smaller part of one shape could be any shape's.
 FULL = DemoSize(
-    ShapesSpec(train=3000, test=300),
-    ClassificationSpec(train=8000, test=800),
-    PretrainSpec(epochs=8, image_size=64, batch_size=64, learning_rate=0.05),
+    ShapesSpec(train=3000, test=200),
+    ClassificationSpec(train=6000, test=600),
+    PretrainSpec(epochs=10, image_size=64, batch_size=64, learning_rate=0.02, min_area=0.6),
 )
 QUICK = DemoSize(
-    ShapesSpec(train=400, test=60),
-    ClassificationSpec(train=1600, test=160),
-    PretrainSpec(epochs=2, image_size=64, batch_size=64, learning_rate=0.05),
-    ScheduleSpec("120it", iterations=120),
-    Evaluation(period=60, at=(30,)),
+    ShapesSpec(train=300, test=40),
+    ClassificationSpec(train=1200, test=120),
+    PretrainSpec(epochs=3, image_size=64, batch_size=64, learning_rate=0.02, min_area=0.6),
+    ScheduleSpec("100it", iterations=100),
+    Evaluation(period=50),
 )
 
 
