@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from scratch_vs_pretrain.errors import UserError
 
-FILE = "paper_results.csv"
+# The zoo's numbers are from Detectron2 v0.6. Its pairs differ in more than their initial weights:
+# pixel std, STRIDE_IN_1X1, FREEZE_AT, batch size and rate.
+FILES = {"paper": "paper_results.csv", "zoo": "zoo_results.csv"}
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ class PublishedNumber:
 
 
 @functools.cache
-def all_published() -> tuple[PublishedNumber, ...]:
-    """Returns every published number, in the paper's order."""
-    text = (importlib.resources.files(__package__) / FILE).read_text()
+def all_published(by: str = "paper") -> tuple[PublishedNumber, ...]:
+    """Returns every number that the "paper" or Detectron2's model "zoo" published, in order."""
+    text = (importlib.resources.files(__package__) / FILES[by]).read_text()
     return tuple(_number(row) for row in csv.DictReader(text.splitlines()))
 
 
@@ -63,23 +65,25 @@ def _number(row: dict[str, str]) -> PublishedNumber:
     return PublishedNumber(**fields)  # type: ignore[arg-type]
 
 
-def published(experiment: str, **filters: str | int | None) -> tuple[PublishedNumber, ...]:
+def published(
+    experiment: str, *, by: str = "paper", **filters: str | int | None
+) -> tuple[PublishedNumber, ...]:
     """Returns the numbers of one experiment whose fields equal `filters`; None filters nothing.
 
     Example: ``published("baseline", backbone="R50", init="scratch", schedule="2x")``.
 
     Raises:
-        UserError: the paper has no such experiment.
+        UserError: the paper, or the zoo, has no such experiment.
     """
-    experiments = sorted({number.experiment for number in all_published()})
+    experiments = sorted({number.experiment for number in all_published(by)})
     if experiment not in experiments:
         raise UserError(
-            f"the paper has no experiment {experiment!r}; choose one of {', '.join(experiments)}"
+            f"the {by} has no experiment {experiment!r}; choose one of {', '.join(experiments)}"
         )
     wanted = {name: value for name, value in filters.items() if value is not None}
     return tuple(
         number
-        for number in all_published()
+        for number in all_published(by)
         if number.experiment == experiment
         and all(getattr(number, name) == value for name, value in wanted.items())
     )
@@ -109,10 +113,13 @@ def paper_study(name: str) -> PaperStudy:
             f"say which experiment it repeats: {', '.join(experiments)}"
         )
     numbers = published(experiment)
+    # The zoo also has SyncBN, and a study of it must not be compared with GN's numbers.
+    zoo = {number.norm for number in all_published("zoo")}
+    norm = _named({number.norm for number in numbers}, plain)
     return PaperStudy(
         experiment,
         _named({number.backbone for number in numbers}, plain),
-        _named({number.norm for number in numbers}, plain),
+        next((other for other in zoo if other.lower() in plain.split("_")), norm),
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scratch_vs_pretrain.analysis import tables
+from scratch_vs_pretrain.analysis import regimes, tables
 from scratch_vs_pretrain.analysis.formats import Table, render
 from scratch_vs_pretrain.analysis.paper_numbers import paper_study
 from scratch_vs_pretrain.analysis.results import by_study
@@ -17,30 +18,43 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def against_paper(runs: Sequence[RunRecord]) -> Table:
-    """Returns a study's numbers beside the paper's, by the study's name.
+def against_published(runs: Sequence[RunRecord], by: str = "paper") -> Table:
+    """Returns a study's numbers beside the paper's or the model zoo's, by the study's name.
 
     Raises:
-        UserError: the paper has no such study, or its numbers cannot be compared.
+        UserError: there is no such study there, or its numbers cannot be compared.
     """
     match = paper_study(runs[0].study)
-    return tables.paper_table(runs, match.experiment, backbone=match.backbone, norm=match.norm)
+    return tables.paper_table(
+        runs, match.experiment, by=by, backbone=match.backbone, norm=match.norm
+    )
 
 
 TABLES: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
     "schedules": tables.schedules_table,
     "metrics": tables.metrics_table,
-    "paper": against_paper,
+    "paper": against_published,
+    "zoo": functools.partial(against_published, by="zoo"),
+}
+
+# Tables of all studies together.
+JOINT: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
+    "large": regimes.large_table,
+    "less-data": regimes.less_data_table,
+    "voc": regimes.voc_table,
+    "summary": regimes.summary_table,
 }
 FIGURES = ("ap", "loss", "overlay", "iou")
 
 
 def tables_text(folder: Path, kind: str, form: str) -> str:
-    """Returns one table per study below `folder`, in a format of `formats.render`.
+    """Returns one table per study below `folder`, or of all its studies, as `formats.render` does.
 
     Raises:
         UserError: no runs there, or runs that do not belong in one table.
     """
+    if kind in JOINT:
+        return render(JOINT[kind](load_runs(folder)), form)
     made = [TABLES[kind](runs) for runs in by_study(load_runs(folder)).values()]
     return "\n".join(render(table, form) for table in made)
 

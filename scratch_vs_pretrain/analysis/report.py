@@ -21,7 +21,7 @@ from scratch_vs_pretrain.analysis.conclusions import conclude
 from scratch_vs_pretrain.analysis.formats import Cell, Table, render
 from scratch_vs_pretrain.analysis.frame import tidy
 from scratch_vs_pretrain.analysis.judging import NOT_ENOUGH
-from scratch_vs_pretrain.analysis.present import against_paper
+from scratch_vs_pretrain.analysis.present import against_published
 from scratch_vs_pretrain.analysis.results import by_study, final_results, gaps, means, pairs
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.config import differences
@@ -103,7 +103,7 @@ def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
         except UserError as error:
             notes.append(str(error))
     with contextlib.suppress(UserError):  # Most studies are not the paper's.
-        made.append(_html(against_paper(runs)))
+        made.append(_html(against_published(runs)))
     return StudyPart(
         name=runs[0].study,
         description=str(RunFolder(runs[0].folder).read().get("description") or ""),

@@ -25,22 +25,24 @@ def _add_table(commands: Commands) -> None:
         "print the comparison of finished runs",
         "svp table output/demo\n"
         "svp table output/baseline-r50-gn --against paper\n"
-        "svp table output/demo --kind metrics --format latex > table.tex",
+        "svp table output/demo --kind metrics --format latex > table.tex\n"
+        "svp table output --kind less-data",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
-    parser.add_argument("--kind", choices=("schedules", "metrics"), default="schedules")
+    kinds = ("schedules", "metrics", "large", "less-data", "voc", "summary")
+    parser.add_argument("--kind", choices=kinds, default="schedules")
     parser.add_argument(
         "--format", choices=("text", "markdown", "csv", "latex", "html"), default="text"
     )
     parser.add_argument(
-        "--against", choices=("paper",), help="beside the numbers that were published"
+        "--against", choices=("paper", "zoo"), help="beside the numbers that were published"
     )
 
 
 def _table(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.present import tables_text
 
-    kind = "paper" if options.against else options.kind
+    kind = options.against or options.kind
     print(tables_text(options.folder, kind, options.format))
     return 0
 

@@ -21,7 +21,7 @@ def test_every_row_is_read():
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is absent")
 def test_packaged_copy_is_the_original():
-    packaged = Path(paper_numbers.__file__).with_name(paper_numbers.FILE)
+    packaged = Path(paper_numbers.__file__).with_name(paper_numbers.FILES["paper"])
     assert packaged.read_bytes() == SHARED.read_bytes()
 
 
@@ -59,3 +59,16 @@ def test_study_is_known_by_its_name(name, expected):
 def test_study_that_is_none_of_the_papers(name):
     with pytest.raises(UserError, match="none of the paper's"):
         paper_study(name)
+
+
+def test_zoo_numbers_name_their_config():
+    numbers = published("baseline", by="zoo", norm="GN", init="scratch", schedule="3x")
+    assert {number.metric: number.value for number in numbers} == {"bbox/AP": 39.9, "segm/AP": 36.6}
+    assert all("Misc/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml" in number.source for number in numbers)
+
+
+def test_syncbn_is_not_compared_with_gn():
+    match = paper_study("baseline-r50-syncbn")
+    assert match.norm == "SyncBN"
+    assert published("baseline", norm=match.norm) == ()
+    assert published("baseline", by="zoo", norm=match.norm)

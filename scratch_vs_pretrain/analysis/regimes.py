@@ -1,0 +1,119 @@
+"""Tables of several studies together: sizes of model (Table 3) and of data (Section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from scratch_vs_pretrain.analysis.formats import Cell, Table
+from scratch_vs_pretrain.analysis.results import (
+    Results,
+    by_study,
+    final_results,
+    gaps,
+    means,
+    notes,
+    pairs,
+)
+from scratch_vs_pretrain.analysis.runs import RunRecord
+from scratch_vs_pretrain.errors import UserError
+
+MAIN = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
+
+
+def large_table(runs: Sequence[RunRecord]) -> Table:
+    """Table 3: every arm of every study at its longest schedule, with all six main metrics.
+
+    Raises:
+        UserError: see :func:`.final_results`.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    studies, left_out = _studies(runs)
+    for results in studies:
+        for arm in (results.scratch, *results.others):
+            schedule = results.longest(arm).schedule
+            finals = results.of(arm, schedule)
+            if finals:
+                rows.append((results.study, arm, schedule, len(finals), *means(finals, MAIN)))
+    header = ("study", "arm", "schedule", "seeds", "box AP", "box AP50", "box AP75")
+    masks = ("mask AP", "mask AP50", "mask AP75")
+    title = "Final AP of every arm at its longest schedule"
+    return Table(title, (*header, *masks), tuple(rows), (*_notes(studies), *left_out))
+
+
+def less_data_table(runs: Sequence[RunRecord]) -> Table:
+    """Section 5.2: box AP of both arms by the number of training images.
+
+    Raises:
+        UserError: see :func:`.final_results`.
+    """
+    return _beside(runs, ("bbox/AP",), "Box AP by the size of the training set")
+
+
+def voc_table(runs: Sequence[RunRecord]) -> Table:
+    """Section 5.2: AP50 of both arms, the metric of PASCAL VOC.
+
+    Raises:
+        UserError: see :func:`.final_results`.
+    """
+    return _beside(runs, ("bbox/AP50",), "Box AP at IoU 0.5")
+
+
+def summary_table(runs: Sequence[RunRecord]) -> Table:
+    """Every study's arms side by side with the gap, for each task's AP.
+
+    Raises:
+        UserError: see :func:`.final_results`.
+    """
+    return _beside(runs, ("bbox/AP", "segm/AP", "keypoints/AP"), "Every study at its longest")
+
+
+def _beside(runs: Sequence[RunRecord], metrics: Sequence[str], title: str) -> Table:
+    studies, left_out = _studies(runs)
+    rows = [row for results in studies for row in _rows(results, metrics)]
+    header = ("study", "training images", "metric", "seeds", "scratch", "scratch value")
+    others = ("pretrained", "pretrained value", "gap")
+    return Table(title, (*header, *others), tuple(rows), (*_notes(studies), *left_out))
+
+
+def _rows(results: Results, metrics: Sequence[str]) -> Iterator[tuple[Cell, ...]]:
+    known = {metric for final in results.finals.values() for metric in final.scores}
+    ours = results.longest(results.scratch)
+    for arm in results.others:
+        theirs = results.longest(arm)
+        first, second = (ours.arm, ours.schedule), (arm, theirs.schedule)
+        found = pairs(results, first, second)
+        for metric in metrics:
+            if metric in known:
+                yield (
+                    results.study,
+                    ours.train_images,
+                    metric,
+                    len(found),
+                    f"{ours.arm} {ours.schedule}",
+                    *means(results.of(*first), [metric]),
+                    f"{arm} {theirs.schedule}",
+                    *means(results.of(*second), [metric]),
+                    *gaps(found, [metric]),
+                )
+
+
+def _studies(runs: Sequence[RunRecord]) -> tuple[list[Results], list[str]]:
+    """Returns each study's results, fewest training images first, and why others have none.
+
+    Raises:
+        UserError: none of the studies has two arms; the reason of the first.
+    """
+    found, refused = [], []
+    for members in by_study(runs).values():
+        try:
+            found.append(final_results(members))
+        except UserError as error:
+            refused.append(str(error))
+    if not found:
+        raise UserError(refused[0])
+    found.sort(key=lambda results: results.runs[0].train_images or 0)
+    return found, [f"Left out: {reason}." for reason in refused]
+
+
+def _notes(studies: Sequence[Results]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(note for results in studies for note in notes(results)))

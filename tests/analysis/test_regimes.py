@@ -1,0 +1,67 @@
+import pytest
+
+from scratch_vs_pretrain.analysis.regimes import (
+    large_table,
+    less_data_table,
+    summary_table,
+    voc_table,
+)
+from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.errors import UserError
+
+
+def pair(folders, study, images, scratch, pretrained):
+    data = {"train": {"names": ["t"], "images": images}}
+    folders.run("scratch", curve={900: scratch}, iterations=900, study=study, data=data)
+    folders.run("pretrained", curve={600: pretrained}, study=study, data=data)
+
+
+def values(table):
+    return [tuple(getattr(cell, "value", cell) for cell in row) for row in table.rows]
+
+
+@pytest.fixture
+def runs(folders):
+    pair(folders, "a-much", 10_000, 31.0, 30.5)
+    pair(folders, "b-little", 1000, 10.0, 16.0)
+    return load_runs(folders.root)
+
+
+def test_less_data_is_ordered_by_training_images(runs):
+    assert values(less_data_table(runs)) == [
+        ("b-little", 1000, "bbox/AP", 1, "scratch 900it", 10, "pretrained 600it", 16, -6),
+        ("a-much", 10_000, "bbox/AP", 1, "scratch 900it", 31, "pretrained 600it", 30.5, 0.5),
+    ]
+
+
+def test_voc_is_about_iou_one_half(runs):
+    table = voc_table(runs)
+    assert {row[2] for row in table.rows} == {"bbox/AP50"}
+    assert [row[-1] for row in values(table)] == [-6, 0.5]
+
+
+def test_summary_has_each_task_that_was_evaluated(runs):
+    assert [row[2] for row in summary_table(runs).rows] == ["bbox/AP", "segm/AP"] * 2
+
+
+def test_large_has_a_row_per_arm(runs):
+    rows = values(large_table(runs))
+    assert [row[:4] for row in rows] == [
+        ("b-little", "scratch", "900it", 1), ("b-little", "pretrained", "600it", 1),
+        ("a-much", "scratch", "900it", 1), ("a-much", "pretrained", "600it", 1),
+    ]  # fmt: skip
+    assert rows[2][4:] == (31, 51, 29, 30, 50, 28)
+
+
+def test_study_without_partner_is_left_out_unless_it_is_the_only_one(runs, folders):
+    folders.run("scratch", study="c")
+    table = less_data_table(load_runs(folders.root))
+    assert len(table.rows) == 2
+    assert any("study c" in note and "no partner" in note for note in table.notes)
+    with pytest.raises(UserError, match="no partner"):
+        less_data_table(load_runs(folders.root / "output" / "c"))
+
+
+def test_columns_have_names_of_their_own(runs):
+    for table in (large_table(runs), summary_table(runs)):
+        assert len(set(table.header)) == len(table.header)
