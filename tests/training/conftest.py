@@ -1,0 +1,116 @@
+"""The paper's detectors, shrunken, on synthetic data."""
+
+from pathlib import Path
+
+import pytest
+
+from scratch_vs_pretrain.config import config_text, default_config, merge_file, merge_overrides
+from scratch_vs_pretrain.data.registration import register
+from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
+from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.training.evaluation import check_test_sets
+from scratch_vs_pretrain.training.trainer import Trainer
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+NARROW = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.NUM_GROUPS": 1,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+    "SVP.RESNETS.ALLOW_NARROW": True,
+    "SVP.VGG.WIDTH": 4,
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 20,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 8,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
+    # Untrained detectors find something, too.
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": (16,),
+    "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE": 1,
+    "INPUT.MIN_SIZE_TRAIN": (64,),
+    "INPUT.MAX_SIZE_TRAIN": 64,
+    "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.MAX_SIZE_TEST": 64,
+    "INPUT.MASK_FORMAT": "bitmask",
+    "TEST.AUG.MIN_SIZES": (48, 64),
+    "TEST.AUG.MAX_SIZE": 64,
+    "TEST.DETECTIONS_PER_IMAGE": 5,
+    "TEST.EVAL_PERIOD": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.MAX_ITER": 3,
+    "SOLVER.STEPS": (2,),
+    "SOLVER.BASE_LR": 0.001,
+    "SOLVER.WARMUP_ITERS": 2,
+    "SVP.GROUP_SIZE": 1,
+    "DATALOADER.NUM_WORKERS": 0,
+    "SEED": 0,
+}
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "data"
+    make_shapes(
+        folder, ShapesSpec(train=4, test=2, image_size=64, object_size=(20, 40)), progress=False
+    )
+    return [
+        [f"detectors_{part}", str(folder / "annotations" / f"{part}.json"), str(folder / part)]
+        for part in ("train", "test")
+    ]
+
+
+def _config_of(name, datasets, overrides):
+    """Returns a config file's detector in small, with a train and a test set."""
+    cfg = default_config()
+    merge_file(cfg, CONFIGS / f"{name}.yaml")
+    sets = {
+        "SVP.DATASETS": tuple(datasets),
+        "DATASETS.TRAIN": (datasets[0][0],),
+        "DATASETS.TEST": (datasets[1][0],),
+        "MODEL.ROI_HEADS.NUM_CLASSES": 8,
+    }
+    merge_overrides(cfg, NARROW | sets | overrides, name)
+    return cfg
+
+
+def _make_run(path, cfg):
+    """Writes the folder that `svp run` would."""
+    path.mkdir(parents=True)
+    folder = RunFolder(path)
+    folder.config_file.write_text(config_text(cfg))
+    folder.update(arm="scratch", schedule="3it", seed=0)
+    return folder
+
+
+def _train(path, cfg):
+    """Trains in a new run folder; returns it and the trainer."""
+    folder = _make_run(path, cfg)
+    register(cfg)
+    check_test_sets(cfg)
+    trainer = Trainer(cfg, folder)
+    trainer.train()
+    return folder, trainer
+
+
+@pytest.fixture(scope="session")
+def config_of():
+    return _config_of
+
+
+@pytest.fixture(scope="session")
+def make_run():
+    return _make_run
+
+
+@pytest.fixture(scope="session")
+def train():
+    return _train
