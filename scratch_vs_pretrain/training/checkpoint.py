@@ -94,6 +94,6 @@ class Checkpointer:
                     return content
                 reason = f"its format is {content['format']}, not {FORMAT}"
             except Exception as error:  # torch.load raises many kinds for a damaged file
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
             logger.warning("%s is skipped: %s", path, reason)
         return None

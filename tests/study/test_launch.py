@@ -92,7 +92,7 @@ class TestPrepare:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(UserError, match="cannot write there .No space left"):
+        with pytest.raises(UserError, match=r"cannot write there \(No space left"):
             prepared(write_study(), tmp_path / "out")
         assert list(tmp_path.rglob("run.json")) == []
 

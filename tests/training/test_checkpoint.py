@@ -1,0 +1,78 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from scratch_vs_pretrain.training import checkpoint
+from scratch_vs_pretrain.training.checkpoint import (
+    Checkpointer,
+    random_states,
+    restore_random_states,
+)
+
+
+def draw():
+    return random.random(), np.random.rand(), np.random.randn(), torch.rand(2).tolist()
+
+
+def test_random_states_go_on_where_they_were(tmp_path):
+    np.random.randn()  # leaves a cached second value behind
+    keeper = Checkpointer(tmp_path, keep=2)
+    keeper.save(1, {})
+    expected = draw()
+    restore_random_states(keeper.load_newest()["random"][0])
+    assert draw() == expected
+    restore_random_states(random_states())
+    assert draw() != expected
+
+
+def test_the_newest_are_kept(tmp_path):
+    keeper = Checkpointer(tmp_path / "new", keep=2)
+    for iteration in (5, 10, 100, 20):
+        keeper.save(iteration, {"value": torch.tensor(iteration)})
+    assert [file.name for file in keeper.newest_first()] == ["0000100.pth", "0000020.pth"]
+    assert keeper.load_newest()["value"] == 100
+
+
+def test_none_without_checkpoints(tmp_path):
+    assert Checkpointer(tmp_path / "absent", keep=1).load_newest() is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other format"])
+def test_a_damaged_one_is_skipped_with_a_warning(tmp_path, damage, caplog):
+    keeper = Checkpointer(tmp_path, keep=3)
+    keeper.save(1, {"value": torch.arange(1000)})
+    keeper.save(2, {"value": torch.arange(1000)})
+    file = keeper.file(2)
+    if damage == "other format":
+        torch.save({"format": -1}, file)
+    else:
+        whole = file.read_bytes()
+        kept = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage]
+        file.write_bytes(kept)
+    assert keeper.load_newest()["iteration"] == 1
+    assert "0000002.pth is skipped" in caplog.text
+
+
+def test_code_in_a_checkpoint_is_not_executed(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    torch.save({"format": checkpoint.FORMAT, "trap": Trap()}, tmp_path / "0000003.pth")
+    assert Checkpointer(tmp_path, keep=1).load_newest() is None
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_failed_write_leaves_the_others_and_no_litter(tmp_path, monkeypatch):
+    keeper = Checkpointer(tmp_path, keep=1)
+    keeper.save(1, {})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        keeper.save(2, {})
+    assert [file.name for file in tmp_path.iterdir()] == ["0000001.pth"]
