@@ -73,6 +73,14 @@ def _run(options: argparse.Namespace) -> int:
     own = (options.output / study.name) in outcomes[0].folder.path.parents
     if own and len(unfinished) < len(outcomes) and len(study.arms) > 1:
         print(tables_text(options.output / study.name, "schedules", "text"))
+    for outcome in outcomes:
+        unreadable = outcome.unreadable_images
+        if unreadable:
+            print(
+                f"svp: {outcome.folder.path}: {len(unreadable)} training images were replaced "
+                f"because they could not be read, for example {unreadable[0]}",
+                file=sys.stderr,
+            )
     for outcome in unfinished:
         print(f"svp: {outcome.folder.path}: {outcome.state}: {outcome.reason}", file=sys.stderr)
     return 1 if unfinished else 0

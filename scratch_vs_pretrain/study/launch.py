@@ -36,11 +36,12 @@ IDENTITY = ("study", "arm", "schedule", "seed")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its state and, unless it finished, why."""
+    """How a run ended: its state, why unless it finished, and what it could not read."""
 
     folder: RunFolder
     state: str
     reason: str | None
+    unreadable_images: tuple[str, ...] = ()
 
 
 def prepare(study: Study, output: Path) -> list[RunFolder]:
@@ -213,7 +214,9 @@ def run_study(study: Study, output: Path, jobs: int = 1, verbose: bool = False) 
         winner = pick_winner(study, [outcome.folder for outcome in outcomes], output)
         study = with_recipe(study, winner)
     folders = prepare(study, output)
-    waiting = [folder for folder in folders if folder.state() not in ("finished", "diverged")]
+    # Seed by seed, so that the first pair is complete as early as possible.
+    runs = sorted(zip(study.runs(), folders, strict=True), key=lambda pair: pair[0].seed)
+    waiting = [folder for _, folder in runs if folder.state() not in ("finished", "diverged")]
     queue = _Queue(waiting, max(1, min(jobs, len(waiting))), verbose)
     with _signals_to(queue.stop):
         queue.work()
@@ -221,7 +224,9 @@ def run_study(study: Study, output: Path, jobs: int = 1, verbose: bool = False) 
 
 
 def _outcome(folder: RunFolder) -> Outcome:
-    return Outcome(folder, folder.state(), folder.read().get("reason"))
+    run = folder.read()
+    unreadable = tuple(run.get("unreadable_images", ()))
+    return Outcome(folder, folder.state(), run.get("reason"), unreadable)
 
 
 def _start(folder: RunFolder, slot: int, slots: int, verbose: bool) -> subprocess.Popen:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,3 +164,21 @@ class TestRunStudy:
 def test_folder_of_a_run(tmp_path, write_study):
     run = load_study(write_study()).runs()[0]
     assert run.folder(Path("x")) == RunFolder(Path("x/tiny/scratch/short/seed0"))
+
+
+def test_an_unreadable_image_is_named_and_counted(write_study, tiny_shapes, tmp_path):
+    """Training goes on with another image in its place, and says so at the end."""
+    images = tmp_path / "images"
+    shutil.copytree(tiny_shapes / "train", images)
+    broken = sorted(images.iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:200])
+    test = {"annotations": str(tiny_shapes / "annotations/test.json")}
+    train = {"annotations": str(tiny_shapes / "annotations/train.json"), "images": str(images)}
+    study = write_study(
+        data={"train": train, "test": {**test, "images": str(tiny_shapes / "test")}},
+        overrides={"SVP.MAX_UNREADABLE": 0.1},
+    )
+    (outcome,) = run_study(load_study(study), tmp_path / "out")
+    assert outcome.state == "finished"
+    assert len(outcome.unreadable_images) == 1
+    assert str(broken) in outcome.unreadable_images[0]
