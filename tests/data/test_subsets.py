@@ -8,7 +8,7 @@ import sys
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratch_vs_pretrain.data.subsets import Subset, digest, draw, parse_subset
@@ -103,6 +103,7 @@ def test_the_papers_35k_can_be_a_base():
     )
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_is_a_subset_or_none_or_a_clear_error(text):
     for name in (text, f"{BASE}_{text}"):
@@ -111,6 +112,7 @@ def test_any_text_is_a_subset_or_none_or_a_clear_error(text):
             assert subset is None or (subset.base == BASE and subset.size > 0)
 
 
+@settings(deadline=None)
 @given(
     st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True),
     st.integers(1, 10**9),
@@ -125,6 +127,7 @@ def test_written_names_are_read_back(base, size, seed):
 IDS = st.lists(st.integers(0, 10**6) | st.text(max_size=8), min_size=1, unique=True)
 
 
+@settings(deadline=None)
 @given(IDS, st.data(), st.integers(0, 9))
 def test_exact_nested_and_independent_of_order(ids, data, seed):
     small, large = sorted(data.draw(st.tuples(*[st.integers(0, len(ids))] * 2)))
