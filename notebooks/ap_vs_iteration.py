@@ -1,0 +1,64 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # AP versus iterations
+#
+# Both arms of a study over the length of training, as in the paper's Figure 1. `RUNS` is any folder
+# that holds run folders: set it to your own output. The one here is a recorded run of
+# `svp demo --seeds 3` without its checkpoints. Nothing below needs torch or Detectron2.
+
+# %%
+from pathlib import Path
+
+from IPython.display import Image, Markdown
+
+from scratch_vs_pretrain.analysis.curves import ap_figure, figure_bytes, iou_figure
+from scratch_vs_pretrain.analysis.formats import render
+from scratch_vs_pretrain.analysis.runs import collect, load_runs
+from scratch_vs_pretrain.analysis.tables import schedules_table
+
+RUNS = Path("data")
+
+# %% [markdown]
+# Every number of every run in one tidy table:
+
+# %%
+frame = collect(RUNS)
+frame[["arm", "seed", "iteration", "metric", "value", "state"]].sample(5, random_state=0)
+
+# %% [markdown]
+# The curves. Pre-training leads early; training from scratch closes in.
+
+# %%
+Image(figure_bytes(ap_figure(frame), ".png"), width=720)
+
+# %% [markdown]
+# The lead of the pretrained arm at each evaluation, in box AP, averaged over seeds:
+
+# %%
+box = frame[frame.metric == "bbox/AP"]
+ap = box.pivot_table("value", ["iteration", "seed"], "arm", observed=True)
+(ap.pretrained - ap.scratch).groupby("iteration").agg(["mean", "min", "max"]).round(1)
+
+# %% [markdown]
+# The table at the end of training:
+
+# %%
+Markdown(render(schedules_table(load_runs(RUNS)), "markdown"))
+
+# %% [markdown]
+# And where the difference lies: the gap at each IoU threshold.
+
+# %%
+Image(figure_bytes(iou_figure(frame), ".png"), width=720)
