@@ -1,4 +1,4 @@
-"""Every test may import Detectron2 directly, and computes on one thread so that it is repeatable."""
+"""Every test may import Detectron2, and computes on one thread so that it is repeatable."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scratch_vs_pretrain.config import default_config
+from scratch_vs_pretrain.data import catalog
 from scratch_vs_pretrain.data.stream import Samples, TrainingStream, batch_indices, seeded
 from scratch_vs_pretrain.errors import UserError
 
@@ -84,23 +86,21 @@ def test_samples_count_unpadded_pixels():
 def cfg(tmp_path):
     """A config over 12 small photographs of two orientations, registered for one test."""
     rng = np.random.default_rng(0)
-    records = []
+    images, annotations = [], []
     for number in range(12):
         height, width = (40, 60) if number % 3 else (60, 40)
-        file = tmp_path / f"{number}.png"
-        Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(file)
-        box = {"bbox": [5, 5, 20, 20], "bbox_mode": 1, "category_id": 0}
-        records.append(
-            {
-                "file_name": str(file),
-                "height": height,
-                "width": width,
-                "image_id": number,
-                "annotations": [box],
-            }
-        )
-    DatasetCatalog.register("stream_test", lambda: records)
+        file = f"{number}.png"
+        pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / file)
+        images.append({"id": number, "file_name": file, "height": height, "width": width})
+        box = {"bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0, "category_id": 1}
+        annotations.append({"id": number + 1, "image_id": number, **box})
+    categories = [{"id": 1, "name": "thing"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
     cfg = default_config()
+    cfg.SVP.DATASETS = (["stream_test", str(tmp_path / "annotations.json"), str(tmp_path)],)
+    catalog.register(cfg)
     cfg.DATASETS.TRAIN = ("stream_test",)
     cfg.INPUT.MIN_SIZE_TRAIN = (24, 32, 48)
     cfg.SOLVER.IMS_PER_BATCH = 4
