@@ -32,7 +32,10 @@ def tiny_shapes(tmp_path_factory):
 
 @pytest.fixture
 def write_study(tiny_shapes, tmp_path):
-    """Writes a study that trains in seconds; keyword arguments replace its top-level fields."""
+    """Writes a study that trains in seconds.
+
+    Keyword arguments replace its top-level fields; None leaves one out.
+    """
 
     def write(name="tiny.yaml", **fields):
         overrides = {
@@ -62,6 +65,7 @@ def write_study(tiny_shapes, tmp_path):
             },
             **fields,
         }
+        study = {key: value for key, value in study.items() if value is not None}
         path = tmp_path / name
         path.write_text(yaml.safe_dump(study, sort_keys=False))
         return path

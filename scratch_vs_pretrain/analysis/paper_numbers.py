@@ -110,7 +110,8 @@ def paper_study(name: str) -> PaperStudy:
     if experiment is None:
         raise UserError(
             f"study {name!r} is none of the paper's by its name; "
-            f"say which experiment it repeats: {', '.join(experiments)}"
+            "a name such as baseline-r50-gn tells which experiment a study repeats "
+            f"({', '.join(experiments)})"
         )
     numbers = published(experiment)
     # The zoo also has SyncBN, and a study of it must not be compared with GN's numbers.

@@ -1,0 +1,83 @@
+"""``svp run`` on real photographs, from a backbone that ``svp pretrain`` makes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scratch_vs_pretrain.run_folder import RunFolder
+
+DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
+SVP = (sys.executable, "-m", "scratch_vs_pretrain.cli")
+
+
+@pytest.mark.skipif(not DATASETS.is_dir(), reason=f"needs the real data sets in {DATASETS}")
+def test_both_arms_train_and_evaluate_on_photographs(write_study, tiny_backbone, tmp_path):
+    """A short version of configs/studies/coco_smoke.yaml, with the demo's small network."""
+    study = write_study(
+        arms={"scratch": {"init": "scratch"}, "pretrained": {"init": "required"}},
+        schedules=[{"iterations": 3, "name": "short"}],
+        data=None,
+        overrides={
+            "DATASETS.TRAIN": ["coco_2017_train"],
+            "DATASETS.TEST": ["coco_2017_val"],
+            "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+            "INPUT.MAX_SIZE_TRAIN": 96,
+            "INPUT.MAX_SIZE_TEST": 96,
+        },
+    )
+    done = subprocess.run(
+        [*SVP, "run", study, "--weights", f"pretrained={tiny_backbone}", "-o", tmp_path / "out"],
+        env={**os.environ, "DETECTRON2_DATASETS": str(DATASETS)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "scratch - pretrained" in done.stdout
+    for arm in ("scratch", "pretrained"):
+        run = RunFolder(tmp_path / "out/tiny" / arm / "short/seed0")
+        assert run.read()["data"]["train"]["images"] == 343
+        evaluation = json.loads(run.evaluation_file(3).read_text())
+        assert evaluation["images"] == 206
+        assert 0 <= evaluation["tasks"]["segm"]["AP"] < 100
+        assert len(evaluation["tasks"]["bbox"]["per_class"]) == 80
+
+
+def test_a_set_that_is_not_there_is_one_sentence(write_study, tmp_path):
+    study = write_study(
+        data=None,
+        overrides={"DATASETS.TRAIN": ["coco_2017_train"], "DATASETS.TEST": ["coco_2017_val"]},
+    )
+    done = subprocess.run(
+        [*SVP, "run", study, "-o", tmp_path / "out"],
+        env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path / "nowhere")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (1, 2)
+    assert "instances_train2017.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_of_pictures_becomes_a_backbone(tmp_path):
+    for split, count in (("train", 6), ("val", 2)):
+        for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (40, 40), colour).save(folder / f"{number}.png")
+    config = Path(__file__).parents[2] / "configs/demo_mask_rcnn_R_18_FPN_gn.yaml"
+    options = ["--epochs", "1", "--image-size", "32", "--batch-size", "4"]
+    done = subprocess.run(
+        [*SVP, "pretrain", config, "pictures", "-o", "backbone.pth", *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "% accurate" in done.stdout
+    assert (tmp_path / "backbone.pth").is_file()
