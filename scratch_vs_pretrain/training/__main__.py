@@ -6,9 +6,11 @@ Everything a run needs is in its folder; `svp run` starts this once per run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,17 +111,27 @@ def _record(folder: RunFolder, state: str, reason: str, status: int) -> int:
     return status
 
 
-def set_up_logging(folder: RunFolder, verbose: bool) -> None:
+@contextlib.contextmanager
+def logging_to(folder: RunFolder, verbose: bool) -> Iterator[None]:
     """Sends Detectron2's and this package's log to log.txt, with `verbose` to stderr as well."""
+    root = logging.getLogger()
     handlers: list[logging.Handler] = [logging.FileHandler(folder.log_file)]
     if verbose:
         handlers.append(logging.StreamHandler())
-    logging.basicConfig(
-        level=logging.INFO,
-        format="[%(asctime)s %(name)s] %(levelname)s: %(message)s",
-        handlers=handlers,
-    )
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("[%(asctime)s %(name)s] %(levelname)s: %(message)s"))
+        root.addHandler(handler)
+    level = root.level
+    root.setLevel(logging.INFO)
     logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,8 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder = RunFolder(options.folder)
     try:
-        with folder.lock():
-            set_up_logging(folder, options.verbose)
+        with folder.lock(), logging_to(folder, options.verbose):
             return run_and_record(folder)
     except UserError as error:
         print(f"svp: {error}", file=sys.stderr)

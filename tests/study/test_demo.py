@@ -3,6 +3,7 @@
 import pytest
 
 from scratch_vs_pretrain.data.scenes import ClassificationSpec, ShapesSpec
+from scratch_vs_pretrain.data.shapes import make_shapes
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import find_run_folders
 from scratch_vs_pretrain.study import demo
@@ -37,7 +38,7 @@ def test_makes_everything_and_a_second_call_repeats_nothing(tmp_path, monkeypatc
 
 
 def test_another_demo_in_the_same_folder_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "shapes").mkdir()
+    make_shapes(tmp_path / "shapes", ShapesSpec(train=1, test=1), progress=False)
     monkeypatch.setattr(demo, "QUICK", TINY)
     with pytest.raises(UserError, match="shapes"):
         demo.run_demo(tmp_path, quick=True)
