@@ -94,6 +94,7 @@ class Trainer(SimpleTrainer):
         cfg: the run's config, with the device that is really there.
         folder: the run folder.
         described: what run.json is told about the model.
+        resumed: it goes on from a checkpoint.
         totals: samples seen by all processes, as of the last :meth:`count_samples`.
     """
 
@@ -183,6 +184,7 @@ class Trainer(SimpleTrainer):
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "samples": self.totals,
+                "unreadable": sorted(self.stream.unreadable),
                 "seconds": progress["seconds"],
                 "recent": metrics_log.recent(self.storage),
             },
@@ -201,6 +203,7 @@ class Trainer(SimpleTrainer):
         restore_random_states(checkpoint["random"][comm.get_rank()])
         if comm.is_main_process():
             self.stream.samples = Samples(**self.totals)
+            self.stream.unreadable = set(checkpoint["unreadable"])
             metrics_log.truncate(self.folder.metrics_file, self.iter)
             self._note_resume()
         logger.info("Resumed after %d iterations", self.iter)
