@@ -82,7 +82,8 @@ def _run(options: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
     for outcome in unfinished:
-        print(f"svp: {outcome.folder.path}: {outcome.state}: {outcome.reason}", file=sys.stderr)
+        why = f": {outcome.reason}" if outcome.reason else ""
+        print(f"svp: {outcome.folder.path}: {outcome.state}{why}", file=sys.stderr)
     return 1 if unfinished else 0
 
 
