@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from scratch_vs_pretrain.errors import UserError
 
@@ -40,13 +40,13 @@ DEAD_AFTER_SECONDS = 180
 LOCK_SECONDS = 0.5
 
 
-def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
-    """Replaces `path` in one step: a reader, or a kill, sees the old file or the new one."""
-    data = content.encode() if isinstance(content, str) else content
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of `path` in one step when all is written."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
@@ -55,6 +55,12 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
+    """Replaces `path` in one step: a reader, or a kill, sees the old file or the new one."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,7 +14,6 @@ import importlib.util
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from scratch_vs_pretrain.analysis.frame import COLUMNS, pieces, tidy
 from scratch_vs_pretrain.analysis.row_cache import RowCache
 from scratch_vs_pretrain.analysis.runs import RunRecord, find_runs
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import RunFolder, write_json
+from scratch_vs_pretrain.run_folder import RunFolder, replacing, write_json
 
 FORMAT = 1
 ENDINGS = (".csv", ".parquet")
@@ -66,7 +65,7 @@ def collect_into(roots: Path | Iterable[Path], output: Path) -> Collected:
     rows = RowCache(cache)
     try:
         cache.mkdir(exist_ok=True)
-        with _replacing(output) as file:
+        with replacing(output) as file:
             if output.suffix == ".csv":
                 ends = _write_csv(file, runs, keys, old, output, rows)
             else:
@@ -118,21 +117,6 @@ def _old_parts(index: Path, output: Path) -> dict[str, tuple[int, int]]:
             names = [str(key) for key, _ in content["runs"]]
             return dict(zip(names, zip(starts, ends, strict=True), strict=True))
     return {}
-
-
-@contextlib.contextmanager
-def _replacing(output: Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes the output's place when all is written."""
-    handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.chmod(name, 0o644)
-        os.replace(name, output)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def _write_csv(

@@ -106,7 +106,7 @@ def _add_predict(commands: Commands) -> None:
         _predict,
         "write a trained run's detections as COCO result files, for an evaluation server",
         "svp predict output/enhanced-r50/scratch/9x/seed0 --dataset coco_2017_test-dev\n"
-        "svp predict output/demo/scratch/1000it/seed0 --dataset demo_test -o results/demo",
+        "svp predict output/demo/demo/scratch/1200it/seed0 --dataset demo_test -o results/demo",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder with a checkpoint")
     parser.add_argument(
