@@ -35,6 +35,7 @@ class RunRecord:
         iteration: completed iterations.
         images_per_batch: None where unknown.
         from_scratch: the arm starts from random weights.
+        init: the initial weights: "name", "weights", "sha256", "pretraining".
         arm_order: the study's arms in its own order.
         allowed_differences: config keys the study lets its arms differ in; value per arm.
         tuned_on: the arm on which the recipe was searched, None if it was not.
@@ -59,6 +60,7 @@ class RunRecord:
     iteration: int = 0
     images_per_batch: int | None = None
     from_scratch: bool = False
+    init: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     arm_order: tuple[str, ...] = ()
     allowed_differences: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     tuned_on: str | None = None
@@ -189,6 +191,7 @@ def _record(folder: RunFolder) -> RunRecord:
         iteration=get("iteration", kind=int, default=0),
         images_per_batch=get("images_per_batch", kind=int, default=None),
         from_scratch=init.get("name", get("arm", kind=str)) == "scratch",
+        init=init,
         arm_order=tuple(map(str, get("arm_order", kind=list, default=[]))),
         allowed_differences=get("allowed_differences", kind=dict, default={}),
         tuned_on=get("tuned_on", kind=str, default=None),
