@@ -1,4 +1,4 @@
-"""Images, instances and pixels that an arm has seen, pre-training included (the paper's Figure 2)."""
+"""Images, instances and pixels that an arm has seen, pre-training included (paper, Figure 2)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,6 @@ def counts_of(samples: Any) -> Counts | None:
     """Returns the counts that a file holds as "images", "instances", "pixels"; None if not all."""
     if not isinstance(samples, Mapping):
         return None
-    values = [samples.get(name) for name in ("images", "instances", "pixels")]
-    if not all(type(value) is int and value >= 0 for value in values):
-        return None
-    return Counts(*values)
+    found = [samples.get(name) for name in ("images", "instances", "pixels")]
+    values = [value for value in found if type(value) is int and value >= 0]
+    return Counts(*values) if len(values) == len(found) else None
