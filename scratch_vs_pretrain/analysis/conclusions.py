@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scratch_vs_pretrain.analysis import judging
-from scratch_vs_pretrain.analysis.judging import (
+from scratch_vs_pretrain.analysis.contest import (
     CONTRADICTED,
     NOT_ENOUGH,
     SUPPORTED,

@@ -8,112 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from scratch_vs_pretrain.analysis.contest import (
+    CONTRADICTED,
+    NOT_ENOUGH,
+    SUPPORTED,
+    Contest,
+    Finding,
+)
 from scratch_vs_pretrain.analysis.evaluations import evaluations
 from scratch_vs_pretrain.analysis.metrics_file import read_metrics
-from scratch_vs_pretrain.analysis.results import Results, pairs
+from scratch_vs_pretrain.analysis.results import pairs
 from scratch_vs_pretrain.analysis.runs import RunRecord
 from scratch_vs_pretrain.analysis.statistics import SEEDS_FOR_INTERVAL, t_interval
-from scratch_vs_pretrain.analysis.thresholds import Thresholds, thresholds_from
 from scratch_vs_pretrain.run_folder import RunFolder
-
-SUPPORTED = "supported"
-CONTRADICTED = "contradicted"
-NOT_ENOUGH = "not enough evidence"
 
 # The share of logged training losses, from the end, that stands for the final one.
 FINAL_LOSSES = 0.1
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one study says about one conclusion.
-
-    Attributes:
-        study: its name.
-        verdict: one of the three.
-        evidence: the numbers, or what is missing, as a sentence.
-        kind: tells findings of one rule apart where it needs several ("many images").
-    """
-
-    study: str
-    verdict: str
-    evidence: str
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class Contest:
-    """Scratch against one arm of a study.
-
-    Attributes:
-        results: the study.
-        other: the arm from a checkpoint.
-        limits: the study's thresholds.
-    """
-
-    results: Results
-    other: str
-    limits: Thresholds
-
-    @property
-    def scratch(self) -> str:
-        return self.results.scratch
-
-    @property
-    def name(self) -> str:
-        one = len(self.results.others) == 1
-        return self.results.study if one else f"{self.results.study}, {self.other}"
-
-    @property
-    def metric(self) -> str:
-        """The study's main metric."""
-        known = {metric for final in self.results.finals.values() for metric in final.scores}
-        return "keypoints/AP" if "keypoints/AP" in known else "bbox/AP"
-
-    def runs(self, arm: str, schedule: str | None = None) -> list[RunRecord]:
-        """Returns the arm's runs of a schedule, by default of its longest."""
-        schedule = schedule or self.results.longest(arm).schedule
-        return [r for r in self.results.runs if (r.arm, r.schedule) == (arm, schedule)]
-
-    def final_gaps(self, metric: str, schedule: str | None = None) -> np.ndarray:
-        """Returns (n,) final differences per seed, at a schedule or at each arm's longest."""
-        first, second = (
-            (arm, schedule or self.results.longest(arm).schedule)
-            for arm in (self.scratch, self.other)
-        )
-        found = pairs(self.results, first, second)
-        gaps = [a.scores.get(metric, math.nan) - b.scores.get(metric, math.nan) for a, b in found]
-        return np.array([gap for gap in gaps if math.isfinite(gap)])
-
-    def best_ap(self) -> float:
-        """Returns the better arm's mean final AP at its longest schedule, -inf if there is none."""
-        best = -math.inf
-        for arm in (self.scratch, self.other):
-            finals = self.results.of(arm, self.results.longest(arm).schedule).values()
-            values = [f.scores[self.metric] for f in finals if self.metric in f.scores]
-            best = max([best, float(np.mean(values))] if values else [best])
-        return best
-
-    def missing(self) -> str:
-        """Names the runs of both arms' longest schedules that are not finished."""
-        runs = [*self.runs(self.scratch), *self.runs(self.other)]
-        absent = [f"{r.name} ({r.state})" for r in runs if r.state != "finished"]
-        return f"missing: {', '.join(absent)}" if absent else "missing: a seed both arms finished"
-
-
-def contests(results: Results) -> list[Contest]:
-    """Returns scratch against each other arm of a study.
-
-    Raises:
-        UserError: thresholds of the study that are unknown or no numbers.
-    """
-    run = results.runs[0]
-    limits = thresholds_from(run.thresholds, RunFolder(run.folder).run_file)
-    return [Contest(results, other, limits) for other in results.others]
 
 
 def works(contest: Contest) -> Finding:
@@ -145,11 +58,13 @@ def needs_longer(contest: Contest) -> Finding:
     margin = contest.limits.margin
     if common:
         gaps = contest.final_gaps(contest.metric, common[0])
-        return _judge(contest, -gaps, margin, f"{contest.metric} that scratch lacks at {common[0]}")
+        what = f"{contest.metric} that scratch lacks at {common[0]}"
+        return _judge(contest, -gaps, margin, what, missing=contest.missing(common[0]))
     end = min(both[1].values())
     lags = _lags(contest, lambda iteration: iteration <= end, last=True)
     what = f"{contest.metric} that scratch lacks when {contest.other} ends its shortest schedule"
-    return _judge(contest, lags, margin, what)
+    needed = f"an evaluation of both arms at or before iteration {end:,}"
+    return _judge(contest, lags, margin, what, missing=contest.missing(otherwise=needed))
 
 
 def ends_no_worse(contest: Contest) -> Finding:
@@ -169,7 +84,8 @@ def speeds_up(contest: Contest) -> Finding:
     end = contest.limits.early_share * shorter
     lags = _lags(contest, lambda iteration: iteration <= end)
     what = f"mean {contest.metric} that scratch lacks up to iteration {end:,.0f}"
-    return _judge(contest, lags, contest.limits.margin, what)
+    missing = contest.missing(otherwise="evaluations of both arms at the same iterations up to it")
+    return _judge(contest, lags, contest.limits.margin, what, missing=missing)
 
 
 def regularizes_little_data(contest: Contest) -> Finding:
@@ -218,13 +134,14 @@ def _judge(
     noisy: bool = True,
     signed: bool = False,
     kind: str = "",
+    missing: str = "",
 ) -> Finding:
     """Supported from `bound` on, contradicted below.
 
     Values are in AP, for which the study's noise counts, unless they are not `noisy`.
     """
     if len(values) == 0:
-        return Finding(contest.name, NOT_ENOUGH, f"{what}: {contest.missing()}", kind)
+        return Finding(contest.name, NOT_ENOUGH, f"{what}: {missing or contest.missing()}", kind)
     text = f"{what}: {_numbers(values, signed, digits)}; bound {bound:g}"
     limits = contest.limits
     if contest.best_ap() < limits.least_ap:

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 
 from scratch_vs_pretrain.analysis import curves, tables
 from scratch_vs_pretrain.analysis.conclusions import conclude
+from scratch_vs_pretrain.analysis.contest import NOT_ENOUGH
 from scratch_vs_pretrain.analysis.formats import Cell, Table, render
 from scratch_vs_pretrain.analysis.frame import tidy
-from scratch_vs_pretrain.analysis.judging import NOT_ENOUGH
 from scratch_vs_pretrain.analysis.present import against_published
 from scratch_vs_pretrain.analysis.results import by_study, final_results, gaps, means, pairs
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from scratch_vs_pretrain.analysis.statistics import NOISE_ON_COCO
+from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.errors import UserError
+
+# More images than any data set has.
+LARGEST = 1e12
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,25 @@ class Thresholds:
     loss_excess: float = 0.05
 
 
-def thresholds_from(given: Mapping[str, Any], where: Path) -> Thresholds:
+def read_thresholds(given: Mapping[str, Any], where: str) -> Thresholds:
     """Returns the defaults with what a study sets itself.
 
+    Args:
+        given: thresholds by name, from a study file or a ``run.json``.
+        where: begins messages.
+
     Raises:
-        UserError: an unknown name, or a value that is not a number from 0 on; names `where`.
+        UserError: an unknown name, or a value that is not a number from 0 to
+            :data:`LARGEST`; names `where`.
     """
     names = [field.name for field in dataclasses.fields(Thresholds)]
     for name, value in given.items():
         if name not in names:
-            raise UserError(f"{where}: unknown threshold {name!r}; there are {', '.join(names)}")
+            known = nearest(name, names) or f"; known are {', '.join(names)}"
+            raise UserError(f"{where}: unknown threshold {name}{known}")
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 <= value < math.inf:
-            raise UserError(f"{where}: threshold {name} is {value!r}, a number from 0 on is needed")
+        if not number or not 0 <= value <= LARGEST:
+            raise UserError(
+                f"{where}: {name} is {value!r}, but must be a number from 0 to {LARGEST:g}"
+            )
     return Thresholds(**given)

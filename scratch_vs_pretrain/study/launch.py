@@ -68,6 +68,7 @@ def _prepare_run(
     described = _describe(study, run, cfg, allowed)
     if folder.run_file.exists():
         _refuse_another_run(folder, cfg, described)
+        _keep_thresholds(folder, described["thresholds"])
         return folder
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -108,6 +109,7 @@ def _describe(
         "arm_order": [arm.name for arm in study.arms],
         "allowed_differences": allowed,
         "tuned_on": study.tuned_on,
+        "thresholds": dict(study.conclusions),
     }
 
 
@@ -137,6 +139,18 @@ def _refuse_another_run(folder: RunFolder, cfg: CfgNode, described: dict[str, An
             f"{folder.path}: holds a run that started from other weights (sha256 {before} there, "
             f"{now} now); choose another output folder, or restore the weights"
         )
+
+
+def _keep_thresholds(folder: RunFolder, thresholds: dict[str, float]) -> None:
+    """Tells a run by which thresholds it is judged now; they are no part of its training."""
+    if folder.read().get("thresholds", {}) == thresholds:
+        return
+    try:
+        with folder.lock():
+            folder.update(thresholds=thresholds)
+    except UserError:
+        # In training, which writes run.json itself: the next start of the study tells it.
+        _say(f"{folder.path}: is being trained; start the study again to change its conclusions")
 
 
 @dataclass

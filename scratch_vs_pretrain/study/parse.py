@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scratch_vs_pretrain.analysis.thresholds import read_thresholds
 from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.parse_switch import read_switch
@@ -67,6 +68,7 @@ _STUDY_KEYS = (
     "allow_differences",
     "switch",
     "tune",
+    "conclusions",
 )
 _ARM_KEYS = ("init", "schedules", "preset", "overrides")
 _SCHEDULE_KEYS = ("iterations", "name", "drops_before_end")
@@ -133,6 +135,7 @@ def parse_study(
         allow_differences=read_texts(study.get("allow_differences", []), top / "allow_differences"),
         switch=read_switch(study["switch"], top / "switch") if "switch" in study else None,
         tune=tune,
+        conclusions=_conclusions(study.get("conclusions", {}), top / "conclusions"),
     )
 
 
@@ -288,6 +291,12 @@ def _evaluation(value: Any, place: Place) -> Evaluation:
         period = read_integer(fields["period"], place / "period", 0, MOST_ITERATIONS)
     at = read_integers(fields.get("at", []), place / "at", 1, MOST_ITERATIONS)
     return Evaluation(period, tuple(sorted(at)))
+
+
+def _conclusions(value: Any, place: Place) -> dict[str, float]:
+    thresholds = read_mapping(value, place)
+    read_thresholds(thresholds, str(place))
+    return thresholds
 
 
 def _description(value: Any, place: Place) -> str:

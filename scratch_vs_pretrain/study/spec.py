@@ -201,6 +201,8 @@ class Study:
         switch: what every run goes on with at its end.
         tune: the search that has to come first.
         tuned_on: the arm on which a search found the recipe, whose winner `overrides` holds.
+        conclusions: thresholds by which this study's evidence is judged; see
+            :class:`scratch_vs_pretrain.analysis.thresholds.Thresholds`.
     """
 
     name: str
@@ -217,6 +219,7 @@ class Study:
     switch: Switch | None = None
     tune: Tune | None = None
     tuned_on: str | None = None
+    conclusions: Mapping[str, float] = field(default_factory=dict)
 
     def runs(self) -> tuple[Run, ...]:
         """Returns every run, by arm, schedule and seed."""

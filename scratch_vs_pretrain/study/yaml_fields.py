@@ -94,9 +94,12 @@ class Place:
     def __truediv__(self, key: str) -> Place:
         return Place(self.file, f"{self.key}.{key}" if self.key else key)
 
+    def __str__(self) -> str:
+        return f"{self.file}: {self.key}" if self.key else str(self.file)
+
     def error(self, text: str) -> UserError:
         """Returns the error whose sentence begins with this place."""
-        return UserError(f"{self.file}: {self.key}: {text}" if self.key else f"{self.file}: {text}")
+        return UserError(f"{self}: {text}")
 
 
 def shorten(value: Any) -> str:

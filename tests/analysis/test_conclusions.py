@@ -1,5 +1,5 @@
 from scratch_vs_pretrain.analysis.conclusions import conclude, conclusions_text
-from scratch_vs_pretrain.analysis.judging import CONTRADICTED, NOT_ENOUGH, SUPPORTED
+from scratch_vs_pretrain.analysis.contest import CONTRADICTED, NOT_ENOUGH, SUPPORTED
 from scratch_vs_pretrain.analysis.runs import load_runs
 
 

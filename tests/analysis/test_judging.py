@@ -3,7 +3,7 @@ import json
 import pytest
 
 from scratch_vs_pretrain.analysis.conclusions import conclude
-from scratch_vs_pretrain.analysis.judging import CONTRADICTED, NOT_ENOUGH, SUPPORTED
+from scratch_vs_pretrain.analysis.contest import CONTRADICTED, NOT_ENOUGH, SUPPORTED
 from scratch_vs_pretrain.analysis.runs import load_runs
 
 LENGTH = 600
@@ -116,3 +116,46 @@ def test_lengths_that_differ_are_compared_by_their_curves(folders):
     folders.run("scratch", iterations=1200, curve={600: 20.0, 1200: 31.0}, data=data(20_000))
     folders.run("pretrained", iterations=600, curve={600: 31.0}, data=data(20_000))
     assert verdict(folders, 2) == SUPPORTED
+
+
+CURVE = {LENGTH // 4: 20.0, LENGTH: 31.0}
+
+
+@pytest.mark.parametrize("images", [20_000, 1000])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
+def test_missing_runs_are_named_by_every_rule(folders, number, images):
+    folders.run("scratch", curve=CURVE, data=data(images))
+    folders.run("pretrained", curve={}, state="failed", iteration=0, data=data(images))
+    finding = conclude(load_runs(folders.root))[number - 1].findings[0]
+    assert finding.verdict == NOT_ENOUGH
+    if (number, images) == (3, 1000):
+        assert "needed: a study of at least 10,000 training images" in finding.evidence
+    else:
+        assert "missing: pretrained 600it seed 0 (failed)" in finding.evidence
+
+
+def test_missing_run_of_the_schedule_that_is_compared(folders):
+    for arm in ("scratch", "pretrained"):
+        folders.run(arm, curve=CURVE)
+        folders.run(arm, iterations=60, curve={}, state="interrupted", iteration=9)
+    evidence = conclude(load_runs(folders.root))[1].findings[0].evidence
+    assert "missing: scratch 60it seed 0 (interrupted), pretrained 60it" in evidence
+
+
+def test_early_evaluations_that_are_missing(folders):
+    for arm in ("scratch", "pretrained"):
+        folders.run(arm, curve={LENGTH: 31.0}, data=data(20_000))
+    finding = conclude(load_runs(folders.root))[3].findings[0]
+    assert finding.verdict == NOT_ENOUGH
+    assert "up to iteration 300: missing: evaluations of both arms" in finding.evidence
+
+
+@pytest.mark.parametrize(
+    ("images", "scratch", "expected"),
+    [(20_000, 31.2, SUPPORTED), (20_000, 29.0, CONTRADICTED), (20_000, 30.6, NOT_ENOUGH),
+     (1000, 25.0, SUPPORTED), (1000, 31.0, CONTRADICTED), (1000, 30.4, NOT_ENOUGH),
+     (5000, 31.0, NOT_ENOUGH)],
+)  # fmt: skip
+def test_regularization_on_either_side(folders, images, scratch, expected):
+    study(folders, [(5, scratch)], [(20, 31)], images=images)
+    assert conclude(load_runs(folders.root))[4].findings[0].verdict == expected

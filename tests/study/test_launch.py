@@ -57,6 +57,18 @@ class TestPrepare:
         study = write_study(seeds=[0, 1], description="with another seed")
         assert [folder.state() for folder in prepared(study, tmp_path)] == ["finished", "planned"]
 
+    def test_conclusions_are_written_and_brought_up_to_date(self, write_study, tmp_path):
+        folder = prepared(write_study(conclusions={"margin": 1}), tmp_path)[0]
+        assert folder.read()["thresholds"] == {"margin": 1}
+        folder.update(state="finished")
+        changed = write_study(conclusions={"margin": 2})
+        with folder.lock():
+            prepared(changed, tmp_path)
+        assert folder.read()["thresholds"] == {"margin": 1}
+        prepared(changed, tmp_path)
+        assert folder.read()["thresholds"] == {"margin": 2}
+        assert folder.state() == "finished"
+
     def test_another_config_is_refused_and_named(self, write_study, tmp_path):
         folder = prepared(write_study(), tmp_path)[0]
         before = folder.config_file.read_bytes()

@@ -332,3 +332,28 @@ class TestRandomContent:
         inner[path[-1]] = data.draw(VALUES)
         with contextlib.suppress(UserError):
             assert parse_study(odd, folder / "study.yaml", {}).runs()
+
+
+def test_conclusions_are_thresholds(load):
+    assert load().conclusions == {}
+    assert load(conclusions={"margin": 1.0, "many_images": 5000}).conclusions == {
+        "margin": 1.0,
+        "many_images": 5000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"margn": 1}, "unknown threshold margn; did you mean margin"),
+        ({"margin": "1"}, "margin is '1', but must be a number from 0 to 1e"),
+        ({"margin": -1}, "margin is -1"),
+        ({"noise": True}, "noise is True"),
+        ([1], "must be a mapping"),
+        (None, "must be a mapping"),
+    ],
+)
+def test_conclusions_are_strict(folder, value, message):
+    content = {**BASE, "conclusions": value}
+    with pytest.raises(UserError, match=rf"study\.yaml: conclusions: {message}"):
+        parse_study(content, folder / "study.yaml", {})
