@@ -11,8 +11,8 @@ def test_given_ones_replace_defaults():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"margins": 1}, {"margin": 10**400}, {"margin": "x"}, {"margin": -1}, {"noise": True}, {"noise": None},
-     {"least_ap": float("nan")}, {"few_images": float("inf")}],
+    [{"margins": 1}, {"margin": 10**400}, {"margin": "x"}, {"margin": -1}, {"noise": True},
+     {"noise": None}, {"least_ap": float("nan")}, {"few_images": float("inf")}],
 )  # fmt: skip
 def test_bad_ones_are_named(bad):
     with pytest.raises(UserError, match=rf"run\.json: .*{next(iter(bad))}"):
