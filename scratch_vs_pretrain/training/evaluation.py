@@ -31,6 +31,9 @@ from scratch_vs_pretrain.training.voc_score import VocScoreEvaluator
 
 logger = logging.getLogger(__name__)
 
+# What Detectron2's tools/train_net.py adds to the name of a task scored with test augmentation.
+TTA = "_TTA"
+
 
 def tasks_of(cfg: Any) -> tuple[str, ...]:
     """Returns the tasks that a config's model is scored on."""
@@ -55,11 +58,12 @@ def check_test_sets(cfg: Any) -> None:
 
 
 def evaluate_model(
-    cfg: Any, model: nn.Module, progress: Callable[[Iterable], Iterable] | None = None
+    cfg: Any,
+    model: nn.Module,
+    progress: Callable[[Iterable], Iterable] | None = None,
+    test_aug: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Evaluates a model on every data set of DATASETS.TEST; every process must call it.
-
-    With TEST.AUG, each data set is evaluated with test augmentation and then without.
 
     Training goes on afterwards as if nothing had happened: the mode of each module and all random
     states are put back.
@@ -69,6 +73,8 @@ def evaluate_model(
         model: returns Detectron2's ``{"instances": ...}`` for each image.
         progress: wraps the iterable of batches, such as ``functools.partial(tqdm, leave=False)``;
             called in the main process only.
+        test_aug: evaluate a second time with TEST.AUG, if the config has it. Those tasks are named
+            as Detectron2 does, ``bbox_TTA`` and ``segm_TTA``.
 
     Returns:
         One evaluation for each data set, as an evaluation file has it but for ``format`` and
@@ -81,17 +87,19 @@ def evaluate_model(
     if comm.is_main_process():  # which alone reads the ground truth
         check_test_sets(cfg)
     evaluations = []
-    ways = [{"test_aug": True}, {"test_aug": False}] if cfg.TEST.AUG.ENABLED else [{}]
-    for way, name in itertools.product(ways, cfg.DATASETS.TEST):
+    ways = (False, True) if test_aug and cfg.TEST.AUG.ENABLED else (False,)
+    for name in cfg.DATASETS.TEST:
         start = time.perf_counter()
-        evaluator = CocoScoreEvaluator(name, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
-        scored = VocScoreEvaluator(name, evaluator) if is_voc(name) else evaluator
-        tasks = run_inference(cfg, model, name, scored, progress, **way)
+        tasks: dict[str, Any] = {}
+        for augmented in ways:
+            evaluator = CocoScoreEvaluator(name, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
+            scored = VocScoreEvaluator(name, evaluator) if is_voc(name) else evaluator
+            found = run_inference(cfg, model, name, scored, progress, test_aug=augmented)
+            tasks |= {task + TTA * augmented: numbers for task, numbers in found.items()}
         if comm.is_main_process():
             evaluations.append(
                 {
                     "dataset": name,
-                    **way,
                     "images": evaluator.images,
                     "seconds": round(time.perf_counter() - start, 3),
                     "tasks": tasks,
@@ -104,18 +112,14 @@ def flat_metrics(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Returns COCO's numbers under Detectron2's names, such as ``bbox/AP75``, and VOC's.
 
     Numbers without ground truth are left out. Those of the second and further data sets begin with
-    the data set's name; those without test augmentation, where there are some with, go on with
-    ``plain``.
+    the data set's name.
     """
-    prefixes = [
-        f"{evaluation['dataset']}/" + ("plain/" if evaluation.get("test_aug") is False else "")
-        for evaluation in evaluations
-    ]
+    defined = {**NUMBERS, "voc": VOC_NUMBERS}
     return {
-        f"{'' if position == 0 else prefixes[position]}{task}/{number}": numbers[number]
+        f"{evaluation['dataset'] + '/' if position else ''}{task}/{number}": numbers[number]
         for position, evaluation in enumerate(evaluations)
         for task, numbers in evaluation["tasks"].items()
-        for number in (VOC_NUMBERS if task == "voc" else NUMBERS[task])
+        for number in defined[task.removesuffix(TTA)]
         if numbers[number] is not None
     }
 

@@ -169,7 +169,9 @@ class Trainer(SimpleTrainer):
         ]
 
     def _evaluate(self, completed: int) -> dict[str, float]:
-        evaluations, metrics = evaluate_model(self.cfg, self.network, _evaluation_bar)
+        # Test augmentation takes many times as long: at the end alone.
+        last = completed == self.max_iter
+        evaluations, metrics = evaluate_model(self.cfg, self.network, _evaluation_bar, last)
         if comm.is_main_process():
             write_evaluation(self.folder, completed, evaluations)
         return metrics

@@ -18,9 +18,12 @@ def test_changes_the_detections_and_leaves_the_model_alone(shapes, tmp_path, con
     _, trainer = train(tmp_path / "run", cfg)
     network = trainer.network
     modes = [module.training for module in network.modules()]
-    (merged, plain), metrics = evaluate_model(cfg, network)
-    assert merged["tasks"].keys() == plain["tasks"].keys() == {"bbox", "segm"}
-    assert {"bbox/AP", "detectors_test/plain/bbox/AP"} < metrics.keys()
+    [evaluation], metrics = evaluate_model(cfg, network, test_aug=True)
+    assert list(evaluation["tasks"]) == ["bbox", "segm", "bbox_TTA", "segm_TTA"]
+    assert evaluation["images"] == 2
+    assert {"bbox/AP", "bbox_TTA/AP", "segm_TTA/AP75"} < metrics.keys()
+    [plain], _ = evaluate_model(cfg, network)
+    assert plain["tasks"] == {task: evaluation["tasks"][task] for task in ("bbox", "segm")}
     assert [module.training for module in network.modules()] == modes
     assert network.roi_heads.mask_on
     files = predict(tmp_path / "run", "detectors_test", tmp_path / "tta")
@@ -34,9 +37,22 @@ def test_changes_the_detections_and_leaves_the_model_alone(shapes, tmp_path, con
 def test_finds_nothing_without_failing(shapes, tmp_path, config_of, train):
     nothing = {"TEST.AUG.ENABLED": True, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 1.1}
     folder, _ = train(tmp_path / "run", config_of("mask_rcnn_R_50_FPN_gn", shapes, nothing))
-    content = json.loads(folder.evaluation_file(3).read_text())
-    assert content["test_aug"]
-    assert content["tasks"]["bbox"]["AP"] == content["tasks"]["segm"]["AP"] == 0
+    tasks = json.loads(folder.evaluation_file(3).read_text())["tasks"]
+    assert tasks["bbox_TTA"]["AP"] == tasks["segm_TTA"]["AP"] == 0
+
+
+def test_runs_at_the_end_of_training_alone(shapes, tmp_path, config_of, train):
+    asked = {"TEST.AUG.ENABLED": True, "TEST.EVAL_PERIOD": 1}
+    folder, _ = train(tmp_path / "run", config_of("mask_rcnn_R_50_FPN_gn", shapes, asked))
+    tasks = [list(json.loads(folder.evaluation_file(k).read_text())["tasks"]) for k in (1, 2, 3)]
+    plain = ["bbox", "segm"]
+    assert tasks == [plain, plain, [*plain, "bbox_TTA", "segm_TTA"]]
+    rows = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
+    assert [("bbox/AP" in row, "bbox_TTA/AP" in row) for row in rows] == [
+        (True, False),
+        (True, False),
+        (True, True),
+    ]
 
 
 def test_is_refused_where_it_cannot_be(shapes, config_of):
