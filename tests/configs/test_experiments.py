@@ -14,8 +14,13 @@ PAPER = REPOSITORY / "configs" / "studies" / "paper"
 RESULTS = REPOSITORY / "scratch_vs_pretrain" / "analysis" / "paper_results.csv"
 ROW = re.compile(r"^\| \[`(.+?)`\]\((.+?)\) \| (.+?) \| (.+?) \| ([\d,]+) \| ([\d.]+) \|$", re.M)
 ASSUMED_PER_SECOND = 10
-# Two arms at five lengths; and a figure without numbers.
-COUNT = {"baseline_r50_gn": 10, "baseline_r101_gn": 10, "baseline_r50_syncbn": 0}
+# Two arms at five lengths; and figures without numbers.
+COUNT = {
+    "baseline_r50_gn": 10,
+    "baseline_r101_gn": 10,
+    "baseline_r50_syncbn": 0,
+    "enhanced_r50_train_aug": 0,
+}
 
 
 def rows():
@@ -41,4 +46,4 @@ def test_row_is_the_plans_and_the_papers(row):
     numbers = re.findall(r"\d+\.\d", expected.replace("IoU 0.5", ""))
     assert set(numbers) <= published
     assert len(numbers) == COUNT.get(name, len(numbers))
-    assert numbers or expected == "curves only"
+    assert numbers or expected in ("curves only", "bars without numbers")

@@ -41,7 +41,9 @@ PAPER = {
     "baseline_r101_gn": {"scratch": FIVE, "pretrained": FIVE},
     "baseline_r50_syncbn": {"scratch": FIVE, "pretrained": FIVE},
     "enhanced_r50": {"scratch": ["9x"], "pretrained": ["6x"]},
+    "enhanced_r50_train_aug": {"scratch": ["9x"], "pretrained": ["6x"]},
     "enhanced_r101": {"scratch": ["9x"], "pretrained": ["6x"]},
+    "large_r101": {"scratch": ["9x"], "pretrained": ["6x"]},
     "large_x152": {"scratch": ["9x"], "pretrained": ["6x"]},
     "large_x152_cascade": {"scratch": ["9x"], "pretrained": ["6x"]},
     "keypoints_r50": {"scratch": ["2x", "3x"], "pretrained": ["2x", "3x"]},
@@ -78,7 +80,9 @@ def test_plans_and_is_fair(file, tmp_path):
 
 
 def test_every_paper_study_is_listed_here():
-    assert set(PAPER) <= {file.stem for file in (STUDIES / "paper").glob("*.yaml")}
+    files = {file.stem for file in (STUDIES / "paper").glob("*.yaml")}
+    # tests/configs/test_less_data.py has the others.
+    assert set(PAPER) == {name for name in files if not name.startswith("less_data")}
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -104,7 +108,9 @@ def test_plan_of_the_baseline_reads_like_the_paper():
         ("baseline_r50_gn", (800,), "choice"),
         ("keypoints_r50", (800,), "choice"),
         ("enhanced_r50", (640, 800), "range"),
+        ("enhanced_r50_train_aug", (640, 800), "range"),
         ("enhanced_r101", (640, 800), "range"),
+        ("large_r101", (640, 800), "range"),
         ("large_x152", (640, 800), "range"),
         ("large_x152_cascade", (640, 800), "range"),
         ("vgg16", (640, 800), "range"),
@@ -126,7 +132,9 @@ def test_train_augmentation_is_the_papers(name, sizes, sampling):
         ("baseline_r101_gn", 101, "GN"),
         ("baseline_r50_syncbn", 50, "SyncBN"),
         ("enhanced_r50", 50, "GN"),
+        ("enhanced_r50_train_aug", 50, "GN"),
         ("enhanced_r101", 101, "GN"),
+        ("large_r101", 101, "GN"),
         ("large_x152", 152, "GN"),
         ("large_x152_cascade", 152, "GN"),
         ("keypoints_r50", 50, "GN"),
@@ -176,40 +184,70 @@ def test_vgg_study_has_no_normalization_at_all():
         audit(with_norm)
 
 
+# Parameters without FPN: torchvision's networks without their classifier, and ours of 8 groups.
+R50, R101, X152, VGG = 25_557_032 - 2_049_000, 44_549_160 - 2_049_000, 164_726_080, 14_714_688
+# 1x1 and 3x3 convolutions of four levels with a GN or BN each, and the RPN of three anchors.
+FPN = 256 * (256 + 512 + 1024 + 2048) + 4 * 9 * 256 * 256 + 8 * 2 * 256
+RPN = 9 * 256 * 256 + 256 + 257 * 3 * (1 + 4)
+# Four convolutions with norms, a fully connected layer, and predictors for 80 classes.
+BOX_CONVS = 4 * (9 * 256 * 256 + 2 * 256) + (49 * 256 + 1) * 1024
+BOX = BOX_CONVS + 1025 * (81 + 4 * 80)
+MASK = 4 * (9 * 256 * 256 + 2 * 256) + (4 * 256 + 1) * 256 + 257 * 80
+# Three box heads that regress for all classes alike.
+CASCADE = 3 * (BOX_CONVS + 1025 * (81 + 4))
+VOC_BOX = BOX_CONVS + 1025 * (21 + 4 * 20)
+KEYPOINT_BOX = BOX_CONVS + 1025 * (2 + 4)
+# Eight convolutions of 512 and the transposed one of 17 keypoints.
+KEYPOINT = (9 * 256 + 1) * 512 + 7 * (9 * 512 + 1) * 512 + (16 * 512 + 1) * 17
+FC67 = (49 * 512 + 1) * 4096 + 4097 * 4096 + 4097 * (81 + 4 * 80)
+VGG_RPN = 9 * 512 * 512 + 512 + 513 * 15 * (1 + 4)
+
 # Parameters of each network, and its normalization layers: one for each convolution of the
 # backbone (53, 104 or 155), of the FPN (8), and of the box and the mask head (4 each).
 NETWORKS = {
-    "baseline_r50_gn": {"GN": 69},
-    "baseline_r101_gn": {"GN": 120},
-    "baseline_r50_syncbn": {"SyncBN": 69},
-    "enhanced_r50": {"GN": 69},
-    "enhanced_r101": {"GN": 120},
-    "large_x152": {"GN": 171},
-    "large_x152_cascade": {"GN": 171},
-    "keypoints_r50": {"GN": 65},
-    "vgg16": {},
-    "voc_r101": {"GN": 116},
+    "baseline_r50_gn": (R50 + FPN + RPN + BOX + MASK, {"GN": 69}),
+    "baseline_r101_gn": (R101 + FPN + RPN + BOX + MASK, {"GN": 120}),
+    "baseline_r50_syncbn": (R50 + FPN + RPN + BOX + MASK, {"SyncBN": 69}),
+    "enhanced_r50": (R50 + FPN + RPN + BOX + MASK, {"GN": 69}),
+    "enhanced_r50_train_aug": (R50 + FPN + RPN + BOX + MASK, {"GN": 69}),
+    "enhanced_r101": (R101 + FPN + RPN + BOX + MASK, {"GN": 120}),
+    "large_r101": (R101 + FPN + RPN + BOX + MASK, {"GN": 120}),
+    "large_x152": (X152 + FPN + RPN + BOX + MASK, {"GN": 171}),
+    "large_x152_cascade": (X152 + FPN + RPN + BOX + MASK, {"GN": 171}),
+    "less_data_35k": (R50 + FPN + RPN + BOX + MASK, {"GN": 69}),
+    "less_data_10k": (R50 + FPN + RPN + BOX + MASK, {"GN": 69}),
+    "less_data_3.5k": (R50 + FPN + RPN + BOX + MASK, {"GN": 69}),
+    "less_data_1k": (R50 + FPN + RPN + BOX + MASK, {"GN": 69}),
+    "less_data_1k_tuned_on_scratch": (R50 + FPN + RPN + BOX + MASK, {"GN": 69}),
+    "keypoints_r50": (R50 + FPN + RPN + KEYPOINT_BOX + KEYPOINT, {"GN": 65}),
+    "vgg16": (VGG + VGG_RPN + FC67, {}),
+    "voc_r101": (R101 + FPN + RPN + VOC_BOX, {"GN": 116}),
 }
+
+
+def test_every_paper_study_has_its_network_stated():
+    assert set(NETWORKS) == {file.stem for file in (STUDIES / "paper").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_arm_has_the_same_network(name):
     study = study_named(f"paper/{name}")
-    assert_one_network(study, NETWORKS[name])
+    parameters, norms = NETWORKS[name]
+    assert_one_network(study, parameters, norms)
     if study.switch:
-        two_more_box_heads = {"GN": NETWORKS[name]["GN"] + 2 * 4}
-        assert_one_network(switched_study(study), two_more_box_heads)
+        two_more_box_heads = {"GN": norms["GN"] + 2 * 4}
+        assert_one_network(switched_study(study), parameters - BOX + CASCADE, two_more_box_heads)
 
 
-def assert_one_network(study, expected):
+def assert_one_network(study, parameters, norms):
     described = []
     for arm in study.arms:
         cfg = arm_config(study, arm, arm.schedules[-1])
         cfg.MODEL.DEVICE = "meta"
         with torch.device("meta"):
             model = build_model(cfg)
-        census = Counter(kind for _, _, kind in norm_layers(model))
-        assert census == expected
+        assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+        assert Counter(kind for _, _, kind in norm_layers(model)) == norms
         described.append({key: tuple(t.shape) for key, t in model.state_dict().items()})
     assert all(other == described[0] for other in described)
     assert len(described) > 1
