@@ -1,6 +1,8 @@
 """``python -m scratch_vs_pretrain.training RUN_FOLDER``: trains what a run folder describes.
 
-Everything a run needs is in its folder; `svp run` starts this once per run.
+Everything a run needs is in its folder; `svp run` starts this once per run. With ``--processes N``,
+or in torchrun's environment, several processes train one run: the main one alone (RANK 0) holds the
+folder's lock and writes its files.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data import catalog
@@ -24,6 +28,8 @@ from scratch_vs_pretrain.modeling.weights import weights_sha256
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.training.evaluation import check_test_sets
 from scratch_vs_pretrain.training.hooks import Interrupted
+from scratch_vs_pretrain.training.process_group import Ending, Endings, agreed, join, leave
+from scratch_vs_pretrain.training.processes import train_in_processes
 from scratch_vs_pretrain.training.provenance import provenance
 from scratch_vs_pretrain.training.trainer import Trainer
 
@@ -56,22 +62,26 @@ def train(folder: RunFolder) -> None:
     _check_weights_unchanged(cfg, run)
     catalog.register(cfg)
     catalog.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-    check_test_sets(cfg)
+    if comm.is_main_process():  # which alone reads the ground truth
+        check_test_sets(cfg)
     trainer = Trainer(cfg, folder, f"{run['arm']} {run['schedule']} seed {run['seed']}")
-    folder.update(
-        data={
-            part: catalog.describe(names).to_json()
-            for part, names in (("train", cfg.DATASETS.TRAIN), ("test", cfg.DATASETS.TEST))
-        },
-        provenance=provenance(cfg.MODEL.DEVICE),
-        **trainer.described,
-    )
+    if comm.is_main_process():
+        folder.update(
+            data={
+                part: catalog.describe(names).to_json()
+                for part, names in (("train", cfg.DATASETS.TRAIN), ("test", cfg.DATASETS.TEST))
+            },
+            provenance=provenance(cfg.MODEL.DEVICE),
+            **trainer.described,
+        )
     try:
         trainer.train()
     except FloatingPointError as error:
-        folder.update(iteration=trainer.iter)
+        if comm.is_main_process():
+            folder.update(iteration=trainer.iter)
         raise FloatingPointError(f"after {trainer.iter} iterations: {error}") from None
-    folder.update(state="finished", reason=None)
+    if comm.is_main_process():
+        folder.update(state="finished", reason=None)
 
 
 def _check_weights_unchanged(cfg: CfgNode, run: dict[str, Any]) -> None:
@@ -84,38 +94,49 @@ def _check_weights_unchanged(cfg: CfgNode, run: dict[str, Any]) -> None:
 
 
 def run_and_record(folder: RunFolder) -> int:
-    """Trains a run that this process has locked, records how it ends, returns the exit status."""
-    if folder.read().get("state") == "finished":
-        return FINISHED
-    folder.update(state="running", reason=None, host=socket.gethostname())
+    """Trains a run that the main process has locked, records how it ends, returns the status."""
+    endings = Endings()
+    if comm.is_main_process():
+        folder.update(state="running", reason=None, host=socket.gethostname())
     try:
-        train(folder)
-    except FloatingPointError as error:
-        return _record(folder, "diverged", " ".join(str(error).split()), DIVERGED)
-    except (Interrupted, KeyboardInterrupt) as error:
-        return _record(folder, "interrupted", str(error) or "stopped", INTERRUPTED)
-    except UserError as error:
-        return _record(folder, "failed", str(error), FAILED)
-    except Exception as error:
-        logger.exception("The run failed")
-        return _record(folder, "failed", f"{type(error).__name__}: {error}", FAILED)
+        with endings.watched(lambda ending: os._exit(_record(folder, ending))):
+            train(folder)
+    except (Exception, KeyboardInterrupt) as error:
+        ending = _ending(error)
+        if ending.state == "failed" and not isinstance(error, UserError):
+            logger.exception("The run failed")
+        return _record(folder, endings.first(ending))
     return FINISHED
 
 
-def _record(folder: RunFolder, state: str, reason: str, status: int) -> int:
-    print(f"svp: {folder.path}: {state}: {reason}", file=sys.stderr)
+def _ending(error: BaseException) -> Ending:
+    reason = " ".join(str(error).split())
+    if isinstance(error, FloatingPointError):
+        return Ending("diverged", reason, DIVERGED)
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        return Ending("interrupted", reason or "stopped", INTERRUPTED)
+    if isinstance(error, UserError):
+        return Ending("failed", reason, FAILED)
+    return Ending("failed", f"{type(error).__name__}: {reason}", FAILED)
+
+
+def _record(folder: RunFolder, ending: Ending) -> int:
+    if not comm.is_main_process():
+        return ending.status
+    print(f"svp: {folder.path}: {ending.state}: {ending.reason}", file=sys.stderr)
     try:
-        folder.update(state=state, reason=reason)
+        folder.update(state=ending.state, reason=ending.reason)
     except OSError as error:  # a full disk must not hide the reason
         print(f"svp: {folder.run_file}: cannot record it: {error}", file=sys.stderr)
-    return status
+    return ending.status
 
 
 @contextlib.contextmanager
-def logging_to(folder: RunFolder, verbose: bool) -> Iterator[None]:
+def logging_to(folder: RunFolder | None, verbose: bool) -> Iterator[None]:
     """Sends Detectron2's and this package's log to log.txt, with `verbose` to stderr as well."""
     root = logging.getLogger()
-    handlers: list[logging.Handler] = [logging.FileHandler(folder.log_file)]
+    file = logging.FileHandler(folder.log_file) if folder else logging.NullHandler()
+    handlers: list[logging.Handler] = [file]
     if verbose:
         handlers.append(logging.StreamHandler())
     for handler in handlers:
@@ -134,21 +155,55 @@ def logging_to(folder: RunFolder, verbose: bool) -> Iterator[None]:
             handler.close()
 
 
+def train_folder(folder: RunFolder, verbose: bool) -> int:
+    """Trains a run in this process, or in all of its group; returns the exit status."""
+    with contextlib.ExitStack() as held:
+        problem = state = None
+        try:
+            join(config_of(folder).MODEL.DEVICE)
+            if comm.is_main_process():
+                held.enter_context(folder.lock())
+                state = folder.read().get("state")
+        except UserError as error:
+            problem = str(error)
+        problem, state = agreed((problem, state))
+        if problem is not None:
+            if comm.is_main_process():
+                print(f"svp: {problem}", file=sys.stderr)
+            return BUSY
+        if state == "finished":
+            return FINISHED
+        held.enter_context(logging_to(folder if comm.is_main_process() else None, verbose))
+        status = run_and_record(folder)
+    if status == FINISHED:
+        leave()
+    return status
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line entry; see the module's docstring."""
     parser = argparse.ArgumentParser(
-        prog="python -m scratch_vs_pretrain.training", description=__doc__
+        prog="python -m scratch_vs_pretrain.training",
+        description=__doc__,
+        epilog="examples:\n"
+        "  python -m scratch_vs_pretrain.training output/demo/scratch/600it/seed0 --processes 2\n"
+        "  torchrun --nproc-per-node 8 -m scratch_vs_pretrain.training RUN_FOLDER",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="a run folder that `svp run` made")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train in N processes on this machine, on a GPU each if there are some (default: 1)",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="show Detectron2's log")
     options = parser.parse_args(arguments)
     folder = RunFolder(options.folder)
-    try:
-        with folder.lock(), logging_to(folder, options.verbose):
-            return run_and_record(folder)
-    except UserError as error:
-        print(f"svp: {error}", file=sys.stderr)
-        return BUSY
+    if options.processes > 1:
+        return train_in_processes(folder, options.processes, options.verbose)
+    return train_folder(folder, options.verbose)
 
 
 if __name__ == "__main__":

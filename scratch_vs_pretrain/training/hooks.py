@@ -11,15 +11,19 @@ from types import FrameType
 from typing import Any
 
 from detectron2.engine import HookBase
-from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from tqdm import tqdm
+
+from scratch_vs_pretrain.training.process_group import Vote
 
 # How often bars are drawn: rarely where nobody watches, as in a log file.
 BAR_SECONDS = 0.5 if sys.stderr.isatty() else 15.0
 
 # Runs that train side by side each have a line.
 BAR_POSITION = int(os.environ.get("SVP_BAR_POSITION", "0"))
+
+# torchrun and terminals send the processes of a run the same request twice.
+SAME_REQUEST_SECONDS = 1.0
 
 # How often run.json is told the progress, at most.
 RECORD_SECONDS = 10
@@ -106,21 +110,24 @@ class CheckpointHook(HookBase):
     def __init__(self, save: Callable[[int], None], period: int):
         self._save = save
         self._period = period
-        self._asked_to_stop = False
+        self._asked_to_stop_at: float | None = None
         self._saved_handlers: dict[int, Any] = {}
 
     def before_train(self) -> None:
+        self._stop = Vote()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._saved_handlers[number] = signal.signal(number, self._ask_to_stop)
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        if self._asked_to_stop:
+        now = time.monotonic()
+        if self._asked_to_stop_at is None:
+            self._asked_to_stop_at = now
+        elif now - self._asked_to_stop_at > SAME_REQUEST_SECONDS:
             raise KeyboardInterrupt
-        self._asked_to_stop = True
 
     def after_step(self) -> None:
         completed = self.trainer.iter + 1
-        stop = any(comm.all_gather(self._asked_to_stop))
+        stop = self._stop.any(self._asked_to_stop_at is not None)
         if stop or is_due(completed, self._period, (), self.trainer.max_iter):
             self._save(completed)
         if stop and completed < self.trainer.max_iter:

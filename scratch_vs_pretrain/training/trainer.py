@@ -202,13 +202,19 @@ class Trainer(SimpleTrainer):
         self.totals = checkpoint["samples"]
         self._seconds_before = checkpoint["seconds"]
         self._recent = checkpoint["recent"]
-        restore_random_states(checkpoint["random"][comm.get_rank()])
+        self._restore_random_states(checkpoint["random"])
         if comm.is_main_process():
             self.stream.samples = Samples(**self.totals)
             self.stream.unreadable = set(checkpoint["unreadable"])
             metrics_log.truncate(self.folder.metrics_file, self.iter)
             self._note_resume()
         logger.info("Resumed after %d iterations", self.iter)
+
+    def _restore_random_states(self, states: list[dict[str, Any]]) -> None:
+        if len(states) == comm.get_world_size():
+            restore_random_states(states[comm.get_rank()])
+        else:  # Another number of processes goes on, though not exactly.
+            seed_all_rng(self.cfg.SEED + self.iter + comm.get_rank())
 
     def _note_resume(self) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -230,5 +236,5 @@ def _evaluation_bar(batches: Iterable) -> Iterable:
 def _distributed(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
-    devices = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
+    devices = [torch.cuda.current_device()] if next(model.parameters()).is_cuda else None
     return nn.parallel.DistributedDataParallel(model, devices, broadcast_buffers=False)

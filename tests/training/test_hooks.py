@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scratch_vs_pretrain.training import hooks
 from scratch_vs_pretrain.training.hooks import (
     CheckpointHook,
     EvaluationHook,
@@ -63,7 +64,19 @@ def test_a_signal_in_the_last_iteration_lets_the_run_finish():
     assert saved == [3]
 
 
-def test_a_second_signal_stops_at_once():
+def test_the_same_request_twice_is_one():
+    """torchrun passes Ctrl-C on, which the terminal has sent to the processes, too."""
+    hook = CheckpointHook(lambda completed: None, period=1)
+    hook.before_train()
+    try:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        hook.after_train()
+
+
+def test_a_second_signal_stops_at_once(monkeypatch):
+    monkeypatch.setattr(hooks, "SAME_REQUEST_SECONDS", -1)
     hook = CheckpointHook(lambda completed: None, period=1)
     hook.before_train()
     try:
