@@ -70,7 +70,12 @@ def new_figure(
 
 def short_number(value: float) -> str:
     """Formats a count for an axis: 540000 as "540k", 2.88e6 as "2.88M", 1200 as it is."""
-    for least, unit, name in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+    for least, unit, name in (
+        (1e12, 1e12, "T"),
+        (1e9, 1e9, "G"),
+        (1e6, 1e6, "M"),
+        (1e4, 1e3, "k"),
+    ):
         if abs(value) >= least:
             return f"{value / unit:g}{name}"
     return f"{value:g}"
@@ -78,7 +83,7 @@ def short_number(value: float) -> str:
 
 def add_caption(figure: Figure, sentences: Iterable[str]) -> None:
     """Prints a caption under the axes, wrapped to the figure's width."""
-    width = int(figure.get_figwidth() * 72 / (0.5 * SMALL_TEXT_SIZE))
+    width = int(figure.get_figwidth() * 72 / (0.58 * SMALL_TEXT_SIZE))
     text = " ".join(sentences)
     wrapped = "\n".join(_wrapped(text, width, separators=" "))
     figure.supxlabel(

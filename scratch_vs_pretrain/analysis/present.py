@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scratch_vs_pretrain.analysis import regimes, tables
+from scratch_vs_pretrain.analysis.budget import budget_table, budgets
 from scratch_vs_pretrain.analysis.formats import Table, render
 from scratch_vs_pretrain.analysis.paper_numbers import paper_study
 from scratch_vs_pretrain.analysis.results import by_study
@@ -33,6 +34,7 @@ def against_published(runs: Sequence[RunRecord], by: str = "paper") -> Table:
 TABLES: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
     "schedules": tables.schedules_table,
     "metrics": tables.metrics_table,
+    "samples": lambda runs: budget_table(budgets(runs)),
     "paper": against_published,
     "zoo": functools.partial(against_published, by="zoo"),
 }
@@ -44,7 +46,7 @@ JOINT: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
     "voc": regimes.voc_table,
     "summary": regimes.summary_table,
 }
-FIGURES = ("ap", "loss", "overlay", "iou")
+FIGURES = ("ap", "loss", "overlay", "samples", "iou")
 
 
 def tables_text(folder: Path, kind: str, form: str) -> str:
@@ -90,7 +92,11 @@ def draw(folder: Path, figure: str, x: str, files: Iterable[Path]) -> None:
         UserError: no runs, runs of several studies, or a file that cannot be written.
     """
     from scratch_vs_pretrain.analysis import curves
+    from scratch_vs_pretrain.analysis.budget_figure import samples_figure
 
+    if figure == "samples":
+        _save(samples_figure(budgets(load_runs(folder))), files)
+        return
     frame = collect(folder)
     studies = sorted(frame.study.unique())
     if len(studies) > 1:
@@ -107,5 +113,11 @@ def draw(folder: Path, figure: str, x: str, files: Iterable[Path]) -> None:
             "overlay": curves.overlay_figure,
         }
         drawn = makers[figure](frame, x=x)
+    _save(drawn, files)
+
+
+def _save(drawn: Figure, files: Iterable[Path]) -> None:
+    from scratch_vs_pretrain.analysis.curves import save_figure
+
     for file in files:
-        curves.save_figure(drawn, file)
+        save_figure(drawn, file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from scratch_vs_pretrain.cli.options import Commands, add_command
+from scratch_vs_pretrain.cli.options import Commands, add_command, add_format
 
 
 def add_commands(commands: Commands) -> None:
@@ -29,11 +29,9 @@ def _add_table(commands: Commands) -> None:
         "svp table output --kind less-data",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
-    kinds = ("schedules", "metrics", "large", "less-data", "voc", "summary")
+    kinds = ("schedules", "metrics", "large", "less-data", "voc", "samples", "summary")
     parser.add_argument("--kind", choices=kinds, default="schedules")
-    parser.add_argument(
-        "--format", choices=("text", "markdown", "csv", "latex", "html"), default="text"
-    )
+    add_format(parser)
     parser.add_argument(
         "--against", choices=("paper", "zoo"), help="beside the numbers that were published"
     )
@@ -55,10 +53,13 @@ def _add_plot(commands: Commands) -> None:
         "draw AP versus the length of training, and other figures",
         "svp plot output/demo -o curves.png\n"
         "svp plot output/demo --figure iou -o iou.svg\n"
+        "svp plot output/demo --figure samples -o samples.svg\n"
         "svp plot output/demo --x images -o curves.pdf",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
-    parser.add_argument("--figure", choices=("ap", "loss", "overlay", "iou"), default="ap")
+    parser.add_argument(
+        "--figure", choices=("ap", "loss", "overlay", "samples", "iou"), default="ap"
+    )
     parser.add_argument("--x", choices=("iterations", "images", "epochs"), default="iterations")
     parser.add_argument(
         "-o",

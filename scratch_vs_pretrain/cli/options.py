@@ -60,6 +60,12 @@ def add_output(parser: argparse.ArgumentParser, default: Path = OUTPUT) -> None:
     )
 
 
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--format``, of a table."""
+    formats = ("text", "markdown", "csv", "latex", "html")
+    parser.add_argument("--format", choices=formats, default="text")
+
+
 def read_study(options: argparse.Namespace, need_weights: bool = True) -> Study:
     """Reads the study that :func:`add_study`'s options name."""
     from scratch_vs_pretrain.study.parse import check_weights, load_study, parse_weights

@@ -1,4 +1,4 @@
-"""``svp plan``, ``run`` and ``status``."""
+"""``svp plan``, ``budget``, ``run`` and ``status``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from scratch_vs_pretrain.cli.options import (
     Commands,
     add_command,
+    add_format,
     add_output,
     add_study,
     positive,
@@ -18,6 +19,7 @@ from scratch_vs_pretrain.cli.options import (
 
 def add_commands(commands: Commands) -> None:
     _add_plan(commands)
+    _add_budget(commands)
     _add_run(commands)
     _add_status(commands)
 
@@ -37,6 +39,44 @@ def _plan(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.plan import plan
 
     print(plan(read_study(options, need_weights=False)).text())
+    return 0
+
+
+def _add_budget(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "budget",
+        _budget,
+        "show the images, instances and pixels that each arm will see, pre-training included; "
+        "opens no image, trains nothing",
+        "svp budget configs/studies/paper/baseline_r50_gn.yaml\n"
+        "svp budget my_study.yaml --format csv > budget.csv\n"
+        "svp budget my_study.yaml --weights pretrained=backbone.pth -o budget.svg",
+    )
+    add_study(parser)
+    add_format(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="also draw it, into a .png, .svg or .pdf file",
+    )
+
+
+def _budget(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.analysis.budget import budget_table
+    from scratch_vs_pretrain.analysis.formats import render
+    from scratch_vs_pretrain.study.budget import study_budgets
+
+    found = study_budgets(read_study(options, need_weights=False))
+    print(render(budget_table(found), options.format), end="")
+    if options.output:
+        from scratch_vs_pretrain.analysis.budget_figure import samples_figure
+        from scratch_vs_pretrain.analysis.curves import save_figure
+
+        save_figure(samples_figure(found), options.output)
+        print(options.output)
     return 0
 
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from scratch_vs_pretrain.analysis.budget import Counts, pretraining
+from scratch_vs_pretrain.analysis.budget import Counts, budget_table, budgets, pretraining
 from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.errors import UserError
 
 
 def test_random_weights_have_seen_nothing() -> None:
@@ -53,3 +54,53 @@ def test_of_a_run_folder(folders: Any) -> None:
     folders.run("pretrained", init=init)
     (run,) = load_runs(folders.root)
     assert pretraining(run.init).counts == Counts(8, 9, 10)
+
+
+SEEN = {"images": 4800, "instances": 16_000, "pixels": 1_000_000}
+MORE = {"images": 4800, "instances": 17_000, "pixels": 1_200_000}
+
+
+def test_finished_runs_are_averaged_over_seeds_and_others_named(folders: Any) -> None:
+    for seed, samples in enumerate((SEEN, MORE)):
+        folders.run("scratch", seed, samples=samples)
+    folders.run("scratch", 2, samples=MORE, state="diverged", reason="NaN")
+    folders.run("pretrained", 0, samples=SEEN)
+    found = budgets(load_runs(folders.root))
+    assert [(row.arm, row.schedule) for row in found.rows] == [
+        ("scratch", "600it"),
+        ("pretrained", "600it"),
+    ]
+    scratch, pretrained = found.rows
+    assert scratch.training == Counts(4800, 16_500, 1_100_000)
+    assert scratch.total == scratch.training
+    assert pretrained.total.images == pretrained.pretraining.counts.images + 4800
+    assert [note for note in found.notes if "scratch 600it seed 2 (diverged)" in note]
+
+
+def test_table_has_pretraining_training_and_both(folders: Any) -> None:
+    noted = {"samples": {"images": 100, "instances": 200, "pixels": 300}}
+    folders.run("scratch", samples=SEEN, tuned_on="pretrained")
+    init = {"name": "checkpoint", "weights": "w.pth", "pretraining": noted}
+    folders.run("pretrained", samples=SEEN, init=init)
+    table = budget_table(budgets(load_runs(folders.root)))
+    assert table.rows == (
+        ("scratch", "600it", "training", 4800, 16_000, 1_000_000),
+        ("pretrained", "600it", "pre-training", 100, 200, 300),
+        ("pretrained", "600it", "training", 4800, 16_000, 1_000_000),
+        ("pretrained", "600it", "together", 4900, 16_200, 1_000_300),
+    )
+    assert table.notes == ("The search for the recipe on arm pretrained is not counted.",)
+
+
+@pytest.mark.parametrize("changes", [{"state": "running", "samples": SEEN}, {"samples": {}}])
+def test_nothing_finished_is_one_sentence(folders: Any, changes: Any) -> None:
+    folders.run("scratch", **changes)
+    with pytest.raises(UserError, match="svp budget STUDY"):
+        budgets(load_runs(folders.root))
+
+
+def test_two_studies_have_two_budgets(folders: Any) -> None:
+    folders.run("scratch", samples=SEEN)
+    folders.run("scratch", samples=SEEN, study="other")
+    with pytest.raises(UserError, match="demo, other"):
+        budgets(load_runs(folders.root))

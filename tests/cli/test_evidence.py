@@ -14,6 +14,7 @@ def pair(tmp_path):
         run = {
             "format": 1, "study": "demo", "arm": arm, "schedule": "600it", "seed": 0,
             "state": "finished", "iterations": 600, "iteration": 600, "images_per_batch": 8,
+            "samples": {"images": 4800, "instances": 9600, "pixels": 10_000_000},
             "init": {"name": arm}, "arm_order": ["scratch", "pretrained"],
         }  # fmt: skip
         (folder / "run.json").write_text(json.dumps(run))
@@ -21,6 +22,14 @@ def pair(tmp_path):
         evaluation = {"iteration": 600, "dataset": "val", "tasks": {"bbox": scores}}
         (folder / "evaluations" / "0000600.json").write_text(json.dumps(evaluation))
     return tmp_path / "output"
+
+
+def test_samples_as_table_and_figure(pair, tmp_path, capsys):
+    assert main(["table", str(pair), "--kind", "samples"]) == 0
+    assert "10,000,000" in capsys.readouterr().out
+    file = tmp_path / "samples.svg"
+    assert main(["plot", str(pair), "--figure", "samples", "-o", str(file)]) == 0
+    assert "</svg>" in file.read_text()
 
 
 def test_collect(pair, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""``svp run`` on real photographs, from a backbone that ``svp pretrain`` makes."""
+"""``svp run`` on real photographs, from a backbone that ``svp pretrain`` makes; ``svp budget``."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.run_folder import RunFolder
 
 DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
@@ -81,3 +82,20 @@ def test_a_folder_of_pictures_becomes_a_backbone(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "% accurate" in done.stdout
     assert (tmp_path / "backbone.pth").is_file()
+
+
+def test_the_budget_of_a_study_as_table_and_figure(write_study, tmp_path, capsys):
+    study, figure = str(write_study()), tmp_path / "budget.svg"
+    assert main(["budget", study, "--format", "csv", "-o", str(figure)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "arm,schedule,part,images,instances,pixels,notes"
+    assert lines[1].startswith("scratch,short,training,12,")
+    assert lines[1].split(",")[5] == str(12 * 64 * 64)
+    assert "</svg>" in figure.read_text()
+
+
+def test_the_budget_of_no_study_is_one_sentence(tmp_path, capsys):
+    assert main(["budget", str(tmp_path / "none.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("svp: error: ")
+    assert said.count("\n") == 1
