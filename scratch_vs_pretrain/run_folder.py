@@ -5,6 +5,7 @@
         run.json                     spec, state, provenance, samples seen
         metrics.json                 Detectron2's, one JSON object a line, 0-based iterations
         evaluations/<iteration>.json every number of one evaluation, after <iteration> iterations
+        predictions/                 detections that `svp predict` made, as COCO results
         log.txt                      Detectron2's log
         checkpoints/                 model, optimizer, schedule, random states
 
@@ -105,6 +106,10 @@ class RunFolder:
     @property
     def evaluations(self) -> Path:
         return self.path / "evaluations"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions"
 
     @property
     def log_file(self) -> Path:

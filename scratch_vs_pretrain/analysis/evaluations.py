@@ -12,8 +12,9 @@ from scratch_vs_pretrain.analysis.fields import field
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, read_json
 
-# "bbox/AP@0.75" is AP at one IoU threshold, "bbox/AP-disc" that of one class.
-NESTED = {"per_iou": "AP@", "per_class": "AP-"}
+# "bbox/AP@0.75" is AP at one IoU threshold, "bbox/AP-disc" that of one class,
+# "bbox/dAP-classification" the cost of one type of error.
+NESTED = {"per_iou": "AP@", "per_class": "AP-", "errors": "dAP-"}
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from scratch_vs_pretrain.errors import UserError
 
-FORMATS = ("text", "markdown", "csv", "latex", "html")
+FORMATS = ("text", "markdown", "csv", "latex", "html", "json")
 
 LATEX = str.maketrans(
     {
@@ -72,7 +74,7 @@ def render(table: Table, form: str = "text") -> str:
 
     Whatever came from users' files is escaped. LaTeX needs the package booktabs. In CSV numbers
     have six decimals, half-widths columns of their own, and every row repeats the notes in its
-    last column.
+    last column. In JSON a mean over seeds is an object with its value and its half-width.
 
     Raises:
         UserError: unknown format.
@@ -81,6 +83,8 @@ def render(table: Table, form: str = "text") -> str:
         raise UserError(f"unknown table format {form!r}; choose one of {', '.join(FORMATS)}")
     if form == "csv":
         return _csv(table)
+    if form == "json":
+        return _json(table)
     title, *notes = (_escape(text, form) for text in (table.title, *table.notes))
     body = _body(table, form)
     if form == "html":
@@ -173,6 +177,21 @@ def _csv(table: Table) -> str:
             cells += [_raw(value), _raw(reach)] if is_wide else [_raw(value)]
         writer.writerow([*cells, notes])
     return out.getvalue()
+
+
+def _json(table: Table) -> str:
+    def plain(cell: Cell) -> Any:
+        if isinstance(cell, Estimate):
+            return {"value": plain(cell.value), "half_width": cell.half_width}
+        return None if isinstance(cell, float) and math.isnan(cell) else cell
+
+    content = {
+        "title": table.title,
+        "columns": table.header,
+        "rows": [[plain(cell) for cell in row] for row in table.rows],
+        "notes": table.notes,
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def _raw(value: Raw) -> Raw:

@@ -1,4 +1,4 @@
-"""``svp table``, ``plot``, ``collect``, ``conclude``, ``power`` and ``report``."""
+"""``svp table``, ``plot``, ``errors``, ``collect``, ``conclude``, ``power`` and ``report``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from scratch_vs_pretrain.cli.options import Commands, add_command, add_format
 def add_commands(commands: Commands) -> None:
     _add_table(commands)
     _add_plot(commands)
+    _add_errors(commands)
     _add_collect(commands)
     _add_conclude(commands)
     _add_power(commands)
@@ -76,6 +77,39 @@ def _plot(options: argparse.Namespace) -> int:
 
     draw(options.folder, options.figure, options.x, [options.output])
     print(options.output)
+    return 0
+
+
+def _add_errors(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "errors",
+        _errors,
+        "say what each type of error costs each arm: classification, localization, both, "
+        "duplicate, background, missed",
+        "svp errors output/demo\n"
+        "svp errors output/demo --format markdown\n"
+        "svp errors output/old --annotations val.json --json",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or above")
+    forms = ("text", "markdown", "csv", "latex", "html", "json")
+    parser.add_argument("--format", choices=forms, default="text")
+    parser.add_argument(
+        "--json", dest="format", action="store_const", const="json", help="as --format json"
+    )
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="of the evaluation data, for runs that were evaluated without error types: theirs "
+        "are told from the detections that `svp predict` wrote into the run folder",
+    )
+
+
+def _errors(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.analysis.error_table import errors_text
+
+    print(errors_text(options.runs, options.format, options.annotations))
     return 0
 
 

@@ -18,6 +18,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from torch import nn
 
+from scratch_vs_pretrain.analysis.tide import error_costs
 from scratch_vs_pretrain.data.catalog import image_errors
 from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
@@ -233,7 +234,10 @@ class CocoScoreEvaluator(DatasetEvaluator):
         }
         for task, found in scores.items():
             logger.info("%s of %s: %s", task, self._dataset_name, dict(found.numbers))
-        return {task: found.to_json() for task, found in scores.items()}
+        entries = {task: found.to_json() for task, found in scores.items()}
+        if "bbox" in entries:
+            entries["bbox"]["errors"] = error_costs(ground_truth, results)
+        return entries
 
     def _with_dataset_categories(
         self, results: Iterable[dict[str, Any]], ground_truth: Mapping[str, Any]

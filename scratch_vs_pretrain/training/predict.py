@@ -63,7 +63,7 @@ def predict(
         evaluator = CocoScoreEvaluator(dataset, tasks=(), predictions_folder=Path(scratch))
         run_inference(cfg, model, dataset, evaluator, progress)
         results = read_json(Path(scratch) / f"{dataset}.json")
-    prefix = prefix or folder.path / "predictions" / dataset
+    prefix = prefix or folder.predictions / dataset
     return [_write(prefix, task, results) for task in tasks_of(cfg)]
 
 

@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 import math
 from html.parser import HTMLParser
 
@@ -100,3 +101,11 @@ def test_table_without_rows(form):
 def test_unknown_format():
     with pytest.raises(UserError, match=r"'excel'.*markdown"):
         render(TABLE, "excel")
+
+
+def test_json():
+    content = json.loads(render(TABLE, "json"))
+    assert content["columns"] == list(TABLE.header)
+    assert content["rows"][0] == ["scratch", 540000, {"value": 41.3, "half_width": 0.25}, 72.9]
+    assert content["rows"][1] == [NASTY, None, {"value": None, "half_width": None}, None]
+    assert content["notes"] == list(TABLE.notes)

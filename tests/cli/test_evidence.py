@@ -51,6 +51,18 @@ def test_report(pair, tmp_path):
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
+def test_errors(pair, capsys):
+    costs = {"classification": 9.0, "localization": 3.0}
+    for file in pair.rglob("0000600.json"):
+        content = json.loads(file.read_text())
+        content["tasks"]["bbox"]["errors"] = costs
+        file.write_text(json.dumps(content))
+    assert main(["errors", str(pair)]) == 0
+    assert "classification less localization" in capsys.readouterr().out
+    assert main(["errors", str(pair / "demo"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0] == ["seeds", 1, 1, 1]
+
+
 def test_power(capsys):
     assert main(["power", "--gap", "0.5", "--noise", "0.2"]) == 0
     assert capsys.readouterr().out.startswith("4 seeds per arm")
@@ -69,7 +81,9 @@ def test_bad_input_is_one_sentence(command, said, capsys):
     assert captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["table", "plot", "collect", "conclude", "power", "report"])
+@pytest.mark.parametrize(
+    "command", ["table", "plot", "collect", "conclude", "power", "report", "errors"]
+)
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])

@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from torch import nn
 from tqdm import tqdm
 
+from scratch_vs_pretrain.analysis.tide import ERROR_TYPES
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -164,6 +165,7 @@ def test_ground_truth_as_predictions_scores_100(dataset):
     assert evaluation["seconds"] > 0
     per_class = evaluation["tasks"]["bbox"]["per_class"]
     assert per_class == {"disc": pytest.approx(100), "box": pytest.approx(100)}
+    assert evaluation["tasks"]["bbox"]["errors"] == dict.fromkeys(ERROR_TYPES, 0.0)
 
 
 def test_tasks_follow_from_the_config(dataset):

@@ -1,0 +1,139 @@
+import json
+
+import pytest
+
+from scratch_vs_pretrain.analysis.error_table import COSTS, errors_table, errors_text
+from scratch_vs_pretrain.analysis.formats import Estimate
+from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.tide import ERROR_TYPES
+from scratch_vs_pretrain.errors import UserError
+
+BOX = [0.0, 0.0, 10.0, 10.0]
+MISPLACED = [0.0, 0.0, 10.0, 4.0]
+
+
+def add_costs(folder, classification, localization):
+    file = folder / "evaluations/0000600.json"
+    content = json.loads(file.read_text())
+    costs = dict.fromkeys(ERROR_TYPES, 1.0)
+    costs.update(classification=classification, localization=localization)
+    content["tasks"]["bbox"]["errors"] = costs
+    file.write_text(json.dumps(content))
+
+
+def pair(folders, *seeds):
+    """Writes a pair per seed; a seed is (classification, localization) of scratch."""
+    for seed, scratch in enumerate(seeds):
+        add_costs(folders.run("scratch", seed), *scratch)
+        add_costs(folders.run("pretrained", seed), 5.0, 3.0)
+
+
+def rows(folders):
+    table = errors_table(load_runs(folders.root))
+    return {row[0]: row[1:] for row in table.rows}, table
+
+
+def test_costs_and_differences(folders):
+    pair(folders, (7.0, 3.5), (8.0, 4.5), (9.0, 4.0))
+    found, table = rows(folders)
+    assert table.header[1:] == ("scratch 600it", "pretrained 600it", "scratch - pretrained")
+    assert [cell.value for cell in found["classification"]] == [8.0, 5.0, 3.0]
+    assert [cell.value for cell in found["localization"]] == [4.0, 3.0, 1.0]
+    assert [cell.value for cell in found["missed"]] == [1.0, 1.0, 0.0]
+    # Paired: (7 - 3.5, 8 - 4.5, 9 - 4) less 5 - 3.
+    excess = found["classification less localization"]
+    assert excess[2] == Estimate(2.0, pytest.approx(4.303 * 0.866 / 3**0.5, abs=0.01), True)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ([(9.0, 3.0), (9.1, 3.1), (9.0, 3.2)], "helps classification more than localization."),
+        ([(5.0, 9.0), (5.1, 9.1), (5.0, 9.2)], "helps localization more than classification."),
+        ([(5.0, 9.0), (9.0, 3.0), (6.0, 4.0)], "which of them pre-training helps more is within"),
+        ([(9.0, 3.0)], "too few seeds"),
+    ],
+)
+def test_what_pre_training_helps_more(folders, seeds, said):
+    pair(folders, *seeds)
+    assert said in rows(folders)[1].notes[0]
+
+
+def test_missing_costs_enter_no_mean(folders):
+    pair(folders, (7.0, 3.0), (9.0, None))
+    found, _ = rows(folders)
+    assert found["localization"][0].value == 3.0
+    assert found["localization"][2].value == 0.0
+    assert found["classification less localization"][2].value == 2.0
+
+
+def test_unfinished_runs_are_left_out_and_named(folders):
+    pair(folders, (7.0, 3.0))
+    folders.run("scratch", 1, curve={}, state="failed", iteration=7, reason="no more disk")
+    found, table = rows(folders)
+    assert found["seeds"] == (1, 1, 1)
+    assert any("scratch 600it seed 1 (failed" in note for note in table.notes)
+
+
+@pytest.fixture
+def predicted(folders):
+    """A pair whose evaluations have no costs; scratch misplaces the object that is there."""
+    for arm, box in (("scratch", MISPLACED), ("pretrained", BOX)):
+        file = folders.run(arm) / "predictions/val_bbox.json"
+        file.parent.mkdir()
+        file.write_text(json.dumps([{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9}]))
+    truth = {
+        "images": [{"id": 1}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": BOX, "iscrowd": 0}],
+    }
+    (folders.root / "val.json").write_text(json.dumps(truth))
+    return folders
+
+
+def test_costs_told_from_detections(predicted):
+    text = errors_text([predicted.root], "json", predicted.root / "val.json")
+    table = json.loads(text)
+    (row,) = [row for row in table["rows"] if row[0] == "localization"]
+    assert [cell["value"] for cell in row[1:]] == [100.0, 0.0, 100.0]
+
+
+def test_no_costs_and_no_annotations(predicted):
+    with pytest.raises(UserError, match=r"0000600\.json: has no error costs; .*svp predict"):
+        errors_text([predicted.root], "text")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("val.json", "[]", "not a COCO annotation file"),
+        ("val.json", '{"images": [{}]}', "an image has no id"),
+        ("val.json", '{"images": [{"id": 1}]}', "no list of boxes"),
+        ("val.json", '{"images": [{"id": 1}], "annotations": [{"image_id": 1}]}', "entry 0"),
+        ("val.json", '{"images": [{"id": 2}], "annotations": []}', "detections in image 1"),
+        ("val.json", "{", "not valid JSON"),
+        ("output/demo/scratch/600it/seed0/predictions/val_bbox.json", "{}", "no list of boxes"),
+        ("output/demo/scratch/600it/seed0/predictions/val_bbox.json", "[3]", "entry 0"),
+        (
+            "output/demo/scratch/600it/seed0/predictions/val_bbox.json",
+            '[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, NaN], "score": 1}]',
+            "entry 0",
+        ),
+    ],
+)
+def test_bad_files_are_named(predicted, file, content, said):
+    (predicted.root / file).write_text(content)
+    with pytest.raises(UserError, match=said) as error:
+        errors_text([predicted.root], "text", predicted.root / "val.json")
+    assert ".json" in str(error.value)
+
+
+def test_detections_that_are_missing(predicted):
+    (predicted.root / "output/demo/scratch/600it/seed0/predictions/val_bbox.json").unlink()
+    with pytest.raises(UserError, match=r"val_bbox\.json: no such file"):
+        errors_text([predicted.root], "text", predicted.root / "val.json")
+
+
+def test_every_type_has_a_row(folders):
+    pair(folders, (7.0, 3.0))
+    assert len(COSTS) == 6
+    assert list(rows(folders)[0])[2:8] == list(ERROR_TYPES)
