@@ -23,8 +23,10 @@ from pathlib import Path
 
 from IPython.display import Image, Markdown
 
-from scratch_vs_pretrain.analysis.curves import ap_figure, figure_bytes, iou_figure
+from scratch_vs_pretrain.analysis.curves import ap_figure
+from scratch_vs_pretrain.analysis.figure_files import figure_bytes
 from scratch_vs_pretrain.analysis.formats import render
+from scratch_vs_pretrain.analysis.iou import iou_figure
 from scratch_vs_pretrain.analysis.runs import collect, load_runs
 from scratch_vs_pretrain.analysis.tables import schedules_table
 

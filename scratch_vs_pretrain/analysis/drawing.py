@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Okabe and Ito's palette, without the yellow that white paper swallows. Scratch is always the
@@ -50,14 +51,21 @@ def arm_styles(arms: Iterable[str]) -> dict[str, Style]:
 
 
 def new_figure(
-    panels: int, *, width: float | None = None, height: float = 2.9
+    panels: int, *, rows: int = 1, width: float | None = None, height: float = 2.9
 ) -> tuple[Figure, list[Axes]]:
-    """Returns a figure of `panels` axes side by side, two of them as wide as a page's text."""
+    """Returns a figure of `panels` axes side by side, two of them as wide as a page's text.
+
+    Args:
+        panels: axes in a row.
+        rows: of axes; they are returned row by row.
+        width: inches.
+        height: inches, the caption included.
+    """
     width = width or (4.4 if panels == 1 else 3.6 * panels)
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    for ax in axes:
+    axes = figure.subplots(rows, panels, squeeze=False)
+    for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", color="0.92", linewidth=0.8)
         ax.set_axisbelow(True)
@@ -65,7 +73,7 @@ def new_figure(
         ax.tick_params(labelsize=SMALL_TEXT_SIZE, color="0.6")
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-    return figure, list(axes)
+    return figure, list(axes.flat)
 
 
 def short_number(value: float) -> str:
@@ -85,9 +93,24 @@ def add_caption(figure: Figure, sentences: Iterable[str]) -> None:
     """Prints a caption under the axes, wrapped to the figure's width."""
     width = int(figure.get_figwidth() * 72 / (0.58 * SMALL_TEXT_SIZE))
     text = " ".join(sentences)
-    wrapped = "\n".join(_wrapped(text, width, separators=" "))
+    lines = "\n".join(wrapped(text, width, separators=" "))
     figure.supxlabel(
-        _plain(wrapped), x=0.01, ha="left", fontsize=SMALL_TEXT_SIZE, color="0.35", ma="left"
+        plain(lines), x=0.01, ha="left", fontsize=SMALL_TEXT_SIZE, color="0.35", ma="left"
+    )
+
+
+def label_point(ax: Axes, x: float, y: float, text: str, color: str) -> None:
+    """Writes a label inside the axes, right of a point."""
+    ax.annotate(
+        plain(shortened(text)),
+        (x, y),
+        xytext=(LABEL_DISTANCE, 0),
+        textcoords="offset points",
+        va="center",
+        linespacing=1.0,
+        fontsize=TEXT_SIZE,
+        color=color,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
     )
 
 
@@ -100,11 +123,11 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """
     figure = ax.get_figure(root=True)
     assert figure is not None
-    texts = [_shortened(text) for _, text, _ in ends]
+    texts = [shortened(text) for _, text, _ in ends]
     heights = [LINE_HEIGHT * (text.count("\n") + 1) for text in texts]
     notes = [
         ax.annotate(
-            _plain(text),
+            plain(text),
             (ax.get_xlim()[1], y),
             xytext=(LABEL_DISTANCE, 0),
             textcoords="offset points",
@@ -154,7 +177,7 @@ def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
     return moved
 
 
-def _wrapped(text: str, width: int, separators: str = r"_.\-/ ") -> list[str]:
+def wrapped(text: str, width: int, separators: str = r"_.\-/ ") -> list[str]:
     """Breaks a text into lines of at most `width`, after separators where that is possible."""
     parts = re.split(f"(?<=[{separators}])", text)
     pieces = [part[k : k + width] for part in parts for k in range(0, len(part), width)]
@@ -166,13 +189,14 @@ def _wrapped(text: str, width: int, separators: str = r"_.\-/ ") -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _shortened(text: str) -> str:
-    lines = _wrapped(text, LABEL_WIDTH)
+def shortened(text: str, width: int = LABEL_WIDTH) -> str:
+    """Breaks a label into lines of at most `width`, and drops what needs too many of them."""
+    lines = wrapped(text, width)
     if len(lines) > LABEL_LINES:
         lines = [*lines[:LABEL_LINES], "..."]
     return "\n".join(lines)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Keeps matplotlib from reading a name as TeX."""
     return text.replace("$", r"\$")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from scratch_vs_pretrain.analysis.costs import axis_column
 from scratch_vs_pretrain.analysis.metrics_file import is_score
 from scratch_vs_pretrain.analysis.runs import UNKNOWN
 from scratch_vs_pretrain.errors import UserError
 
-X_AXES = {"iterations": "iteration", "images": "images", "epochs": "epochs"}
 BANDS = ("range", "std")
 
 # States whose curves are complete; of a plain Detectron2 folder the state is unknown.
@@ -38,6 +39,7 @@ class Line:
         high: (n,) upper edge.
         seeds: runs behind it.
         complete: False for a run that is not finished.
+        own: the first of its points that is not its trunk's.
     """
 
     arm: str
@@ -48,6 +50,7 @@ class Line:
     high: np.ndarray
     seeds: int
     complete: bool
+    own: int = 0
 
 
 def named_arms(frame: pd.DataFrame) -> pd.DataFrame:
@@ -101,29 +104,46 @@ def lines_of(frame: pd.DataFrame, metric: str, x: str, band: str) -> list[Line]:
     Raises:
         UserError: unknown x or band, or x cannot be told from the runs.
     """
-    if x not in X_AXES:
-        raise UserError(f"unknown x axis {x!r}; choose one of {', '.join(X_AXES)}")
+    column = axis_column(x, frame)
     if band not in BANDS:
         raise UserError(f"unknown band {band!r}; choose one of {', '.join(BANDS)}")
     rows = frame[(frame.metric == metric) & frame.value.notna()]
     lines = []
     for (arm, schedule), group in rows.groupby(["arm", "schedule"], observed=True, sort=True):
-        positions = _positions(group, x)
         complete = group.state.isin(COMPLETE)
-        seeds = group.assign(seed=group.seed.fillna(-1))
-        tables = [seeds[complete].pivot(index="iteration", columns="seed", values="value")]
-        for _, run in seeds[~complete].groupby("seed"):
-            tables.append(run.pivot(index="iteration", columns="seed", values="value"))
-        for index, table in enumerate(tables):
-            table = table.dropna()
-            if len(table):
-                if not is_score(metric):
-                    table = table.rolling(1 + len(table) // SMOOTH_POINTS, min_periods=1).median()
-                    every = -(-len(table) // MOST_POINTS)
-                    table = table.iloc[(len(table) - 1) % every :: every]
-                at = table.index.to_numpy() * positions
-                lines.append(line_of(str(arm), str(schedule), at, table, band, index == 0))
+        parts = [group[complete]]
+        parts += [run for _, run in group[~complete].groupby("seed", dropna=False)]
+        for index, part in enumerate(parts):
+            part = part.assign(seed=part.seed.fillna(-1))
+            table = part.pivot(index="iteration", columns="seed", values="value").dropna()
+            if table.empty:
+                continue
+            if not is_score(metric):
+                table = _smoothed(table)
+            places = part.pivot(index="iteration", columns="seed", values=column)
+            at = _position(places.loc[table.index], str(part.source.iloc[0]), x)
+            line = line_of(str(arm), str(schedule), at, table, band, index == 0)
+            if "branch_at" in part:
+                own = int(np.searchsorted(table.index, part.branch_at.max(), side="right"))
+                line = dataclasses.replace(line, own=own)
+            lines.append(line)
     return sorted(lines, key=lambda line: not line.complete)
+
+
+def _smoothed(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.rolling(1 + len(table) // SMOOTH_POINTS, min_periods=1).median()
+    every = -(-len(table) // MOST_POINTS)
+    return table.iloc[(len(table) - 1) % every :: every]
+
+
+def _position(places: pd.DataFrame, source: str, x: str) -> np.ndarray:
+    """Returns where rows lie on an axis: the mean over seeds."""
+    values = places.to_numpy(float, na_value=np.nan)
+    if np.isnan(values).any():
+        raise UserError(
+            f"{source}: its run does not say how many {x} an iteration has; draw it over iterations"
+        )
+    return values.mean(axis=1)
 
 
 def line_of(
@@ -139,24 +159,21 @@ def line_of(
     return Line(arm, schedule, x, mean, low, high, values.shape[1], complete)
 
 
-def _positions(group: pd.DataFrame, x: str) -> float:
-    """Returns the length of one iteration on the axis."""
-    first = group.iloc[0]
-    value = first[X_AXES[x]]
-    if pd.isna(value):
-        raise UserError(
-            f"{first.source}: its run does not say how many {x} an iteration has; "
-            "draw it over iterations"
-        )
-    return float(value) / float(first.iteration)
+def rate_drops(frame: pd.DataFrame, x: str) -> dict[str, tuple[float, ...]]:
+    """Returns per arm where the learning rate falls to half or less, a mean over runs.
 
-
-def rate_drops(frame: pd.DataFrame, x: str) -> list[float]:
-    """Returns where the learning rate falls to half or less from one logged row to the next."""
-    drops = set()
+    It falls between one logged row and the next.
+    """
+    column = axis_column(x, frame)
+    drops: dict[str, list[float]] = {}
     rates = frame[frame.metric == "lr"].sort_values("iteration")
-    for _, run in rates.groupby(["arm", "schedule", "seed"], observed=True, dropna=False):
-        at, rate = run.iteration.to_numpy(), run.value.to_numpy()
-        fell = np.flatnonzero(rate[1:] <= 0.5 * rate[:-1])
-        drops |= {float(at[k]) * _positions(run, x) for k in fell}
-    return sorted(drops)
+    for (arm, _), runs in rates.groupby(["arm", "schedule"], observed=True):
+        places: dict[int, list[float]] = {}
+        for _, run in runs.groupby("seed", dropna=False):
+            rate = run.value.to_numpy()
+            fell = np.flatnonzero(rate[1:] <= 0.5 * rate[:-1])
+            at = run[column].to_numpy(float, na_value=np.nan)
+            for iteration, place in zip(run.iteration.to_numpy()[fell], at[fell], strict=True):
+                places.setdefault(int(iteration), []).append(float(place))
+        drops.setdefault(str(arm), []).extend(float(np.mean(p)) for p in places.values())
+    return {arm: tuple(sorted(set(found))) for arm, found in drops.items() if found}

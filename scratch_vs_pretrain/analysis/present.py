@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from scratch_vs_pretrain.analysis import regimes, tables
 from scratch_vs_pretrain.analysis.budget import budget_table, budgets
 from scratch_vs_pretrain.analysis.formats import Table, render
 from scratch_vs_pretrain.analysis.paper_numbers import paper_study
 from scratch_vs_pretrain.analysis.results import by_study
-from scratch_vs_pretrain.analysis.runs import RunRecord, collect, load_runs
-from scratch_vs_pretrain.errors import UserError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 
 
 def against_published(runs: Sequence[RunRecord], by: str = "paper") -> Table:
@@ -46,7 +42,7 @@ JOINT: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
     "voc": regimes.voc_table,
     "summary": regimes.summary_table,
 }
-FIGURES = ("ap", "loss", "overlay", "samples", "iou")
+FIGURES = ("ap", "loss", "overlay", "bars", "samples", "iou")
 
 
 def tables_text(folder: Path, kind: str, form: str) -> str:
@@ -85,39 +81,32 @@ def _status_row(run: RunRecord) -> tuple[str | int | None, ...]:
     )
 
 
-def draw(folder: Path, figure: str, x: str, files: Iterable[Path]) -> None:
-    """Draws one of :data:`FIGURES` from the runs below `folder` into each of `files`.
+def draw(
+    folders: Path | Sequence[Path],
+    figure: str,
+    files: Iterable[Path],
+    *,
+    labels: Mapping[str, str] | None = None,
+    **options: Any,
+) -> None:
+    """Draws one of :data:`FIGURES` from the runs below `folders` into each of `files`.
+
+    Args:
+        folders: bars stand in their order.
+        figure: its name.
+        files: `.png`, `.svg` or `.pdf`.
+        labels: names of studies under bars.
+        options: x, metrics, band and schedule of the figure's function, where it has them and
+            they are not None.
 
     Raises:
-        UserError: no runs, runs of several studies, or a file that cannot be written.
+        UserError: no runs, runs of several studies where a figure is of one, an option that the
+            figure does not have, or a file that cannot be written.
     """
-    from scratch_vs_pretrain.analysis import curves
-    from scratch_vs_pretrain.analysis.budget_figure import samples_figure
+    from scratch_vs_pretrain.analysis import figures
+    from scratch_vs_pretrain.analysis.figure_files import save_figure
 
-    if figure == "samples":
-        _save(samples_figure(budgets(load_runs(folder))), files)
-        return
-    frame = collect(folder)
-    studies = sorted(frame.study.unique())
-    if len(studies) > 1:
-        raise UserError(
-            f"{folder}: holds runs of {len(studies)} studies ({', '.join(studies)}); "
-            "name the folder of one"
-        )
-    if figure == "iou":
-        drawn = curves.iou_figure(frame)
-    else:
-        makers: dict[str, Callable[..., Figure]] = {
-            "ap": curves.ap_figure,
-            "loss": curves.loss_figure,
-            "overlay": curves.overlay_figure,
-        }
-        drawn = makers[figure](frame, x=x)
-    _save(drawn, files)
-
-
-def _save(drawn: Figure, files: Iterable[Path]) -> None:
-    from scratch_vs_pretrain.analysis.curves import save_figure
-
+    roots = (folders,) if isinstance(folders, Path) else tuple(folders)
+    drawn = figures.make(roots, figure, {"labels": labels or None, **options})
     for file in files:
         save_figure(drawn, file)

@@ -19,8 +19,12 @@ from matplotlib.figure import Figure
 from scratch_vs_pretrain.analysis import curves, tables
 from scratch_vs_pretrain.analysis.conclusions import conclude
 from scratch_vs_pretrain.analysis.contest import NOT_ENOUGH
+from scratch_vs_pretrain.analysis.costs import with_costs
+from scratch_vs_pretrain.analysis.figure_files import figure_bytes
 from scratch_vs_pretrain.analysis.formats import Cell, Table, render
 from scratch_vs_pretrain.analysis.frame import tidy
+from scratch_vs_pretrain.analysis.iou import iou_figure
+from scratch_vs_pretrain.analysis.overlay import overlay_figure
 from scratch_vs_pretrain.analysis.present import against_published
 from scratch_vs_pretrain.analysis.results import by_study, final_results, gaps, means, pairs
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
@@ -31,8 +35,8 @@ from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 FIGURES: dict[str, Callable[..., Figure]] = {
     "AP versus the length of training": curves.ap_figure,
     "Box AP and training loss": curves.loss_figure,
-    "All schedules": curves.overlay_figure,
-    "AP gap at each IoU threshold": curves.iou_figure,
+    "All schedules": overlay_figure,
+    "AP gap at each IoU threshold": iou_figure,
 }
 
 
@@ -145,13 +149,13 @@ def _summary(runs: Sequence[RunRecord]) -> str:
 
 
 def _figures(runs: Sequence[RunRecord], number: int, notes: list[str]) -> Iterator[Drawn]:
-    frame = tidy(runs)
+    frame = with_costs(tidy(runs), runs)
     one_schedule = len({(run.arm, run.schedule) for run in runs}) == len({r.arm for r in runs})
     for index, (title, make) in enumerate(FIGURES.items()):
-        if make is curves.overlay_figure and one_schedule:
+        if make is overlay_figure and one_schedule:
             continue
         try:
-            svg = curves.figure_bytes(make(frame), ".svg").decode()
+            svg = figure_bytes(make(frame), ".svg").decode()
         except UserError as error:
             notes.append(f"{title}: {error}.")
             continue

@@ -36,6 +36,8 @@ class RunRecord:
         images_per_batch: None where unknown.
         from_scratch: the arm starts from random weights.
         init: the initial weights: "name", "weights", "sha256", "pretraining".
+        branch_at: completed iterations at which it branches off from a run of a longer schedule;
+            0 for a run that begins by itself.
         arm_order: the study's arms in its own order.
         allowed_differences: config keys the study lets its arms differ in; value per arm.
         tuned_on: the arm on which the recipe was searched, None if it was not.
@@ -44,7 +46,9 @@ class RunRecord:
         test_set: what it is evaluated on, likewise.
         thresholds: of the study's conclusions, where it sets its own.
         samples: "images", "instances" and "pixels" trained on.
-        seconds: of training.
+        seconds: of training and evaluation; a branch's include its trunk's.
+        trunk_seconds: the part of them that a branch has from its trunk.
+        devices: that trained it together.
         provenance: "host", "device", "git_commit", "versions" and so on.
         own: this package wrote the folder.
     """
@@ -61,6 +65,7 @@ class RunRecord:
     images_per_batch: int | None = None
     from_scratch: bool = False
     init: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    branch_at: int = 0
     arm_order: tuple[str, ...] = ()
     allowed_differences: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     tuned_on: str | None = None
@@ -69,6 +74,8 @@ class RunRecord:
     thresholds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     samples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seconds: float | None = None
+    trunk_seconds: float = 0.0
+    devices: int = 1
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     own: bool = True
 
@@ -176,6 +183,9 @@ def _record(folder: RunFolder) -> RunRecord:
     get = functools.partial(field, content, file=file)
     data = get("data", kind=dict, default={})
     init = get("init", kind=dict, default={})
+    branch = get("branch", kind=dict, default={})
+    taken = field(branch, "taken", dict, file, {})
+    origin = get("provenance", kind=dict, default={})
     state = folder.state()
     if state not in STATES:
         raise UserError(f"{file}: 'state' is {state!r}, not one of {', '.join(STATES)}")
@@ -192,6 +202,7 @@ def _record(folder: RunFolder) -> RunRecord:
         images_per_batch=get("images_per_batch", kind=int, default=None),
         from_scratch=init.get("name", get("arm", kind=str)) == "scratch",
         init=init,
+        branch_at=field(branch, "at", int, file, 0),
         arm_order=tuple(map(str, get("arm_order", kind=list, default=[]))),
         allowed_differences=get("allowed_differences", kind=dict, default={}),
         tuned_on=get("tuned_on", kind=str, default=None),
@@ -200,7 +211,9 @@ def _record(folder: RunFolder) -> RunRecord:
         thresholds=get("thresholds", kind=dict, default={}),
         samples=get("samples", kind=dict, default={}),
         seconds=get("seconds", kind=float, default=None),
-        provenance=get("provenance", kind=dict, default={}),
+        trunk_seconds=field(taken, "seconds", float, file, 0.0),
+        devices=field(origin, "processes", int, file, 1),
+        provenance=origin,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from scratch_vs_pretrain.cli.options import Commands, add_command, add_format
+from scratch_vs_pretrain.cli.options import Commands, add_command, add_format, read_labels
 
 
 def add_commands(commands: Commands) -> None:
@@ -53,15 +53,44 @@ def _add_plot(commands: Commands) -> None:
         _plot,
         "draw AP versus the length of training, and other figures",
         "svp plot output/demo -o curves.png\n"
-        "svp plot output/demo --figure iou -o iou.svg\n"
+        "svp plot output/demo --x pixels --metric bbox/AP --metric bbox/AP75 -o curves.pdf\n"
+        "svp plot output/baseline-r50-gn --figure overlay -o overlay.svg\n"
+        "svp plot output/less-data-* --figure loss -o less_data.pdf\n"
+        "svp plot output/baseline-r50-gn output/enhanced-r50 --figure bars "
+        "--label baseline-r50-gn=baseline -o bars.pdf\n"
         "svp plot output/demo --figure samples -o samples.svg\n"
-        "svp plot output/demo --x images -o curves.pdf",
+        "svp plot output/demo --figure iou -o iou.svg",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
     parser.add_argument(
-        "--figure", choices=("ap", "loss", "overlay", "samples", "iou"), default="ap"
+        "--figure",
+        choices=("ap", "loss", "overlay", "bars", "samples", "iou"),
+        default="ap",
+        help="ap: every AP of both arms; loss: AP and training loss, a row for each study; "
+        "overlay: all schedules; bars: final AP, a group for each study; samples: what each arm "
+        "has seen; iou: the final gap at each IoU threshold (default: %(default)s)",
     )
-    parser.add_argument("--x", choices=("iterations", "images", "epochs"), default="iterations")
+    parser.add_argument(
+        "--x",
+        choices=("iterations", "images", "epochs", "pixels", "gpu-hours"),
+        help="of curves; pixels include those of pre-training (default: iterations)",
+    )
+    parser.add_argument(
+        "--metric", action="append", metavar="NAME", help="such as keypoints/AP; may be repeated"
+    )
+    parser.add_argument(
+        "--band", choices=("range", "std"), help="of curves over seeds (default: range)"
+    )
+    parser.add_argument(
+        "--schedule", metavar="NAME", help="of ap and loss (default: each arm's longest)"
+    )
+    parser.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="STUDY=TEXT",
+        help="what a study is called under its bars",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -75,7 +104,16 @@ def _add_plot(commands: Commands) -> None:
 def _plot(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.present import draw
 
-    draw(options.folder, options.figure, options.x, [options.output])
+    draw(
+        options.folders,
+        options.figure,
+        [options.output],
+        labels=read_labels(options.label),
+        x=options.x,
+        metrics=options.metric,
+        band=options.band,
+        schedule=options.schedule,
+    )
     print(options.output)
     return 0
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from scratch_vs_pretrain.errors import UserError
 
 # Commands import what they need when they run: `svp table` must not wait for torch.
 if TYPE_CHECKING:
@@ -75,6 +77,21 @@ def read_study(options: argparse.Namespace, need_weights: bool = True) -> Study:
     if need_weights:
         check_weights(study)
     return study
+
+
+def read_labels(texts: Sequence[str]) -> dict[str, str]:
+    """Reads the options ``--label STUDY=TEXT``.
+
+    Raises:
+        UserError: one of another form.
+    """
+    labels = {}
+    for text in texts:
+        study, equals, label = text.partition("=")
+        if not (study and equals and label):
+            raise UserError(f"--label {text}: write --label STUDY=TEXT")
+        labels[study] = label
+    return labels
 
 
 def positive(text: str) -> int:

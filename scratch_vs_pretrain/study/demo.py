@@ -111,7 +111,7 @@ def show(output: Path, runs: Path) -> None:
     print(tables_text(runs, "schedules", "text"))
     for name, form in (("table.md", "markdown"), ("table.csv", "csv")):
         write_atomically(output / name, tables_text(runs, "schedules", form))
-    draw(runs, "ap", "iterations", [output / "curves.png", output / "curves.svg"])
+    draw(runs, "ap", [output / "curves.png", output / "curves.svg"])
     for name in ("table.md", "table.csv", "curves.png", "curves.svg"):
         print(output / name)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.utils import comm
 
 PACKAGES = (
     "scratch-vs-pretrain",
@@ -35,6 +36,7 @@ def provenance(device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
+        "processes": comm.get_world_size(),
         "git_commit": git_commit(Path(__file__).parent),
         "versions": {
             "python": platform.python_version(),

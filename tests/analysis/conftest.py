@@ -98,3 +98,12 @@ class Folders:
 @pytest.fixture
 def folders(tmp_path: Path) -> Folders:
     return Folders(tmp_path)
+
+
+@pytest.fixture
+def three_pairs(folders: Folders) -> Folders:
+    """Two arms, three seeds, 600 iterations."""
+    for seed in range(3):
+        folders.run("scratch", seed, curve={100: 5.0 + seed, 300: 15.0, 600: 30.0})
+        folders.run("pretrained", seed, curve={100: 12.0, 300: 22.0, 600: 31.0 + seed})
+    return folders

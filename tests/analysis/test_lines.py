@@ -71,9 +71,9 @@ def test_rate_drops_come_from_the_logged_rate(folders):
     folders.run("scratch", iterations=600)
     folders.run("pretrained", iterations=600)
     frame = collect(folders.root)
-    assert rate_drops(frame, "iterations") == [400, 520]
-    assert rate_drops(frame, "images") == [3200, 4160]
-    assert rate_drops(frame[frame.metric == "bbox/AP"], "images") == []
+    assert rate_drops(frame, "iterations") == dict.fromkeys(("scratch", "pretrained"), (400, 520))
+    assert set(rate_drops(frame, "images").values()) == {(3200, 4160)}
+    assert rate_drops(frame[frame.metric == "bbox/AP"], "images") == {}
 
 
 def test_arms_are_named_by_study_where_there_are_several(folders):

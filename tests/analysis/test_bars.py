@@ -1,0 +1,84 @@
+import pytest
+
+from scratch_vs_pretrain.analysis.bars import bars_figure
+from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.errors import UserError
+
+
+def heights(ax):
+    return [round(bar.get_y() + bar.get_height(), 6) for bar in ax.patches]
+
+
+def caption(figure):
+    return " ".join(figure.get_supxlabel().split())
+
+
+def test_a_group_for_each_study(folders):
+    for study, plus in (("base", 0.0), ("better", 2.0)):
+        folders.run("scratch", study=study, curve={300: 50.0, 600: 40.0 + plus})
+        folders.run("pretrained", study=study, curve={600: 39.0 + plus})
+    figure = bars_figure(load_runs(folders.root), labels={"better": "+ better"})
+    box, mask = figure.axes
+    assert [box.get_title("left"), mask.get_title("left")] == ["Box AP (%)", "Mask AP (%)"]
+    assert heights(box) == [40, 39, 42, 41]
+    assert heights(mask) == [39, 38, 41, 40]
+    assert [label.get_text() for label in box.get_xticklabels()] == ["base", "+ better"]
+    texts = [text.get_text() for text in box.texts]
+    assert texts == ["40.0", "scratch", "39.0", "pretrained", "42.0", "41.0"]
+
+
+def test_bars_that_do_not_begin_at_zero_say_so(folders):
+    folders.run("scratch", curve={600: 40.0})
+    folders.run("pretrained", curve={600: 39.0})
+    figure = bars_figure(load_runs(folders.root), metrics=["bbox/AP"])
+    assert [bar.get_y() for bar in figure.axes[0].patches] == [35, 35]
+    assert "Bars begin at 35, not at zero." in caption(figure)
+
+
+def test_bars_that_differ_much_begin_at_zero(folders):
+    folders.run("scratch", curve={600: 3.0})
+    folders.run("pretrained", curve={600: 10.0})
+    figure = bars_figure(load_runs(folders.root), metrics=["bbox/AP"])
+    assert {bar.get_y() for bar in figure.axes[0].patches} == {0}
+    assert "zero" not in caption(figure)
+
+
+def test_mean_and_range_over_seeds(three_pairs):
+    figure = bars_figure(load_runs(three_pairs.root), metrics=["bbox/AP"])
+    (ax,) = figure.axes
+    assert heights(ax) == [30, 32]
+    ranges = [lines.get_segments()[0][:, 1].tolist() for lines in ax.collections]
+    assert ranges == [[30, 30], [31, 33]]
+    assert "mean of 3 seeds; lines: lowest to highest" in caption(figure)
+
+
+def test_test_augmentation_is_a_group_of_its_own(folders):
+    for arm in ("scratch", "pretrained"):
+        folder = folders.run(arm, curve={})
+        tasks = {"bbox": {"AP": 40.0}, "bbox_TTA": {"AP": 42.0}}
+        folders.evaluation(folder, 600, 0.0, tasks=tasks)
+    (ax,) = bars_figure(load_runs(folders.root)).axes
+    assert heights(ax) == [40, 40, 42, 42]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["demo", "demo + test\naug"]
+    (ax,) = bars_figure(load_runs(folders.root), labels={"demo": "+ cascade"}).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["+ cascade", "+ test aug"]
+
+
+def test_runs_that_are_not_finished_leave_a_gap(folders):
+    folders.run("scratch")
+    folders.run("pretrained", curve={300: 20.0}, state="failed", iteration=320)
+    figure = bars_figure(load_runs(folders.root), metrics=["bbox/AP"])
+    assert heights(figure.axes[0]) == [30]
+    assert "Not finished: pretrained of demo." in caption(figure)
+
+
+def test_what_cannot_be_drawn(folders):
+    folders.run("scratch")
+    with pytest.raises(UserError, match="no partner"):
+        bars_figure(load_runs(folders.root))
+    folders.run("pretrained")
+    runs = load_runs(folders.root)
+    with pytest.raises(UserError, match=r"--label x=\.\.\.: no such study here; there is demo"):
+        bars_figure(runs, labels={"x": "y"})
+    with pytest.raises(UserError, match=r"no finished run here has bbox/XY; there is bbox/AP,"):
+        bars_figure(runs, metrics=["bbox/XY"])

@@ -1,0 +1,40 @@
+import pytest
+
+from scratch_vs_pretrain.analysis.costs import with_costs
+from scratch_vs_pretrain.analysis.frame import tidy
+from scratch_vs_pretrain.analysis.overlay import overlay_figure
+from scratch_vs_pretrain.analysis.runs import collect, find_runs
+from scratch_vs_pretrain.errors import UserError
+
+
+def test_overlay_shows_every_schedule(folders):
+    for iterations in (600, 900):
+        folders.run("scratch", iterations=iterations, curve={100: 5.0, iterations: 30.0})
+        folders.run("pretrained", iterations=iterations, curve={100: 5.0, iterations: 31.0})
+    texts = [text.get_text() for text in overlay_figure(collect(folders.root)).axes[0].texts]
+    assert sorted(texts) == ["600it", "600it", "pretrained 900it", "scratch 900it"]
+
+
+def test_overlay_needs_a_finished_run(folders):
+    folders.run(state="failed", curve={100: 4.0}, iteration=120)
+    with pytest.raises(UserError, match="finished"):
+        overlay_figure(collect(folders.root))
+
+
+def test_what_a_branch_has_from_its_trunk_is_drawn_once(folders):
+    trunk = {100: 5.0, 200: 9.0, 400: 12.0}
+    branch = {"of": "900it", "at": 300, "taken": None}
+    for arm in ("scratch", "pretrained"):
+        folders.run(arm, iterations=900, curve={**trunk, 900: 30.0})
+        folders.run(arm, iterations=600, curve={100: 5.0, 200: 9.0, 600: 25.0}, branch=branch)
+    runs = find_runs(folders.root)
+    figure = overlay_figure(with_costs(tidy(runs), runs))
+    curves = [line.get_xdata().tolist() for line in figure.axes[0].lines if line._x.size > 1]
+    assert curves == [[200, 600], [100, 200, 400, 900]] * 2
+    assert "leaves the constant-rate trunk" in " ".join(figure.get_supxlabel().split())
+
+
+def test_one_panel_for_each_metric(folders):
+    folders.run("scratch")
+    figure = overlay_figure(collect(folders.root), metrics=["bbox/AP50", "segm/AP"])
+    assert [ax.get_title("left") for ax in figure.axes] == ["Box AP50 (%)", "Mask AP (%)"]
