@@ -6,6 +6,7 @@ import argparse
 import collections
 import io
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,28 @@ CONTAINERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
 # How torch.save's files begin, today's archives and those from before 2020.
 _TORCH_FILE = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 
+# Detectron's GroupNorm models as one would write them after detectron2://ImageNetPretrained/MSRA/
+# R-50.pkl. They are not stored there; Detectron2's catalogue knows where, by a name without ending.
+_GROUPNORM_MODEL = re.compile(
+    r"(?:detectron2|catalog)://(ImageNetPretrained/FAIR/R-\d+-GN)(?:\.pkl)?"
+)
+
 
 def local_file(source: str | Path) -> Path:
     """Returns a readable local file for a path, or for a URI that Detectron2 can fetch.
 
     Args:
-        source: a path, or ``detectron2://``, ``catalog://``, ``https://`` ...
+        source: a path, or ``detectron2://``, ``catalog://``, ``https://`` ... A GroupNorm model of
+            Detectron is found as ``detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl``, too.
 
     Raises:
         UserError: there is no such file, or it cannot be fetched or read.
     """
     if "://" in str(source):
+        catalogued = _GROUPNORM_MODEL.fullmatch(str(source))
+        address = f"catalog://{catalogued[1]}" if catalogued else str(source)
         try:
-            path = Path(PathManager.get_local_path(str(source)))
+            path = Path(PathManager.get_local_path(address))
         except Exception as error:  # whatever a handler, a server or a catalogue may raise
             raise UserError(
                 f"{source}: cannot be fetched ({_one_line(error)}); "

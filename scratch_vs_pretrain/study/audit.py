@@ -15,7 +15,7 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checks import SMALLEST_BATCH, missing_warmup
 from scratch_vs_pretrain.modeling.vgg import norm_problems
 from scratch_vs_pretrain.study.merge import arm_config
-from scratch_vs_pretrain.study.spec import Arm, ScheduleSpec, Study
+from scratch_vs_pretrain.study.spec import ORIGINS, PRESETS, Arm, ScheduleSpec, Study
 from scratch_vs_pretrain.study.switch import check_switch
 from scratch_vs_pretrain.training.tta import augmentation_problems
 
@@ -111,7 +111,23 @@ def recipe_problems(cfg: CfgNode) -> list[str]:
             for key, norm in norms.items()
             if norm == "BN"
         ]
-    return problems + norm_problems(cfg) + missing_warmup(cfg) + augmentation_problems(cfg)
+    return [
+        *problems,
+        *norm_problems(cfg),
+        *missing_warmup(cfg),
+        *augmentation_problems(cfg),
+        *_preset_problems(cfg),
+    ]
+
+
+def _preset_problems(cfg: CfgNode) -> Iterator[str]:
+    """Finds pixels or strides that weights of a known address were not trained with."""
+    weights, values = cfg.MODEL.WEIGHTS, flatten(cfg)
+    preset = next((name for start, name in ORIGINS.items() if weights.startswith(start)), None)
+    expected = PRESETS[preset] if preset else {}
+    wrong = [f"{key} {value}" for key, value in expected.items() if values[key] != value]
+    if wrong:
+        yield f"{weights} was trained with {', '.join(wrong)}; set preset: {preset}"
 
 
 def _norms_in_use(cfg: CfgNode) -> dict[str, str]:

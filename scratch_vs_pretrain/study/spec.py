@@ -41,6 +41,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
     },
 }
+# Whose weights an address gives: what it begins with, and the preset that they need.
+ORIGINS = {
+    "detectron2://ImageNetPretrained/MSRA/": "detectron2",
+    "catalog://ImageNetPretrained/MSRA/": "detectron2",
+    "detectron2://ImageNetPretrained/FAIR/R-": "detectron2-gn",
+    "catalog://ImageNetPretrained/FAIR/R-": "detectron2-gn",
+    "detectron2://ImageNetPretrained/torchvision/": "torchvision",
+    "https://download.pytorch.org/models/": "torchvision",
+}
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from scratch_vs_pretrain.cli import main
+from scratch_vs_pretrain.modeling.weights import read_checkpoint, write_backbone
 from scratch_vs_pretrain.run_folder import RunFolder
 
 DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
@@ -17,10 +19,18 @@ SVP = (sys.executable, "-m", "scratch_vs_pretrain.cli")
 
 
 @pytest.mark.skipif(not DATASETS.is_dir(), reason=f"needs the real data sets in {DATASETS}")
-def test_both_arms_train_and_evaluate_on_photographs(write_study, tiny_backbone, tmp_path):
-    """A short version of configs/studies/coco_smoke.yaml, with the demo's small network."""
+def test_several_arms_train_and_evaluate_on_photographs(write_study, tiny_backbone, tmp_path):
+    """A short version of configs/studies/coco_smoke.yaml, with the demo's small network and a
+    second pre-trained arm."""
+    colleagues = tmp_path / "colleagues.pth"
+    state = read_checkpoint(tiny_backbone)
+    write_backbone(colleagues, {name: tensor * 0.9 for name, tensor in state.items()}, {})
     study = write_study(
-        arms={"scratch": {"init": "scratch"}, "pretrained": {"init": "required"}},
+        arms={
+            "scratch": {"init": "scratch"},
+            "pretrained": {"init": "required"},
+            "colleagues": {"init": str(colleagues)},
+        },
         schedules=[{"iterations": 3, "name": "short"}],
         data=None,
         overrides={
@@ -39,13 +49,17 @@ def test_both_arms_train_and_evaluate_on_photographs(write_study, tiny_backbone,
     )
     assert done.returncode == 0, done.stderr
     assert "scratch - pretrained" in done.stdout
-    for arm in ("scratch", "pretrained"):
+    assert "scratch - colleagues" in done.stdout
+    digests = set()
+    for arm in ("scratch", "pretrained", "colleagues"):
         run = RunFolder(tmp_path / "out/tiny" / arm / "short/seed0")
         assert run.read()["data"]["train"]["images"] == 343
         evaluation = json.loads(run.evaluation_file(3).read_text())
         assert evaluation["images"] == 206
         assert 0 <= evaluation["tasks"]["segm"]["AP"] < 100
         assert len(evaluation["tasks"]["bbox"]["per_class"]) == 80
+        digests.add(run.read()["init"]["sha256"])
+    assert len(digests) == 3
 
 
 def test_a_set_that_is_not_there_is_one_sentence(write_study, tmp_path):
@@ -99,3 +113,58 @@ def test_the_budget_of_no_study_is_one_sentence(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith("svp: error: ")
     assert said.count("\n") == 1
+
+
+SCRATCH = {"scratch": {"init": "scratch"}}
+BAD_STUDIES = {
+    "a VGG with a norm": (
+        {"base": "faster_rcnn_VGG_16", "overrides": {"MODEL.ROI_BOX_HEAD.NORM": "GN"}},
+        'MODEL.ROI_BOX_HEAD.NORM GN; set it to ""',
+    ),
+    "a switch later than the schedule's length": (
+        {
+            "base": "mask_rcnn_R_50_FPN_gn",
+            "schedules": ["2x"],
+            "switch": {"config": "cascade_mask_rcnn_R_50_FPN_gn.yaml", "last": 270_000},
+        },
+        "switch.last: 270,000 iterations leave none before the switch in schedule 2x",
+    ),
+    "test augmentation of PASCAL VOC": (
+        {"base": "faster_rcnn_R_101_FPN_gn_voc", "overrides": {"TEST.AUG.ENABLED": True}},
+        "set TEST.AUG.ENABLED to False for voc_2012_val",
+    ),
+    "test augmentation of keypoints": (
+        {"base": "keypoint_rcnn_R_50_FPN_gn", "overrides": {"TEST.AUG.ENABLED": True}},
+        "set TEST.AUG.ENABLED to False for a keypoint detector",
+    ),
+    "pixels that the weights were not trained with": (
+        {
+            "base": "mask_rcnn_R_50_FPN_gn",
+            "arms": {
+                **SCRATCH,
+                "torch": {"init": "detectron2://ImageNetPretrained/torchvision/R-50.pkl"},
+            },
+        },
+        "R-50.pkl was trained with INPUT.FORMAT RGB",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_STUDIES)
+def test_a_study_that_cannot_be_is_one_sentence_and_writes_nothing(name, tmp_path, capsys):
+    fields, message = BAD_STUDIES[name]
+    configs = Path(__file__).parents[2] / "configs"
+    study = {"name": "bad", "arms": SCRATCH, "schedules": ["6x"], **fields}
+    study["base"] = str(configs / f"{study['base']}.yaml")
+    if "switch" in study:
+        study["switch"] |= {"config": str(configs / study["switch"]["config"])}
+    file = tmp_path / "bad.yaml"
+    file.write_text(yaml.safe_dump(study))
+    for command in (["plan", str(file)], ["run", str(file), "-o", str(tmp_path / "out")]):
+        assert main(command) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith(f"svp: error: {file}: ")
+        assert message in printed.err
+        assert len(printed.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [file]

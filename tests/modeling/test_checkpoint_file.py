@@ -180,3 +180,13 @@ def test_detectron2s_uris_resolve_to_what_was_fetched(tmp_path, monkeypatch):
     path = local_file("detectron2://ImageNetPretrained/FAIR/tiny.pkl")
     assert path == folder / "tiny.pkl"
     np.testing.assert_array_equal(open_file(path)["w"], [1])
+
+
+def test_groupnorm_models_are_found_in_detectron2s_catalogue(tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    # Where the catalogue's address, https://dl.fbaipublicfiles.com/detectron/..., is cached.
+    file = tmp_path / "detectron" / "ImageNetPretrained" / "47261647" / "R-50-GN.pkl"
+    file.parent.mkdir(parents=True)
+    write_pickle(file, {"w": np.ones(1)})
+    for address in ("catalog://{}", "catalog://{}.pkl", "detectron2://{}.pkl"):
+        assert local_file(address.format("ImageNetPretrained/FAIR/R-50-GN")) == file

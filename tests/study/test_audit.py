@@ -1,11 +1,12 @@
+import re
 from pathlib import Path
 
 import pytest
 
-from scratch_vs_pretrain.config import default_config
+from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.audit import audit, recipe_problems
-from scratch_vs_pretrain.study.spec import Arm, ScheduleSpec, Study
+from scratch_vs_pretrain.study.spec import PRESETS, Arm, ScheduleSpec, Study
 
 SHORT = ScheduleSpec("9000it", iterations=9000)
 LONG = ScheduleSpec("18000it", iterations=18000)
@@ -170,3 +171,39 @@ class TestRecipeProblems:
         cfg.MODEL.BACKBONE.NAME = "build_vgg16_backbone"
         cfg.MODEL.RESNETS.NORM = "FrozenBN"
         assert recipe_problems(cfg) == []
+
+    @pytest.mark.parametrize(
+        ("address", "wrong", "preset"),
+        [
+            (
+                "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
+                "INPUT.FORMAT RGB, MODEL.PIXEL_MEAN .*, MODEL.PIXEL_STD .*",
+                "torchvision",
+            ),
+            (
+                "https://download.pytorch.org/models/vgg16-397923af.pth",
+                "INPUT.FORMAT RGB, .*",
+                "torchvision",
+            ),
+            (
+                "detectron2://ImageNetPretrained/MSRA/R-50.pkl",
+                "MODEL.RESNETS.STRIDE_IN_1X1 True",
+                "detectron2",
+            ),
+        ],
+    )
+    def test_finds_pixels_that_weights_were_not_trained_with(self, cfg, address, wrong, preset):
+        merge_overrides(cfg, PRESETS["detectron2-gn"], "test")
+        cfg.MODEL.WEIGHTS = address
+        (problem,) = recipe_problems(cfg)
+        assert re.fullmatch(f"{address} was trained with {wrong}; set preset: {preset}", problem)
+        merge_overrides(cfg, PRESETS[preset], "test")
+        assert recipe_problems(cfg) == []
+
+    def test_knows_both_addresses_of_groupnorm_models(self, cfg):
+        for address in ("catalog://{}", "detectron2://{}.pkl"):
+            cfg.MODEL.WEIGHTS = address.format("ImageNetPretrained/FAIR/R-50-GN")
+            merge_overrides(cfg, PRESETS["torchvision"], "test")
+            assert recipe_problems(cfg)[0].endswith("set preset: detectron2-gn")
+            merge_overrides(cfg, PRESETS["detectron2-gn"], "test")
+            assert recipe_problems(cfg) == []
