@@ -73,7 +73,7 @@ def _budget(options: argparse.Namespace) -> int:
     print(render(budget_table(found), options.format), end="")
     if options.output:
         from scratch_vs_pretrain.analysis.budget_figure import samples_figure
-        from scratch_vs_pretrain.analysis.curves import save_figure
+        from scratch_vs_pretrain.analysis.figure_files import save_figure
 
         save_figure(samples_figure(found), options.output)
         print(options.output)
