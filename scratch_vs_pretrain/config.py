@@ -51,6 +51,23 @@ def add_svp_config(cfg: CfgNode) -> None:
     # COCO-format data sets to register in every process: (name, annotation file, image folder).
     cfg.SVP.DATASETS = ()
 
+    # Faster iterations, for both arms alike; docs/speed.md says what each option gains. ENABLED
+    # switches the others on; what a machine cannot do is left out there, with a warning.
+    cfg.SVP.FAST = node()
+    cfg.SVP.FAST.ENABLED = False
+    # Convolutions and matrix products of training in bfloat16 (autocast; weights, loss, gradients
+    # and evaluation stay in float32), where the processor or GPU has instructions for it.
+    cfg.SVP.FAST.BF16 = True
+    # The optimizer's update as one kernel.
+    cfg.SVP.FAST.FUSED_OPTIMIZER = True
+    # The next batch is copied to the GPU while the last one trains.
+    cfg.SVP.FAST.PREFETCH = True
+    # cuDNN tries its algorithms for each new image size: resuming is not exact.
+    cfg.SVP.FAST.CUDNN_BENCHMARK = True
+    # Two that did not pay with GroupNorm on a CPU. Compiling also makes resuming inexact.
+    cfg.SVP.FAST.CHANNELS_LAST = False
+    cfg.SVP.FAST.COMPILE_BACKBONE = False
+
     cfg.SVP.RESNETS = node()
     # Channels of the stem and of res2's output may be any multiple of 32 (Detectron2's builder
     # insists on 64 for R18 and R34); small studies train narrow networks.

@@ -24,6 +24,7 @@ from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 
 from scratch_vs_pretrain.data.catalog import image_errors, load_training_records
+from scratch_vs_pretrain.data.prefetch import prefetched
 from scratch_vs_pretrain.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -151,8 +152,13 @@ class TrainingStream:
         unreadable: what is wrong with each image that another one had to replace.
     """
 
-    def __init__(self, cfg: Any, mapper: Callable | None = None) -> None:
+    def __init__(self, cfg: Any, mapper: Callable | None = None, prefetch: bool = False) -> None:
         """Loads the records of ``cfg.DATASETS.TRAIN``.
+
+        Args:
+            cfg: the run's config.
+            mapper: Detectron2's for training by default.
+            prefetch: hand out images on the CUDA device MODEL.DEVICE, copied there ahead.
 
         Raises:
             UserError: the batch does not divide over the processes, or no record is left.
@@ -167,6 +173,7 @@ class TrainingStream:
         self.samples = Samples()
         self.unreadable: set[str] = set()
         self._cfg = cfg
+        self._prefetch = prefetch
         self._position = 0
         self._limit = cfg.SVP.MAX_UNREADABLE * len(records)
         self._dataset = _SeededSamples(records, mapper or DatasetMapper(cfg, True), cfg.SEED)
@@ -197,10 +204,12 @@ class TrainingStream:
             batch_size=None,
             num_workers=self._cfg.DATALOADER.NUM_WORKERS,
             worker_init_fn=_ignore_interrupt,
+            pin_memory=self._prefetch,
             # The loader draws its workers' base seed from this generator, not from the global one.
             generator=torch.Generator().manual_seed(self._cfg.SEED),
         )
-        for batch, unreadable in loader:
+        batches = prefetched(loader, self._cfg.MODEL.DEVICE) if self._prefetch else loader
+        for batch, unreadable in batches:
             self._count_unreadable(unreadable)
             if not batch:
                 raise UserError(f"no training image can be read, for example {unreadable[0]}")

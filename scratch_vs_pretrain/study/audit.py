@@ -103,6 +103,11 @@ def recipe_problems(cfg: CfgNode) -> list[str]:
     norms = _norms_in_use(cfg)
     for key in (key for key, norm in norms.items() if norm == "FrozenBN"):
         problems.append(f"{key} is FrozenBN, which normalizes nothing; set it to GN or SyncBN")
+    if cfg.SOLVER.AMP.ENABLED:
+        problems.append(
+            "SOLVER.AMP.ENABLED is Detectron2's float16, which this trainer does not do; set it to "
+            "False and SVP.FAST.ENABLED to True for bfloat16"
+        )
     images = cfg.SOLVER.IMS_PER_BATCH
     if images < SMALLEST_BATCH:
         problems += [

@@ -29,7 +29,7 @@ from scratch_vs_pretrain.modeling.weights import (
     read_metadata,
 )
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.training import metrics_log
+from scratch_vs_pretrain.training import fast, metrics_log
 from scratch_vs_pretrain.training.checkpoint import Checkpointer, restore_random_states
 from scratch_vs_pretrain.training.evaluation import evaluate_model, write_evaluation
 from scratch_vs_pretrain.training.hooks import (
@@ -112,8 +112,12 @@ class Trainer(SimpleTrainer):
         self.folder = folder
         self.checkpointer = Checkpointer(folder.checkpoints, cfg.SVP.KEEP_CHECKPOINTS)
         self.network, self.described = build_run_model(cfg)
-        self.stream = TrainingStream(cfg)
+        options = fast.options_in_force(cfg)
+        self.described["fast"] = options
+        fast.prepare_model(self.network, options)
+        self.stream = TrainingStream(cfg, prefetch="PREFETCH" in options)
         optimizer = build_optimizer(cfg, self.network)
+        fast.prepare_optimizer(optimizer, options)
         share = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         check_trainable(self.network, cfg, share, optimizer)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -122,7 +126,8 @@ class Trainer(SimpleTrainer):
         checkpoint = self.checkpointer.load_newest()
         # v0.6's SimpleTrainer starts the stream in its constructor.
         self.stream.start_at(checkpoint["iteration"] if checkpoint else 0)
-        super().__init__(_distributed(self.network), self.stream, optimizer)
+        model = fast.in_precision(_distributed(self.network), cfg.MODEL.DEVICE, options)
+        super().__init__(model, self.stream, optimizer)
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.resumed = checkpoint is not None
         self.totals: dict[str, int] = {}

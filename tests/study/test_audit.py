@@ -166,6 +166,11 @@ class TestRecipeProblems:
         (problem,) = recipe_problems(cfg)
         assert "no warm-up" in problem
 
+    def test_finds_detectron2s_mixed_precision(self, cfg):
+        cfg.SOLVER.AMP.ENABLED = True
+        (problem,) = recipe_problems(cfg)
+        assert "SVP.FAST.ENABLED" in problem
+
     def test_a_network_without_norm_is_allowed(self, cfg):
         # MODEL.RESNETS keeps its default, FrozenBN, and no part of a VGG reads it.
         cfg.MODEL.BACKBONE.NAME = "build_vgg16_backbone"

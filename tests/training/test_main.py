@@ -81,10 +81,21 @@ def test_a_finished_run_is_left_alone(plan_run):
     assert not folder.metrics_file.exists()
 
 
-@pytest.mark.parametrize("stop_after", [2, 3])
-def test_a_stopped_run_goes_on_exactly(plan_run, monkeypatch, stop_after):
+@pytest.mark.parametrize(
+    ("stop_after", "overrides"),
+    [
+        (2, {}),
+        (3, {}),
+        (2, {"SVP.FAST.ENABLED": True}),
+        (3, {"SVP.FAST.ENABLED": True, "SVP.FAST.CHANNELS_LAST": True}),
+    ],
+)
+def test_a_stopped_run_goes_on_exactly(plan_run, monkeypatch, stop_after, overrides):
     """SIGTERM saves and stops, on a checkpoint's iteration and between; the rest is bit for bit."""
-    alone, stopped = plan_run("alone"), plan_run("stopped")
+    alone, stopped = (
+        plan_run("alone", overrides=overrides),
+        plan_run("stopped", overrides=overrides),
+    )
     assert worker.main([str(alone.path)]) == worker.FINISHED
 
     after_step = hooks.ProgressHook.after_step

@@ -1,0 +1,78 @@
+"""The options of ``SVP.FAST``: faster iterations, the same for every arm.
+
+Each function does nothing for an option that is off, so that a trainer calls them all.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+def options_in_force(cfg: Any) -> tuple[str, ...]:
+    """Returns the names of the options that are on and possible here, in alphabetical order.
+
+    An option that this machine cannot do is left out with a warning, but for those that mean
+    something on a GPU alone.
+    """
+    if not cfg.SVP.FAST.ENABLED:
+        return ()
+    asked = {name for name, on in cfg.SVP.FAST.items() if on and name != "ENABLED"}
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type != "cuda":
+        asked -= {"PREFETCH", "CUDNN_BENCHMARK"}
+    if "BF16" in asked and not has_bf16(device):
+        logger.warning("SVP.FAST.BF16 is left out: this machine would only emulate bfloat16")
+        asked.remove("BF16")
+    return tuple(sorted(asked))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Tells whether a device has instructions for bfloat16.
+
+    oneDNN computes in bfloat16 on older processors too, more slowly than in float32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def prepare_model(model: nn.Module, options: tuple[str, ...]) -> None:
+    """Changes a model in place for the options that concern it; call it before the optimizer."""
+    torch.backends.cudnn.benchmark = "CUDNN_BENCHMARK" in options
+    if "CHANNELS_LAST" in options:
+        model.to(memory_format=torch.channels_last)
+    if "COMPILE_BACKBONE" in options:
+        # Images of many sizes: one graph for all.
+        model.backbone.compile(dynamic=True)  # type: ignore[operator, union-attr]
+
+
+def prepare_optimizer(optimizer: torch.optim.Optimizer, options: tuple[str, ...]) -> None:
+    """Switches an optimizer of torch to its fused form."""
+    if "FUSED_OPTIMIZER" in options:
+        for group in optimizer.param_groups:
+            group["fused"], group["foreach"] = True, False
+
+
+def in_precision(model: nn.Module, device: str, options: tuple[str, ...]) -> nn.Module:
+    """Returns a model that calls `model` in the precision that the options ask for."""
+    return _Autocast(model, torch.device(device).type) if "BF16" in options else model
+
+
+class _Autocast(nn.Module):
+    """Calls a model under autocast; the backward pass, outside of it, follows by itself."""
+
+    def __init__(self, model: nn.Module, device_type: str) -> None:
+        super().__init__()
+        self._model = model
+        self._device_type = device_type
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        with torch.autocast(self._device_type, torch.bfloat16):
+            return self._model(batch)
