@@ -39,7 +39,7 @@ def has_bf16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
@@ -47,7 +47,7 @@ def prepare_model(model: nn.Module, options: tuple[str, ...]) -> None:
     """Changes a model in place for the options that concern it; call it before the optimizer."""
     torch.backends.cudnn.benchmark = "CUDNN_BENCHMARK" in options
     if "CHANNELS_LAST" in options:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if "COMPILE_BACKBONE" in options:
         # Images of many sizes: one graph for all.
         model.backbone.compile(dynamic=True)  # type: ignore[operator, union-attr]
