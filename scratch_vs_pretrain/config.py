@@ -51,9 +51,9 @@ def add_svp_config(cfg: CfgNode) -> None:
     # COCO-format data sets to register in every process: (name, annotation file, image folder).
     cfg.SVP.DATASETS = ()
 
-    # Faster iterations, for both arms alike; docs/speed.md says what each option gains. ENABLED
-    # switches the others on; what a machine cannot do is left out there, with a warning.
+    # Faster iterations, for both arms alike; docs/speed.md says what each option gains.
     cfg.SVP.FAST = node()
+    # Switches those of the others on that are True; what a machine cannot do is left out there.
     cfg.SVP.FAST.ENABLED = False
     # Convolutions and matrix products of training in bfloat16 (autocast; weights, loss, gradients
     # and evaluation stay in float32), where the processor or GPU has instructions for it.
@@ -64,8 +64,9 @@ def add_svp_config(cfg: CfgNode) -> None:
     cfg.SVP.FAST.PREFETCH = True
     # cuDNN tries its algorithms for each new image size: resuming is not exact.
     cfg.SVP.FAST.CUDNN_BENCHMARK = True
-    # Two that did not pay with GroupNorm on a CPU. Compiling also makes resuming inexact.
+    # Channels innermost in memory. On a CPU it does not pay with GroupNorm.
     cfg.SVP.FAST.CHANNELS_LAST = False
+    # torch.compile for backbone and FPN: resuming is not exact.
     cfg.SVP.FAST.COMPILE_BACKBONE = False
 
     cfg.SVP.RESNETS = node()
