@@ -3,7 +3,8 @@
 The annotation file is synthetic, of train2017's size (118,287 images, 860,001 annotations in 80
 classes): log-uniform objects whose outlines have COCO's number of corners, and 1 % crowds as run
 lengths. The plain way is Detectron2's ``load_coco_json``, which begins with pycocotools' ``COCO``,
-on the whole file, and then a filter by image id.
+on the whole file, and then a filter by image id. Ratios are of CPU time, all on one thread: other
+work on the machine changes it little.
 
     python benchmarks/subset.py               # train2017's size; about 450 MB in --folder
     python benchmarks/subset.py --scale 0.05
@@ -99,7 +100,7 @@ def _annotation(random: np.random.Generator, number: int, image: dict[str, Any])
 
 
 def load(way: str, file: Path, count: int) -> dict[str, Any]:
-    """Loads the subset one way; returns seconds, peak memory in MB and what was loaded."""
+    """Loads the subset one way; returns CPU and wall seconds, peak MB and what was loaded."""
     from scratch_vs_pretrain import _detectron2
 
     _detectron2.prepare()
@@ -111,7 +112,7 @@ def load(way: str, file: Path, count: int) -> dict[str, Any]:
     base = "synthetic_train"
     register_coco_instances(base, {}, str(file), str(file.parent))
     before = _peak()
-    start = time.perf_counter()
+    start, wall = time.process_time(), time.perf_counter()
     if way == "plain":
         records = load_coco_json(str(file), str(file.parent), base)
         chosen = set(subsets.draw([record["image_id"] for record in records], count, 0))
@@ -120,7 +121,8 @@ def load(way: str, file: Path, count: int) -> dict[str, Any]:
         catalog.ensure([f"{base}_{count}"])
         records = DatasetCatalog.get(f"{base}_{count}")
     return {
-        "seconds": time.perf_counter() - start,
+        "seconds": time.process_time() - start,
+        "wall": time.perf_counter() - wall,
         "megabytes": _peak() - before,
         "ids": subsets.digest(record["image_id"] for record in records),
         "instances": sum(len(record["annotations"]) for record in records),
@@ -177,7 +179,8 @@ def report(file: Path, found: dict[str, list[dict[str, Any]]]) -> int:
     plain, status = best["plain"], 0
     for way, run in best.items():
         seconds, memory = (run[key] / plain[key] for key in ("seconds", "megabytes"))
-        line = f"{way:6} {run['seconds']:8.2f} s  {run['megabytes']:7.0f} MB"
+        line = f"{way:6} {run['seconds']:8.2f} s (wall {run['wall']:.2f})"
+        line += f"  {run['megabytes']:7.0f} MB"
         if way in TARGETS:
             line += f"  ratio {seconds:.3f} of the time, {memory:.3f} of the memory; at most "
             line += " and ".join(map(str, TARGETS[way]))
