@@ -102,12 +102,6 @@ def refuse_subsets(names: Iterable[str], more: Iterable[str] = ()) -> None:
             )
 
 
-def subset_of(name: str) -> SubsetFile | None:
-    """Returns the files of a subset, registering it if need be; None for other names."""
-    ensure([name])
-    return _SUBSETS.get(name)
-
-
 def annotations_of(name: str) -> AnnotationFile:
     """Returns what is to be known of a data set's annotation file.
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
-from detectron2.utils import comm
 from torch import nn
 
 if TYPE_CHECKING:
@@ -46,14 +45,20 @@ def use_runnable_norms(
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.SyncBatchNorm):
                     setattr(module, name, _naive(child))
-    census = _census(model, world_size)
+    census = norm_census(model, world_size)
     _log.info("Normalization: %s", ", ".join(f"{n} x {k}" for k, n in census.items()) or "none")
     return census
 
 
-def norm_census(model: nn.Module) -> dict[str, int]:
-    """Returns the number of layers per normalization, as it runs in the present process group."""
-    return _census(model, comm.get_world_size())
+def norm_census(model: nn.Module, world_size: int) -> dict[str, int]:
+    """Returns the number of layers per normalization, as it runs in so many processes."""
+    counts = Counter(
+        (ONE_PROCESS if world_size == 1 else NAIVE)
+        if isinstance(module, NaiveSyncBatchNorm)
+        else kind
+        for _, module, kind in norm_layers(model)
+    )
+    return dict(sorted(counts.items()))
 
 
 def norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
@@ -62,16 +67,6 @@ def norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
         kind = _kind(module)
         if kind:
             yield name, module, kind
-
-
-def _census(model: nn.Module, world_size: int) -> dict[str, int]:
-    counts = Counter(
-        (ONE_PROCESS if world_size == 1 else NAIVE)
-        if isinstance(module, NaiveSyncBatchNorm)
-        else kind
-        for _, module, kind in norm_layers(model)
-    )
-    return dict(sorted(counts.items()))
 
 
 def _kind(module: nn.Module) -> str | None:

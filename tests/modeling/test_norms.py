@@ -25,7 +25,13 @@ def test_census_names_every_kind():
         nn.LayerNorm(4),
         nn.Conv2d(4, 4, 1),
     )
-    assert norm_census(model) == {"BN": 1, "FrozenBN": 1, "GN": 2, "LN": 1, "SyncBN": 1}
+    assert norm_census(model, world_size=2) == {
+        "BN": 1,
+        "FrozenBN": 1,
+        "GN": 2,
+        "LN": 1,
+        "SyncBN": 1,
+    }
 
 
 def test_syncbn_backbone_trains_on_cpu_with_its_weights_kept(make_cfg):
@@ -97,10 +103,10 @@ def train(model, images, share=1.0):
 def train_part(rank, part, share, folder):
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     model = batchnorm_network()
-    use_runnable_norms(model, "cpu", world_size=2)
+    census = use_runnable_norms(model, "cpu", world_size=2)
     parallel = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
     train(parallel, part, share)
-    torch.save({"model": model.state_dict(), "census": norm_census(model)}, f"{folder}/{rank}.pt")
+    torch.save({"model": model.state_dict(), "census": census}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -20,34 +20,30 @@ ITERATIONS = 3
 # pycocotools' masks under NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 
+ONE_PROCESS = "SyncBN (as BatchNorm: one process)"
+SYNCBN = {
+    f"MODEL.{part}.NORM": "SyncBN" for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+}
+AUGMENTED = {"TEST.AUG.ENABLED": True}
+MASKS = ["bbox", "segm"]
+RESNEXT = {
+    "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.NUM_GROUPS": 8,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+}
+
 # Config, what it is changed in beside its size, tasks, and the normalization that really runs.
 DETECTORS = {
-    "mask-gn": ("mask_rcnn_R_50_FPN_gn", {}, ["bbox", "segm"], {"GN"}),
-    "mask-syncbn": (
-        "mask_rcnn_R_50_FPN_syncbn",
-        {},
-        ["bbox", "segm"],
-        {"SyncBN (as BatchNorm: one process)"},
-    ),
-    "resnext": (
-        "mask_rcnn_X_152_8x32d_FPN_gn",
-        {
-            "MODEL.RESNETS.DEPTH": 50,
-            "MODEL.RESNETS.NUM_GROUPS": 8,
-            "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
-            "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
-        },
-        ["bbox", "segm"],
-        {"GN"},
-    ),
-    "cascade-tta": (
-        "cascade_mask_rcnn_R_50_FPN_gn",
-        {"TEST.AUG.ENABLED": True},
-        ["bbox", "segm"],
-        {"GN"},
-    ),
-    "boxes-tta": ("faster_rcnn_R_101_FPN_gn_voc", {"TEST.AUG.ENABLED": True}, ["bbox"], {"GN"}),
-    "vgg": ("faster_rcnn_VGG_16", {}, ["bbox"], set()),
+    "mask-gn": ("mask_rcnn_R_50_FPN_gn", {}, MASKS, {"GN"}),
+    "mask-syncbn": ("mask_rcnn_R_50_FPN_syncbn", {}, MASKS, {ONE_PROCESS}),
+    "resnext-gn": ("mask_rcnn_X_152_8x32d_FPN_gn", RESNEXT, MASKS, {"GN"}),
+    "resnext-syncbn": ("mask_rcnn_X_152_8x32d_FPN_gn", RESNEXT | SYNCBN, MASKS, {ONE_PROCESS}),
+    "cascade-gn-tta": ("cascade_mask_rcnn_R_50_FPN_gn", AUGMENTED, MASKS, {"GN"}),
+    "cascade-syncbn": ("cascade_mask_rcnn_R_50_FPN_gn", SYNCBN, MASKS, {ONE_PROCESS}),
+    "boxes-gn-tta": ("faster_rcnn_R_101_FPN_gn_voc", AUGMENTED, ["bbox"], {"GN"}),
+    "boxes-syncbn": ("faster_rcnn_R_101_FPN_gn_voc", SYNCBN, ["bbox"], {ONE_PROCESS}),
+    "vgg-tta": ("faster_rcnn_VGG_16", AUGMENTED, ["bbox"], set()),
 }
 
 
@@ -98,21 +94,22 @@ def keypoint_set(folder, part, of):
 
 
 KEYPOINTS = {"MODEL.ROI_HEADS.NUM_CLASSES": 1}
+COCO_CLASSES = {"MODEL.ROI_HEADS.NUM_CLASSES": 80, "INPUT.MASK_FORMAT": "polygon"}
 
 
-def test_keypoints_train_evaluate_and_predict(shapes, tmp_path, config_of, train):
+@pytest.mark.parametrize(("norms", "census"), [({}, "GN"), (SYNCBN, ONE_PROCESS)])
+def test_keypoints_train_evaluate_and_predict(norms, census, shapes, tmp_path, config_of, train):
     datasets = [
-        [f"keypoints_{part}", keypoint_set(tmp_path, part, annotations), images]
+        [f"{tmp_path.name}_{part}", keypoint_set(tmp_path, part, annotations), images]
         for part, (_, annotations, images) in zip(("train", "test"), shapes, strict=True)
     ]
-    cfg = config_of("keypoint_rcnn_R_50_FPN_gn", datasets, KEYPOINTS)
-    folder, _ = train(tmp_path / "run", cfg)
+    cfg = config_of("keypoint_rcnn_R_50_FPN_gn", datasets, KEYPOINTS | norms)
+    folder, trainer = train(tmp_path / "run", cfg)
+    assert set(trainer.described["norms"]) == {census}
     assert_evaluated(folder, ["bbox", "keypoints"])
-    files = predict(folder.path, "keypoints_test")
-    assert [path.name for path in files] == [
-        "keypoints_test_bbox.json",
-        "keypoints_test_keypoints.json",
-    ]
+    name = datasets[1][0]
+    files = predict(folder.path, name)
+    assert [path.name for path in files] == [f"{name}_bbox.json", f"{name}_keypoints.json"]
     assert all(len(one["keypoints"]) == 51 for one in json.loads(files[1].read_text()))
 
 
@@ -133,27 +130,28 @@ def real_part(folder, kind, part, images):
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in chosen]
     file = folder / f"{kind}_{part}.json"
     file.write_text(json.dumps(content))
-    return [f"real_{kind}_{part}", str(file), str(COCO / f"{part}2017")]
+    return [f"{folder.name}_{part}", str(file), str(COCO / f"{part}2017")]
 
 
 @pytest.mark.skipif(not COCO.is_dir(), reason="needs COCO images in ../shared/datasets")
 @pytest.mark.parametrize(
     ("file", "kind", "overrides", "tasks"),
     [
-        (
-            "mask_rcnn_R_50_FPN_gn",
-            "instances",
-            {"MODEL.ROI_HEADS.NUM_CLASSES": 80, "INPUT.MASK_FORMAT": "polygon"},
-            ["bbox", "segm"],
-        ),
+        ("mask_rcnn_R_50_FPN_gn", "instances", COCO_CLASSES, MASKS),
+        ("mask_rcnn_R_50_FPN_syncbn", "instances", COCO_CLASSES, MASKS),
+        ("cascade_mask_rcnn_R_50_FPN_gn", "instances", COCO_CLASSES | AUGMENTED, MASKS),
+        ("faster_rcnn_VGG_16", "instances", COCO_CLASSES, ["bbox"]),
         ("keypoint_rcnn_R_50_FPN_gn", "person_keypoints", KEYPOINTS, ["bbox", "keypoints"]),
     ],
-    ids=["masks", "keypoints"],
 )
 def test_real_photographs(file, kind, overrides, tasks, tmp_path, config_of, train):
     datasets = [real_part(tmp_path, kind, "train", 4), real_part(tmp_path, kind, "val", 2)]
-    folder, _ = train(tmp_path / "run", config_of(file, datasets, overrides))
-    assert_evaluated(folder, tasks)
+    folder, trainer = train(tmp_path / "run", config_of(file, datasets, overrides))
+    augmented = [f"{task}_TTA" for task in tasks] if trainer.cfg.TEST.AUG.ENABLED else []
+    assert_evaluated(folder, [*tasks, *augmented])
+    written = predict(folder.path, datasets[1][0])
+    assert [path.name for path in written] == [f"{datasets[1][0]}_{task}.json" for task in tasks]
+    assert all(json.loads(path.read_text()) for path in written)
 
 
 def test_run_switches_to_cascade_and_trains_on(shapes, tmp_path, config_of, make_run, train):
