@@ -2,58 +2,72 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scratch_vs_pretrain.analysis import regimes, tables
+from scratch_vs_pretrain.analysis import pairing, regimes, tables
 from scratch_vs_pretrain.analysis.budget import budget_table, budgets
 from scratch_vs_pretrain.analysis.formats import Table, render
-from scratch_vs_pretrain.analysis.paper_numbers import paper_study
+from scratch_vs_pretrain.analysis.published_table import published_table
 from scratch_vs_pretrain.analysis.results import by_study
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
+from scratch_vs_pretrain.errors import UserError
 
+Maker = Callable[..., Table]
 
-def against_published(runs: Sequence[RunRecord], by: str = "paper") -> Table:
-    """Returns a study's numbers beside the paper's or the model zoo's, by the study's name.
-
-    Raises:
-        UserError: there is no such study there, or its numbers cannot be compared.
-    """
-    match = paper_study(runs[0].study)
-    return tables.paper_table(
-        runs, match.experiment, by=by, backbone=match.backbone, norm=match.norm
-    )
-
-
-TABLES: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
+TABLES: dict[str, Maker] = {
     "schedules": tables.schedules_table,
     "metrics": tables.metrics_table,
+    "gaps": pairing.gap_table,
+    "catch-up": pairing.catch_up_table,
     "samples": lambda runs: budget_table(budgets(runs)),
-    "paper": against_published,
-    "zoo": functools.partial(against_published, by="zoo"),
 }
 
 # Tables of all studies together.
-JOINT: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
+JOINT: dict[str, Maker] = {
     "large": regimes.large_table,
     "less-data": regimes.less_data_table,
     "voc": regimes.voc_table,
     "summary": regimes.summary_table,
 }
-FIGURES = ("ap", "loss", "overlay", "bars", "samples", "iou")
+KINDS = (*TABLES, *JOINT)
+OF_FINAL_NUMBERS = ("schedules", "metrics", "gaps", *JOINT)
 
 
-def tables_text(folder: Path, kind: str, form: str) -> str:
-    """Returns one table per study below `folder`, or of all its studies, as `formats.render` does.
+def tables_text(
+    folders: Path | Sequence[Path],
+    kind: str,
+    form: str,
+    *,
+    against: str | None = None,
+    best: bool = False,
+) -> str:
+    """Returns one table per study below `folders`, or of all together, as `formats.render` does.
+
+    Args:
+        folders: hold run folders.
+        kind: one of :data:`KINDS`.
+        form: one of :data:`.formats.FORMATS`.
+        against: "paper" or "zoo": our numbers of this kind beside those published.
+        best: of each run's best evaluation instead of its final one, and says so.
 
     Raises:
-        UserError: no runs there, or runs that do not belong in one table.
+        UserError: no runs there, runs that do not belong in one table, or a kind that is not about
+            final numbers together with `against` or `best`.
     """
-    if kind in JOINT:
-        return render(JOINT[kind](load_runs(folder)), form)
-    made = [TABLES[kind](runs) for runs in by_study(load_runs(folder)).values()]
+    if (against or best) and (kind not in OF_FINAL_NUMBERS or (against and best)):
+        option = f"--against {against}" if against else "--best"
+        with_what = "--best" if against and best else f"--kind {kind}"
+        raise UserError(f"{option} does not go with {with_what}; leave one of them out")
+    runs = load_runs(folders)
+    options = {"best": True} if best else {}
+    if against:
+        made = [published_table(part, against, kind) for part in by_study(runs).values()]
+    elif kind in JOINT:
+        made = [JOINT[kind](runs, **options)]
+    else:
+        made = [TABLES[kind](part, **options) for part in by_study(runs).values()]
     return "\n".join(render(table, form) for table in made)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from scratch_vs_pretrain.analysis.formats import Cell, Table
@@ -18,57 +19,64 @@ from scratch_vs_pretrain.analysis.runs import RunRecord
 from scratch_vs_pretrain.errors import UserError
 
 MAIN = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
+AUGMENTED = tuple(metric.replace("/", "_TTA/") for metric in MAIN)
 
 
-def large_table(runs: Sequence[RunRecord]) -> Table:
+def large_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """Table 3: every arm of every study at its longest schedule, with all six main metrics.
 
     Raises:
         UserError: see :func:`.final_results`.
     """
     rows: list[tuple[Cell, ...]] = []
-    studies, left_out = _studies(runs)
+    studies, left_out = _studies(runs, best)
     for results in studies:
         for arm in (results.scratch, *results.others):
             schedule = results.longest(arm).schedule
             finals = results.of(arm, schedule)
-            if finals:
-                rows.append((results.study, arm, schedule, len(finals), *means(finals, MAIN)))
-    header = ("study", "arm", "schedule", "seeds", "box AP", "box AP50", "box AP75")
+            for aug, metrics in (("no", MAIN), ("yes", AUGMENTED)):
+                numbers = means(finals, metrics)
+                if not all(math.isnan(number.value) for number in numbers):
+                    rows.append((results.study, arm, schedule, aug, len(finals), *numbers))
+    header = ("study", "arm", "schedule", "test aug", "seeds", "box AP", "box AP50", "box AP75")
     masks = ("mask AP", "mask AP50", "mask AP75")
     title = "Final AP of every arm at its longest schedule"
     return Table(title, (*header, *masks), tuple(rows), (*_notes(studies), *left_out))
 
 
-def less_data_table(runs: Sequence[RunRecord]) -> Table:
+def less_data_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """Section 5.2: box AP of both arms by the number of training images.
 
     Raises:
         UserError: see :func:`.final_results`.
     """
-    return _beside(runs, ("bbox/AP",), "Box AP by the size of the training set")
+    return _beside(runs, best, ("bbox/AP",), "Box AP by the size of the training set")
 
 
-def voc_table(runs: Sequence[RunRecord]) -> Table:
-    """Section 5.2: AP50 of both arms, the metric of PASCAL VOC.
+def voc_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
+    """Section 5.2: AP at IoU 0.5 of both arms, by PASCAL VOC's metric where that was evaluated.
 
     Raises:
         UserError: see :func:`.final_results`.
     """
-    return _beside(runs, ("bbox/AP50",), "Box AP at IoU 0.5")
+    known = {
+        m for results in _studies(runs, best)[0] for f in results.finals.values() for m in f.scores
+    }
+    metric = "voc/AP50" if "voc/AP50" in known else "bbox/AP50"
+    return _beside(runs, best, (metric,), "Box AP at IoU 0.5")
 
 
-def summary_table(runs: Sequence[RunRecord]) -> Table:
+def summary_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """Every study's arms side by side with the gap, for each task's AP.
 
     Raises:
         UserError: see :func:`.final_results`.
     """
-    return _beside(runs, ("bbox/AP", "segm/AP", "keypoints/AP"), "Every study at its longest")
+    return _beside(runs, best, ("bbox/AP", "segm/AP", "keypoints/AP"), "Every study at its longest")
 
 
-def _beside(runs: Sequence[RunRecord], metrics: Sequence[str], title: str) -> Table:
-    studies, left_out = _studies(runs)
+def _beside(runs: Sequence[RunRecord], best: bool, metrics: Sequence[str], title: str) -> Table:
+    studies, left_out = _studies(runs, best)
     rows = [row for results in studies for row in _rows(results, metrics)]
     header = ("study", "training images", "metric", "seeds", "scratch", "scratch value")
     others = ("pretrained", "pretrained value", "gap")
@@ -97,7 +105,7 @@ def _rows(results: Results, metrics: Sequence[str]) -> Iterator[tuple[Cell, ...]
                 )
 
 
-def _studies(runs: Sequence[RunRecord]) -> tuple[list[Results], list[str]]:
+def _studies(runs: Sequence[RunRecord], best: bool) -> tuple[list[Results], list[str]]:
     """Returns each study's results, fewest training images first, and why others have none.
 
     Raises:
@@ -106,7 +114,7 @@ def _studies(runs: Sequence[RunRecord]) -> tuple[list[Results], list[str]]:
     found, refused = [], []
     for members in by_study(runs).values():
         try:
-            found.append(final_results(members))
+            found.append(final_results(members, best=best))
         except UserError as error:
             refused.append(str(error))
     if not found:

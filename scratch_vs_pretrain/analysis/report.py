@@ -25,7 +25,7 @@ from scratch_vs_pretrain.analysis.formats import Cell, Table, render
 from scratch_vs_pretrain.analysis.frame import tidy
 from scratch_vs_pretrain.analysis.iou import iou_figure
 from scratch_vs_pretrain.analysis.overlay import overlay_figure
-from scratch_vs_pretrain.analysis.present import against_published
+from scratch_vs_pretrain.analysis.published_table import published_table
 from scratch_vs_pretrain.analysis.results import by_study, final_results, gaps, means, pairs
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.config import differences
@@ -107,7 +107,7 @@ def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
         except UserError as error:
             notes.append(str(error))
     with contextlib.suppress(UserError):  # Most studies are not the paper's.
-        made.append(_html(against_published(runs)))
+        made.append(_html(published_table(runs)))
     return StudyPart(
         name=runs[0].study,
         description=str(RunFolder(runs[0].folder).read().get("description") or ""),

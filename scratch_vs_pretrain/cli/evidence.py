@@ -26,23 +26,38 @@ def _add_table(commands: Commands) -> None:
         "print the comparison of finished runs",
         "svp table output/demo\n"
         "svp table output/baseline-r50-gn --against paper\n"
+        "svp table output/demo --kind catch-up\n"
+        "svp table output/demo --kind gaps --format csv > gaps.csv\n"
         "svp table output/demo --kind metrics --format latex > table.tex\n"
-        "svp table output --kind less-data",
+        "svp table output/less-data-* --kind less-data",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
-    kinds = ("schedules", "metrics", "large", "less-data", "voc", "samples", "summary")
-    parser.add_argument("--kind", choices=kinds, default="schedules")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
+    kinds = ("schedules", "metrics", "gaps", "catch-up", "samples")
+    parser.add_argument(
+        "--kind",
+        choices=(*kinds, "large", "less-data", "voc", "summary"),
+        default="schedules",
+        help=f"of each study: {', '.join(kinds)}; of all together: the others "
+        "(default: %(default)s)",
+    )
     add_format(parser)
     parser.add_argument(
         "--against", choices=("paper", "zoo"), help="beside the numbers that were published"
+    )
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="of each run's best evaluation, not its final one; the table says so",
     )
 
 
 def _table(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.present import tables_text
 
-    kind = options.against or options.kind
-    print(tables_text(options.folder, kind, options.format))
+    text = tables_text(
+        options.folders, options.kind, options.format, against=options.against, best=options.best
+    )
+    print(text)
     return 0
 
 

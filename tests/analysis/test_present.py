@@ -1,6 +1,8 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.present import tables_text
+from scratch_vs_pretrain.analysis.formats import FORMATS
+from scratch_vs_pretrain.analysis.present import KINDS, OF_FINAL_NUMBERS, tables_text
+from scratch_vs_pretrain.errors import UserError
 
 COCO = {
     "train": {"names": ["coco_2017_train"], "images": 117_266},
@@ -8,11 +10,45 @@ COCO = {
 }
 
 
-@pytest.mark.parametrize("kind", ["schedules", "metrics", "large", "less-data", "voc", "summary"])
-def test_each_kind_of_table(folders, kind):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMATS)
+def test_each_kind_of_table(folders, kind, form):
+    for arm in ("scratch", "pretrained"):
+        folders.run(arm, samples={"images": 1, "instances": 2, "pixels": 3}, losses=False)
+    assert "scratch" in tables_text(folders.root, kind, form)
+
+
+@pytest.mark.parametrize("kind", OF_FINAL_NUMBERS)
+def test_final_numbers_and_not_the_best_unless_asked(folders, kind):
+    for arm in ("scratch", "pretrained"):
+        folders.run(arm, curve={300: 40.0 if arm == "scratch" else 44.0, 600: 37.0}, losses=False)
+    final = tables_text(folders.root, kind, "text")
+    assert "after the last planned iteration" in final
+    assert "BEST" not in final
+    best = tables_text(folders.root, kind, "text", best=True)
+    assert "BEST evaluation, not its final one" in best
+    if kind == "gaps":
+        assert "-4.0" in best
+        assert "-4.0" not in final
+    else:
+        numbers = ("60.0", "57.0") if kind == "voc" else ("40.0", "37.0")
+        assert numbers[0] in best
+        assert numbers[0] not in final
+        assert numbers[1] in final
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("catch-up", {"best": True}),
+        ("samples", {"against": "paper"}),
+        ("schedules", {"against": "paper", "best": True}),
+    ],
+)
+def test_options_that_exclude_each_other(folders, kind, options):
     folders.run("scratch")
-    folders.run("pretrained")
-    assert "scratch" in tables_text(folders.root, kind, "markdown")
+    with pytest.raises(UserError, match=r"does not go with --.*; leave one of them out"):
+        tables_text(folders.root, kind, "text", **options)
 
 
 @pytest.mark.parametrize(("by", "source"), [("paper", "Table 1"), ("zoo", "MODEL_ZOO.md")])
@@ -23,6 +59,6 @@ def test_beside_what_was_published(folders, by, source):
             losses=False,
         )  # fmt: skip
         folders.evaluation(folder, 270_000, ap, dataset="coco_2017_val")
-    text = tables_text(folders.root, by, "text")
+    text = tables_text(folders.root, "schedules", "text", against=by)
     assert source in text
     assert ("The zoo's own arms differ" in text) == (by == "zoo")

@@ -40,6 +40,14 @@ def test_voc_is_about_iou_one_half(runs):
     assert [row[-1] for row in values(table)] == [-6, 0.5]
 
 
+def test_voc_is_by_its_own_metric_where_that_was_evaluated(folders):
+    for arm, ap in (("scratch", 77.0), ("pretrained", 82.5)):
+        folder = folders.run(arm, curve={})
+        folders.evaluation(folder, 600, 0.0, tasks={"bbox": {"AP50": 1.0}, "voc": {"AP50": ap}})
+    (row,) = values(voc_table(load_runs(folders.root)))
+    assert (row[2], row[5], row[7], row[8]) == ("voc/AP50", 77, 82.5, -5.5)
+
+
 def test_summary_has_each_task_that_was_evaluated(runs):
     assert [row[2] for row in summary_table(runs).rows] == ["bbox/AP", "segm/AP"] * 2
 
@@ -47,10 +55,21 @@ def test_summary_has_each_task_that_was_evaluated(runs):
 def test_large_has_a_row_per_arm(runs):
     rows = values(large_table(runs))
     assert [row[:4] for row in rows] == [
-        ("b-little", "scratch", "900it", 1), ("b-little", "pretrained", "600it", 1),
-        ("a-much", "scratch", "900it", 1), ("a-much", "pretrained", "600it", 1),
+        ("b-little", "scratch", "900it", "no"), ("b-little", "pretrained", "600it", "no"),
+        ("a-much", "scratch", "900it", "no"), ("a-much", "pretrained", "600it", "no"),
     ]  # fmt: skip
-    assert rows[2][4:] == (31, 51, 29, 30, 50, 28)
+    assert rows[2][4:] == (1, 31, 51, 29, 30, 50, 28)
+
+
+def test_large_has_a_row_of_its_own_for_test_augmentation(folders):
+    for arm in ("scratch", "pretrained"):
+        folder = folders.run(arm, curve={})
+        tasks = {"bbox": {"AP": 40.0}, "bbox_TTA": {"AP": 42.0}}
+        folders.evaluation(folder, 600, 0.0, tasks=tasks)
+    rows = values(large_table(load_runs(folders.root)))
+    assert [row[1:6] for row in rows[:2]] == [
+        ("scratch", "600it", "no", 1, 40), ("scratch", "600it", "yes", 1, 42)
+    ]  # fmt: skip
 
 
 def test_study_without_partner_is_left_out_unless_it_is_the_only_one(runs, folders):

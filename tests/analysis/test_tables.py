@@ -1,8 +1,5 @@
-import pytest
-
 from scratch_vs_pretrain.analysis.runs import load_runs
-from scratch_vs_pretrain.analysis.tables import metrics_table, paper_table, schedules_table
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.analysis.tables import metrics_table, schedules_table
 
 
 def records(table):
@@ -83,66 +80,3 @@ def test_metrics_table_is_of_the_longest_planned_schedule(folders):
     assert rows["box AP75"][0] == 31
     assert rows["mask APl"][0] == 41
     assert all(str(value) == "nan" for value in rows["box AP"][1:])
-
-
-def coco(folders, scratch, pretrained, seeds=1, data=None):
-    data = data or {
-        "train": {"names": ["coco_2017_train"], "images": 117_266},
-        "test": {"names": ["coco_2017_val"], "images": 5000},
-    }
-    for arm, ap in (("scratch", scratch), ("pretrained", pretrained)):
-        for seed in range(seeds):
-            folder = folders.run(
-                arm, seed, iterations=180_000, schedule="2x", losses=False, data=data, curve={},
-                study="baseline-r50-gn",
-            )  # fmt: skip
-            folders.evaluation(folder, 180_000, ap + 0.1 * seed, dataset="coco_2017_val")
-    return load_runs(folders.root)
-
-
-def test_ours_beside_the_papers(folders):
-    runs = coco(folders, 37.0, 39.9)
-    table = paper_table(runs, "baseline", backbone="R50")
-    scratch, pretrained = records(table)
-    assert (scratch["ours"], scratch["paper"], scratch["source"]) == (37, 36.8, "Table 1")
-    assert scratch["ours - paper"] == pytest.approx(0.2)
-    assert scratch["within noise"] == "yes"
-    assert pretrained["ours - paper"] == pytest.approx(-0.4)
-    assert pretrained["within noise"] == "no"
-
-
-def test_from_three_seeds_on_our_interval_decides(folders):
-    runs = coco(folders, 36.6, 41.0, seeds=3)
-    scratch, pretrained = records(paper_table(runs, "baseline", backbone="R50"))
-    assert (scratch["within noise"], pretrained["within noise"]) == ("yes", "no")
-
-
-def test_one_seed_on_other_data_leaves_noise_unknown(folders):
-    data = {
-        "train": {"names": ["coco_2017_train"], "images": 10_000},
-        "test": {"names": ["coco_2017_val"], "images": 5000},
-    }
-    runs = coco(folders, 25.9, 26.0, data=data)
-    rows = records(paper_table(runs, "baseline", backbone="R50"))
-    assert {row["within noise"] for row in rows} == {"unknown"}
-
-
-def test_best_schedule_of_the_paper_is_our_longest(folders):
-    rows = records(paper_table(coco(folders, 41.0, 41.0), "metrics", backbone="R50"))
-    assert [row["metric"] for row in rows[:3]] == ["box AP", "box AP50", "box AP75"]
-    assert len(rows) == 12
-
-
-def test_part_of_the_evaluation_set_cannot_be_compared(folders):
-    data = {"test": {"names": ["coco_2017_val"], "images": 206}}
-    with pytest.raises(UserError, match="coco_2017_val of 206 images"):
-        paper_table(coco(folders, 30.0, 31.0, data=data), "baseline", backbone="R50")
-
-
-def test_another_evaluation_set_cannot_be_compared(folders):
-    folders.run("scratch")
-    folders.run("pretrained")
-    with pytest.raises(UserError, match="evaluated on val, the paper's baseline numbers on coco"):
-        paper_table(load_runs(folders.root), "baseline")
-    with pytest.raises(UserError, match="no experiment 'x'"):
-        paper_table(load_runs(folders.root), "x")

@@ -1,0 +1,124 @@
+import math
+
+import pytest
+
+from scratch_vs_pretrain.analysis.pairing import catch_up_table, gap_table
+from scratch_vs_pretrain.analysis.runs import load_runs
+
+
+def records(table):
+    """Rows as dictionaries, estimates as their values."""
+    return [
+        {name: getattr(cell, "value", cell) for name, cell in zip(table.header, row, strict=True)}
+        for row in table.rows
+    ]
+
+
+def box(table):
+    return next(row for row in records(table) if row["metric"] == "box AP")
+
+
+def test_gap_of_three_pairs_by_hand(three_pairs):
+    """The gaps are -1, -2 and -3: mean -2, standard deviation 1."""
+    row = box(gap_table(load_runs(three_pairs.root)))
+    assert row["arms"] == "scratch 600it - pretrained 600it"
+    assert (row["seeds"], row["gap"], row["p"]) == (3, -2, None)
+    reach = 4.302652729911275 / math.sqrt(3)
+    assert row["t low"] == pytest.approx(-2 - reach)
+    assert row["t high"] == pytest.approx(-2 + reach)
+    assert -3 <= row["BCa low"] < row["BCa high"] <= -1
+    assert row["within noise"] == "yes"
+
+
+def test_two_seeds_have_no_interval(folders):
+    for seed in range(2):
+        folders.run("scratch", seed, curve={600: 30.0})
+        folders.run("pretrained", seed, curve={600: 31.0})
+    row = box(gap_table(load_runs(folders.root)))
+    assert [row[name] for name in ("t low", "t high", "BCa low", "BCa high", "p")] == [None] * 5
+    assert row["within noise"] == "unknown"
+
+
+def test_p_of_six_seeds_that_agree(folders):
+    """Two of 64 sign flips are as extreme."""
+    for seed in range(6):
+        folders.run("scratch", seed, curve={600: 30.0}, losses=False)
+        folders.run("pretrained", seed, curve={600: 31.0 + 0.1 * seed}, losses=False)
+    row = box(gap_table(load_runs(folders.root)))
+    assert (row["seeds"], row["p"], row["within noise"]) == (6, "0.031", "no")
+
+
+def test_seeds_that_one_arm_lacks_are_no_pairs(folders):
+    folders.run("scratch", 0)
+    folders.run("pretrained", 1)
+    assert gap_table(load_runs(folders.root)).rows == ()
+    assert catch_up_table(load_runs(folders.root)).rows == ()
+
+
+def catching_up(folders, seeds=3, **changes):
+    """Scratch is 10 behind at 100, and 0.5 behind at 500 + 100 * seed."""
+    for seed in range(seeds):
+        meet = 500 + 100 * seed
+        scratch = {100: 10.0, meet: 29.5, 900: 29.5 + (900 - meet) / 100}
+        folders.run("scratch", seed, curve=scratch, iterations=900, seconds=900.0, **changes)
+        pretrained = {100: 20.0, 300: 30.0, 600: 30.0}
+        folders.run("pretrained", seed, curve=pretrained, seconds=600.0, **changes)
+    return load_runs(folders.root)
+
+
+def test_catch_up_by_hand(folders):
+    runs = catching_up(folders)
+    rows = {(row["value"], row["in"]): row for row in records(catch_up_table(runs))}
+    row = rows["at the same point", "iterations"]
+    assert (row["seeds"], row["reached"], row["from"], row["other's end"]) == (3, 3, 600, 600)
+    reach = 4.302652729911275 * 100 / math.sqrt(3)
+    assert (row["low"], row["high"]) == (round(600 - reach), round(600 + reach))
+    assert row["by seed"] == "500, 600, 700"
+    # Eight images a batch; a second an iteration.
+    assert rows["at the same point", "images"]["from"] == 4800
+    assert rows["at the same point", "gpu-hours"]["from"] == f"{600 / 3600:.3g}"
+    assert rows["its last", "iterations"]["from"] == 600
+
+
+def test_catch_up_names_the_margin(folders):
+    runs = catching_up(folders, thresholds={"margin": 2.0})
+    assert "from where scratch stays within 2 box AP" in catch_up_table(runs).title
+
+
+def test_not_reached_is_a_result(folders):
+    for seed in range(3):
+        last = 30.0 if seed else 20.0
+        folders.run("scratch", seed, curve={100: 10.0, 600: last})
+        folders.run("pretrained", seed, curve={100: 20.0, 600: 30.0})
+    row = records(catch_up_table(load_runs(folders.root)))[0]
+    assert (row["seeds"], row["reached"], row["from"], row["low"]) == (3, 2, "not reached", None)
+    assert row["by seed"].startswith("not reached, ")
+
+
+def test_pixels_include_those_of_pretraining(folders):
+    noted = {"samples": {"images": 50, "instances": 50, "pixels": 5000}}
+    init = {"name": "checkpoint", "weights": "w.pth", "pretraining": noted}
+    seen = {"images": 1, "instances": 1, "pixels": 6000}
+    for arm, more in (("scratch", {}), ("pretrained", {"init": init})):
+        curve = {300: 10.0, 600: 20.0} if arm == "scratch" else {300: 12.0, 600: 13.0}
+        folders.run(arm, curve=curve, samples=seen, losses=False, **more)
+    rows = {
+        (row["value"], row["in"]): row for row in records(catch_up_table(load_runs(folders.root)))
+    }
+    # 12.5, half a point under the other's last value, lies a quarter of the way from 10 to 20.
+    assert rows["its last", "pixels"]["from"] == 3000 + 0.25 * 3000
+    assert rows["its last", "pixels"]["other's end"] == 11_000
+    # The other arm's first evaluation is at 8,000 pixels, after all of scratch's.
+    assert rows["at the same point", "pixels"]["from"] == "it begins later"
+
+
+def test_hours_of_a_shared_trunk_count_once(folders):
+    taken = {"iteration": 500, "seconds": 500.0}
+    catching_up(folders, seeds=1)
+    folders.run(
+        "scratch", iterations=600, curve={600: 20.0}, seconds=600.0,
+        branch={"of": "900it", "at": 500, "taken": taken},
+    )  # fmt: skip
+    notes = " ".join(catch_up_table(load_runs(folders.root)).notes)
+    assert f"{1600 / 3600:.3g} hours, a trunk that schedules share counted once" in notes
+    assert f"each alone: {2100 / 3600:.3g}" in notes
