@@ -2,6 +2,7 @@
 
     <output>/<study>/<arm>/<schedule>/seed<k>/
         config.yaml                  the final, merged Detectron2 config
+        before_switch.yaml           that of the iterations before a switch, if there is one
         run.json                     spec, state, provenance, samples seen
         metrics.json                 Detectron2's, one JSON object a line, 0-based iterations
         evaluations/<iteration>.json every number of one evaluation, after <iteration> iterations
@@ -94,6 +95,10 @@ class RunFolder:
     @property
     def config_file(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def before_switch_file(self) -> Path:
+        return self.path / "before_switch.yaml"
 
     @property
     def run_file(self) -> Path:

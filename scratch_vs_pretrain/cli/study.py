@@ -33,12 +33,13 @@ def _add_plan(commands: Commands) -> None:
         "svp plan configs/studies/paper/baseline_r50_gn.yaml",
     )
     add_study(parser)
+    _add_sharing(parser)
 
 
 def _plan(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.plan import plan
 
-    print(plan(read_study(options, need_weights=False)).text())
+    print(plan(read_study(options, need_weights=False), sharing=options.sharing).text())
     return 0
 
 
@@ -87,7 +88,8 @@ def _add_run(commands: Commands) -> None:
         _run,
         "train a study: finished runs are skipped, interrupted ones resumed",
         "svp run configs/studies/coco_smoke.yaml --weights pretrained=backbone.pth\n"
-        "svp run my_study.yaml -o /data/runs --jobs 2",
+        "svp run my_study.yaml -o /data/runs --jobs 2\n"
+        "svp run my_study.yaml --gpus 0,1,2,3 --gpus-per-run 2",
     )
     add_study(parser)
     add_output(parser)
@@ -99,15 +101,41 @@ def _add_run(commands: Commands) -> None:
         metavar="N",
         help="runs that train at the same time, sharing the processor (default: %(default)s)",
     )
+    parser.add_argument(
+        "--gpus",
+        type=lambda text: [gpu.strip() for gpu in text.split(",") if gpu.strip()],
+        default=[],
+        metavar="0,1,...",
+        help="GPUs to train on, each run on its own (default: every run on the first)",
+    )
+    parser.add_argument(
+        "--gpus-per-run",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="GPUs that train one run together (default: %(default)s)",
+    )
+    _add_sharing(parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="show Detectron2's log")
+
+
+def _add_sharing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-sharing",
+        dest="sharing",
+        action="store_false",
+        help="train every schedule alone, not from the longest one's checkpoints",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.present import tables_text
     from scratch_vs_pretrain.study.launch import run_study
+    from scratch_vs_pretrain.study.run_queue import make_slots
 
     study = read_study(options)
-    outcomes = run_study(study, options.output, options.jobs, options.verbose)
+    slots = make_slots(options.jobs, options.gpus, options.gpus_per_run)
+    outcomes = run_study(study, options.output, slots, options.verbose, options.sharing)
     unfinished = [outcome for outcome in outcomes if outcome.state != "finished"]
     # A search for the recipe that is not complete has no table of its own.
     own = (options.output / study.name) in outcomes[0].folder.path.parents

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ from scratch_vs_pretrain.data.scenes import ClassificationSpec, ShapesSpec
 from scratch_vs_pretrain.data.shapes import make_classification, make_shapes
 from scratch_vs_pretrain.run_folder import write_atomically
 from scratch_vs_pretrain.study.launch import run_study
+from scratch_vs_pretrain.study.messages import say
 from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.run_queue import make_slots
 from scratch_vs_pretrain.study.spec import Data, DataFiles, Evaluation, ScheduleSpec, Study
 from scratch_vs_pretrain.training.pretrain import pretrain
 from scratch_vs_pretrain.training.pretrain_spec import PretrainSpec
@@ -65,25 +66,25 @@ def run_demo(output: Path, seeds: int = 1, quick: bool = False, verbose: bool = 
     data, images, backbone = (
         output / name for name in ("shapes", "classification", "backbone.pth")
     )
-    _say("1/4 making the data sets")
+    say("1/4 making the data sets")
     make_shapes(data, size.shapes)
     make_classification(images, size.classification)
-    _say("2/4 pre-training the backbone as a classifier")
+    say("2/4 pre-training the backbone as a classifier")
     if not backbone.exists():
         cfg = load_config(load_study(STUDY_FILE, need_weights=False).base)
         result = pretrain(cfg, images, backbone, size.pretraining)
-        _say(f"the classifier is right on {result.accuracy:.1f} % of the validation pictures")
+        say(f"the classifier is right on {result.accuracy:.1f} % of the validation pictures")
     study = demo_study(size, data, backbone, seeds)
-    _say(f"3/4 training both arms, {len(study.runs())} runs")
-    outcomes = run_study(study, output, jobs=2, verbose=verbose)
+    say(f"3/4 training both arms, {len(study.runs())} runs")
+    outcomes = run_study(study, output, make_slots(2), verbose)
     failed = [outcome for outcome in outcomes if outcome.state != "finished"]
     for outcome in failed:
-        _say(f"{outcome.folder.path}: {outcome.state}: {outcome.reason}")
+        say(f"{outcome.folder.path}: {outcome.state}: {outcome.reason}")
     if failed:
         return 1
-    _say("4/4 table and figures")
+    say("4/4 table and figures")
     show(output, output / study.name)
-    _say(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+    say(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
     return 0
 
 
@@ -114,7 +115,3 @@ def show(output: Path, runs: Path) -> None:
     draw(runs, "ap", [output / "curves.png", output / "curves.svg"])
     for name in ("table.md", "table.csv", "curves.png", "curves.svg"):
         print(output / name)
-
-
-def _say(text: str) -> None:
-    print(f"svp: {text}", file=sys.stderr)

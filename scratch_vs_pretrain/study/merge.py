@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scratch_vs_pretrain.config import default_config, merge_file, merge_overrides
+from scratch_vs_pretrain.config import Schedule, default_config, merge_file, merge_overrides
 from scratch_vs_pretrain.data.annotations import read_annotations
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.spec import PRESETS, Arm, Run, ScheduleSpec, Study
@@ -54,6 +54,17 @@ def arm_config(study: Study, arm: Arm, schedule: ScheduleSpec) -> CfgNode:
     cfg.MODEL.WEIGHTS = arm.weights
     cfg.OUTPUT_DIR = ""
     return cfg
+
+
+def resolved_schedule(study: Study, arm: Arm, schedule: ScheduleSpec) -> Schedule:
+    """Returns an arm's schedule at its batch size."""
+    cfg = arm_config(study, arm, schedule)
+    return schedule.resolve(cfg.SOLVER.IMS_PER_BATCH, cfg.SVP.REFERENCE_BATCH)
+
+
+def schedules_of(study: Study, arm: Arm) -> list[Schedule]:
+    """Returns an arm's schedules, in the study's order."""
+    return [resolved_schedule(study, arm, schedule) for schedule in arm.schedules]
 
 
 def _merge_data(cfg: CfgNode, study: Study) -> None:

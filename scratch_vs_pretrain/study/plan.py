@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +12,9 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 from scratch_vs_pretrain.data.annotations import read_annotations
 from scratch_vs_pretrain.data.subsets import ALIASES
 from scratch_vs_pretrain.study.audit import Audit, audit
-from scratch_vs_pretrain.study.merge import run_config
+from scratch_vs_pretrain.study.merge import resolved_schedule, run_config, schedules_of
 from scratch_vs_pretrain.study.spec import Study
+from scratch_vs_pretrain.study.trunk import branches_of
 from scratch_vs_pretrain.study.tune import search_study
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class PlannedRun:
         drops: iterations at which the rate drops.
         images: seen over all of training.
         epochs: passes over the images that the training annotations list, None if unknown.
+        trunk: the schedule from whose run it branches off, None if it begins by itself.
+        shared: iterations that are the trunk's.
+        switch: the iteration at which another config takes over, None if none does.
     """
 
     arm: str
@@ -52,6 +56,9 @@ class PlannedRun:
     drops: tuple[int, ...]
     images: int
     epochs: float | None
+    trunk: str | None = None
+    shared: int = 0
+    switch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,17 @@ class Plan:
             "seed": [str(row.seed) for row in self.rows],
             "iterations": [f"{row.iterations:,}" for row in self.rows],
             "rate drops at": [" ".join(f"{drop:,}" for drop in row.drops) for row in self.rows],
+            "switches at": ["-" if row.switch is None else f"{row.switch:,}" for row in self.rows],
+            "shares trunk to": [f"{row.shared:,}" if row.trunk else "-" for row in self.rows],
             "images": [f"{row.images:,}" for row in self.rows],
             "epochs": ["-" if row.epochs is None else f"{row.epochs:,.1f}" for row in self.rows],
         }
         if len(set(columns["seed"])) == 1:
             del columns["seed"]
-        numbers = ("seed", "iterations", "images", "epochs")
+        for name in ("switches at", "shares trunk to"):
+            if set(columns[name]) == {"-"}:
+                del columns[name]
+        numbers = ("seed", "iterations", "switches at", "shares trunk to", "images", "epochs")
         table = tabulate(
             columns,
             headers="keys",
@@ -88,9 +100,7 @@ class Plan:
             disable_numparse=True,
             colalign=["right" if name in numbers else "left" for name in columns],
         )
-        total = sum(row.iterations for row in self.rows)
-        runs = f"{len(self.rows)} run{'s' if len(self.rows) != 1 else ''}"
-        text = f"{table}\n{runs}, {total:,} iterations\n{self.audit.text()}"
+        text = "\n".join([table, *self._sharing(), self._total(), self.audit.text()])
         if self.search is None:
             return text
         return (
@@ -98,21 +108,47 @@ class Plan:
             f"then, with the winner of the search:\n{text}"
         )
 
+    def _total(self) -> str:
+        total = sum(row.iterations - row.shared for row in self.rows)
+        runs = f"{len(self.rows)} run{'s' if len(self.rows) != 1 else ''}"
+        return f"{runs}, {total:,} iterations"
 
-def plan(study: Study, dataset_images: Mapping[str, int] | None = None) -> Plan:
+    def _sharing(self) -> Iterator[str]:
+        """Yields what sharing saves in each arm, over all its seeds."""
+        for arm in dict.fromkeys(row.arm for row in self.rows):
+            rows = [row for row in self.rows if row.arm == arm]
+            alone = sum(row.iterations for row in rows)
+            shared = sum(row.shared for row in rows)
+            if shared:
+                yield (
+                    f"{arm}: {alone - shared:,} iterations instead of {alone:,} "
+                    f"({1 - shared / alone:.3f}x)"
+                )
+
+
+def plan(
+    study: Study, dataset_images: Mapping[str, int] | None = None, sharing: bool = True
+) -> Plan:
     """Plans a study.
 
     Args:
         study: what to plan.
         dataset_images: images of training sets by name, where the caller knows them better.
+        sharing: schedules of one arm and seed share their trunk.
 
     Raises:
         UserError: the audit refuses the study, or a run's config cannot be made.
     """
     audited = audit(study)
+    branches = {
+        arm.name: branches_of(schedules_of(study, arm), study.switch) if sharing else {}
+        for arm in study.arms
+    }
     rows = []
     for run in study.runs():
         cfg = run_config(study, run)
+        branch = branches[run.arm.name].get(run.schedule.name)
+        schedule = resolved_schedule(study, run.arm, run.schedule)
         images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
         per_epoch = training_images(cfg, dataset_images or {})
         rows.append(
@@ -125,9 +161,12 @@ def plan(study: Study, dataset_images: Mapping[str, int] | None = None) -> Plan:
                 drops=tuple(cfg.SOLVER.STEPS),
                 images=images,
                 epochs=images / per_epoch if per_epoch else None,
+                trunk=branch.of if branch else None,
+                shared=branch.at if branch else 0,
+                switch=study.switch.start(schedule) if study.switch else None,
             )
         )
-    search = plan(search_study(study), dataset_images) if study.tune else None
+    search = plan(search_study(study), dataset_images, sharing) if study.tune else None
     return Plan(study.name, tuple(rows), audited, search)
 
 

@@ -26,6 +26,8 @@ from scratch_vs_pretrain.data import catalog
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.weights import weights_sha256
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.training import branch
+from scratch_vs_pretrain.training.checkpoint import Checkpointer
 from scratch_vs_pretrain.training.evaluation import check_test_sets
 from scratch_vs_pretrain.training.hooks import Interrupted
 from scratch_vs_pretrain.training.process_group import Ending, Endings, agreed, join, leave
@@ -39,9 +41,9 @@ logger = logging.getLogger("scratch_vs_pretrain")
 FINISHED, FAILED, BUSY, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-def config_of(folder: RunFolder) -> CfgNode:
-    """Returns the run's frozen config, on the CPU where there is no CUDA device."""
-    cfg = load_config(folder.config_file).clone()
+def config_of(file: Path) -> CfgNode:
+    """Returns a run folder's frozen config, on the CPU where there is no CUDA device."""
+    cfg = load_config(file).clone()
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.defrost()
         cfg.MODEL.DEVICE = "cpu"
@@ -58,30 +60,50 @@ def train(folder: RunFolder) -> None:
         Interrupted: the process was asked to stop.
     """
     run = folder.read()
-    cfg = config_of(folder)
+    cfg = config_of(folder.config_file)
     _check_weights_unchanged(cfg, run)
     catalog.register(cfg)
     catalog.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     if comm.is_main_process():  # which alone reads the ground truth
         check_test_sets(cfg)
-    trainer = Trainer(cfg, folder, f"{run['arm']} {run['schedule']} seed {run['seed']}")
-    if comm.is_main_process():
         folder.update(
             data={
                 part: catalog.describe(names).to_json()
                 for part, names in (("train", cfg.DATASETS.TRAIN), ("test", cfg.DATASETS.TEST))
             },
             provenance=provenance(cfg.MODEL.DEVICE),
-            **trainer.described,
         )
+        branch.take(folder)
+    comm.synchronize()
+    switch = run.get("switch")
+    if switch and completed(folder) < switch["at"]:
+        train_part(config_of(folder.before_switch_file), folder, until=switch["at"])
+        comm.synchronize()
+    train_part(cfg, folder)
+    if comm.is_main_process():
+        folder.update(state="finished", reason=None)
+
+
+def completed(folder: RunFolder) -> int:
+    """Returns the iterations after which a run would go on."""
+    newest = Checkpointer(folder.checkpoints, keep=1).load_newest()
+    return newest["iteration"] if newest else 0
+
+
+def train_part(cfg: CfgNode, folder: RunFolder, until: int | None = None) -> None:
+    """Trains what is left of a run, or `until` the iteration of its switch."""
+    run = folder.read()
+    trainer = Trainer(cfg, folder, f"{run['arm']} {run['schedule']} seed {run['seed']}", until)
+    if comm.is_main_process():
+        if not (run.get("switch") and trainer.iter == run["switch"]["at"]):
+            trainer.note_resume()
+        folder.update(**trainer.described)
     try:
         trainer.train()
     except FloatingPointError as error:
         if comm.is_main_process():
             folder.update(iteration=trainer.iter)
         raise FloatingPointError(f"after {trainer.iter} iterations: {error}") from None
-    if comm.is_main_process():
-        folder.update(state="finished", reason=None)
 
 
 def _check_weights_unchanged(cfg: CfgNode, run: dict[str, Any]) -> None:
@@ -160,7 +182,7 @@ def train_folder(folder: RunFolder, verbose: bool) -> int:
     with contextlib.ExitStack() as held:
         problem = state = None
         try:
-            join(config_of(folder).MODEL.DEVICE)
+            join(config_of(folder.config_file).MODEL.DEVICE)
             if comm.is_main_process():
                 held.enter_context(folder.lock())
                 state = folder.read().get("state")

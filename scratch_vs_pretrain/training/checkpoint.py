@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,16 @@ class Checkpointer:
     appear whole or not at all.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, always: Collection[int] = ()) -> None:
         """
         Args:
             folder: where checkpoints lie.
             keep: how many of the newest stay.
+            always: iterations whose checkpoints stay however old, because branches begin there.
         """
         self.folder = folder
         self.keep = keep
+        self.always = always
 
     def file(self, iteration: int) -> Path:
         return self.folder / f"{iteration:07d}.pth"
@@ -79,7 +81,8 @@ class Checkpointer:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.file(iteration), buffer.getbuffer())
         for old in list(self.newest_first())[self.keep :]:
-            old.unlink()
+            if int(old.stem) not in self.always:
+                old.unlink()
 
     def newest_first(self) -> Iterator[Path]:
         """Yields the checkpoint files, the newest first."""

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import FrameType
 from typing import Any
 
@@ -105,11 +105,29 @@ class MetricsHook(HookBase):
 
 
 class CheckpointHook(HookBase):
-    """Saves every period and at the end; on SIGTERM or SIGINT saves at once and stops."""
+    """Saves every period, at given iterations and at the end.
 
-    def __init__(self, save: Callable[[int], None], period: int):
+    On SIGTERM or SIGINT it saves at once and stops.
+    """
+
+    def __init__(
+        self,
+        save: Callable[[int], None],
+        period: int,
+        at: Collection[int] = (),
+        goes_on: bool = False,
+    ):
+        """
+        Args:
+            save: is given the completed iterations.
+            period: SOLVER.CHECKPOINT_PERIOD.
+            at: further iterations.
+            goes_on: another part of the run follows after the last iteration.
+        """
         self._save = save
         self._period = period
+        self._at = at
+        self._goes_on = goes_on
         self._asked_to_stop_at: float | None = None
         self._saved_handlers: dict[int, Any] = {}
 
@@ -128,9 +146,9 @@ class CheckpointHook(HookBase):
     def after_step(self) -> None:
         completed = self.trainer.iter + 1
         stop = self._stop.any(self._asked_to_stop_at is not None)
-        if stop or is_due(completed, self._period, (), self.trainer.max_iter):
+        if stop or is_due(completed, self._period, self._at, self.trainer.max_iter):
             self._save(completed)
-        if stop and completed < self.trainer.max_iter:
+        if stop and (completed < self.trainer.max_iter or self._goes_on):
             raise Interrupted(f"asked to stop after {completed} iterations")
 
     def after_train(self) -> None:

@@ -30,6 +30,7 @@ from scratch_vs_pretrain.modeling.weights import (
 )
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.training import fast, metrics_log
+from scratch_vs_pretrain.training.cascade_switch import switched_state
 from scratch_vs_pretrain.training.checkpoint import Checkpointer, restore_random_states
 from scratch_vs_pretrain.training.evaluation import evaluate_model, write_evaluation
 from scratch_vs_pretrain.training.hooks import (
@@ -98,19 +99,25 @@ class Trainer(SimpleTrainer):
         totals: samples seen by all processes, as of the last :meth:`count_samples`.
     """
 
-    def __init__(self, cfg: Any, folder: RunFolder, title: str = "") -> None:
+    def __init__(
+        self, cfg: Any, folder: RunFolder, title: str = "", until: int | None = None
+    ) -> None:
         """
         Args:
             cfg: the run's config.
             folder: the run folder.
             title: in front of the progress bar.
+            until: the iteration at which another config takes over, None for the last part.
 
         Raises:
             UserError: data, weights or model are not fit for the run.
         """
         self.cfg = cfg
         self.folder = folder
-        self.checkpointer = Checkpointer(folder.checkpoints, cfg.SVP.KEEP_CHECKPOINTS)
+        run = folder.read()
+        self.checkpointer = Checkpointer(
+            folder.checkpoints, cfg.SVP.KEEP_CHECKPOINTS, run.get("branch_points", ())
+        )
         self.network, self.described = build_run_model(cfg)
         options = fast.options_in_force(cfg)
         self.described["fast"] = options
@@ -124,17 +131,22 @@ class Trainer(SimpleTrainer):
             optimizer, lambda iteration: rate_factor(cfg, iteration)
         )
         checkpoint = self.checkpointer.load_newest()
+        switch = run.get("switch")
+        if checkpoint and switch and until is None and checkpoint["iteration"] == switch["at"]:
+            checkpoint = switched_state(checkpoint, self.network, optimizer)
         # v0.6's SimpleTrainer starts the stream in its constructor.
         self.stream.start_at(checkpoint["iteration"] if checkpoint else 0)
         model = fast.in_precision(_distributed(self.network), cfg.MODEL.DEVICE, options)
         super().__init__(model, self.stream, optimizer)
-        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.max_iter = until or cfg.SOLVER.MAX_ITER
         self.resumed = checkpoint is not None
         self.totals: dict[str, int] = {}
         self._recent: dict[str, Any] = {}
         self._seconds_before = 0.0
         if checkpoint:
             self._restore(checkpoint)
+        if comm.is_main_process():
+            metrics_log.truncate(folder.metrics_file, self.iter)
         self._started = time.monotonic()
         self.register_hooks(self._hooks_of_run(title))
 
@@ -170,7 +182,12 @@ class Trainer(SimpleTrainer):
             evaluation,
             MetricsHook(writer, cfg.SVP.LOG_PERIOD, evaluation),
             ProgressHook(title, evaluation) if comm.is_main_process() else None,
-            CheckpointHook(self._save, cfg.SOLVER.CHECKPOINT_PERIOD),
+            CheckpointHook(
+                self._save,
+                cfg.SOLVER.CHECKPOINT_PERIOD,
+                self.checkpointer.always,
+                goes_on=self.max_iter < cfg.SOLVER.MAX_ITER,
+            ),
         ]
 
     def _evaluate(self, completed: int) -> dict[str, float]:
@@ -204,6 +221,9 @@ class Trainer(SimpleTrainer):
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["scheduler"])
         self.iter = checkpoint["iteration"]
+        # A trunk's checkpoint holds the trunk's next rate; a branch's may have dropped by then.
+        for group, base in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
+            group["lr"] = base * rate_factor(self.cfg, self.iter)
         self.totals = checkpoint["samples"]
         self._seconds_before = checkpoint["seconds"]
         self._recent = checkpoint["recent"]
@@ -211,8 +231,6 @@ class Trainer(SimpleTrainer):
         if comm.is_main_process():
             self.stream.samples = Samples(**self.totals)
             self.stream.unreadable = set(checkpoint["unreadable"])
-            metrics_log.truncate(self.folder.metrics_file, self.iter)
-            self._note_resume()
         logger.info("Resumed after %d iterations", self.iter)
 
     def _restore_random_states(self, states: list[dict[str, Any]]) -> None:
@@ -221,10 +239,20 @@ class Trainer(SimpleTrainer):
         else:  # Another number of processes goes on, though not exactly.
             seed_all_rng(self.cfg.SEED + self.iter + comm.get_rank())
 
-    def _note_resume(self) -> None:
+    def note_resume(self) -> None:
+        """Records in run.json where this start goes on, if it does; in the main process."""
+        if not self.resumed:
+            return
+        run = self.folder.read()
+        branch = run.get("branch") or {}
+        taken = {"iteration": self.iter, "seconds": self._seconds_before}
+        if branch.get("taken") == {**taken, "seconds": None}:
+            # Not a resume: the branch begins here, and what is before is not its own cost.
+            self.folder.update(branch={**branch, "taken": taken})
+            return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        resumes = self.folder.read().get("resumes", [])
-        self.folder.update(resumes=[*resumes, {"iteration": self.iter, "time": now}])
+        resume = {"iteration": self.iter, "time": now}
+        self.folder.update(resumes=[*run.get("resumes", []), resume])
 
 
 def _evaluation_bar(batches: Iterable) -> Iterable:

@@ -41,7 +41,8 @@ def test_rows_hold_length_rate_drops_images_and_epochs(base):
 
 
 def test_text_is_a_table_and_the_audit(base):
-    text = plan(pair(base, (TWICE, SHORT)), {"coco_2017_train": 118_287}).text()
+    study, images = pair(base, (TWICE, SHORT)), {"coco_2017_train": 118_287}
+    text = plan(study, images, sharing=False).text()
     assert text.splitlines() == [
         "arm         schedule      iterations  rate drops at       images    epochs",
         "scratch     2x               180,000  120,000 160,000  2,880,000      24.3",
@@ -51,6 +52,28 @@ def test_text_is_a_table_and_the_audit(base):
         "4 runs, 361,200 iterations",
         "arms differ in: MODEL.WEIGHTS",
     ]
+
+
+def test_text_shows_what_is_shared(base):
+    text = plan(pair(base, (TWICE, SHORT)), {"coco_2017_train": 118_287}).text()
+    shown = [" ".join(line.split()) for line in text.splitlines()]
+    assert shown[:3] == [
+        "arm schedule iterations rate drops at shares trunk to images epochs",
+        "scratch 2x 180,000 120,000 160,000 - 2,880,000 24.3",
+        "scratch short 600 400 533 333 9,600 0.1",
+    ]
+    assert shown[5:8] == [
+        "scratch: 180,267 iterations instead of 180,600 (0.998x)",
+        "pretrained: 180,267 iterations instead of 180,600 (0.998x)",
+        "4 runs, 360,534 iterations",
+    ]
+
+
+def test_the_papers_schedules_cost_less_than_half(base):
+    schedules = tuple(ScheduleSpec(f"{n}x", multiple=n) for n in (2, 3, 4, 5, 6))
+    planned = plan(pair(base, schedules), {"coco_2017_train": 118_287})
+    assert [row.shared for row in planned.rows[:5]] == [100_000, 190_000, 280_000, 370_000, 0]
+    assert "scratch: 860,000 iterations instead of 1,800,000 (0.478x)" in planned.text()
 
 
 def test_seeds_are_shown_where_there_are_several(base):

@@ -5,7 +5,6 @@ import pytest
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.audit import audit
-from scratch_vs_pretrain.study.launch import prepare
 from scratch_vs_pretrain.study.merge import run_config
 from scratch_vs_pretrain.study.spec import Arm, ScheduleSpec, Study, Switch
 from scratch_vs_pretrain.study.switch import check_switch, switched_study
@@ -63,9 +62,3 @@ def test_runs_after_the_switch_keep_everything_else():
     assert (cfg.INPUT.MAX_SIZE_TRAIN, cfg.SOLVER.MAX_ITER) == (1000, 540_000)
     with pytest.raises(UserError, match=r"tiny\.yaml: has no switch"):
         switched_study(dataclasses.replace(plain, switch=None))
-
-
-def test_no_run_ignores_the_switch(tmp_path):
-    with pytest.raises(UserError, match=r"tiny\.yaml: switch: runs cannot be switched"):
-        prepare(study(), tmp_path)
-    assert list(tmp_path.iterdir()) == []

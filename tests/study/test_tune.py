@@ -61,7 +61,7 @@ def trained(monkeypatch):
             content = {"format": 1, "tasks": {"bbox": {"AP": score}}}
             write_json(folder.evaluation_file(solver.MAX_ITER), content)
 
-    monkeypatch.setattr(launch._Queue, "work", work)
+    monkeypatch.setattr(launch.RunQueue, "work", work)
     return order, states
 
 
@@ -168,4 +168,4 @@ def test_the_plan_shows_the_search_first(study):
     text = plan(study, {"coco_2017_train": 118_287}).text()
     first, then = text.split("then, with the winner of the search:\n")
     assert "6 runs, 1,800 iterations" in first
-    assert "6 runs, 3,000 iterations" in then
+    assert "6 runs, 2,666 iterations" in then

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.study.launch import prepare
 from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training import hooks
 from scratch_vs_pretrain.training.checkpoint import Checkpointer

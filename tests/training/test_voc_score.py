@@ -20,8 +20,8 @@ from PIL import Image
 
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.launch import prepare
 from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training.evaluation import (
     CocoScoreEvaluator,
     check_test_sets,

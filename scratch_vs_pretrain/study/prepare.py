@@ -1,0 +1,173 @@
+"""Writes the run folders of a study, and checks those that are there."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scratch_vs_pretrain.config import config_text, differences, load_config
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, write_json
+from scratch_vs_pretrain.study.audit import audit
+from scratch_vs_pretrain.study.merge import resolved_schedule, run_config, schedules_of
+from scratch_vs_pretrain.study.messages import say
+from scratch_vs_pretrain.study.spec import Run, Study
+from scratch_vs_pretrain.study.switch import switched_study
+from scratch_vs_pretrain.study.trunk import branches_of
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+# What run.json states of a run before it starts; a folder that differs in these is another run.
+IDENTITY = ("study", "arm", "schedule", "seed")
+
+
+def prepare(study: Study, output: Path, sharing: bool = True) -> list[RunFolder]:
+    """Writes the run folders of a study that are not there yet, and checks those that are.
+
+    Args:
+        study: whose runs.
+        output: below which the run folders lie.
+        sharing: schedules of one arm and seed share their trunk; a run that has begun stays as it
+            is.
+
+    Raises:
+        UserError: the arms differ in more than the study allows; a folder holds a run of another
+            config or of other weights; or a folder cannot be written. Nothing was started.
+    """
+    allowed = {key: dict(values) for key, values in audit(study).allowed.items()}
+    folders = [_prepare_run(study, run, allowed, output) for run in study.runs()]
+    _plan_branches(study, output, sharing)
+    return folders
+
+
+def _prepare_run(
+    study: Study, run: Run, allowed: dict[str, dict[str, Any]], output: Path
+) -> RunFolder:
+    folder = run.folder(output)
+    files = {folder.config_file: run_config(study, run)}
+    if study.switch:
+        files = {
+            folder.config_file: run_config(switched_study(study), run),
+            folder.before_switch_file: files[folder.config_file],
+        }
+    described = _describe(study, run, files[folder.config_file], allowed)
+    if folder.run_file.exists():
+        _refuse_another_run(folder, files, described)
+        # By which thresholds a run is judged is no part of its training.
+        _update_idle(folder, thresholds=described["thresholds"])
+        return folder
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        for file, cfg in files.items():
+            write_atomically(file, config_text(cfg))
+        # Last, because run.json makes the folder a run folder.
+        write_json(folder.run_file, described)
+    except OSError as error:
+        raise UserError(f"{folder.path}: cannot write there ({error.strerror})") from None
+    return folder
+
+
+def _plan_branches(study: Study, output: Path, sharing: bool) -> None:
+    """Writes into run.json where the runs that have not begun branch off, and from what."""
+    for arm, seed in itertools.product(study.arms, study.seeds):
+        folders = {
+            spec.name: Run(study.name, arm, spec, seed).folder(output) for spec in arm.schedules
+        }
+        begun = [name for name, folder in folders.items() if folder.state() != "planned"]
+        branches = branches_of(schedules_of(study, arm), study.switch, begun) if sharing else {}
+        for name, folder in folders.items():
+            run = folder.read()
+            known = run.get("branch_points", [])
+            points = {branch.at for branch in branches.values() if branch.of == name}
+            planned = {"branch": run.get("branch"), "branch_points": sorted(points.union(known))}
+            if name not in begun:
+                branch = branches.get(name)
+                planned["branch"] = {**vars(branch), "taken": None} if branch else None
+            _update_idle(folder, **planned)
+
+
+def _update_idle(folder: RunFolder, **changes: Any) -> None:
+    """Tells a run what has changed; not one in training, which writes run.json itself."""
+    there = folder.read()
+    if all(there.get(key) == value for key, value in changes.items()):
+        return
+    try:
+        with folder.lock():
+            folder.update(**changes)
+    except UserError:
+        say(f"{folder.path}: is being trained; start the study again later to tell it the changes")
+
+
+def _describe(
+    study: Study, run: Run, cfg: CfgNode, allowed: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    from scratch_vs_pretrain.modeling.weights import read_metadata, weights_sha256
+
+    weights = run.arm.weights
+    return {
+        "format": FORMAT,
+        "study": study.name,
+        "description": study.description,
+        "arm": run.arm.name,
+        "schedule": run.schedule.name,
+        "seed": run.seed,
+        "state": "planned",
+        "reason": None,
+        "iterations": cfg.SOLVER.MAX_ITER,
+        "iteration": 0,
+        "resumes": [],
+        "steps": list(cfg.SOLVER.STEPS),
+        "switch": _describe_switch(study, run),
+        "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
+        "init": {
+            "name": "checkpoint" if weights else "scratch",
+            "weights": weights or None,
+            "sha256": weights_sha256(weights) if weights else None,
+            "pretraining": read_metadata(weights) if weights else None,
+        },
+        "arm_order": [arm.name for arm in study.arms],
+        "allowed_differences": allowed,
+        "tuned_on": study.tuned_on,
+        "thresholds": dict(study.conclusions),
+    }
+
+
+def _describe_switch(study: Study, run: Run) -> dict[str, Any] | None:
+    if study.switch is None:
+        return None
+    return {"at": study.switch.start(resolved_schedule(study, run.arm, run.schedule))}
+
+
+def _refuse_another_run(
+    folder: RunFolder, files: Mapping[Path, CfgNode], described: dict[str, Any]
+) -> None:
+    there = folder.read()
+    for key in IDENTITY:
+        if there.get(key) != described[key]:
+            raise UserError(
+                f"{folder.run_file}: belongs to {key} {there.get(key)!r}, not {described[key]!r}; "
+                "choose another output folder"
+            )
+    changed = [
+        f"{key} ({values['there']!r} there, {values['now']!r} now)"
+        for file, cfg in files.items()
+        for key, values in differences({"there": load_config(file), "now": cfg}).items()
+        # The same weights may lie elsewhere; their sha256 is compared below.
+        if key != "MODEL.WEIGHTS"
+    ]
+    if there.get("switch") != described["switch"]:
+        changed.append(f"switch ({there.get('switch')} there, {described['switch']} now)")
+    if changed:
+        raise UserError(
+            f"{folder.path}: holds a run of another config: {'; '.join(changed)}; "
+            "choose another output folder, or change the study back"
+        )
+    before, now = (content["init"]["sha256"] for content in (there, described))
+    if before != now:
+        raise UserError(
+            f"{folder.path}: holds a run that started from other weights (sha256 {before} there, "
+            f"{now} now); choose another output folder, or restore the weights"
+        )

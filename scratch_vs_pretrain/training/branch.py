@@ -1,0 +1,112 @@
+"""How a run begins where another one is: with the trunk's checkpoint, curve and evaluations.
+
+run.json of a branch says ``"branch": {"of": "6x", "at": 100000, "taken": null}``. Its trunk is the
+run of that schedule with the same arm and seed, in the folder beside it. ``taken`` says what was
+copied when the branch began, so that its cost is counted once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from scratch_vs_pretrain.run_folder import RunFolder, replacing, write_atomically
+from scratch_vs_pretrain.training.checkpoint import Checkpointer
+
+# States from which a run does not go on by itself.
+ENDED = ("finished", "diverged")
+
+
+def trunk_of(folder: RunFolder) -> RunFolder | None:
+    """Returns the run that a run branches off from, None if it begins by itself."""
+    branch = folder.read().get("branch")
+    if not branch:
+        return None
+    return RunFolder(folder.path.parents[1] / branch["of"] / folder.path.name)
+
+
+def is_ready(folder: RunFolder) -> bool:
+    """Tells whether a run can begin: it is no branch, or its trunk has come far enough."""
+    return find_origin(folder) is not None
+
+
+def find_origin(folder: RunFolder) -> tuple[RunFolder, int] | None:
+    """Returns the run and the iteration at which a run begins, None while its trunk is not there.
+
+    A trunk that passed the point without keeping it, as one that was trained before the branch was
+    planned, lends the newest checkpoint before it; the branch trains what lies between again, or
+    everything if there is none.
+    """
+    trunk = trunk_of(folder)
+    if trunk is None or _checkpoints(folder):
+        return folder, 0
+    at = folder.read()["branch"]["at"]
+    kept = [iteration for iteration in _checkpoints(trunk) if iteration <= at]
+    if at in kept:
+        return trunk, at
+    if not trunk.run_file.exists():
+        return None
+    run = trunk.read()
+    passed = run.get("iteration", 0) >= at and run.get("state") in ENDED
+    if not passed:
+        return None
+    return (trunk, max(kept)) if kept else (folder, 0)
+
+
+def take(folder: RunFolder) -> bool:
+    """Gives a branch that has not begun what its trunk has; tells whether anything was taken.
+
+    The checkpoint comes last and in one step: a branch that is killed before begins anew.
+
+    Raises:
+        OSError: no room, or no permission.
+    """
+    found = find_origin(folder)
+    if found is None or found[0] == folder or _checkpoints(folder):
+        return False
+    trunk, iteration = found
+    folder.evaluations.mkdir(exist_ok=True)
+    for file in _evaluations(trunk):
+        if int(file.stem) <= iteration:
+            write_atomically(folder.evaluations / file.name, file.read_bytes())
+    _copy_metrics(trunk.metrics_file, folder.metrics_file, iteration)
+    branch = folder.read()["branch"]
+    folder.update(branch={**branch, "taken": {"iteration": iteration, "seconds": None}})
+    folder.checkpoints.mkdir(exist_ok=True)
+    _link(*(Checkpointer(run.checkpoints, keep=1).file(iteration) for run in (trunk, folder)))
+    return True
+
+
+def _copy_metrics(source: Path, target: Path, completed: int) -> None:
+    with source.open("rb") as lines, replacing(target) as copy:
+        for line in lines:
+            # A line that a kill cut short is among the last, and the trunk has come further.
+            with contextlib.suppress(json.JSONDecodeError):
+                row: dict[str, Any] = json.loads(line)
+                if row["iteration"] < completed:
+                    copy.write(line)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Makes `target` the same file as `source`, or a copy where the file system has no links."""
+    name = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            os.link(source, name)
+        except OSError:
+            shutil.copyfile(source, name)
+        os.replace(name, target)
+    finally:
+        name.unlink(missing_ok=True)
+
+
+def _checkpoints(folder: RunFolder) -> list[int]:
+    return [int(file.stem) for file in Checkpointer(folder.checkpoints, keep=1).newest_first()]
+
+
+def _evaluations(folder: RunFolder) -> list[Path]:
+    return sorted(folder.evaluations.glob("[0-9]*.json"))

@@ -1,0 +1,111 @@
+"""Run folders are written, and those that are there are checked."""
+
+import os
+
+import pytest
+
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.prepare import prepare
+
+
+def prepared(study_file, output):
+    return prepare(load_study(study_file), output)
+
+
+def test_writes_what_a_run_needs(write_study, tmp_path):
+    folders = prepared(write_study(seeds=[0, 3]), tmp_path / "out")
+    paths = [folder.path.relative_to(tmp_path) for folder in folders]
+    assert [str(path) for path in paths] == [
+        "out/tiny/scratch/short/seed0",
+        "out/tiny/scratch/short/seed3",
+    ]
+    run = folders[1].read()
+    assert (run["state"], run["seed"], run["iterations"]) == ("planned", 3, 6)
+    assert run["init"]["name"] == "scratch"
+    assert folders[1].config_file.is_file()
+
+
+def test_again_changes_nothing(write_study, tmp_path):
+    study = write_study()
+    folder = prepared(study, tmp_path)[0]
+    before = folder.run_file.read_bytes(), folder.config_file.read_bytes()
+    assert prepared(study, tmp_path)[0] == folder
+    assert (folder.run_file.read_bytes(), folder.config_file.read_bytes()) == before
+
+
+def test_new_seeds_and_another_description_are_accepted(write_study, tmp_path):
+    first = prepared(write_study(), tmp_path)[0]
+    first.update(state="finished")
+    study = write_study(seeds=[0, 1], description="with another seed")
+    assert [folder.state() for folder in prepared(study, tmp_path)] == ["finished", "planned"]
+
+
+def test_conclusions_are_written_and_brought_up_to_date(write_study, tmp_path):
+    folder = prepared(write_study(conclusions={"margin": 1}), tmp_path)[0]
+    assert folder.read()["thresholds"] == {"margin": 1}
+    folder.update(state="finished")
+    changed = write_study(conclusions={"margin": 2})
+    with folder.lock():
+        prepared(changed, tmp_path)
+    assert folder.read()["thresholds"] == {"margin": 1}
+    prepared(changed, tmp_path)
+    assert folder.read()["thresholds"] == {"margin": 2}
+    assert folder.state() == "finished"
+
+
+def test_another_config_is_refused_and_named(write_study, tmp_path):
+    folder = prepared(write_study(), tmp_path)[0]
+    before = folder.config_file.read_bytes()
+    changed = write_study(overrides={"SOLVER.MOMENTUM": 0.8})
+    with pytest.raises(UserError, match=r"SOLVER.MOMENTUM \(0.9 there, 0.8 now\)"):
+        prepared(changed, tmp_path)
+    assert folder.config_file.read_bytes() == before
+
+
+def test_other_weights_are_refused(write_study, tiny_backbone, tmp_path):
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(tiny_backbone.read_bytes())
+    study = write_study(arms={"pretrained": {"init": str(weights)}})
+    prepared(study, tmp_path / "out")
+    from scratch_vs_pretrain.modeling.weights import read_checkpoint, write_backbone
+
+    state = {name: tensor + 1 for name, tensor in read_checkpoint(weights).items()}
+    write_backbone(weights, state, {})
+    with pytest.raises(UserError, match="started from other weights"):
+        prepared(study, tmp_path / "out")
+
+
+def test_the_same_weights_may_lie_elsewhere(write_study, tiny_backbone, tmp_path):
+    prepared(write_study(arms={"pretrained": {"init": str(tiny_backbone)}}), tmp_path / "out")
+    copy = tmp_path / "copy.pth"
+    copy.write_bytes(tiny_backbone.read_bytes())
+    prepared(write_study(arms={"pretrained": {"init": str(copy)}}), tmp_path / "out")
+
+
+def test_an_output_that_cannot_be_written(write_study, tmp_path):
+    (tmp_path / "out").write_text("a file, not a folder")
+    with pytest.raises(UserError, match=r"out.*cannot write there"):
+        prepared(write_study(), tmp_path / "out")
+
+
+def test_a_full_disk(write_study, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write there \(No space left"):
+        prepared(write_study(), tmp_path / "out")
+    assert list(tmp_path.rglob("run.json")) == []
+
+
+def test_arms_that_differ_are_refused_before_anything_is_written(
+    write_study, tiny_backbone, tmp_path
+):
+    arms = {
+        "scratch": {"init": "scratch", "overrides": {"SOLVER.BASE_LR": 0.1}},
+        "pretrained": {"init": str(tiny_backbone)},
+    }
+    with pytest.raises(UserError, match=r"SOLVER.BASE_LR"):
+        prepared(write_study(arms=arms), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,146 @@
+"""A branch begins where its trunk is, and ends as if it had been trained alone."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.training import __main__ as worker
+from scratch_vs_pretrain.training import branch, hooks
+from scratch_vs_pretrain.training.checkpoint import Checkpointer
+
+# "short" is what "long" is for three iterations.
+SCHEDULES = [
+    {"iterations": 5, "name": "short", "drops_before_end": [2]},
+    {"iterations": 8, "name": "long", "drops_before_end": [2]},
+]
+WALL_CLOCK = ("time", "data_time", "eta_seconds", "rank_data_time")
+
+
+@pytest.fixture
+def plan(write_study, tmp_path):
+    def plan(output, sharing=True, **fields):
+        fields = {"schedules": SCHEDULES, "evaluation": {"period": 3, "at": [1]}, **fields}
+        return prepare(load_study(write_study(**fields)), tmp_path / output, sharing)
+
+    return plan
+
+
+def train(*folders):
+    for folder in folders:
+        assert worker.main([str(folder.path)]) == worker.FINISHED
+
+
+def iterations_kept(folder):
+    return sorted(int(file.stem) for file in folder.checkpoints.iterdir())
+
+
+def metrics(folder):
+    rows = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in rows]
+
+
+def assert_same(one, other):
+    first, second = (Checkpointer(run.checkpoints, 1).load_newest() for run in (one, other))
+    assert first["iteration"] == second["iteration"]
+    for name, tensor in second["model"].items():
+        assert torch.equal(first["model"][name], tensor), name
+    for number, state in first["optimizer"]["state"].items():
+        momentum = second["optimizer"]["state"][number]["momentum_buffer"]
+        assert torch.equal(state["momentum_buffer"], momentum)
+    assert metrics(one) == metrics(other)
+    names = [sorted(file.name for file in run.evaluations.iterdir()) for run in (one, other)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        contents = [json.loads((run.evaluations / name).read_text()) for run in (one, other)]
+        assert contents[0]["tasks"] == contents[1]["tasks"]
+
+
+def test_a_branch_equals_the_same_schedule_trained_alone(plan):
+    """Weights, momentum, curve and evaluations, bit for bit; and it costs its own part alone."""
+    short, long = plan("shared")
+    alone, long_alone = plan("alone", sharing=False)
+    assert not branch.is_ready(short)
+    train(long)
+    assert branch.is_ready(short)
+    train(short, alone, long_alone)
+    assert_same(short, alone)
+    assert_same(long, long_alone)
+    assert alone.read()["branch"] is None
+    run = short.read()
+    taken = run["branch"]["taken"]
+    assert (run["branch"]["of"], run["branch"]["at"], taken["iteration"]) == ("long", 3, 3)
+    assert 0 < taken["seconds"] < run["seconds"]
+    assert run["resumes"] == []
+    assert run["samples"] == alone.read()["samples"]
+
+
+def test_branch_points_outlive_other_checkpoints(plan):
+    short, long = plan("shared", overrides={"SVP.KEEP_CHECKPOINTS": 1})
+    train(long)
+    assert iterations_kept(long) == [3, 8]
+    train(short)
+    assert iterations_kept(short) == [5]
+    assert iterations_kept(long) == [3, 8]
+
+
+def test_a_branch_killed_at_its_beginning_begins_anew(plan, monkeypatch):
+    short, long = plan("shared")
+    train(long)
+    with monkeypatch.context() as patch:
+
+        def die(*_):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(branch, "_link", die)
+        assert worker.main([str(short.path)]) == worker.FAILED
+    assert "No space left" in short.read()["reason"]
+    train(short)
+    (alone, _) = plan("alone", sharing=False)
+    train(alone)
+    assert_same(short, alone)
+
+
+def test_a_stopped_branch_resumes_in_its_own_part(plan, monkeypatch):
+    short, long = plan("shared")
+    train(long)
+    after_step = hooks.ProgressHook.after_step
+
+    def stop(hook):
+        after_step(hook)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks.ProgressHook, "after_step", stop)
+        assert worker.main([str(short.path)]) == worker.INTERRUPTED
+    assert short.read()["iteration"] == 4
+    train(short)
+    assert [resume["iteration"] for resume in short.read()["resumes"]] == [4]
+    (alone, _) = plan("alone", sharing=False)
+    train(alone)
+    assert_same(short, alone)
+
+
+def test_a_longer_schedule_goes_on_from_a_run_that_is_there(plan):
+    """A trunk that did not keep the point lends what it has before it."""
+    (short,) = plan("grown", schedules=SCHEDULES[:1], overrides={"SVP.KEEP_CHECKPOINTS": 3})
+    train(short)
+    assert iterations_kept(short) == [2, 4, 5]
+    _, long = plan("grown", overrides={"SVP.KEEP_CHECKPOINTS": 3})
+    assert long.read()["branch"]["of"] == "short"
+    train(long)
+    assert long.read()["branch"]["taken"]["iteration"] == 2
+    _, alone = plan("alone", sharing=False, overrides={"SVP.KEEP_CHECKPOINTS": 3})
+    train(alone)
+    assert_same(long, alone)
+
+
+def test_nothing_is_taken_while_the_trunk_is_not_there(plan):
+    short, long = plan("shared")
+    assert not branch.take(short)
+    assert branch.is_ready(long)
+    assert not short.checkpoints.exists()
