@@ -15,9 +15,9 @@
 # # Sample budgets
 #
 # Images, instances and pixels that each arm has seen, pre-training included, as in the paper's
-# Figure 2. `RUNS` is any folder that holds the runs of one study: set it to your own output. The one
-# here is a recorded run of `svp demo --seeds 3` without its checkpoints. Nothing below needs torch or
-# Detectron2. How samples are counted: `docs/budgets.md`.
+# Figure 2. `RUNS` is any folder that holds the runs of one study: set it to your own output. The
+# one here is a recorded run of `svp demo --seeds 3` without its checkpoints. Nothing below needs
+# torch or Detectron2. How samples are counted: `docs/budgets.md`.
 
 # %%
 from pathlib import Path

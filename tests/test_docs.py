@@ -146,7 +146,8 @@ def test_every_config_key_is_documented_where_it_is_defined():
     documented = {
         key[1]
         for above, line in itertools.pairwise(lines)
-        if (key := re.match(r"\s*cfg\.(SVP\.[A-Z0-9_.]+) = ", line)) and above.strip().startswith("#")
+        if (key := re.match(r"\s*cfg\.(SVP\.[A-Z0-9_.]+) = ", line))
+        and above.strip().startswith("#")
     }
     keys = set(_leaves(cfg.SVP, "SVP"))
     assert keys

@@ -134,7 +134,8 @@ def _told_from_detections(
     if truth is None:
         raise UserError(
             f"{final.file}: has no error costs; make the run's detections with `svp predict "
-            f"{run.folder} --dataset {final.dataset}` and give the annotation file with --annotations"
+            f"{run.folder} --dataset {final.dataset}` and give the annotation file with "
+            "--annotations"
         )
     results = _checked(read_json(file), file, (*FIELDS, "score"))
     known = {image["id"] for image in truth["images"]}
