@@ -149,6 +149,11 @@ def _run(options: argparse.Namespace) -> int:
                 f"because they could not be read, for example {unreadable[0]}",
                 file=sys.stderr,
             )
+    # The runs of a study share their data, and so what was mended there.
+    for repaired in {tuple(outcome.repaired.items()): None for outcome in outcomes}:
+        if repaired:
+            listed = "; ".join(f"{count:,} times {what}" for what, count in repaired)
+            print(f"svp: training data, see svp check-data: {listed}", file=sys.stderr)
     for outcome in unfinished:
         why = f": {outcome.reason}" if outcome.reason else ""
         print(f"svp: {outcome.folder.path}: {outcome.state}{why}", file=sys.stderr)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,16 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "categories": {"id": int, "name": str},
 }
 
+# What each annotation must have so that a task can be scored, beside ids and category.
+_SCORED_BY = {
+    "bbox": ("bbox", "area"),
+    "segm": ("segmentation", "area"),
+    "keypoints": ("keypoints", "num_keypoints", "bbox", "area"),
+}
+COCO_KEYPOINTS = 17
+# The mean of COCO's 17, for keypoints whose categories state none.
+USUAL_SIGMA = 0.067
+
 
 @dataclass(frozen=True)
 class AnnotationFile:
@@ -29,7 +41,11 @@ class AnnotationFile:
         categories: names in the order of the category ids.
         keypoints: names of the keypoints, empty where the categories have none.
         skeleton: pairs of positions in `keypoints`, counted from 1.
+        sigmas: of object keypoint similarity, one a keypoint, or empty where none are stated.
         usable: whether any image has an annotation that is no crowd.
+        masks, labelled: whether any annotation that is no crowd has a mask, or keypoints.
+        run_lengths: whether any of those masks is one of run lengths, no polygons.
+        lacks: the first thing that keeps a task from being scored, by task.
         sha256: of the file.
     """
 
@@ -40,6 +56,11 @@ class AnnotationFile:
     skeleton: tuple[tuple[int, int], ...]
     usable: bool
     sha256: str
+    sigmas: tuple[float, ...] = ()
+    masks: bool = False
+    labelled: bool = False
+    run_lengths: bool = False
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_annotations(file: Path) -> AnnotationFile:
@@ -62,16 +83,16 @@ def _read(file: Path, size: int, modified: int) -> AnnotationFile:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error}); is it truncated?") from None
-    for key in _FIELDS:
-        _check_entries(file, content, key)
+    for problem in form_problems(content):
+        raise UserError(f"{file}: {problem}")
     images, annotations = content["images"], content["annotations"]
     categories = sorted(content["categories"], key=lambda category: category["id"])
-    _check_annotations(file, annotations, {category["id"] for category in categories})
-    for image in images:
-        if image["file_name"].startswith("/") or ".." in image["file_name"].split("/"):
-            raise UserError(f"{file}: {image['file_name']} leads out of the image folder")
-    annotated = {entry["image_id"] for entry in annotations if not entry.get("iscrowd")}
+    instances = [entry for entry in annotations if not entry.get("iscrowd")]
+    annotated = {entry["image_id"] for entry in instances}
     keypoints, skeleton = _keypoints(file, categories)
+    lacks = {
+        task: find_lack(content, task, len(keypoints) or COCO_KEYPOINTS) for task in _SCORED_BY
+    }
     return AnnotationFile(
         file_names=tuple(image["file_name"] for image in images),
         annotations=len(annotations),
@@ -80,30 +101,89 @@ def _read(file: Path, size: int, modified: int) -> AnnotationFile:
         skeleton=skeleton,
         usable=any(image["id"] in annotated for image in images),
         sha256=hashlib.sha256(data).hexdigest(),
+        sigmas=_sigmas(file, categories, len(keypoints)),
+        masks=any(entry.get("segmentation") for entry in instances),
+        labelled=any(entry.get("keypoints") for entry in instances),
+        run_lengths=any(isinstance(entry.get("segmentation"), dict) for entry in instances),
+        lacks={task: lack for task, lack in lacks.items() if lack},
     )
 
 
-def _check_entries(file: Path, content: Any, key: str) -> None:
-    """Checks that `content` has a list `key` whose entries have the required fields."""
-    entries = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(entries, list):
-        raise UserError(f"{file}: not in COCO format; it has no list of {key}")
-    for number, entry in enumerate(entries):
-        for field, kind in _FIELDS[key].items():
-            if not isinstance(entry, dict) or not isinstance(entry.get(field), kind):
-                raise UserError(f"{file}: not in COCO format; {key}[{number}] has no valid {field}")
+def form_problems(content: Any) -> Iterator[str]:
+    """Finds what keeps JSON from being read as COCO's; each says where.
+
+    What can be left out or mended entry by entry is none: see
+    :mod:`scratch_vs_pretrain.data.records`.
+    """
+    for key in _FIELDS:
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            yield f"not in COCO format; it has no list of {key}"
+            return
+        for number, entry in enumerate(entries):
+            problem = entry_problem(key, entry)
+            if problem:
+                yield f"not in COCO format; {key}[{number}] {problem}"
+    for key in ("images", "categories"):
+        known: set[Any] = set()
+        for number, entry in enumerate(content[key]):
+            if entry_problem(key, entry):
+                continue
+            if entry["id"] in known:
+                yield (
+                    f"{key}[{number}] has the id {entry['id']!r} of one before it; give each an "
+                    "id of its own"
+                )
+            known.add(entry["id"])
 
 
-def _check_annotations(file: Path, annotations: list[dict[str, Any]], known: set[int]) -> None:
-    for number, entry in enumerate(annotations):
-        if entry["category_id"] not in known:
-            raise UserError(
-                f"{file}: annotations[{number}] has category_id {entry['category_id']}, "
-                "which none of the categories has"
-            )
+def entry_problem(key: str, entry: Any) -> str | None:
+    """Returns what keeps an entry of the list `key` from being read, None if it can be."""
+    for name, kind in _FIELDS[key].items():
+        if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+            return f"has no valid {name}"
+    if key == "images":
+        name = entry["file_name"]
+        if name.startswith("/") or ".." in name.split("/"):
+            return f"is {name}, which leads out of the image folder"
+    if key == "annotations":
         bbox = entry["bbox"]
         if len(bbox) != 4 or not all(isinstance(value, (int, float)) for value in bbox):
-            raise UserError(f"{file}: annotations[{number}] has bbox {bbox}; give [x, y, w, h]")
+            return f"has bbox {bbox}; give [x, y, w, h]"
+    return None
+
+
+def find_lack(content: Mapping[str, Any], task: str, keypoints: int) -> str | None:
+    """Returns what keeps COCO JSON from being the ground truth of a task, None if nothing does.
+
+    Args:
+        content: of a file; annotations need not be there.
+        task: "bbox", "segm" or "keypoints".
+        keypoints: their number.
+    """
+    annotations = content.get("annotations")
+    if not annotations:
+        return "there are no annotations"
+    for annotation in annotations:
+        for key in _SCORED_BY[task]:
+            if annotation.get(key) in (None, []):
+                return f"annotation {annotation.get('id')} has no {key}"
+        if task == "keypoints" and len(annotation["keypoints"]) != 3 * keypoints:
+            found = len(annotation["keypoints"]) // 3
+            return f"annotation {annotation.get('id')} has {found} keypoints, not {keypoints}"
+    return None
+
+
+def _sigmas(file: Path, categories: list[dict[str, Any]], keypoints: int) -> tuple[float, ...]:
+    stated: Any = next((one["sigmas"] for one in categories if one.get("sigmas")), [])
+    numbers = isinstance(stated, list) and all(isinstance(one, (int, float)) for one in stated)
+    if (
+        not numbers
+        or len(stated) not in (0, keypoints)
+        or not all(0 < one < math.inf for one in stated)
+    ):
+        raise UserError(f"{file}: the sigmas of a category must be {keypoints} positive numbers")
+    return tuple(float(one) for one in stated)
 
 
 def _keypoints(

@@ -1,4 +1,4 @@
-"""Describes registered data sets, checks their files and loads their training records."""
+"""Describes registered data sets and checks their files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from detectron2.data import get_detection_dataset_dicts
 from PIL import Image
 
 from scratch_vs_pretrain.data.registration import (
@@ -23,9 +22,6 @@ from scratch_vs_pretrain.data.registration import (
 )
 from scratch_vs_pretrain.errors import UserError
 
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-
 __all__ = [
     "DataSummary",
     "category_count",
@@ -33,7 +29,6 @@ __all__ = [
     "describe",
     "ensure",
     "image_errors",
-    "load_training_records",
     "register",
 ]
 
@@ -121,32 +116,6 @@ def check_files(names: Sequence[str]) -> None:
                 f"{images}: {len(missing)} of the {len(index.file_names)} images of {name} are "
                 f"missing: {named}; restore them or take them out of {annotations}"
             )
-
-
-def load_training_records(cfg: CfgNode) -> list[dict[str, Any]]:
-    """Returns Detectron2's records of all images to train on, in the order of the image ids.
-
-    Images without annotations, or with too few keypoints, are left out as
-    ``build_detection_train_loader`` leaves them out.
-
-    Raises:
-        UserError: a name is not registered, an annotation file cannot be used, nothing is left,
-            or the config wants precomputed proposals (pickles, which are never read).
-    """
-    if cfg.MODEL.LOAD_PROPOSALS:
-        raise UserError("MODEL.LOAD_PROPOSALS: proposal files are pickles; set it to False")
-    names = list(cfg.DATASETS.TRAIN)
-    if not names:
-        raise UserError("DATASETS.TRAIN: is empty; name a data set to train on")
-    describe(names)
-    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    try:
-        return get_detection_dataset_dicts(
-            names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, min_keypoints=keypoints
-        )
-    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"DATASETS.TRAIN: cannot train on {', '.join(names)}: {reason}") from None
 
 
 @contextlib.contextmanager

@@ -5,50 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from detectron2.data.detection_utils import read_image
 from tabulate import tabulate  # type: ignore[import-untyped]
 from tqdm import tqdm
 
-from scratch_vs_pretrain.data.check_annotations import Note, check_entries, voc_entries
-from scratch_vs_pretrain.data.registration import location
-from scratch_vs_pretrain.data.voc import is_voc
+from scratch_vs_pretrain.config import default_config
+from scratch_vs_pretrain.data.annotations import entry_problem, form_problems
+from scratch_vs_pretrain.data.catalog import image_errors
+from scratch_vs_pretrain.data.image_facts import ImageFacts, image_facts
+from scratch_vs_pretrain.data.kinds import BREAKS, KINDS, Note
+from scratch_vs_pretrain.data.records import Heads, judge
+from scratch_vs_pretrain.data.registration import annotations_of, location
+from scratch_vs_pretrain.data.voc import is_voc, voc_content, voc_problems
 from scratch_vs_pretrain.errors import UserError
 
-BREAKS, HARMLESS, ODD = "breaks training", "harmless", "worth knowing"
-
-# What is found, what it means for training, and why.
-KINDS = {
-    "missing image": BREAKS,
-    "undecodable image": BREAKS,
-    "another size than stated": BREAKS,
-    "no COCO entry": BREAKS,
-    "unknown category": BREAKS,
-    "duplicate image id": BREAKS,
-    "duplicate annotation id": BREAKS,
-    "path out of the image folder": BREAKS,
-    "invalid mask": BREAKS,
-    "RLE of another size": BREAKS,
-    "unusable XML": BREAKS,
-    # Detectron2 clips boxes, leaves out instances without area and images without instances, and
-    # converts what Pillow can decode.
-    "annotation of a missing image": HARMLESS,
-    "degenerate box": HARMLESS,
-    "box outside the image": HARMLESS,
-    "empty mask": HARMLESS,
-    "image without annotation": HARMLESS,
-    "greyscale image": HARMLESS,
-    "CMYK image": HARMLESS,
-    "EXIF-rotated image": HARMLESS,
-    "same image in several data sets": ODD,
-    "XML names another file": ODD,
-}
-_ORIENTATION = 0x0112
 _EXAMPLES = 3
 
 
@@ -67,7 +43,7 @@ class Report:
     @property
     def breaks(self) -> bool:
         """Whether anything would break training."""
-        return any(KINDS[kind] == BREAKS for _, kind in self.found)
+        return any(KINDS[kind].means == BREAKS for _, kind in self.found)
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything, with every example."""
@@ -75,8 +51,8 @@ class Report:
             "images": self.images,
             "breaks_training": self.breaks,
             "findings": [
-                {"dataset": name, "kind": kind, "means": KINDS[kind], "count": len(notes)}
-                | {"where": notes}
+                {"dataset": name, "kind": kind, "means": KINDS[kind].means}
+                | {"training": KINDS[kind].fate, "count": len(notes), "where": notes}
                 for (name, kind), notes in self.found.items()
             ],
         }
@@ -84,7 +60,7 @@ class Report:
     def text(self) -> str:
         """Returns the table that `svp check-data` prints."""
         rows = [
-            (name, kind, KINDS[kind], len(notes), "; ".join(notes[:_EXAMPLES]))
+            (name, kind, KINDS[kind].text(), len(notes), "; ".join(notes[:_EXAMPLES]))
             for (name, kind), notes in self.found.items()
         ]
         looked = ", ".join(f"{name}: {count:,} images" for name, count in self.images.items())
@@ -98,25 +74,45 @@ class Report:
 
 @dataclass(frozen=True)
 class DataSet:
-    """One to check: its name, its annotation file or VOC list, and the folder of its images."""
+    """One to check.
+
+    Attributes:
+        name: for the report; of a VOC tree, as registered.
+        annotations: in COCO format; of a VOC tree, the list of its images.
+        images: the folder that file names are relative to.
+        voc: whether it is a VOC tree.
+        heads: what is to be learnt from it; None for all that it has.
+        unreadable: the share of images that may be undecodable.
+    """
 
     name: str
     annotations: Path
     images: Path
     voc: bool = False
+    heads: Heads | None = None
+    unreadable: float = 0.0
 
 
-def registered_set(name: str) -> DataSet:
+def registered_set(
+    name: str, heads: Heads | None = None, unreadable: float | None = None
+) -> DataSet:
     """Returns a data set by its registered name.
+
+    Args:
+        name: of the set.
+        heads: see :class:`DataSet`.
+        unreadable: see :class:`DataSet`; by default what training admits.
 
     Raises:
         UserError: no such data set, or its files are missing.
     """
-    return DataSet(name, *location(name), voc=is_voc(name))
+    if unreadable is None:
+        unreadable = default_config().SVP.MAX_UNREADABLE
+    return DataSet(name, *location(name), is_voc(name), heads, unreadable)
 
 
 def check(sets: Sequence[DataSet], workers: int | None = None, progress: bool = True) -> Report:
-    """Checks data sets, annotations first and then every image, several at a time.
+    """Checks data sets: every image, several at a time, and every annotation.
 
     Args:
         sets: those of one study; images that are in several are reported.
@@ -130,12 +126,17 @@ def check(sets: Sequence[DataSet], workers: int | None = None, progress: bool = 
     contents: dict[str, set[str]] = {}
     report = Report()
     for one in sets:
-        images, found = voc_entries(one.name) if one.voc else check_entries(_coco(one.annotations))
-        report.images[one.name] = len(images)
-        digests, seen = _check_images(one, images, workers, progress)
-        notes += [(one.name, note) for note in (*found, *seen)]
-        for name, digest in digests:
-            contents.setdefault(digest, set()).add(f"{one.name} {name}")
+        content, found = _voc(one) if one.voc else _coco(one.annotations)
+        names = [image["file_name"] for image in content["images"]]
+        report.images[one.name] = len(names)
+        looks = _look_at_images(one.images, names, one.name, workers, progress)
+        facts = {name: look.facts for name, look in looks.items() if look.facts}
+        _, remarks = judge(content, facts, one.heads or _all_heads(content))
+        seen = _image_notes(looks, one.unreadable * len(names))
+        notes += [(one.name, note) for note in (*found, *seen, *remarks)]
+        for name, look in looks.items():
+            if look.digest:
+                contents.setdefault(look.digest, set()).add(f"{one.name} {name}")
     for where in contents.values():
         if len({text.split(" ", 1)[0] for text in where}) > 1:
             notes.append(
@@ -148,68 +149,104 @@ def check(sets: Sequence[DataSet], workers: int | None = None, progress: bool = 
     return report
 
 
-def _coco(file: Path) -> dict[str, Any]:
+def check_decodable(names: Sequence[str]) -> None:
+    """Checks, by decoding them, that all images of registered data sets can be evaluated on.
+
+    Raises:
+        UserError: one cannot; an evaluation late in training would end the run.
+    """
+    for name in names:
+        _, folder = location(name)
+        looks = _look_at_images(folder, annotations_of(name).file_names, name, None, False)
+        broken = [f"{file} ({look.problem})" for file, look in looks.items() if look.problem]
+        if broken:
+            raise UserError(
+                f"{folder}: {len(broken)} of the {len(looks)} images of {name}, which is to be "
+                f"evaluated on, cannot be decoded: {'; '.join(broken[:_EXAMPLES])}"
+            )
+
+
+def _coco(file: Path) -> tuple[dict[str, Any], list[Note]]:
+    """Returns the entries of a COCO file that can be used, and what is wrong with the others."""
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file}: cannot read the annotations ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error}); is it truncated?") from None
+    problems = list(form_problems(content))
+    usable: dict[str, Any] = {}
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise UserError(f"{file}: not in COCO format; it has no list of {key}")
-    return content
+            raise UserError(f"{file}: {problems[0]}")
+        good = [entry for entry in content[key] if not entry_problem(key, entry)]
+        # Of several with one id the first.
+        unique = {entry["id"]: entry for entry in reversed(good)}
+        usable[key] = good if key == "annotations" else list(reversed(unique.values()))
+    return usable, [Note("unusable entry", problem) for problem in problems]
 
 
-def _check_images(
-    one: DataSet, images: Iterable[dict[str, Any]], workers: int | None, progress: bool
-) -> tuple[list[tuple[str, str]], list[Note]]:
-    """Returns the digest of every image that is there, by name, and what is wrong or odd."""
+def _voc(one: DataSet) -> tuple[dict[str, Any], list[Note]]:
+    """Returns the images of a VOC set that can be used, and what is wrong or odd in the XML."""
+    problems, images = voc_problems(one.name)
+    notes = [Note("unusable XML", problem) for problem in problems]
+    for image in images:
+        file = f"{image.identity}.xml"
+        if image.file_name not in (None, f"{image.identity}.jpg"):
+            notes.append(Note("XML names another file", f"{file} ({image.file_name})"))
+        if not image.plain:
+            notes.append(Note("XML with fractions or without flags", file))
+    return voc_content(one.name, images), notes
 
-    def look(image: dict[str, Any]) -> tuple[str | None, list[Note]]:
-        return _check_image(one.images / image["file_name"], image)
 
-    images = list(images)
-    digests, notes = [], []
+def _all_heads(content: Mapping[str, Any]) -> Heads:
+    masks = any(one.get("segmentation") for one in content["annotations"] if not one.get("iscrowd"))
+    named = (category.get("keypoints") for category in content["categories"])
+    names = next((names for names in named if isinstance(names, list)), [])
+    return Heads(masks, len(names))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What was seen of an image file: whether it is there, its digest and facts if it decodes."""
+
+    there: bool
+    digest: str | None = None
+    facts: ImageFacts | None = None
+    problem: str = ""
+
+
+def _look_at_images(
+    folder: Path, names: Sequence[str], title: str, workers: int | None, progress: bool
+) -> dict[str, _Look]:
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         looks = tqdm(
-            pool.map(look, images),
-            desc=one.name,
-            total=len(images),
+            pool.map(_look, (folder / name for name in names)),
+            desc=title,
+            total=len(names),
             unit="image",
             disable=not progress,
         )
-        for image, (digest, found) in zip(images, looks, strict=True):
-            notes += found
-            if digest:
-                digests.append((image["file_name"], digest))
-    return digests, notes
+        return dict(zip(names, looks, strict=True))
 
 
-def _check_image(file: Path, stated: dict[str, Any]) -> tuple[str | None, list[Note]]:
-    name = stated["file_name"]
+def _look(file: Path) -> _Look:
     if not file.is_file():
-        return None, [Note("missing image", name)]
+        return _Look(there=False)
     try:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        with Image.open(file) as image:
-            image.load()
-            return digest, list(_oddities(image, stated))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        return None, [Note("undecodable image", f"{name} ({' '.join(str(error).split())})")]
+        with image_errors(file):
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            read_image(str(file), "BGR")
+    except UserError as error:
+        return _Look(there=True, problem=str(error).removeprefix(f"{file}: "))
+    return _Look(there=True, digest=digest, facts=image_facts(file))
 
 
-def _oddities(image: Image.Image, stated: dict[str, Any]) -> Iterator[Note]:
-    name, (width, height) = stated["file_name"], image.size
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    if orientation != 1:
-        yield Note("EXIF-rotated image", name)
-    if orientation in (5, 6, 7, 8):  # Detectron2 turns it
-        width, height = height, width
-    if (width, height) != (stated["width"], stated["height"]):
-        told = f"{stated['width']} x {stated['height']} stated, {width} x {height} found"
-        yield Note("another size than stated", f"{name} ({told})")
-    if image.mode in ("L", "LA", "1", "I;16"):
-        yield Note("greyscale image", name)
-    if image.mode == "CMYK":
-        yield Note("CMYK image", name)
+def _image_notes(looks: Mapping[str, _Look], most_undecodable: float) -> list[Note]:
+    missing = [name for name, look in looks.items() if not look.there]
+    broken = [f"{name} ({look.problem})" for name, look in looks.items() if look.problem]
+    kind = "undecodable image" if len(broken) > most_undecodable else "undecodable training image"
+    return [
+        *(Note("missing image", name) for name in missing),
+        *(Note(kind, where) for where in broken),
+    ]

@@ -23,7 +23,8 @@ from detectron2.data import DatasetMapper
 from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 
-from scratch_vs_pretrain.data.catalog import image_errors, load_training_records
+from scratch_vs_pretrain.data.catalog import image_errors
+from scratch_vs_pretrain.data.loading import load_training_records
 from scratch_vs_pretrain.data.prefetch import prefetched
 from scratch_vs_pretrain.errors import UserError
 
@@ -150,6 +151,7 @@ class TrainingStream:
     Attributes:
         samples: what this process has handed out.
         unreadable: what is wrong with each image that another one had to replace.
+        repaired: how many entries were dropped or mended, by what was wrong.
     """
 
     def __init__(self, cfg: Any, mapper: Callable | None = None, prefetch: bool = False) -> None:
@@ -169,7 +171,8 @@ class TrainingStream:
                 f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which does not divide over "
                 f"{world} processes; change one of them"
             )
-        records = load_training_records(cfg)
+        loaded = load_training_records(cfg)
+        records, self.repaired = loaded.records, loaded.repaired
         self.samples = Samples()
         self.unreadable: set[str] = set()
         self._cfg = cfg

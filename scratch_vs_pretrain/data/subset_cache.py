@@ -21,7 +21,7 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import write_atomically, write_json
 
 # To be raised whenever the same annotation file would give another subset file or index.
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,11 @@ def _read(file: Path) -> SubsetFile | None:
             skeleton=tuple((a, b) for a, b in fields["skeleton"]),
             usable=bool(fields["usable"]),
             sha256=sha256,
+            sigmas=tuple(fields["sigmas"]),
+            masks=bool(fields["masks"]),
+            labelled=bool(fields["labelled"]),
+            run_lengths=bool(fields["run_lengths"]),
+            lacks=dict(fields["lacks"]),
         )
         return SubsetFile(file, str(description["ids_sha256"]), index)
     except (OSError, ValueError, KeyError, TypeError):

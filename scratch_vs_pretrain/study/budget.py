@@ -50,7 +50,7 @@ class _PerImage:
 
 
 def study_budgets(study: Study) -> Budgets:
-    """Returns what to expect of every arm and schedule of a study. No image is opened.
+    """Returns what to expect of every arm and schedule of a study. Of images only the headers are read.
 
     Raises:
         UserError: a config cannot be made, or a training set cannot be used. Missing files of
@@ -105,12 +105,13 @@ def input_rule(cfg: CfgNode) -> InputRule:
 
 
 def _per_image(cfg: CfgNode) -> _PerImage:
-    from scratch_vs_pretrain.data.catalog import load_training_records, register
+    from scratch_vs_pretrain.data.catalog import register
+    from scratch_vs_pretrain.data.loading import load_training_records
 
     rule, missing = input_rule(cfg), list(_missing(cfg))
     if not missing:
         register(cfg)
-        data = annotated(load_training_records(cfg))
+        data = annotated(load_training_records(cfg).records)
         return _PerImage(expected_instances(data, rule), expected_pixels(data, rule))
     names, reasons = zip(*missing, strict=True)
     if len(names) < len(cfg.DATASETS.TRAIN) or not set(names) <= set(COCO_TRAIN):
@@ -155,7 +156,7 @@ def _relevant(cfg: CfgNode) -> tuple[Any, ...]:
     """Returns all of a config on which the expectation depends."""
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    return tuple(cfg.DATASETS.TRAIN), keypoints, empty, input_rule(cfg)
+    return tuple(cfg.DATASETS.TRAIN), cfg.MODEL.MASK_ON, keypoints, empty, input_rule(cfg)
 
 
 def _times(mean: float | None, images: int) -> int | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,18 @@ from scratch_vs_pretrain.training.branch import ENDED
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its state, why unless it finished, and what it could not read."""
+    """How a run ended: its state, why unless it finished, and what was wrong with its data.
+
+    Attributes:
+        unreadable_images: those that others replaced.
+        repaired: how many entries were dropped or mended, by what was wrong.
+    """
 
     folder: RunFolder
     state: str
     reason: str | None
     unreadable_images: tuple[str, ...] = ()
+    repaired: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_study(
@@ -72,7 +78,8 @@ def run_study(
 def _outcome(folder: RunFolder, blocked: str | None) -> Outcome:
     run = folder.read()
     unreadable = tuple(run.get("unreadable_images", ()))
-    return Outcome(folder, folder.state(), blocked or run.get("reason"), unreadable)
+    reason = blocked or run.get("reason")
+    return Outcome(folder, folder.state(), reason, unreadable, run.get("repaired", {}))
 
 
 @contextmanager

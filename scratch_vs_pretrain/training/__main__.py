@@ -23,6 +23,7 @@ from detectron2.utils import comm
 
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data.check import check_decodable
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.weights import weights_sha256
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -66,6 +67,7 @@ def train(folder: RunFolder) -> None:
     catalog.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     if comm.is_main_process():  # which alone reads the ground truth
         check_test_sets(cfg)
+        check_decodable(cfg.DATASETS.TEST)
         folder.update(
             data={
                 part: catalog.describe(names).to_json()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
+from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
@@ -20,6 +20,7 @@ from torch import nn
 
 from scratch_vs_pretrain.analysis.tide import error_costs
 from scratch_vs_pretrain.data.catalog import image_errors
+from scratch_vs_pretrain.data.loading import load_test_records
 from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, write_json
@@ -159,7 +160,11 @@ def run_inference(
     try:
         mapper = _ReportingMapper(DatasetMapper(cfg, is_train=False))
         # The loader draws a seed for its workers.
-        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(
+            load_test_records(dataset_name),
+            mapper=mapper,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
         batches: Any = _ReadableBatches(loader)
         if progress is not None and comm.is_main_process():
             batches = progress(batches)
@@ -243,11 +248,10 @@ class CocoScoreEvaluator(DatasetEvaluator):
         self, results: Iterable[dict[str, Any]], ground_truth: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """Replaces the model's classes by the category ids of the annotation file."""
-        classes = MetadataCatalog.get(self._dataset_name).get("thing_dataset_id_to_contiguous_id")
-        if classes is None:  # not loaded by Detectron2 so far; it numbers them so
-            ids = sorted(category["id"] for category in ground_truth["categories"])
-            classes = {number: position for position, number in enumerate(ids)}
-        category_ids = {position: number for number, position in classes.items()}
+        # As Detectron2 numbers them, by ascending id.
+        category_ids = dict(
+            enumerate(sorted(category["id"] for category in ground_truth["categories"]))
+        )
         try:
             return [{**r, "category_id": category_ids[r["category_id"]]} for r in results]
         except KeyError as error:

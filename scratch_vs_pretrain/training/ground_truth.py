@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from scratch_vs_pretrain.data.annotations import COCO_KEYPOINTS, find_lack
 from scratch_vs_pretrain.data.voc import is_voc, voc_ground_truth
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import read_json
 
-COCO_KEYPOINTS = 17
-
-# What each annotation must have for a task, beside ids and category.
-_NEEDED = {
-    "bbox": ("bbox", "area"),
-    "segm": ("segmentation", "area"),
-    "keypoints": ("keypoints", "num_keypoints", "bbox", "area"),
-}
 # The config key that asks for a task.
 _ASKED_BY = {
     "bbox": "DATASETS.TEST",
@@ -74,23 +67,9 @@ def check_ground_truth(
     """
     for task in tasks:
         keypoints = len(keypoint_sigmas) or COCO_KEYPOINTS
-        lack = _find_lack(load_ground_truth(dataset_name), task, keypoints)
+        lack = find_lack(load_ground_truth(dataset_name), task, keypoints)
         if lack:
             raise UserError(
                 f"{dataset_name}: {lack}, so that there is no {task} AP; "
                 f"evaluate on another data set or change {_ASKED_BY[task]}"
             )
-
-
-def _find_lack(ground_truth: Mapping[str, Any], task: str, keypoints: int) -> str | None:
-    annotations = ground_truth.get("annotations")
-    if not annotations:
-        return "there are no annotations"
-    for annotation in annotations:
-        for key in _NEEDED[task]:
-            if annotation.get(key) in (None, []):
-                return f"annotation {annotation.get('id')} has no {key}"
-        if task == "keypoints" and len(annotation["keypoints"]) != 3 * keypoints:
-            found = len(annotation["keypoints"]) // 3
-            return f"annotation {annotation.get('id')} has {found} keypoints, not {keypoints}"
-    return None

@@ -94,7 +94,7 @@ class Trainer(SimpleTrainer):
     Attributes:
         cfg: the run's config, with the device that is really there.
         folder: the run folder.
-        described: what run.json is told about the model.
+        described: what run.json is told about the model and the data.
         resumed: it goes on from a checkpoint.
         totals: samples seen by all processes, as of the last :meth:`count_samples`.
     """
@@ -123,6 +123,7 @@ class Trainer(SimpleTrainer):
         self.described["fast"] = options
         fast.prepare_model(self.network, options)
         self.stream = TrainingStream(cfg, prefetch="PREFETCH" in options)
+        self.described["repaired"] = dict(self.stream.repaired)
         optimizer = build_optimizer(cfg, self.network)
         fast.prepare_optimizer(optimizer, options)
         share = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()

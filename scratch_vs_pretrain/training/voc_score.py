@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import tempfile
 import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.utils import comm
+
+from scratch_vs_pretrain.data.voc import VocImage, voc_images, voc_location
 
 # AP50 is the VOC benchmark's; of VOC 2007 with its 11-point metric.
 NUMBERS = ("AP", "AP50", "AP75")
@@ -16,12 +23,20 @@ NUMBERS = ("AP", "AP50", "AP75")
 class VocScoreEvaluator(DatasetEvaluator):
     """Adds the task ``voc`` to those of another evaluator.
 
-    Its numbers are percent, and None where a class has no object.
+    Its numbers are percent, and None where a class has no object. Where Detectron2's evaluator
+    cannot read the tree (VOC 2012 has a few fractions, others lack flags, or list images with blank
+    lines), it is given a copy with corners rounded and missing flags 0.
     """
 
     def __init__(self, dataset_name: str, other: DatasetEvaluator) -> None:
         self._other = other
         self._voc = PascalVOCDetectionEvaluator(dataset_name)
+        images = voc_images(dataset_name)
+        listed = voc_location(dataset_name)[0].read_text().splitlines()
+        if not all(image.plain for image in images) or not all(map(str.strip, listed)):
+            folder = Path(_plain_copies(images).name)
+            self._voc._anno_file_template = str(folder / "{}.xml")
+            self._voc._image_set_path = str(folder / "images.txt")
         self.reset()
 
     def reset(self) -> None:
@@ -44,3 +59,23 @@ class VocScoreEvaluator(DatasetEvaluator):
         numbers = {name: float(found["bbox"][name]) for name in NUMBERS}
         voc = {name: None if math.isnan(value) else value for name, value in numbers.items()}
         return {**tasks, "voc": voc}
+
+
+@functools.lru_cache(maxsize=4)
+def _plain_copies(images: Sequence[VocImage]) -> tempfile.TemporaryDirectory[str]:
+    """Returns a folder of XML files, and their list, that Detectron2's evaluator can read."""
+    folder = tempfile.TemporaryDirectory(prefix="svp_voc_")
+    names = "".join(f"{image.identity}\n" for image in images)
+    (Path(folder.name) / "images.txt").write_text(names)
+    for image in images:
+        top = ElementTree.Element("annotation")
+        for one in image.objects:
+            entry = ElementTree.SubElement(top, "object")
+            fields = {"name": one.name, "pose": "Unspecified", "truncated": "0"}
+            for key, text in {**fields, "difficult": str(int(one.difficult))}.items():
+                ElementTree.SubElement(entry, key).text = text
+            box = ElementTree.SubElement(entry, "bndbox")
+            for key, value in zip(("xmin", "ymin", "xmax", "ymax"), one.corners, strict=True):
+                ElementTree.SubElement(box, key).text = str(round(value))
+        ElementTree.ElementTree(top).write(Path(folder.name) / f"{image.identity}.xml")
+    return folder

@@ -54,6 +54,11 @@ def test_what_is_kept(tmp_path):
         skeleton=(),
         usable=True,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        lacks={
+            "bbox": "annotation 1 has no area",
+            "segm": "annotation 1 has no segmentation",
+            "keypoints": "annotation 1 has no keypoints",
+        },
     )
 
 
@@ -129,7 +134,8 @@ def test_categories_must_share_keypoints(tmp_path):
         (changed("annotations", 1, "bbox", remove=True), r"annotations\[1\] has no valid bbox"),
         (changed("annotations", 1, "bbox", value=[1, 2]), r"annotations\[1\] has bbox \[1, 2\]"),
         (changed("annotations", 0, "bbox", value=[1, 2, None, 4]), r"annotations\[0\] has bbox"),
-        (changed("annotations", 0, "category_id", value=5), r"annotations\[0\] has category_id 5"),
+        (changed("images", 1, "id", value=7), r"images\[1\] has the id 7 of one before it"),
+        (changed("categories", 1, "id", value=9), r"categories\[1\] has the id 9 of one before it"),
         (changed("images", 0, "file_name", value="../b.jpg"), "leads out of the image folder"),
         (changed("images", 0, "file_name", value="/b.jpg"), "leads out of the image folder"),
     ],

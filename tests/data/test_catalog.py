@@ -21,9 +21,9 @@ from scratch_vs_pretrain.data.catalog import (
     check_files,
     describe,
     image_errors,
-    load_training_records,
     register,
 )
+from scratch_vs_pretrain.data.loading import load_training_records
 from scratch_vs_pretrain.errors import UserError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "datasets"
@@ -282,45 +282,6 @@ class TestCheckFiles:
             check_files([first, second])
 
 
-class TestLoadTrainingRecords:
-    def test_images_without_annotations_are_left_out(self, registered):
-        cfg = registered()[0]
-        records = load_training_records(cfg)
-        assert [record["image_id"] for record in records] == [0, 1]
-        assert [len(record["annotations"]) for record in records] == [2, 1]
-        cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
-        assert [record["image_id"] for record in load_training_records(cfg)] == [0, 1, 2]
-
-    def test_images_with_few_keypoints_are_left_out(self, registered):
-        annotations = [
-            box(1, 0, keypoints=[3, 3, 2] + [0] * 48),
-            box(2, 1, keypoints=[3, 3, 2, 4, 4, 1] + [0] * 45),
-        ]
-        cfg = registered(coco(annotations=annotations, categories=[PERSON]))[0]
-        cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 2
-        assert len(load_training_records(cfg)) == 2
-        cfg.MODEL.KEYPOINT_ON = True
-        assert [record["image_id"] for record in load_training_records(cfg)] == [1]
-        cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 3
-        with pytest.raises(UserError, match="cannot train on"):
-            load_training_records(cfg)
-
-    def test_no_names(self):
-        with pytest.raises(UserError, match=r"DATASETS\.TRAIN: is empty"):
-            load_training_records(default_config())
-
-    def test_proposals_are_never_unpickled(self, registered):
-        cfg = registered()[0]
-        cfg.MODEL.LOAD_PROPOSALS = True
-        with pytest.raises(UserError, match=r"MODEL\.LOAD_PROPOSALS"):
-            load_training_records(cfg)
-
-    def test_duplicate_annotation_ids(self, registered):
-        cfg, name, *_ = registered(coco(annotations=[box(1, 0), box(1, 1)]))
-        with pytest.raises(UserError, match=f"cannot train on {name}: .*not unique"):
-            load_training_records(cfg)
-
-
 class TestImageErrors:
     def test_good_images_pass(self, registered):
         file = registered()[3] / "0.png"
@@ -343,7 +304,7 @@ class TestImageErrors:
         from detectron2.data import DatasetMapper
 
         cfg, _, _, folder = registered()
-        record = load_training_records(cfg)[0]
+        record = load_training_records(cfg).records[0]
         mapper = DatasetMapper(is_train=True, augmentations=[], image_format="BGR")
         Image.new("RGB", (16, 13)).save(folder / "0.png")
         with pytest.raises(UserError, match=r"0\.png: .*Mismatched"), image_errors("0.png"):
@@ -361,15 +322,16 @@ BUILT_IN = """
 import json
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data.loading import load_training_records
 names = ["coco_2017_train", "coco_2017_val", "keypoints_coco_2017_train", "keypoints_coco_2017_val"]
 catalog.check_files(names)
 found = {n: [catalog.describe([n]).images, catalog.describe([n]).annotations] for n in names}
 cfg = default_config()
 cfg.DATASETS.TRAIN = ("coco_2017_train",)
-records = catalog.load_training_records(cfg)
+records = load_training_records(cfg).records
 cfg.DATASETS.TRAIN = ("coco_2014_train",)
 try:
-    catalog.load_training_records(cfg)
+    load_training_records(cfg)
 except catalog.UserError as error:
     message = str(error)
 print(json.dumps([found, catalog.category_count("coco_2017_val"), len(records), message]))

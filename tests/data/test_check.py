@@ -2,49 +2,12 @@
 
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from scratch_vs_pretrain.data.check import KINDS, DataSet, check
+from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data.check import check, check_decodable
+from scratch_vs_pretrain.data.kinds import BREAKS, KINDS, MENDED
 from scratch_vs_pretrain.errors import UserError
-
-
-@pytest.fixture
-def build(tmp_path):
-    """Writes a data set of four good images, changed by the caller; returns it and its content."""
-
-    def make(change=lambda content, folder: None, name="train", seed=0):
-        folder = tmp_path / name
-        folder.mkdir()
-        random = np.random.default_rng(seed)
-        for number in range(4):
-            pixels = random.integers(256, size=(12, 16, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number}.png")
-        content = {
-            "images": [
-                {"id": i, "file_name": f"{i}.png", "width": 16, "height": 12} for i in range(4)
-            ],
-            "annotations": [
-                {
-                    "id": i + 1,
-                    "image_id": i,
-                    "category_id": 1,
-                    "bbox": [1, 2, 5, 6],
-                    "area": 30,
-                    "iscrowd": 0,
-                    "segmentation": [[1, 2, 6, 2, 6, 8, 1, 8]],
-                }
-                for i in range(4)
-            ],
-            "categories": [{"id": 1, "name": "disc"}],
-        }
-        change(content, folder)
-        file = tmp_path / f"{name}.json"
-        file.write_text(json.dumps(content))
-        return DataSet(name, file, folder)
-
-    return make
 
 
 def found(*sets):
@@ -60,56 +23,23 @@ def edit_image(position, **changes):
     return lambda content, folder: content["images"][position].update(changes)
 
 
-def save(mode, **how):
-    def change(content, folder):
-        Image.new(mode, (16, 12), 9).save(folder / "2.png", how.pop("format", "PNG"), **how)
-
-    return change
-
-
-def rotate(content, folder):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (12, 16)).save(folder / "2.png", "JPEG", exif=exif)
-
-
 def truncate(content, folder):
     data = (folder / "2.png").read_bytes()
     (folder / "2.png").write_bytes(data[: len(data) // 2])
 
 
-CASES = {
-    "missing image": (lambda content, folder: (folder / "2.png").unlink(), "2.png"),
-    "undecodable image": (truncate, "2.png"),
-    "another size than stated": (edit_image(2, width=17), "16 x 12 found"),
-    "no COCO entry": (edit(2, bbox=[1, 2]), "annotations[2]"),
-    "unknown category": (edit(2, category_id=7), "annotation 3 (7)"),
-    "duplicate image id": (
+CASES = [
+    ("missing image", lambda content, folder: (folder / "2.png").unlink(), "2.png"),
+    ("undecodable image", truncate, "2.png"),
+    ("unusable entry", edit(2, bbox=[1, 2]), "annotations[2] has bbox [1, 2]"),
+    ("unusable entry", edit(2, category_id="a"), "annotations[2] has no valid category_id"),
+    (
+        "unusable entry",
         lambda content, folder: content["images"].append(dict(content["images"][2])),
-        "images[4] (2)",
+        "images[4] has the id 2 of one before it",
     ),
-    "duplicate annotation id": (edit(2, id=1), "annotations[2] (1)"),
-    "path out of the image folder": (edit_image(2, file_name="../2.png"), "../2.png"),
-    "invalid mask": (edit(2, segmentation={"size": [12, 16], "counts": [5, 5]}), "annotation 3"),
-    "RLE of another size": (
-        edit(2, segmentation={"size": [16, 12], "counts": [100, 92]}),
-        "annotation 3 ([16, 12], image [12, 16])",
-    ),
-    "annotation of a missing image": (edit(2, image_id=9), "annotation 3"),
-    "degenerate box": (edit(2, bbox=[1, 2, 0, 6]), "annotation 3"),
-    "box outside the image": (edit(2, bbox=[10, 2, 9, 6]), "annotation 3"),
-    "empty mask": (edit(2, segmentation={"size": [12, 16], "counts": [192]}), "annotation 3"),
-    "image without annotation": (edit(2, image_id=1), "2.png"),
-    "greyscale image": (save("L"), "2.png"),
-    "CMYK image": (save("CMYK", format="JPEG"), "2.png"),
-    "EXIF-rotated image": (rotate, "2.png"),
-}
-# What one mistake entails.
-ALSO = {
-    "no COCO entry": {"image without annotation"},
-    "annotation of a missing image": {"image without annotation"},
-    "path out of the image folder": {"annotation of a missing image"},
-}
+    ("duplicate annotation id", edit(2, id=1), "annotations[2] (1)"),
+]
 
 
 def test_good_data_have_nothing_to_report(build):
@@ -119,17 +49,35 @@ def test_good_data_have_nothing_to_report(build):
     assert report.text() == "train: 4 images\nnothing to report"
 
 
-@pytest.mark.parametrize("kind", CASES)
-def test_each_kind_is_found_where_it_is(build, kind):
-    change, where = CASES[kind]
-    notes = found(build(change))
-    assert notes.keys() == {kind, *ALSO.get(kind, ())}
-    assert len(notes[kind]) == 1
-    assert where in notes[kind][0]
+@pytest.mark.parametrize(("kind", "change", "where"), CASES)
+def test_each_kind_is_found_where_it_is(build, kind, change, where):
+    report = check([build(change)], workers=2, progress=False)
+    ((_, notes),) = report.found.items()
+    assert report.found.keys() == {("train", kind)}
+    assert len(notes) == 1
+    assert where in notes[0]
+    assert report.breaks == (KINDS[kind].means == BREAKS)
 
 
-def test_boxes_may_end_on_the_border_and_a_little_outside(build):
-    assert found(build(edit(2, bbox=[-0.5, 0, 17, 12.5]))) == {}
+def test_what_cannot_be_used_breaks_training_too(build, config_of):
+    """What is told to break training is what training refuses before it starts."""
+    for number, (kind, change, _) in enumerate(CASES):
+        if KINDS[kind].means == BREAKS and kind != "undecodable image":
+            with pytest.raises(UserError):
+                catalog.check_files(config_of(build(change, f"set{number}")).DATASETS.TRAIN)
+
+
+def test_a_path_out_of_the_folder(build):
+    notes = found(build(edit_image(2, file_name="../2.png")))
+    assert "leads out of the image folder" in notes["unusable entry"][0]
+    assert len(notes["annotation of a missing image"]) == 2
+
+
+def test_undecodable_images_in_small_number_are_replaced_in_training(build):
+    report = check([build(truncate, unreadable=0.25)], progress=False)
+    assert not report.breaks
+    ((_, kind),) = report.found
+    assert kind == "undecodable training image"
 
 
 def test_same_content_in_train_and_test(build):
@@ -145,7 +93,7 @@ def test_what_breaks_training_is_told_apart(build):
     report = check([build(edit(2, bbox=[1, 2, 0, 6]))], progress=False)
     assert not report.breaks
     assert "nothing breaks training" in report.text()
-    broken = check([build(CASES["missing image"][0], "other")], progress=False)
+    broken = check([build(truncate, "other")], progress=False)
     assert broken.breaks
     assert "this would break training" in broken.text()
 
@@ -174,6 +122,20 @@ def test_not_coco_at_all(build, tmp_path):
         check([one], progress=False)
 
 
+def test_images_to_evaluate_on_must_all_decode(build, config_of):
+    (name,) = config_of(build()).DATASETS.TRAIN
+    check_decodable([name])
+    (broken,) = config_of(build(truncate, "broken")).DATASETS.TRAIN
+    with pytest.raises(UserError, match=rf"1 of the 4 images of {broken}, .*: 2\.png"):
+        check_decodable([name, broken])
+
+
 def test_every_kind_has_a_test():
-    elsewhere = {"same image in several data sets", "XML names another file", "unusable XML"}
-    assert set(KINDS) == CASES.keys() | elsewhere
+    elsewhere = {
+        "same image in several data sets",
+        "XML names another file",
+        "XML with fractions or without flags",
+        "unusable XML",
+    }
+    here = {kind for kind, *_ in CASES} | elsewhere
+    assert here == {kind for kind, what in KINDS.items() if what.means != MENDED}

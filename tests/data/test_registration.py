@@ -13,6 +13,7 @@ from detectron2.data.datasets import load_coco_json
 
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data.loading import load_training_records
 from scratch_vs_pretrain.data.registration import ensure, find_subset, refuse_subsets
 from scratch_vs_pretrain.data.subsets import draw
 from scratch_vs_pretrain.errors import UserError
@@ -70,7 +71,8 @@ def test_a_name_alone_is_enough(full):
     cfg, name, file = full
     subset = f"{name}_10_s4"
     cfg.DATASETS.TRAIN = (subset,)
-    records = catalog.load_training_records(cfg)
+    cfg.MODEL.MASK_ON = True
+    records = load_training_records(cfg).records
     chosen = sorted(draw(range(40), 10, 4))
     assert [record["image_id"] for record in records] == chosen
     whole = load_coco_json(str(file), str(file.parent / "images"), name)
@@ -145,9 +147,10 @@ IN_ANOTHER_PROCESS = """
 import json
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data.loading import load_training_records
 cfg = default_config()
 cfg.DATASETS.TRAIN = ("coco_2017_train_100", "coco_35k")
-found = [r["image_id"] for r in catalog.load_training_records(cfg)]
+found = [r["image_id"] for r in load_training_records(cfg).records]
 print(json.dumps([found, catalog.describe(["coco_35k"]).images]))
 """
 

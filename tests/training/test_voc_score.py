@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -124,6 +125,24 @@ def test_detections_of_a_class_without_objects_leave_no_number(registered):
     assert "voc/AP50" not in metrics
     assert metrics["bbox/AP50"] > 0
     json.dumps(tasks, allow_nan=False)
+
+
+def test_trees_that_detectron2s_evaluator_cannot_read(registered, tmp_path):
+    name = registered(2012)
+    whole = score(VocScoreEvaluator(name, CocoScoreEvaluator(name, ("bbox",))), name)
+    changed = 0
+    for file in (tmp_path / "Annotations").iterdir():
+        text = re.sub(r"<xmin>(\d+)<", r"<xmin>\g<1>.25<", file.read_text())
+        text = text.replace("<truncated>0</truncated>", "").replace("<pose>Unspecified</pose>", "")
+        changed += text != file.read_text()
+        file.write_text(text)
+    listing = tmp_path / "ImageSets" / "Main" / "val.txt"
+    listing.write_text(listing.read_text() + "\n")  # what is read again
+    assert changed
+    found = score(VocScoreEvaluator(name, CocoScoreEvaluator(name, ("bbox",))), name)
+    assert found["voc"] == pytest.approx(whole["voc"], abs=5)  # detections moved with the boxes
+    with pytest.raises((AttributeError, FileNotFoundError, ValueError)):
+        score(PascalVOCDetectionEvaluator(name), name)
 
 
 def test_masks_are_not_scored_on_voc(registered):
