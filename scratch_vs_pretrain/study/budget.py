@@ -50,7 +50,7 @@ class _PerImage:
 
 
 def study_budgets(study: Study) -> Budgets:
-    """Returns what to expect of every arm and schedule of a study. Of images only the headers are read.
+    """Returns what to expect of every arm and schedule of a study; opens images for their headers.
 
     Raises:
         UserError: a config cannot be made, or a training set cannot be used. Missing files of
