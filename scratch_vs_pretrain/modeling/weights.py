@@ -138,11 +138,29 @@ def load_backbone(
             GroupNorm's, without running statistics.
 
     Raises:
+        UserError: as :func:`match_backbone`.
+    """
+    report, tensors = match_backbone(model, state, source, norm_weights)
+    pretrained_part(model).load_state_dict(tensors, strict=False)
+    return report
+
+
+def match_backbone(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str = "the checkpoint",
+    norm_weights: str = "all",
+) -> tuple[LoadReport, dict[str, Tensor]]:
+    """Returns what :func:`load_backbone` would do, and the tensors that it would load.
+
+    The model, which may be on the meta device, is not changed. For the arguments see there.
+
+    Raises:
         UserError: anything less than 100 % of the bottom-up's parameters and buffers; a checkpoint
             of a deeper network; BatchNorm into GroupNorm unless asked for; non-finite weights.
     """
     if norm_weights not in NORM_WEIGHTS:
-        raise UserError(f"norm_weights: {norm_weights!r}; use {' or '.join(NORM_WEIGHTS)}")
+        raise UserError(f"SVP.NORM_WEIGHTS: {norm_weights!r}; use {' or '.join(NORM_WEIGHTS)}")
     bottom_up = pretrained_part(model)
     weights = to_detectron2(state, source)
     tensors = dict(weights.tensors)
@@ -153,8 +171,7 @@ def load_backbone(
     _check_complete(bottom_up, tensors, report, source)
     loaded = {name: tensors[name] for name in report.loaded}
     check_finite(loaded, source)
-    bottom_up.load_state_dict(loaded, strict=False)
-    return report
+    return report, loaded
 
 
 def input_settings(cfg: CfgNode) -> dict[str, Any]:
@@ -195,7 +212,7 @@ def _unused_statistics(
             f"{source}: trained with BatchNorm, but this backbone has GroupNorm, which normalizes "
             "by other statistics and keeps none, so the features would not be those of the "
             "pre-trained network; take a GroupNorm checkpoint, set SyncBN in both arms, or ask for "
-            "scale and shift alone with norm_weights: affine_only"
+            "scale and shift alone with SVP.NORM_WEIGHTS: affine_only in the overrides"
         )
     return [name for name in weights.tensors if name.endswith(STATISTICS)]
 

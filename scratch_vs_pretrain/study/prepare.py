@@ -11,6 +11,7 @@ from scratch_vs_pretrain.config import config_text, differences, load_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, write_json
 from scratch_vs_pretrain.study.audit import audit
+from scratch_vs_pretrain.study.initial_weights import check_initial_weights
 from scratch_vs_pretrain.study.merge import resolved_schedule, run_config, schedules_of
 from scratch_vs_pretrain.study.messages import say
 from scratch_vs_pretrain.study.spec import Run, Study
@@ -34,10 +35,12 @@ def prepare(study: Study, output: Path, sharing: bool = True) -> list[RunFolder]
             is.
 
     Raises:
-        UserError: the arms differ in more than the study allows; a folder holds a run of another
-            config or of other weights; or a folder cannot be written. Nothing was started.
+        UserError: the arms differ in more than the study allows; initial weights do not fill their
+            backbone; a folder holds a run of another config or of other weights; or a folder cannot
+            be written. Nothing was started.
     """
     allowed = {key: dict(values) for key, values in audit(study).allowed.items()}
+    check_initial_weights(study)
     folders = [_prepare_run(study, run, allowed, output) for run in study.runs()]
     _plan_branches(study, output, sharing)
     return folders

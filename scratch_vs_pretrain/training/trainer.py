@@ -192,8 +192,8 @@ class Trainer(SimpleTrainer):
         ]
 
     def _evaluate(self, completed: int) -> dict[str, float]:
-        # Test augmentation takes many times as long: at the end alone.
-        last = completed == self.max_iter
+        # Test augmentation takes many times as long: at the end alone, not at a switch.
+        last = completed == self.cfg.SOLVER.MAX_ITER
         evaluations, metrics = evaluate_model(self.cfg, self.network, _evaluation_bar, last)
         if comm.is_main_process():
             write_evaluation(self.folder, completed, evaluations)

@@ -97,6 +97,10 @@ def test_command_reports_what_became_of_every_tensor(tmp_path, capsys):
     assert message.count("\n") == 1
     assert "these are not the weights of a resnet34" in message
     assert "those of a resnet18" in message
+    assert main(["convert-weights", str(source), "-o", str(wrong), "--arch", "resnet51"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("svp: error: resnet51: unknown architecture; use one of resnet18,")
+    assert message.count("\n") == 1
     assert not wrong.exists()
 
 

@@ -103,14 +103,14 @@ def test_batchnorm_into_groupnorm_is_refused_unless_asked_for(make_full_cfg):
     bottom_up = build_bottom_up(make_full_cfg(18))
     state = random_state(torchvision.models.resnet18(weights=None))
     before = {name: tensor.clone() for name, tensor in bottom_up.state_dict().items()}
-    with pytest.raises(UserError, match=r"tv\.pth: trained with BatchNorm.*affine_only"):
+    with pytest.raises(UserError, match=r"tv\.pth: trained with BatchNorm.*NORM_WEIGHTS: affine"):
         load_backbone(bottom_up, state, "tv.pth")
     assert same(bottom_up, before)
     report = load_backbone(bottom_up, state, "tv.pth", norm_weights="affine_only")
     assert report.missing == ()
     assert "stem.conv1.norm.running_mean" in report.unexpected
     assert torch.equal(bottom_up.stem.conv1.norm.weight, state["bn1.weight"])
-    with pytest.raises(UserError, match="norm_weights: 'some'; use all or affine_only"):
+    with pytest.raises(UserError, match=r"NORM_WEIGHTS: 'some'; use all or affine_only"):
         load_backbone(bottom_up, state, norm_weights="some")
 
 

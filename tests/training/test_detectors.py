@@ -5,14 +5,13 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
+from scratch_vs_pretrain.config import config_text
 from scratch_vs_pretrain.data.registration import register
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.training.cascade_switch import switched_state
+from scratch_vs_pretrain.training.__main__ import train as train_run
 from scratch_vs_pretrain.training.evaluation import check_test_sets
-from scratch_vs_pretrain.training.predict import predict
-from scratch_vs_pretrain.training.trainer import Trainer
+from scratch_vs_pretrain.training.predict import load_model, predict
 
 COCO = Path(__file__).parents[2].parent / "shared" / "datasets" / "coco"
 ITERATIONS = 3
@@ -154,22 +153,21 @@ def test_real_photographs(file, kind, overrides, tasks, tmp_path, config_of, tra
     assert all(json.loads(path.read_text()) for path in written)
 
 
-def test_run_switches_to_cascade_and_trains_on(shapes, tmp_path, config_of, make_run, train):
-    plain_cfg = config_of("mask_rcnn_R_50_FPN_gn", shapes, {})
-    _, plain = train(tmp_path / "plain", plain_cfg)
-    longer = {"SOLVER.MAX_ITER": ITERATIONS + 2, "SOLVER.STEPS": (4,)}
-    cfg = config_of("cascade_mask_rcnn_R_50_FPN_gn", shapes, longer)
-    after = make_run(tmp_path / "after", cfg)
-    trainer = Trainer(cfg, after)
-    checkpoint = plain.checkpointer.load_newest()
-    state = switched_state(checkpoint, trainer.network, trainer.optimizer)
-    trainer.checkpointer.folder.mkdir()
-    torch.save(state, trainer.checkpointer.file(ITERATIONS))
-    resumed = Trainer(cfg, after)
-    assert resumed.resumed
-    assert resumed.iter == ITERATIONS
-    before = plain.network.roi_heads.box_head.fc1.weight
-    assert torch.equal(resumed.network.roi_heads.box_head[0].fc1.weight, before)
-    resumed.train()
-    content = json.loads(after.evaluation_file(ITERATIONS + 2).read_text())
-    assert math.isfinite(content["tasks"]["segm"]["AP"])
+def test_switch_to_cascade_with_test_augmentation(shapes, tmp_path, config_of, make_run):
+    longer = {"SOLVER.MAX_ITER": ITERATIONS, "SOLVER.STEPS": (2,), **AUGMENTED}
+    plain, cascade = (
+        config_of(name, shapes, longer)
+        for name in ("mask_rcnn_R_50_FPN_gn", "cascade_mask_rcnn_R_50_FPN_gn")
+    )
+    folder = make_run(tmp_path / "run", cascade)
+    folder.before_switch_file.write_text(config_text(plain))
+    folder.update(init={"sha256": None}, switch={"at": 1})
+    train_run(folder)
+    assert folder.read()["state"] == "finished"
+    before = json.loads(folder.evaluation_file(1).read_text())
+    assert list(before["tasks"]) == MASKS
+    assert_evaluated(folder, [*MASKS, "bbox_TTA", "segm_TTA"])
+    files = predict(folder.path, "detectors_test")
+    assert all(json.loads(path.read_text()) for path in files)
+    third_stage = "roi_heads.box_head.2.fc1.weight"
+    assert third_stage in load_model(folder, cascade).state_dict()
