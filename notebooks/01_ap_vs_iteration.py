@@ -11,11 +11,12 @@
 #     name: python3
 # ---
 
+
 # %% [markdown]
 # # AP versus iterations
 #
 # Both arms of a study over the length of training, as in the paper's Figure 1. `RUNS` is any folder
-# that holds run folders: set it to your own output. The one here is a recorded run of
+# that holds the runs of one study: set it to your own output. The one here is a recorded run of
 # `svp demo --seeds 3` without its checkpoints. Nothing below needs torch or Detectron2.
 
 # %%
@@ -23,20 +24,23 @@ from pathlib import Path
 
 from IPython.display import Image, Markdown
 
+from scratch_vs_pretrain.analysis.costs import with_costs
 from scratch_vs_pretrain.analysis.curves import ap_figure
 from scratch_vs_pretrain.analysis.figure_files import figure_bytes
 from scratch_vs_pretrain.analysis.formats import render
+from scratch_vs_pretrain.analysis.frame import tidy
 from scratch_vs_pretrain.analysis.iou import iou_figure
-from scratch_vs_pretrain.analysis.runs import collect, load_runs
-from scratch_vs_pretrain.analysis.tables import schedules_table
+from scratch_vs_pretrain.analysis.pairing import catch_up_table
+from scratch_vs_pretrain.analysis.runs import find_runs
 
-RUNS = Path("data")
+RUNS = Path("data/demo")
 
 # %% [markdown]
 # Every number of every run in one tidy table:
 
 # %%
-frame = collect(RUNS)
+runs = find_runs(RUNS)
+frame = with_costs(tidy(runs), runs)
 frame[["arm", "seed", "iteration", "metric", "value", "state"]].sample(5, random_state=0)
 
 # %% [markdown]
@@ -46,7 +50,7 @@ frame[["arm", "seed", "iteration", "metric", "value", "state"]].sample(5, random
 Image(figure_bytes(ap_figure(frame), ".png"), width=720)
 
 # %% [markdown]
-# The lead of the pretrained arm at each evaluation, in box AP, averaged over seeds:
+# The lead of the pretrained arm at each evaluation, in box AP, over seeds:
 
 # %%
 box = frame[frame.metric == "bbox/AP"]
@@ -54,10 +58,17 @@ ap = box.pivot_table("value", ["iteration", "seed"], "arm", observed=True)
 (ap.pretrained - ap.scratch).groupby("iteration").agg(["mean", "min", "max"]).round(1)
 
 # %% [markdown]
-# The table at the end of training:
+# Iterations are one way to count what training costs. In pixels the pretrained arm begins where its
+# pre-training ended:
 
 # %%
-Markdown(render(schedules_table(load_runs(RUNS)), "markdown"))
+Image(figure_bytes(ap_figure(frame, x="pixels"), ".png"), width=720)
+
+# %% [markdown]
+# From where on scratch has caught up, which may be nowhere:
+
+# %%
+Markdown(render(catch_up_table(runs), "markdown"))
 
 # %% [markdown]
 # And where the difference lies: the gap at each IoU threshold.
