@@ -4,8 +4,10 @@ Writes run folders like those of 3x schedules (13,500 lines each, the keys of Ma
 a process of its own for each and on one core:
 
 - baseline: ``json.loads`` line by line, a DataFrame per run, all runs in one;
+- baseline to CSV: the same, and each DataFrame (one row per line, a column per key) as a CSV file;
 - collect: `analysis.runs.collect`, the tidy frame; with its peak memory;
-- command: `svp collect -o runs.csv`, again with nothing new, and again with new lines in one run.
+- command: `svp collect -o runs.csv` (one row per number), again with nothing new, and again with
+  new lines in one run; `svp collect -o runs.parquet` if pyarrow is there.
 
     python benchmarks/collect.py [--runs 300] [--lines 13500] [--folder DIR]
 """
@@ -13,6 +15,7 @@ a process of its own for each and on one core:
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import random
 import subprocess
@@ -37,6 +40,15 @@ for file in sorted(Path(root).rglob("metrics.json")):
         frames.append(pd.DataFrame([json.loads(line) for line in lines]))
 frame = pd.concat(frames)
 """
+BASELINE_CSV = BASELINE.replace(
+    "frame = pd.concat(frames)",
+    """
+frame = None
+with (Path(root) / "baseline.csv").open("w") as out:
+    for part in frames:
+        part.to_csv(out, index=False)
+""",
+)
 COLLECT = """
 from pathlib import Path
 from scratch_vs_pretrain.analysis.runs import collect
@@ -46,8 +58,9 @@ COMMAND = """
 from pathlib import Path
 from scratch_vs_pretrain.analysis.collecting import collect_into
 frame = None
-print(collect_into(Path(root), Path(root) / "runs.csv"), file=sys.stderr)
+print(collect_into(Path(root) / "study", Path(root) / "runs.csv"), file=sys.stderr)
 """
+PARQUET = COMMAND.replace("runs.csv", "runs.parquet")
 MEASURE = """
 import sys, time, resource
 root = sys.argv[1]
@@ -107,14 +120,25 @@ def main() -> None:
         print(f"{'':<24}{'wall s':>9}{'cpu s':>9}{'ratio':>9}{'peak MB':>9}{'of frame':>9}")
         whole = measure(BASELINE, root)
         show("baseline", whole, whole)
+        show("baseline to CSV", measure(BASELINE_CSV, root), whole)
+        (root / "baseline.csv").unlink()
         first = measure(COLLECT, root)
         show("collect", first, whole)
-        show("command, first", measure(COMMAND, root), whole)
-        show("command, nothing new", measure(COMMAND, root), first)
+        command = measure(COMMAND, root)
+        show("command, first", command, whole)
+        show("command, nothing new", measure(COMMAND, root), command)
         changed = root / "study/arm0/3x/seed0"
         append_rows(changed, options.lines, options.lines + 20, random.Random(1))
-        show("command, one run grew", measure(COMMAND, root), first)
-        print("ratio: of processor time; to the baseline, the last two to the first collect")
+        show("command, one run grew", measure(COMMAND, root), command)
+        (root / "runs.csv").unlink()
+        if importlib.util.find_spec("pyarrow"):
+            parquet = measure(PARQUET, root)
+            show("command, Parquet", parquet, whole)
+            show("Parquet, nothing new", measure(PARQUET, root), parquet)
+        print(
+            "ratio: of processor time; to the baseline; of what finds nothing new or new lines, "
+            "to the first time"
+        )
 
 
 def show(name: str, measured: tuple[float, ...], against: tuple[float, ...]) -> None:

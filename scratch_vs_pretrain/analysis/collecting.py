@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import orjson
 
 from scratch_vs_pretrain.analysis.formats import harmless
 from scratch_vs_pretrain.analysis.frame import COLUMNS, pieces, tidy
@@ -28,7 +29,7 @@ from scratch_vs_pretrain.analysis.runs import RunRecord, find_runs
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, replacing, write_json
 
-FORMAT = 1
+FORMAT = 2
 ENDINGS = (".csv", ".parquet")
 
 
@@ -69,7 +70,7 @@ def collect_into(roots: Path | Iterable[Path], output: Path) -> Collected:
             if output.suffix == ".csv":
                 ends = _write_csv(file, runs, keys, old, output, rows)
             else:
-                tidy(runs, rows.read).to_parquet(file)
+                _write_parquet(file, runs, rows)
                 ends = [0] * len(runs)
         status = output.stat()
     except OSError as error:
@@ -88,7 +89,7 @@ def _check(output: Path) -> None:
     if output.suffix not in ENDINGS:
         raise UserError(f"{output}: runs are collected into {' or '.join(ENDINGS)} files")
     if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f"{output}: Parquet needs pyarrow; install it, or write a .csv file")
+        raise UserError(f"{output}: needs pyarrow; pip install pyarrow, or write a .csv file")
 
 
 def _key(run: RunRecord) -> str:
@@ -144,6 +145,24 @@ def _write_csv(
     return ends
 
 
+def _write_parquet(file: BinaryIO, runs: Sequence[RunRecord], cache: RowCache) -> None:
+    """Writes all rows, a run at a time, so that one run's have to be in memory."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kinds = dict.fromkeys(COLUMNS, pa.dictionary(pa.int32(), pa.string()))
+    kinds |= dict.fromkeys(("seed", "iteration", "images"), pa.int64())
+    kinds |= dict.fromkeys(("epochs", "value"), pa.float64())
+    # With what pandas notes of its own types, so that it reads the same ones back.
+    notes = pa.Schema.from_pandas(tidy([]), preserve_index=False).metadata
+    schema = pa.schema(list(kinds.items()), metadata=notes)
+    repeated = [name for name in COLUMNS if name != "value"]
+    with parquet.ParquetWriter(file, schema, use_dictionary=repeated) as writer:
+        for run in runs:
+            rows = tidy([run], cache.read)
+            writer.write_table(pa.Table.from_pandas(rows, schema, preserve_index=False))
+
+
 def _copy(source: BinaryIO, target: BinaryIO, length: int) -> None:
     while length:
         part = source.read(min(length, 2**20))
@@ -166,21 +185,34 @@ def _run_rows(run: RunRecord, cache: RowCache) -> Iterator[str]:
         if not np.array_equal(iterations, piece.iterations):
             iterations = piece.iterations
             lengths = [_length(run, iteration) for iteration in iterations.tolist()]
-        values = ["" if v != v else repr(v) for v in piece.values.tolist()]
+        count = len(lengths)
+        cells = [f",{tail}\n{head},"] * (4 * count)  # what is between two rows
+        cells[0::4] = lengths
         if isinstance(piece.metrics, str):
-            name = _cells(piece.metrics)
-            rows = zip(lengths, values, strict=True)
-            yield "".join([f"{head},{at},{name},{value},{tail}\n" for at, value in rows])
+            cells[1::4] = [f",{_cells(piece.metrics)},"] * count
         else:
-            named = zip(lengths, map(_cells, piece.metrics), values, strict=True)
-            yield "".join([f"{head},{at},{name},{value},{tail}\n" for at, name, value in named])
+            cells[1::4] = [f",{_cells(name)}," for name in piece.metrics]
+        cells[2::4] = _texts(piece.values)
+        if count:
+            cells[-1] = f",{tail}\n"
+            yield f"{head}," + "".join(cells)
+
+
+def _texts(values: np.ndarray) -> list[str]:
+    """Returns the shortest text of each number that reads as the same, "" for NaN."""
+    if not np.isfinite(values).all():  # no JSON
+        return ["" if value != value else repr(value) for value in values.tolist()]
+    text = orjson.dumps(np.ascontiguousarray(values, float), option=orjson.OPT_SERIALIZE_NUMPY)
+    return text[1:-1].decode().split(",")
 
 
 def _length(run: RunRecord, iteration: int) -> str:
+    trunk = _cells(run.branch_of) if run.branch_of and iteration <= run.branch_at else ""
     if run.images_per_batch is None:
-        return f"{iteration},,"
+        return f"{iteration},,,{trunk}"
     images = iteration * run.images_per_batch
-    return f"{iteration},{images},{images / run.train_images if run.train_images else ''}"
+    epochs = images / run.train_images if run.train_images else ""
+    return f"{iteration},{images},{epochs},{trunk}"
 
 
 def _cells(*values: Any) -> str:

@@ -25,6 +25,7 @@ COLUMNS = (
     "iteration",
     "images",
     "epochs",
+    "trunk",
     "metric",
     "value",
     "state",
@@ -70,9 +71,11 @@ def tidy(runs: Sequence[RunRecord], reader: Reader = read) -> pd.DataFrame:
         reader: of a ``metrics.json``, given the file and whether this package wrote it.
 
     Returns:
-        the columns of :data:`COLUMNS`, runs in the given order: study, arm, schedule, metric,
-        state and source (the file) are categorical, in order of appearance; seed and images
+        the columns of :data:`COLUMNS`, runs in the given order: study, arm, schedule, trunk,
+        metric, state and source (the file) are categorical, in order of appearance; seed and images
         nullable integers; iteration counts completed iterations; value is NaN where there is none.
+        Rows that a branch has copied from its trunk name the trunk's schedule; elsewhere trunk is
+        missing. Without them every iteration of every training is there once.
 
     Raises:
         UserError: a damaged file; names it and the key or line.
@@ -92,6 +95,7 @@ def tidy(runs: Sequence[RunRecord], reader: Reader = read) -> pd.DataFrame:
             "iteration": iterations,
             "images": images,
             "epochs": epochs.to_numpy(float, na_value=np.nan),
+            "trunk": _trunk_column(of, iterations, lengths),
             "metric": _metric_column(read),
             "value": _joined([piece.values for piece in read], float),
             "state": _categories([r.state for r in of], lengths),
@@ -122,6 +126,16 @@ def pieces(index: int, run: RunRecord, reader: Reader = read) -> Iterator[Piece]
         yield Piece(index, name, curve.iterations, curve.values, file)
 
 
+def _trunk_column(
+    runs: Sequence[RunRecord], iterations: np.ndarray, lengths: np.ndarray
+) -> pd.Categorical:
+    trunks = _categories([run.branch_of for run in runs], lengths)
+    ends = np.repeat(np.array([run.branch_at for run in runs], np.int64), lengths)
+    codes = trunks.codes.copy()
+    codes[iterations > ends] = -1
+    return pd.Categorical.from_codes(codes, dtype=trunks.dtype)
+
+
 def _metric_column(read: Sequence[Piece]) -> pd.Categorical:
     names: list[str] = []
     lengths: list[int] = []
@@ -139,12 +153,15 @@ def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.empty(0, dtype), *arrays])
 
 
-def _categories(values: Sequence[str], lengths: Sequence[int] | np.ndarray) -> pd.Categorical:
+def _categories(
+    values: Sequence[str | None], lengths: Sequence[int] | np.ndarray
+) -> pd.Categorical:
     """Returns each value as often as `lengths` says; categories in order of appearance."""
-    shown = dict.fromkeys(v for v, n in zip(values, lengths, strict=True) if n)
+    pairs = zip(values, lengths, strict=True)
+    shown = dict.fromkeys(value for value, n in pairs if n and value is not None)
     codes = {name: code for code, name in enumerate(shown)}
     small = np.min_scalar_type(-len(codes) - 1)
-    repeated = np.repeat(np.array([codes.get(v, -1) for v in values], small), lengths)
+    repeated = np.repeat(np.array([codes.get(v or "", -1) for v in values], small), lengths)
     return pd.Categorical.from_codes(repeated, categories=pd.Index(list(codes), dtype=object))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from scratch_vs_pretrain.errors import UserError
 
@@ -146,7 +147,7 @@ def _same_keys(lines: Sequence[bytes]) -> tuple[tuple[str, ...], np.ndarray] | N
     if rest.translate(None, NUMBER_CHARACTERS) != b"\n{".join([frame] * n):
         return None
     try:
-        table = np.array(json.loads(b"[" + rest.translate(TO_LIST)[1:] + b"]")).reshape(n, k)
+        table = np.array(_values(b"[" + rest.translate(TO_LIST)[1:] + b"]")).reshape(n, k)
     except (ValueError, RecursionError, OverflowError):
         return None
     if table.dtype.kind != "f":
@@ -154,6 +155,13 @@ def _same_keys(lines: Sequence[bytes]) -> tuple[tuple[str, ...], np.ndarray] | N
     iterations = table[:, keys.index("iteration")]
     counts = (iterations >= 0) & (iterations < LARGEST_ITERATION)
     return (keys, table) if np.all(counts & (iterations == np.floor(iterations))) else None
+
+
+def _values(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return json.loads(text)  # NaN and infinity are no JSON, and Detectron2 writes them.
 
 
 def _is_broken(line: bytes) -> bool:

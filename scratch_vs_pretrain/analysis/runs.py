@@ -36,6 +36,8 @@ class RunRecord:
         images_per_batch: None where unknown.
         from_scratch: the arm starts from random weights.
         init: the initial weights: "name", "weights", "sha256", "pretraining".
+        branch_of: the schedule of the run that it branches off from; None for one that begins by
+            itself.
         branch_at: completed iterations at which it branches off from a run of a longer schedule;
             0 for a run that begins by itself.
         arm_order: the study's arms in its own order.
@@ -65,6 +67,7 @@ class RunRecord:
     images_per_batch: int | None = None
     from_scratch: bool = False
     init: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    branch_of: str | None = None
     branch_at: int = 0
     arm_order: tuple[str, ...] = ()
     allowed_differences: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -202,6 +205,7 @@ def _record(folder: RunFolder) -> RunRecord:
         images_per_batch=get("images_per_batch", kind=int, default=None),
         from_scratch=init.get("name", get("arm", kind=str)) == "scratch",
         init=init,
+        branch_of=field(branch, "of", str, file, None),
         branch_at=field(branch, "at", int, file, 0),
         arm_order=tuple(map(str, get("arm_order", kind=list, default=[]))),
         allowed_differences=get("allowed_differences", kind=dict, default={}),

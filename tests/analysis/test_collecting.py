@@ -14,7 +14,7 @@ from scratch_vs_pretrain.errors import UserError
 def assert_holds(output, roots):
     """The file holds what reading the folders from scratch gives."""
     frame = collect(roots)
-    text = dict.fromkeys(("study", "arm", "schedule", "metric", "state", "source"), str)
+    text = dict.fromkeys(("study", "arm", "schedule", "trunk", "metric", "state", "source"), str)
     written = pd.read_csv(output, dtype={**text, "seed": "Int64", "images": "Int64"})
     plain = frame.astype(dict.fromkeys(text, "str"))
     assert_frame_equal(written.astype(dict.fromkeys(text, "str")), plain, check_exact=True)
@@ -113,12 +113,41 @@ def test_failing_leaves_the_old_output(study, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["output", "runs.csv", "runs.csv.cache"]
 
 
-def test_parquet(study, tmp_path):
-    output = tmp_path / "runs.parquet"
-    if importlib.util.find_spec("pyarrow") is None:
-        with pytest.raises(UserError, match="pyarrow; install it"):
-            collect_into(study.root / "output", output)
-        return
-    collect_into(study.root / "output", output)
-    frame = collect(study.root / "output")
-    assert pd.read_parquet(output).value.equals(frame.value)
+def test_parquet_holds_the_tidy_frame(study, tmp_path):
+    output, root = tmp_path / "runs.parquet", study.root / "output"
+    study.run("scratch", 1, iterations=60, branch={"of": "600it", "at": 20})
+    assert collect_into(root, output).read == 3
+    text = dict.fromkeys(("study", "arm", "schedule", "trunk", "metric", "state", "source"), "str")
+    written, frame = pd.read_parquet(output), collect(root)
+    assert all(isinstance(written[name].dtype, pd.CategoricalDtype) for name in text)
+    assert_frame_equal(written.astype(text), frame.astype(text), check_exact=True)
+    assert collect_into(root, output).read == 0
+
+
+def test_parquet_without_pyarrow(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs pyarrow; pip install pyarrow, or"):
+        collect_into(study.root / "output", tmp_path / "runs.parquet")
+    assert not (tmp_path / "runs.parquet").exists()
+
+
+def test_rows_of_a_trunk_are_told_apart(folders, tmp_path):
+    output, root = tmp_path / "runs.csv", folders.root / "output"
+    folders.run("scratch", iterations=120, curve={40: 9.0, 120: 30.0})
+    branch = {"of": "120it", "at": 40}
+    folders.run("scratch", iterations=60, curve={40: 9.0, 60: 20.0}, branch=branch)
+    collect_into(root, output)
+    assert_holds(output, root)
+    rows = pd.read_csv(output)
+    rows = rows[rows.metric.isin(["bbox/AP", "total_loss"]) & (rows.schedule == "60it")]
+    assert rows[rows.trunk == "120it"].iteration.tolist() == [40, 20, 40]
+    assert rows[rows.trunk.isna()].iteration.tolist() == [60, 60]
+
+
+def test_not_a_number_and_infinity_are_kept(folders, tmp_path):
+    root = folders.root / "output"
+    file = folders.run("scratch", curve={}) / "metrics.json"
+    with file.open("a") as lines:
+        lines.write('{"iteration": 599, "lr": 1e-300, "total_loss": NaN, "time": Infinity}\n')
+    collect_into(root, tmp_path / "runs.csv")
+    assert_holds(tmp_path / "runs.csv", root)

@@ -149,6 +149,19 @@ def test_late_row_of_an_early_evaluation_is_no_second_run(write):
     assert points(read_metrics(file).scores["bbox/AP"]) == {10: 1.0}
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_scores_that_come_long_after_their_iteration(write, own):
+    late = [{"iteration": i, "bbox/AP": float(i)} for i in (9, 29)]
+    file = write(row(19), row(39), row(59), late[0], row(79), late[1], row(99))
+    metrics = read_metrics(file, own=own)
+    assert points(metrics.scores["bbox/AP"]) == {10: 9.0, 30: 29.0}
+    assert list(points(metrics.training["lr"])) == [20, 40, 60, 80, 100]
+    again = write(row(19), row(39), row(59), late[0], row(19), late[1], row(39))
+    if not own:
+        with pytest.raises(UserError, match=r"line 5: .*second run"):
+            read_metrics(again)
+
+
 def test_evaluation_after_the_last_iteration(write):
     # engine/train_loop.py sets storage.iter to max_iter before the hooks' after_train.
     lines = [row(19), {"iteration": 29, "bbox/AP": 1.0}, row(39), {"iteration": 40, "bbox/AP": 2.0}]
