@@ -6,9 +6,17 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling.roi_heads.keypoint_head import keypoint_rcnn_inference
+from fvcore.transforms.transform import HFlipTransform
+from torch import Tensor, nn
 
 from scratch_vs_pretrain.errors import UserError
+
+# Of the detector: Detectron2 turns them off for the boxes, and leaves them so after an error.
+_SWITCHES = ("mask_on", "keypoint_on")
 
 
 def augmentation_problems(cfg: Any) -> list[str]:
@@ -16,11 +24,6 @@ def augmentation_problems(cfg: Any) -> list[str]:
     if not cfg.TEST.AUG.ENABLED:
         return []
     problems = []
-    if cfg.MODEL.KEYPOINT_ON:
-        problems.append(
-            "Detectron2 merges boxes and masks, but no keypoints: set TEST.AUG.ENABLED to False "
-            "for a keypoint detector"
-        )
     voc = [name for name in cfg.DATASETS.TEST if str(name).startswith("voc_")]
     if voc:
         problems.append(
@@ -51,13 +54,50 @@ def with_augmentation(cfg: Any, model: nn.Module, on: bool = True) -> Iterator[n
     problems = augmentation_problems(cfg)
     if problems:
         raise UserError("; ".join(problems))
-    from detectron2.modeling import GeneralizedRCNNWithTTA
-
     heads: Any = model.roi_heads
-    mask_on = getattr(heads, "mask_on", None)
+    switches = {name: getattr(heads, name) for name in _SWITCHES if hasattr(heads, name)}
+    augmented = KeypointRCNNWithTTA if cfg.MODEL.KEYPOINT_ON else GeneralizedRCNNWithTTA
     try:
-        yield GeneralizedRCNNWithTTA(cfg, model)
+        yield augmented(cfg, model)
     finally:
-        # Detectron2 turns masks off for the boxes, and leaves them so after an error.
-        if mask_on is not None:
-            heads.mask_on = mask_on
+        for name, on in switches.items():
+            setattr(heads, name, on)
+
+
+class KeypointRCNNWithTTA(GeneralizedRCNNWithTTA):
+    """Test augmentation of a keypoint detector, which Detectron2's own refuses.
+
+    Boxes and masks are merged by Detectron2. For the merged boxes the heat maps of all scales and
+    mirror images are averaged, as Detectron does (core/test.py, TEST.KPS_AUG with HM_AVG).
+    """
+
+    def __init__(self, cfg: Any, model: nn.Module) -> None:
+        without = cfg.clone()
+        without.defrost()
+        without.MODEL.KEYPOINT_ON = False  # which Detectron2 asserts
+        super().__init__(without, model)
+        self._mirrored = list(create_keypoint_hflip_indices(cfg.DATASETS.TRAIN))
+
+    def _inference_one_image(self, input: dict[str, Any]) -> dict[str, Any]:
+        found = super()._inference_one_image(input)["instances"]
+        inputs, transforms = self._get_augmented_inputs(input)
+        boxes = self._rescale_detected_boxes(inputs, found, transforms)
+        outputs = self._batch_inference(inputs, boxes)
+        maps = [
+            mirror_back(output.pred_keypoint_heatmaps, self._mirrored)
+            if any(isinstance(one, HFlipTransform) for one in transform.transforms)
+            else output.pred_keypoint_heatmaps
+            for output, transform in zip(outputs, transforms, strict=True)
+        ]
+        keypoint_rcnn_inference(torch.stack(maps).mean(0), [found])
+        return {"instances": found}
+
+
+def mirror_back(maps: Tensor, mirrored: list[int]) -> Tensor:
+    """Returns the heat maps of a mirror image's objects as those of the image.
+
+    Args:
+        maps: (objects, keypoints, height, width).
+        mirrored: of each keypoint, the index of the one that it is in the mirror.
+    """
+    return maps.flip(3)[:, mirrored]

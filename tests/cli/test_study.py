@@ -133,10 +133,6 @@ BAD_STUDIES = {
         {"base": "faster_rcnn_R_101_FPN_gn_voc", "overrides": {"TEST.AUG.ENABLED": True}},
         "set TEST.AUG.ENABLED to False for voc_2012_val",
     ),
-    "test augmentation of keypoints": (
-        {"base": "keypoint_rcnn_R_50_FPN_gn", "overrides": {"TEST.AUG.ENABLED": True}},
-        "set TEST.AUG.ENABLED to False for a keypoint detector",
-    ),
     "pixels that the weights were not trained with": (
         {
             "base": "mask_rcnn_R_50_FPN_gn",

@@ -1,8 +1,10 @@
 """The paper's detectors, shrunken, on synthetic data."""
 
+import json
 from pathlib import Path
 
 import pytest
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
 from scratch_vs_pretrain.config import config_text, default_config, merge_file, merge_overrides
 from scratch_vs_pretrain.data.registration import register
@@ -66,6 +68,29 @@ def shapes(tmp_path_factory):
         [f"detectors_{part}", str(folder / "annotations" / f"{part}.json"), str(folder / part)]
         for part in ("train", "test")
     ]
+
+
+@pytest.fixture(scope="session")
+def keypoint_shapes(shapes, tmp_path_factory):
+    """The same pictures with a person's keypoints: seventeen points on each object's diagonal."""
+    folder = tmp_path_factory.mktemp("keypoints")
+    sets = []
+    for part, (_, annotations, images) in zip(("train", "test"), shapes, strict=True):
+        content = json.loads(Path(annotations).read_text())
+        person = {"id": 1, "name": "person", "keypoints": list(COCO_PERSON_KEYPOINT_NAMES)}
+        content["categories"] = [{**person, "skeleton": []}]
+        for annotation in content["annotations"]:
+            x, y, width, height = annotation["bbox"]
+            points = [(x + width * k / 17, y + height * k / 17, 2) for k in range(17)]
+            annotation |= {
+                "category_id": 1,
+                "num_keypoints": 17,
+                "keypoints": [value for point in points for value in point],
+            }
+        file = folder / f"{part}.json"
+        file.write_text(json.dumps(content))
+        sets.append([f"keypoints_{part}", str(file), images])
+    return sets
 
 
 def _config_of(name, datasets, overrides):

@@ -74,41 +74,24 @@ def test_trains_evaluates_and_predicts(name, shapes, tmp_path, config_of, train)
         )
 
 
-def keypoint_set(folder, part, of):
-    """Writes the COCO person keypoints of every object: seventeen points along its diagonal."""
-    content = json.loads(Path(of).read_text())
-    names = [f"point{k}" for k in range(17)]
-    content["categories"] = [{"id": 1, "name": "person", "keypoints": names, "skeleton": []}]
-    for annotation in content["annotations"]:
-        x, y, width, height = annotation["bbox"]
-        points = [(x + width * k / 17, y + height * k / 17, 2) for k in range(17)]
-        annotation |= {
-            "category_id": 1,
-            "num_keypoints": 17,
-            "keypoints": [value for point in points for value in point],
-        }
-    file = folder / f"{part}.json"
-    file.write_text(json.dumps(content))
-    return str(file)
-
-
 KEYPOINTS = {"MODEL.ROI_HEADS.NUM_CLASSES": 1}
 COCO_CLASSES = {"MODEL.ROI_HEADS.NUM_CLASSES": 80, "INPUT.MASK_FORMAT": "polygon"}
 
 
-@pytest.mark.parametrize(("norms", "census"), [({}, "GN"), (SYNCBN, ONE_PROCESS)])
-def test_keypoints_train_evaluate_and_predict(norms, census, shapes, tmp_path, config_of, train):
-    datasets = [
-        [f"{tmp_path.name}_{part}", keypoint_set(tmp_path, part, annotations), images]
-        for part, (_, annotations, images) in zip(("train", "test"), shapes, strict=True)
-    ]
-    cfg = config_of("keypoint_rcnn_R_50_FPN_gn", datasets, KEYPOINTS | norms)
+@pytest.mark.parametrize(
+    ("changes", "census"), [(AUGMENTED, "GN"), (SYNCBN, ONE_PROCESS)], ids=["gn-tta", "syncbn"]
+)
+def test_keypoints_train_evaluate_and_predict(
+    changes, census, keypoint_shapes, tmp_path, config_of, train
+):
+    cfg = config_of("keypoint_rcnn_R_50_FPN_gn", keypoint_shapes, KEYPOINTS | changes)
     folder, trainer = train(tmp_path / "run", cfg)
     assert set(trainer.described["norms"]) == {census}
-    assert_evaluated(folder, ["bbox", "keypoints"])
-    name = datasets[1][0]
-    files = predict(folder.path, name)
-    assert [path.name for path in files] == [f"{name}_bbox.json", f"{name}_keypoints.json"]
+    tasks = ["bbox", "keypoints"]
+    augmented = [f"{task}_TTA" for task in tasks] if cfg.TEST.AUG.ENABLED else []
+    assert_evaluated(folder, [*tasks, *augmented])
+    files = predict(folder.path, "keypoints_test")
+    assert [path.name for path in files] == [f"keypoints_test_{task}.json" for task in tasks]
     assert all(len(one["keypoints"]) == 51 for one in json.loads(files[1].read_text()))
 
 
@@ -140,7 +123,12 @@ def real_part(folder, kind, part, images):
         ("mask_rcnn_R_50_FPN_syncbn", "instances", COCO_CLASSES, MASKS),
         ("cascade_mask_rcnn_R_50_FPN_gn", "instances", COCO_CLASSES | AUGMENTED, MASKS),
         ("faster_rcnn_VGG_16", "instances", COCO_CLASSES, ["bbox"]),
-        ("keypoint_rcnn_R_50_FPN_gn", "person_keypoints", KEYPOINTS, ["bbox", "keypoints"]),
+        (
+            "keypoint_rcnn_R_50_FPN_gn",
+            "person_keypoints",
+            KEYPOINTS | AUGMENTED,
+            ["bbox", "keypoints"],
+        ),
     ],
 )
 def test_real_photographs(file, kind, overrides, tasks, tmp_path, config_of, train):

@@ -1,13 +1,19 @@
 import json
 
 import pytest
+import torch
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
+from detectron2.modeling import build_model
 
 from scratch_vs_pretrain.config import config_text
+from scratch_vs_pretrain.data.registration import register
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.audit import recipe_problems
 from scratch_vs_pretrain.training.evaluation import check_test_sets, evaluate_model
 from scratch_vs_pretrain.training.predict import predict
+from scratch_vs_pretrain.training.tta import mirror_back, with_augmentation
 
 # pycocotools' masks under NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
@@ -56,12 +62,59 @@ def test_runs_at_the_end_of_training_alone(shapes, tmp_path, config_of, train):
 
 
 def test_is_refused_where_it_cannot_be(shapes, config_of):
-    asked = {"TEST.AUG.ENABLED": True}
-    keypoints = config_of("keypoint_rcnn_R_50_FPN_gn", shapes, asked)
-    voc = config_of(
-        "faster_rcnn_R_101_FPN_gn_voc", shapes, asked | {"DATASETS.TEST": ("voc_2012_val",)}
+    voc = {"TEST.AUG.ENABLED": True, "DATASETS.TEST": ("voc_2012_val",)}
+    cfg = config_of("faster_rcnn_R_101_FPN_gn_voc", shapes, voc)
+    with pytest.raises(UserError, match="for voc_2012_val"):
+        check_test_sets(cfg)
+    assert any("for voc_2012_val" in problem for problem in recipe_problems(cfg))
+
+
+def test_mirrored_heat_maps_are_turned_and_left_is_right():
+    maps = torch.zeros(1, 3, 4, 6)
+    nose, left, right = 0, 1, 2
+    maps[0, nose, 1, 0] = maps[0, left, 2, 1] = maps[0, right, 3, 5] = 1
+    back = mirror_back(maps, [nose, right, left])
+    peaks = [tuple(int(i) for i in (one == 1).nonzero()[0]) for one in back[0]]
+    assert peaks == [(1, 5), (3, 0), (2, 4)]
+    assert torch.equal(mirror_back(back, [nose, right, left]), maps)
+
+
+@pytest.fixture
+def keypoint_detector(keypoint_shapes, config_of):
+    """A keypoint detector with random weights, its config and a picture of its training set."""
+    cfg = config_of(
+        "keypoint_rcnn_R_50_FPN_gn", keypoint_shapes, {"MODEL.ROI_HEADS.NUM_CLASSES": 1}
     )
-    for cfg, message in ((keypoints, "but no keypoints"), (voc, "for voc_2012_val")):
-        with pytest.raises(UserError, match=message):
-            check_test_sets(cfg)
-        assert any(message in problem for problem in recipe_problems(cfg))
+    register(cfg)
+    torch.manual_seed(0)
+    (record, *_) = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    return cfg, build_model(cfg).eval(), DatasetMapper(cfg, is_train=False)(record)
+
+
+@torch.no_grad()
+def test_keypoints_of_one_scale_are_the_detectors_own(keypoint_detector):
+    cfg, model, picture = keypoint_detector
+    (plain,) = model([picture])
+    cfg.merge_from_list(
+        ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.FLIP", False]
+    )
+    with with_augmentation(cfg, model) as detector:
+        (merged,) = detector([picture])
+    assert model.roi_heads.keypoint_on
+    assert len(plain["instances"]) > 0
+    for field in ("scores", "pred_keypoints"):
+        torch.testing.assert_close(merged["instances"].get(field), plain["instances"].get(field))
+
+
+@torch.no_grad()
+def test_keypoints_of_an_image_and_its_mirror_image_mirror_each_other(keypoint_detector):
+    cfg, model, picture = keypoint_detector
+    cfg.merge_from_list(["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64,)])
+    mirror = {**picture, "image": picture["image"].flip(2)}
+    with with_augmentation(cfg, model) as detector:
+        found, mirrored = (detector([one])[0]["instances"] for one in (picture, mirror))
+    turned = mirrored.pred_keypoints[:, create_keypoint_hflip_indices(cfg.DATASETS.TRAIN)]
+    turned[:, :, 0] = 64 - turned[:, :, 0]
+    torch.testing.assert_close(found.scores, mirrored.scores)
+    torch.testing.assert_close(found.pred_keypoints[..., 1:], turned[..., 1:])
+    torch.testing.assert_close(found.pred_keypoints[..., 0], turned[..., 0], atol=1, rtol=0)
