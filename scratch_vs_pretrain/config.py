@@ -48,6 +48,10 @@ def add_svp_config(cfg: CfgNode) -> None:
     # Checkpoints kept in a run folder, the newest ones.
     cfg.SVP.KEEP_CHECKPOINTS = 2
 
+    # On a GPU: only kernels that repeat themselves, so that a resumed run equals an uninterrupted
+    # one bit for bit. Slower; an operation without such a kernel fails by name. On CPU always so.
+    cfg.SVP.DETERMINISTIC = False
+
     # COCO-format data sets to register in every process: (name, annotation file, image folder).
     cfg.SVP.DATASETS = ()
 

@@ -158,7 +158,9 @@ class RunFolder:
         if state != "running":
             return state
         here = content.get("host") in (None, socket.gethostname())
-        alive = self.is_locked() if here else self._seconds_since_heartbeat() < DEAD_AFTER_SECONDS
+        # Counted both ways, so that a clock that jumped makes no dead run look alive for long.
+        beats = not here and abs(self._seconds_since_heartbeat()) < DEAD_AFTER_SECONDS
+        alive = beats or self.is_locked()
         return "running" if alive else "interrupted"
 
     def _seconds_since_heartbeat(self) -> float:
@@ -174,6 +176,11 @@ class RunFolder:
                 return not _try_lock(file, fcntl.LOCK_SH)
         except OSError:
             return False
+
+    def remove_leftovers(self) -> None:
+        """Removes what a kill in the middle of :func:`replacing` left; for the lock's owner."""
+        for file in self.path.rglob(".*.tmp"):
+            file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

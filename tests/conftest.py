@@ -1,6 +1,11 @@
 """Every test may import Detectron2, and computes on one thread so that it is repeatable."""
 
+import contextlib
+import json
 import os
+import signal
+import socket
+import traceback
 from pathlib import Path
 
 # Of this process and of those that tests start.
@@ -14,6 +19,8 @@ from scratch_vs_pretrain import _detectron2
 
 _detectron2.prepare()
 torch.set_num_threads(1)
+
+WALL_CLOCK = ("time", "data_time", "eta_seconds", "rank_data_time")
 
 DEMO_CONFIG = Path(__file__).parents[1] / "configs/demo_mask_rcnn_R_18_FPN_gn.yaml"
 
@@ -84,3 +91,111 @@ def tiny_backbone(tmp_path_factory):
     torch.manual_seed(7)
     write_backbone(path, build_bottom_up(load_config(DEMO_CONFIG)).state_dict(), {})
     return path
+
+
+@pytest.fixture
+def fork(tmp_path):
+    """Calls a function in a fork of this process, which has paid for the imports.
+
+    It returns the process id. The function's result is the exit status; what it prints goes to
+    ``tmp_path/forks.log``.
+    """
+    children = []
+
+    def start(function, *arguments, **environment):
+        child = os.fork()
+        if child:
+            children.append(child)
+            return child
+        status = 70
+        try:
+            os.environ |= environment
+            log = os.open(tmp_path / "forks.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            status = function(*arguments) or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    yield start
+    for child in children:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+@pytest.fixture
+def ranks(fork):
+    """Calls a function in several processes of one group; returns their process ids."""
+
+    def start(function, count=2):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+        group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return [
+            fork(function, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(count)
+        ]
+
+    return start
+
+
+@pytest.fixture
+def ended():
+    """Waits for processes; returns their exit codes, negative for signals."""
+
+    def wait(*children):
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    return wait
+
+
+@pytest.fixture
+def content_of_run():
+    """Reads all that two equal runs have in common, from a finished run's folder."""
+
+    def read(folder):
+        from scratch_vs_pretrain.training.checkpoint import Checkpointer
+
+        checkpoint = Checkpointer(folder.checkpoints, 1).load_newest()
+        recent = checkpoint.pop("recent")
+        recent = {name: values for name, values in recent.items() if name not in WALL_CLOCK}
+        rows = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
+        evaluations = [
+            json.loads(file.read_text()) for file in sorted(folder.evaluations.iterdir())
+        ]
+        timed = ("seconds",)
+        return {
+            "checkpoint": {**without(checkpoint, timed), "recent": recent},
+            "metrics": [without(row, WALL_CLOCK) for row in rows],
+            "evaluations": [without(evaluation, timed) for evaluation in evaluations],
+        }
+
+    def without(content, names):
+        return {name: value for name, value in content.items() if name not in names}
+
+    return read
+
+
+@pytest.fixture
+def assert_equal():
+    """Compares nested containers of numbers, texts and tensors bit for bit."""
+
+    def compare(one, other, where=""):
+        assert type(one) is type(other), where
+        if isinstance(one, dict):
+            assert one.keys() == other.keys(), where
+            for key in one:
+                compare(one[key], other[key], f"{where}.{key}")
+        elif isinstance(one, (list, tuple)):
+            assert len(one) == len(other), where
+            for position, pair in enumerate(zip(one, other, strict=True)):
+                compare(*pair, f"{where}[{position}]")
+        elif isinstance(one, torch.Tensor):
+            assert torch.equal(one, other), where
+        else:
+            assert one == other or (one != one and other != other), where
+
+    return compare

@@ -241,8 +241,10 @@ class TestState:
         assert run.state() == "running"
 
     def test_on_another_machine_the_heartbeat_decides(self, run, owner):
-        """A lock that was taken elsewhere may be invisible here, so it says nothing."""
+        """A lock that was taken elsewhere may be invisible here, as that of a dead owner is."""
         run.update(host="elsewhere")
+        owner.kill()
+        owner.wait()
         last_beat = time.time() - DEAD_AFTER_SECONDS - 1
         os.utime(run.lock_file, (last_beat, last_beat))
         assert run.state() == "interrupted"
@@ -261,11 +263,14 @@ class TestState:
             _wait_for(lambda: run.lock_file.stat().st_mtime > 0)
 
     def test_clock_that_jumped_back(self, run, owner):
-        """A heartbeat in the future is no reason to call a living run dead."""
+        """A heartbeat in the future calls no living run dead, and no dead one alive for ever."""
         run.update(host="elsewhere")
         future = time.time() + 3600
         os.utime(run.lock_file, (future, future))
         assert run.state() == "running"
+        owner.kill()
+        owner.wait()
+        assert run.state() == "interrupted"
 
     def test_moved_folder(self, run, owner, tmp_path):
         owner.kill()

@@ -187,6 +187,7 @@ def train_folder(folder: RunFolder, verbose: bool) -> int:
             join(config_of(folder.config_file).MODEL.DEVICE)
             if comm.is_main_process():
                 held.enter_context(folder.lock())
+                folder.remove_leftovers()
                 state = folder.read().get("state")
         except UserError as error:
             problem = str(error)

@@ -14,6 +14,7 @@ import torch
 from detectron2.utils import comm
 
 from scratch_vs_pretrain.run_folder import write_atomically
+from scratch_vs_pretrain.training.process_group import agreed
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,17 @@ class Checkpointer:
         yield from sorted(self.folder.glob("[0-9]*.pth"), reverse=True)
 
     def load_newest(self) -> dict[str, Any] | None:
-        """Returns the newest readable checkpoint, with a warning for each that is not; or None."""
+        """Returns the newest readable checkpoint, with a warning for each that is not; or None.
+
+        The main process decides which it is; every process must call it.
+        """
+        content = self._newest_readable() if comm.is_main_process() else None
+        iteration = agreed(content and content["iteration"])
+        if comm.is_main_process() or iteration is None:
+            return content
+        return torch.load(self.file(iteration), map_location="cpu", weights_only=True)
+
+    def _newest_readable(self) -> dict[str, Any] | None:
         for path in self.newest_first():
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from torch import nn
 
 from scratch_vs_pretrain.errors import UserError
 
@@ -87,6 +88,17 @@ def agreed(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives every process the main one's buffers.
+
+    A BatchNorm that is not synchronized has other running statistics in each, and an evaluation
+    would depend on which process sees which image.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def _end_with_parent() -> None:

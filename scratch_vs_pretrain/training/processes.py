@@ -107,9 +107,9 @@ def train_in_processes(folder: RunFolder, count: int, verbose: bool) -> int:
 
 
 def _environment(present: Mapping[str, str], count: int) -> dict[str, str]:
-    threads = int(present.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    threads = max(1, len(os.sched_getaffinity(0)) // count)
     return {
-        "OMP_NUM_THREADS": str(max(1, threads // count)),
+        "OMP_NUM_THREADS": present.get("OMP_NUM_THREADS", str(threads)),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(count),

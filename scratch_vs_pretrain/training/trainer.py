@@ -33,6 +33,7 @@ from scratch_vs_pretrain.training import fast, metrics_log
 from scratch_vs_pretrain.training.cascade_switch import switched_state
 from scratch_vs_pretrain.training.checkpoint import Checkpointer, restore_random_states
 from scratch_vs_pretrain.training.evaluation import evaluate_model, write_evaluation
+from scratch_vs_pretrain.training.exactness import deterministic_kernels, is_deterministic
 from scratch_vs_pretrain.training.hooks import (
     BAR_POSITION,
     BAR_SECONDS,
@@ -41,6 +42,7 @@ from scratch_vs_pretrain.training.hooks import (
     MetricsHook,
     ProgressHook,
 )
+from scratch_vs_pretrain.training.process_group import share_buffers
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +139,7 @@ class Trainer(SimpleTrainer):
             checkpoint = switched_state(checkpoint, self.network, optimizer)
         # v0.6's SimpleTrainer starts the stream in its constructor.
         self.stream.start_at(checkpoint["iteration"] if checkpoint else 0)
-        model = fast.in_precision(_distributed(self.network), cfg.MODEL.DEVICE, options)
+        model = fast.in_precision(_distributed(cfg, self.network), cfg.MODEL.DEVICE, options)
         super().__init__(model, self.stream, optimizer)
         self.max_iter = until or cfg.SOLVER.MAX_ITER
         self.resumed = checkpoint is not None
@@ -153,7 +155,8 @@ class Trainer(SimpleTrainer):
 
     def train(self) -> None:  # type: ignore[override]
         """Trains what is left of the run."""
-        super().train(self.iter, self.max_iter)
+        with deterministic_kernels(self.cfg):
+            super().train(self.iter, self.max_iter)
 
     def before_train(self) -> None:
         metrics_log.restore(self.storage, self._recent)
@@ -194,6 +197,7 @@ class Trainer(SimpleTrainer):
     def _evaluate(self, completed: int) -> dict[str, float]:
         # Test augmentation takes many times as long: at the end alone, not at a switch.
         last = completed == self.cfg.SOLVER.MAX_ITER
+        share_buffers(self.network)
         evaluations, metrics = evaluate_model(self.cfg, self.network, _evaluation_bar, last)
         if comm.is_main_process():
             write_evaluation(self.folder, completed, evaluations)
@@ -201,6 +205,7 @@ class Trainer(SimpleTrainer):
 
     def _save(self, completed: int) -> None:
         self.count_samples()
+        self.stream.unreadable = self.stream.unreadable.union(*comm.gather(self.stream.unreadable))
         progress = self.progress(completed)
         self.checkpointer.save(
             completed,
@@ -267,8 +272,16 @@ def _evaluation_bar(batches: Iterable) -> Iterable:
     )
 
 
-def _distributed(model: nn.Module) -> nn.Module:
+def _distributed(cfg: Any, model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     devices = [torch.cuda.current_device()] if next(model.parameters()).is_cuda else None
-    return nn.parallel.DistributedDataParallel(model, devices, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(
+        model,
+        devices,
+        broadcast_buffers=False,
+        # Without it the gradients are packed anew after the first iteration. Where a number lies
+        # in its pack decides in which order more than two processes add it, so that iterations
+        # after a resume would differ in the last bits.
+        find_unused_parameters=is_deterministic(cfg) and comm.get_world_size() > 2,
+    )

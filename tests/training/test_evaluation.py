@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import random
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from scratch_vs_pretrain.analysis.tide import ERROR_TYPES
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.training import process_group
 from scratch_vs_pretrain.training.coco_score import NUMBERS
 from scratch_vs_pretrain.training.evaluation import (
     CocoScoreEvaluator,
@@ -368,3 +370,32 @@ def test_two_processes_share_the_images_and_score_as_one(dataset, tmp_path):
     [expected], expected_metrics = evaluate_model(cfg, model)
     assert metrics == expected_metrics
     assert (first[0]["images"], first[0]["tasks"]) == (4, expected["tasks"])
+
+
+def test_three_processes_find_what_one_does(dataset, ranks, ended, tmp_path):
+    """Four images over three processes, of which one has a BatchNorm that saw something else."""
+    model = StoredModel(small_set(), jitter=np.random.default_rng(3))
+    (expected,), metrics = evaluate_model(config(dataset), model)
+    found = tmp_path / "found.json"
+
+    def rank():
+        process_group.join("cpu")
+        number = int(os.environ["RANK"])
+        model.frozen.running_mean += number
+        process_group.share_buffers(model)
+        assert model.frozen.running_mean.tolist() == [0, 0, 0]
+        evaluations, of_rank = evaluate_model(config(dataset), model)
+        if number == 0:
+            found.write_text(
+                json.dumps([evaluations[0]["tasks"], evaluations[0]["images"], of_rank])
+            )
+        else:
+            assert (evaluations, of_rank) == ([], {})
+        process_group.leave()
+
+    assert ended(*ranks(rank, 3)) == [0, 0, 0], (tmp_path / "forks.log").read_text()
+    tasks, images, of_main = json.loads(found.read_text())
+    assert tasks == json.loads(json.dumps(expected["tasks"]))
+    assert images == 4
+    assert of_main == metrics
+    assert 0 < metrics["bbox/AP"] < 100

@@ -1,7 +1,7 @@
 """Agreement of several processes, as forks of this one over gloo."""
 
 import os
-import socket
+import time
 
 import pytest
 
@@ -10,42 +10,20 @@ from scratch_vs_pretrain.training.process_group import Ending, Endings, Vote, ag
 
 
 @pytest.fixture
-def in_group(tmp_path):
-    """Runs a function in some forked processes; returns the text that each returned."""
+def in_group(ranks, ended, tmp_path):
+    """Runs a function in two processes; returns the text that each returned."""
 
-    def run(function, count=2):
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            port = taken.getsockname()[1]
-        children = [
-            _fork(function, rank, count, port, tmp_path / f"{rank}") for rank in range(count)
-        ]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        assert codes == [0] * count
-        return [(tmp_path / f"{rank}").read_text() for rank in range(count)]
+    def run(function):
+        def rank():
+            process_group.join("cpu")
+            number = int(os.environ["RANK"])
+            (tmp_path / f"{number}").write_text(str(function(number)))
+            process_group.leave()
+
+        assert ended(*ranks(rank)) == [0, 0], (tmp_path / "forks.log").read_text()
+        return [(tmp_path / f"{number}").read_text() for number in range(2)]
 
     return run
-
-
-def _fork(function, rank, count, port, output):
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        os.environ |= {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(count),
-            "LOCAL_RANK": str(rank),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        process_group.join("cpu")
-        output.write_text(str(function(rank)))
-        process_group.leave()
-        status = 0
-    finally:
-        os._exit(status)
 
 
 def test_alone():
@@ -90,8 +68,6 @@ def test_a_process_that_hangs_after_a_failure_is_told(in_group, monkeypatch):
         agreed(None)
         if rank == 1:
             return endings.first(Ending("diverged", "loss", 3)).state
-        import time
-
         with endings.watched(told.append):
             time.sleep(2)
         return told[0].reason

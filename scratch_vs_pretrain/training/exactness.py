@@ -1,0 +1,95 @@
+"""What makes a resumed run equal to an uninterrupted one bit for bit, and whether one was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+
+
+def is_deterministic(cfg: Any) -> bool:
+    """Tells whether a config's run repeats itself: on CPU always, on a GPU if it is asked to."""
+    return bool(cfg.MODEL.DEVICE == "cpu" or cfg.SVP.DETERMINISTIC)
+
+
+@contextlib.contextmanager
+def deterministic_kernels(cfg: Any) -> Iterator[None]:
+    """Lets torch choose the same sums in the same order each time, where a config asks for it.
+
+    On a GPU an operation that cannot be repeated raises RuntimeError and is named. On the CPU that
+    would be too strict: the few kernels of which torch says so differ on GPUs only.
+    """
+    if not is_deterministic(cfg):
+        yield
+        return
+    memory: Any = torch.utils.deterministic
+    # CUDA's matrix products need it before they are first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        memory.fill_uninitialized_memory,
+        torch.backends.cudnn.benchmark,
+    )
+    torch.use_deterministic_algorithms(True, warn_only=cfg.MODEL.DEVICE == "cpu")
+    # It would fill every new tensor, to find reads of what nobody has written.
+    memory.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = before[2]
+        torch.backends.cudnn.benchmark = before[3]
+
+
+def numerics(cfg: Any) -> dict[str, Any]:
+    """Returns run.json's ``provenance.numerics``: what the last bits of a run depend on."""
+    cuda = cfg.MODEL.DEVICE != "cpu"
+    return {
+        "processes": comm.get_world_size(),
+        "threads": torch.get_num_threads(),
+        "processor": torch.cuda.get_device_name() if cuda else _processor(),
+        "deterministic": is_deterministic(cfg),
+    }
+
+
+def inexact_because(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
+    """Returns why a resume is not exact, nothing if it is.
+
+    Args:
+        before: run.json's ``provenance`` of the start that wrote the checkpoint.
+        now: that of this start.
+    """
+    present = now["numerics"]
+    reasons = []
+    if not present["deterministic"]:
+        reasons.append("the GPU's kernels do not repeat themselves (SVP.DETERMINISTIC is off)")
+    elif now["device"] != "cpu" and present["processes"] > 1:
+        reasons.append("the sums of several GPUs are not known to repeat themselves")
+    past = (before or {}).get("numerics")
+    if past is None:
+        return [*reasons, "it is not known what trained before"]
+    changed = [*_changed(past, present), *_changed(before["versions"], now["versions"])]  # type: ignore[index]
+    return [*reasons, *changed]
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} was {before.get(name)} before and is {value} now"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
+
+
+def _processor() -> str:
+    """Returns the processor's name: kernels are chosen by its instructions."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return torch.backends.cpu.get_cpu_capability()
