@@ -176,6 +176,7 @@ def notes(results: Results) -> tuple[str, ...]:
         *_notes_on_seeds(results),
         *_notes_on_differences(results),
         *_notes_on_tuning(results),
+        *_notes_on_resumes(results),
         *_notes_on_missing_runs(results),
     )
 
@@ -208,6 +209,12 @@ def _notes_on_differences(results: Results) -> Iterator[str]:
 def _notes_on_tuning(results: Results) -> Iterator[str]:
     for arm in dict.fromkeys(run.tuned_on for run in results.runs if run.tuned_on):
         yield f"The recipe was tuned on arm {arm}, which it favours."
+
+
+def _notes_on_resumes(results: Results) -> Iterator[str]:
+    for run in results.runs:
+        if run.inexact:
+            yield f"Resumed, but not exactly: {run.name} ({'; '.join(run.inexact)})."
 
 
 def _notes_on_missing_runs(results: Results) -> Iterator[str]:

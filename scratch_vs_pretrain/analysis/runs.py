@@ -51,6 +51,7 @@ class RunRecord:
         seconds: of training and evaluation; a branch's include its trunk's.
         trunk_seconds: the part of them that a branch has from its trunk.
         devices: that trained it together.
+        inexact: why a resume of it was not exact, each reason once.
         provenance: "host", "device", "git_commit", "versions" and so on.
         own: this package wrote the folder.
     """
@@ -80,6 +81,7 @@ class RunRecord:
     trunk_seconds: float = 0.0
     devices: int = 1
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    inexact: tuple[str, ...] = ()
     own: bool = True
 
     @property
@@ -217,8 +219,14 @@ def _record(folder: RunFolder) -> RunRecord:
         seconds=get("seconds", kind=float, default=None),
         trunk_seconds=field(taken, "seconds", float, file, 0.0),
         devices=field(origin, "processes", int, file, 1),
+        inexact=_inexact(get("resumes", kind=list, default=[])),
         provenance=origin,
     )
+
+
+def _inexact(resumes: Sequence[Any]) -> tuple[str, ...]:
+    reasons = (resume.get("inexact_because", []) for resume in resumes if isinstance(resume, dict))
+    return tuple(dict.fromkeys(str(reason) for some in reasons for reason in some))
 
 
 def _data_set(data: Mapping[str, Any], part: str, file: Path) -> dict[str, Any]:

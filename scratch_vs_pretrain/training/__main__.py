@@ -30,6 +30,7 @@ from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.training import branch
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 from scratch_vs_pretrain.training.evaluation import check_test_sets
+from scratch_vs_pretrain.training.exactness import inexact_because, numerics
 from scratch_vs_pretrain.training.hooks import Interrupted
 from scratch_vs_pretrain.training.process_group import Ending, Endings, agreed, join, leave
 from scratch_vs_pretrain.training.processes import train_in_processes
@@ -65,6 +66,8 @@ def train(folder: RunFolder) -> None:
     _check_weights_unchanged(cfg, run)
     catalog.register(cfg)
     catalog.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    origin = {**provenance(cfg.MODEL.DEVICE), **numerics(cfg)}
+    inexact = inexact_because(run.get("provenance"), origin)
     if comm.is_main_process():  # which alone reads the ground truth
         check_test_sets(cfg)
         check_decodable(cfg.DATASETS.TEST)
@@ -73,15 +76,15 @@ def train(folder: RunFolder) -> None:
                 part: catalog.describe(names).to_json()
                 for part, names in (("train", cfg.DATASETS.TRAIN), ("test", cfg.DATASETS.TEST))
             },
-            provenance=provenance(cfg.MODEL.DEVICE),
+            provenance=origin,
         )
         branch.take(folder)
     comm.synchronize()
     switch = run.get("switch")
     if switch and completed(folder) < switch["at"]:
-        train_part(config_of(folder.before_switch_file), folder, until=switch["at"])
+        train_part(config_of(folder.before_switch_file), folder, inexact, until=switch["at"])
         comm.synchronize()
-    train_part(cfg, folder)
+    train_part(cfg, folder, inexact)
     if comm.is_main_process():
         folder.update(state="finished", reason=None)
 
@@ -92,13 +95,18 @@ def completed(folder: RunFolder) -> int:
     return newest["iteration"] if newest else 0
 
 
-def train_part(cfg: CfgNode, folder: RunFolder, until: int | None = None) -> None:
-    """Trains what is left of a run, or `until` the iteration of its switch."""
+def train_part(
+    cfg: CfgNode, folder: RunFolder, inexact: list[str], until: int | None = None
+) -> None:
+    """Trains what is left of a run, or `until` the iteration of its switch.
+
+    `inexact` says why a resume, if this is one, is not exact.
+    """
     run = folder.read()
     trainer = Trainer(cfg, folder, f"{run['arm']} {run['schedule']} seed {run['seed']}", until)
     if comm.is_main_process():
         if not (run.get("switch") and trainer.iter == run["switch"]["at"]):
-            trainer.note_resume()
+            trainer.note_resume(inexact)
         folder.update(**trainer.described)
     try:
         trainer.train()

@@ -48,7 +48,7 @@ def deterministic_kernels(cfg: Any) -> Iterator[None]:
 
 
 def numerics(cfg: Any) -> dict[str, Any]:
-    """Returns run.json's ``provenance.numerics``: what the last bits of a run depend on."""
+    """Returns what the last bits of a run depend on, as a part of run.json's ``provenance``."""
     cuda = cfg.MODEL.DEVICE != "cpu"
     return {
         "processes": comm.get_world_size(),
@@ -65,17 +65,16 @@ def inexact_because(before: Mapping[str, Any] | None, now: Mapping[str, Any]) ->
         before: run.json's ``provenance`` of the start that wrote the checkpoint.
         now: that of this start.
     """
-    present = now["numerics"]
     reasons = []
-    if not present["deterministic"]:
+    if not now["deterministic"]:
         reasons.append("the GPU's kernels do not repeat themselves (SVP.DETERMINISTIC is off)")
-    elif now["device"] != "cpu" and present["processes"] > 1:
+    elif now["device"] != "cpu" and now["processes"] > 1:
         reasons.append("the sums of several GPUs are not known to repeat themselves")
-    past = (before or {}).get("numerics")
-    if past is None:
+    if not before or "processor" not in before:
         return [*reasons, "it is not known what trained before"]
-    changed = [*_changed(past, present), *_changed(before["versions"], now["versions"])]  # type: ignore[index]
-    return [*reasons, *changed]
+    names = ("processes", "threads", "processor", "deterministic")
+    changed = _changed(before, {name: now[name] for name in names})
+    return [*reasons, *changed, *_changed(before["versions"], now["versions"])]
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -245,8 +245,13 @@ class Trainer(SimpleTrainer):
         else:  # Another number of processes goes on, though not exactly.
             seed_all_rng(self.cfg.SEED + self.iter + comm.get_rank())
 
-    def note_resume(self) -> None:
-        """Records in run.json where this start goes on, if it does; in the main process."""
+    def note_resume(self, inexact: list[str]) -> None:
+        """Records in run.json where this start goes on, if it does; in the main process.
+
+        Args:
+            inexact: why it does not go on exactly; see
+                :func:`scratch_vs_pretrain.training.exactness.inexact_because`.
+        """
         if not self.resumed:
             return
         run = self.folder.read()
@@ -257,7 +262,10 @@ class Trainer(SimpleTrainer):
             self.folder.update(branch={**branch, "taken": taken})
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        resume = {"iteration": self.iter, "time": now}
+        resume = {"iteration": self.iter, "time": now, "exact": not inexact}
+        if inexact:
+            resume["inexact_because"] = inexact
+            logger.warning("This resume is not exact: %s", "; ".join(inexact))
         self.folder.update(resumes=[*run.get("resumes", []), resume])
 
 

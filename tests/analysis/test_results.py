@@ -140,3 +140,12 @@ def test_one_table_is_of_one_study(folders):
         final_results(runs)
     with pytest.raises(UserError, match="none"):
         final_results([])
+
+
+def test_a_run_that_was_resumed_inexactly_is_named(folders):
+    why = ["processes was 8 before and is 4 now"]
+    inexact = {"iteration": 200, "exact": False, "inexact_because": why}
+    folders.run("scratch", resumes=[{"iteration": 100, "exact": True}, inexact, inexact])
+    folders.run("pretrained", resumes=[{"iteration": 100, "exact": True}])
+    named = [note for note in notes(results(folders)) if "not exactly" in note]
+    assert named == [f"Resumed, but not exactly: scratch 600it seed 0 ({why[0]})."]

@@ -21,7 +21,7 @@ def start(device="cpu", **changes):
     now = {"processes": 1, "threads": 2, "processor": "Model X", "deterministic": True}
     return {
         "device": device,
-        "numerics": now | changes,
+        **(now | changes),
         "versions": {"torch": "2.11.0", "python": "3.11.9"},
     }
 

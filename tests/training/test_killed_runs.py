@@ -135,5 +135,6 @@ def test_killed_two_dozen_times_and_nothing_is_lost(
     noted = [resume["iteration"] for resume in killed.read()["resumes"]]
     assert noted == [iteration for iteration in resumed_from if iteration is not None]
     assert len(noted) > KILLS // 2
+    assert all(resume["exact"] for resume in killed.read()["resumes"])
     assert killed.read()["samples"] == alone.read()["samples"]
     assert [file for file in killed.path.rglob("*") if file.suffix == ".tmp"] == []

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.engine import SimpleTrainer
 
 from scratch_vs_pretrain.data.scenes import ShapesSpec
@@ -80,7 +81,8 @@ def test_killed_and_stopped_runs_of_two_end_as_one_left_alone(
     assert train(stopped, before=killed) == [-signal.SIGKILL] * 2
     assert stopped.state() == "interrupted"
     assert train(stopped) == [0, 0]
-    assert [resume["iteration"] for resume in stopped.read()["resumes"]] == [3, 4]
+    resumes = [(resume["iteration"], resume["exact"]) for resume in stopped.read()["resumes"]]
+    assert resumes == [(3, True), (4, True)]
     assert_equal(content_of_run(stopped), content_of_run(alone))
     assert [row["iteration"] for row in content_of_run(stopped)["metrics"]] == list(range(7))
     assert len(content_of_run(alone)["checkpoint"]["random"]) == 2
@@ -167,6 +169,9 @@ def test_another_number_of_processes_goes_on(plan_run, train):
     assert train(folder, 2, before=stop) == [worker.INTERRUPTED] * 2
     assert train(folder, 1) == [0]
     assert folder.read()["samples"]["images"] == 12
+    (resume,) = folder.read()["resumes"]
+    assert not resume["exact"]
+    assert resume["inexact_because"] == ["processes was 2 before and is 1 now"]
 
 
 def test_a_batch_that_does_not_divide_is_refused(plan_run, train):
@@ -284,3 +289,40 @@ def test_a_request_before_training_begins(plan_run, monkeypatch, fork, ended):
     os.kill(starter, signal.SIGTERM)
     assert ended(starter) == [worker.INTERRUPTED]
     assert folder.read()["reason"] == "asked to stop before training began"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_killed_run_on_a_gpu_ends_as_one_left_alone(plan_run, content_of_run, assert_equal):
+    """With deterministic kernels; real processes, because a fork cannot use CUDA."""
+    fields = {"overrides": {"MODEL.DEVICE": "cuda", "SVP.DETERMINISTIC": True}}
+    alone, killed = (plan_run(name, 40, **fields) for name in ("alone", "killed"))
+    subprocess.run([*TRAINING, str(alone.path)], check=True)
+    training = subprocess.Popen([*TRAINING, str(killed.path)])
+    wait_for(lambda: list(killed.checkpoints.glob("0*.pth")))
+    training.kill()
+    training.wait()
+    assert killed.state() == "interrupted"
+    subprocess.run([*TRAINING, str(killed.path)], check=True)
+    assert killed.read()["resumes"][0]["exact"]
+    assert_equal(content_of_run(killed), content_of_run(alone))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_train_one_run(plan_run):
+    folder = plan_run("run", overrides={"MODEL.DEVICE": "cuda"})
+    subprocess.run([*TRAINING, str(folder.path), "--processes", "2"], check=True, timeout=300)
+    assert folder.read()["state"] == "finished"
+    assert folder.read()["provenance"]["processes"] == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_more_processes_than_gpus_are_refused(plan_run):
+    folder = plan_run("run", overrides={"MODEL.DEVICE": "cuda"})
+    count = torch.cuda.device_count() + 1
+    run = [*TRAINING, str(folder.path), "--processes", str(count)]
+    done = subprocess.run(run, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "start fewer processes" in done.stderr
