@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from scratch_vs_pretrain.analysis.drawing import (
+    PAGE_WIDTH,
     SMALL_TEXT_SIZE,
     Style,
     add_caption,
@@ -87,7 +88,7 @@ def bars_figure(
     styles = arm_styles(arms)
     if len(groups) > MOST_GROUPS:
         height = 2.2 * len(metrics) + 0.7
-        figure, axes = new_figure(1, rows=len(metrics), width=7.2, height=height)
+        figure, axes = new_figure(1, rows=len(metrics), width=PAGE_WIDTH, height=height)
     else:
         figure, axes = new_figure(len(metrics))
     bases = [_draw(ax, groups, styles, metric) for ax, metric in zip(axes, metrics, strict=True)]

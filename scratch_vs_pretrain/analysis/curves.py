@@ -13,7 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scratch_vs_pretrain.analysis.costs import axis_sentences, axis_title
-from scratch_vs_pretrain.analysis.drawing import Style, add_caption, arm_styles, new_figure
+from scratch_vs_pretrain.analysis.drawing import (
+    ROW_HEIGHT,
+    Style,
+    add_caption,
+    arm_styles,
+    new_figure,
+)
 from scratch_vs_pretrain.analysis.lines import (
     Line,
     known_metrics,
@@ -33,7 +39,6 @@ from scratch_vs_pretrain.analysis.panels import (
 )
 
 HEIGHT = 2.9
-ROW_HEIGHT = 2.0
 DROP_COLOR = "0.75"
 
 

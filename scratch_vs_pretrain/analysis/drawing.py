@@ -19,6 +19,11 @@ COLORS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SCRATCH_MARKER = "o"
 MARKERS = ("s", "^", "D", "v", "P", "X")
 
+# Inches: a column and the text of a two-column page, at which text has its size in points.
+COLUMN_WIDTH = 3.44
+PAGE_WIDTH = 6.88
+ROW_HEIGHT = 2.0
+
 TEXT_SIZE = 9
 SMALL_TEXT_SIZE = 8
 LINE_HEIGHT = 1.2 * TEXT_SIZE
@@ -53,18 +58,25 @@ def arm_styles(arms: Iterable[str]) -> dict[str, Style]:
 def new_figure(
     panels: int, *, rows: int = 1, width: float | None = None, height: float = 2.9
 ) -> tuple[Figure, list[Axes]]:
-    """Returns a figure of `panels` axes side by side, two of them as wide as a page's text.
+    """Returns a figure that is to be printed at its own size, and its axes row by row.
 
     Args:
-        panels: axes in a row.
-        rows: of axes; they are returned row by row.
-        width: inches.
-        height: inches, the caption included.
+        panels: axes in a row; where no width is given, more than two in one row are wrapped.
+        rows: of axes.
+        width: inches; default: a column for one panel, a page for more.
+        height: inches of the first row with the caption; wrapped rows come on top.
     """
-    width = width or (4.4 if panels == 1 else 3.6 * panels)
+    columns = panels
+    if width is None:
+        width = COLUMN_WIDTH if panels == 1 else PAGE_WIDTH
+        if rows == 1 and panels > 2:
+            columns, rows = 2, -(-panels // 2)
+            height += (rows - 1) * ROW_HEIGHT
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, panels, squeeze=False)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat[panels if rows > 1 and columns < panels else axes.size :]:
+        ax.remove()
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", color="0.92", linewidth=0.8)
@@ -73,7 +85,7 @@ def new_figure(
         ax.tick_params(labelsize=SMALL_TEXT_SIZE, color="0.6")
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-    return figure, list(axes.flat)
+    return figure, figure.axes
 
 
 def short_number(value: float) -> str:

@@ -11,6 +11,7 @@ from matplotlib.patheffects import withStroke
 
 from scratch_vs_pretrain.analysis.costs import axis_sentences, axis_title
 from scratch_vs_pretrain.analysis.drawing import (
+    PAGE_WIDTH,
     SMALL_TEXT_SIZE,
     Style,
     add_caption,
@@ -59,7 +60,7 @@ def overlay_figure(
     if not any(panels):
         raise UserError("no run here is finished; the overlay shows whole schedules")
     styles = arm_styles(frame.arm.cat.categories)
-    figure, axes = new_figure(len(metrics), width=7.2, height=3.6)
+    figure, axes = new_figure(len(metrics), width=PAGE_WIDTH, height=3.6)
     for ax, metric, lines in zip(axes, metrics, panels, strict=True):
         for line in lines:
             _draw(ax, line, styles[line.arm])

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from scratch_vs_pretrain.analysis.drawing import (
     SCRATCH_COLOR,
+    SMALL_TEXT_SIZE,
+    TEXT_SIZE,
     add_caption,
     arm_styles,
     label_ends,
@@ -93,3 +95,35 @@ def test_labels_and_caption_lie_inside_the_figure_and_apart(names):
             assert box.x1 <= figure.bbox.x1 + 1
             assert not any(box.overlaps(other) for other in boxes[k + 1 :])
     assert axes[0].get_tightbbox().x1 <= axes[1].get_tightbbox().x0
+
+
+@pytest.mark.parametrize(("panels", "rows", "shape"), [(1, 1, 1), (2, 3, 6), (3, 1, 3), (5, 1, 5)])
+def test_figures_are_as_wide_as_a_column_or_a_page(panels, rows, shape):
+    figure, axes = new_figure(panels, rows=rows)
+    assert len(axes) == len(figure.axes) == shape
+    assert figure.get_figwidth() == (3.44 if panels == 1 else 6.88)
+
+
+def test_more_than_two_panels_are_wrapped():
+    figure, axes = new_figure(3)
+    figure.draw_without_rendering()
+    places = [ax.get_position() for ax in axes]
+    assert places[0].y0 == pytest.approx(places[1].y0)
+    assert places[2].y1 < places[0].y0
+    assert places[2].x0 == pytest.approx(places[0].x0, abs=0.05)
+
+
+def test_all_text_is_legible_in_print():
+    assert min(TEXT_SIZE, SMALL_TEXT_SIZE) >= 8
+
+
+def test_colours_of_arms_differ_for_colour_blind_readers():
+    """Okabe and Ito's, and no two arms with the same marker."""
+    styles = arm_styles(["scratch", "a", "b", "c"])
+    assert {style.color for style in styles.values()} == {
+        "#D55E00",
+        "#0072B2",
+        "#009E73",
+        "#CC79A7",
+    }
+    assert len({style.marker for style in styles.values()}) == 4

@@ -32,6 +32,47 @@ def test_samples_as_table_and_figure(pair, tmp_path, capsys):
     assert "</svg>" in file.read_text()
 
 
+def test_plot_passes_its_options_on(pair, tmp_path, capsys):
+    file = tmp_path / "a.svg"
+    options = ["--figure", "bars", "--label", "demo=my demo", "--metric", "bbox/AP75"]
+    assert main(["plot", str(pair), *options, "-o", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}\n"
+    assert "Box AP75 (%)" in file.read_text()
+    assert "my demo" in file.read_text()
+    assert main(["plot", str(pair), "--x", "pixels", "--band", "std", "-o", str(file)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--figure", "bars", "--label", "demo"], "--label demo: write --label STUDY=TEXT"),
+        (["--figure", "iou", "--x", "images"], "--x: figure iou has no such option"),
+        (["--x", "gpu-hours"], "does not say how many gpu-hours"),
+        (["-o", "a.gif"], "figures are written as .png, .svg, .pdf"),
+    ],
+)
+def test_plot_that_cannot_be_drawn_writes_nothing(
+    pair, tmp_path, monkeypatch, capsys, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plot", str(pair), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["output"]
+
+
+def test_table_of_several_folders_and_of_the_best(pair, capsys):
+    arms = [str(pair / "demo" / arm) for arm in ("scratch", "pretrained")]
+    assert main(["table", *arms, "--kind", "gaps"]) == 0
+    assert "-2.0" in capsys.readouterr().out
+    assert main(["table", str(pair), "--best"]) == 0
+    assert "BEST" in capsys.readouterr().out
+    assert main(["table", str(pair), "--kind", "catch-up"]) == 0
+    assert "not reached" in capsys.readouterr().out
+    assert main(["table", str(pair), "--kind", "catch-up", "--best"]) == 2
+
+
 def test_collect(pair, tmp_path, capsys):
     command = ["collect", str(pair), "-o", str(tmp_path / "runs.csv")]
     assert main(command) == 0
