@@ -11,7 +11,7 @@ from scratch_vs_pretrain.analysis.budget import budget_table, budgets
 from scratch_vs_pretrain.analysis.formats import Table, render
 from scratch_vs_pretrain.analysis.published_table import published_table
 from scratch_vs_pretrain.analysis.results import by_study
-from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.errors import UserError
 
 Maker = Callable[..., Table]
@@ -69,30 +69,6 @@ def tables_text(
     else:
         made = [TABLES[kind](part, **options) for part in by_study(runs).values()]
     return "\n".join(render(table, form) for table in made)
-
-
-def status_text(folder: Path) -> str:
-    """Returns the state of every run below `folder`.
-
-    Raises:
-        UserError: no runs there, or one that cannot be read.
-    """
-    rows = tuple(_status_row(run) for run in load_runs(folder))
-    header = ("study", "arm", "schedule", "seed", "state", "iteration", "of", "reason")
-    return render(Table(f"{len(rows)} runs in {folder}", header, rows), "text")
-
-
-def _status_row(run: RunRecord) -> tuple[str | int | None, ...]:
-    return (
-        run.study,
-        run.arm,
-        run.schedule,
-        run.seed,
-        run.state,
-        run.iteration,
-        run.iterations,
-        run.reason,
-    )
 
 
 def draw(

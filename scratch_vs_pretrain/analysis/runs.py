@@ -208,7 +208,7 @@ def _record(folder: RunFolder) -> RunRecord:
         from_scratch=init.get("name", get("arm", kind=str)) == "scratch",
         init=init,
         branch_of=field(branch, "of", str, file, None),
-        branch_at=field(branch, "at", int, file, 0),
+        branch_at=field(taken or branch, "iteration" if taken else "at", int, file, 0),
         arm_order=tuple(map(str, get("arm_order", kind=list, default=[]))),
         allowed_differences=get("allowed_differences", kind=dict, default={}),
         tuned_on=get("tuned_on", kind=str, default=None),

@@ -166,13 +166,19 @@ def _add_status(commands: Commands) -> None:
         "status",
         _status,
         "show the state of every run in a folder, from its files alone",
-        "svp status output\nsvp status output/demo",
+        "svp status output\nsvp status output/demo --watch",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
+    parser.add_argument(
+        "--watch", action="store_true", help="show it anew until nothing runs or waits any more"
+    )
 
 
 def _status(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.present import status_text
+    from scratch_vs_pretrain.analysis.live import status_text, watch
 
-    print(status_text(options.folder))
+    if options.watch:
+        watch(options.folder)
+    else:
+        print(status_text(options.folder))
     return 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scratch_vs_pretrain.analysis.live import live_table, status_text
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.study.run_queue import RunQueue, Slot
@@ -70,7 +72,8 @@ def run_study(
     runs = sorted(zip(study.runs(), folders, strict=True), key=lambda pair: pair[0].seed)
     waiting = [folder for _, folder in runs if folder.state() not in ENDED]
     queue = RunQueue(waiting, list(slots)[: max(1, len(waiting))], verbose)
-    with _signals_to(queue.stop):
+    with _signals_to(queue.stop), _progress(output / study.name, bool(waiting), verbose) as show:
+        queue.show = show
         queue.work()
     return [_outcome(folder, queue.blocked.get(folder)) for folder in folders]
 
@@ -80,6 +83,19 @@ def _outcome(folder: RunFolder, blocked: str | None) -> Outcome:
     unreadable = tuple(run.get("unreadable_images", ()))
     reason = blocked or run.get("reason")
     return Outcome(folder, folder.state(), reason, unreadable, run.get("repaired", {}))
+
+
+@contextmanager
+def _progress(folder: Path, wanted: bool, verbose: bool) -> Iterator[Callable[[], None] | None]:
+    """Yields what shows a table of all runs, on a terminal; None where the runs' bars are better.
+
+    Those are lines in a log file, or stand between lines of one.
+    """
+    if verbose or not wanted or not sys.stderr.isatty():
+        yield None
+        return
+    with live_table(lambda: status_text(folder), error_output=True) as show:
+        yield show
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -59,14 +59,14 @@ class RunQueue:
         waiting: in the order in which they are to begin.
         slots: of this machine.
         verbose: show Detectron2's log.
-        show: called about twice a second.
+        show: called about twice a second, in place of the runs' own progress bars.
         blocked: runs that cannot begin, and why; known at the end.
     """
 
     waiting: list[RunFolder]
     slots: list[Slot]
     verbose: bool = False
-    show: Callable[[], None] = lambda: None
+    show: Callable[[], None] | None = None
     running: dict[int, tuple[RunFolder, subprocess.Popen]] = field(default_factory=dict)
     elsewhere: list[RunFolder] = field(default_factory=list)
     blocked: dict[RunFolder, str] = field(default_factory=dict)
@@ -79,7 +79,8 @@ class RunQueue:
             self._take_over()
             self._start()
             self._block()
-            self.show()
+            if self.show:
+                self.show()
             time.sleep(POLL_SECONDS)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
@@ -103,7 +104,7 @@ class RunQueue:
         self.waiting += [folder for folder in free if folder.state() not in ENDED]
 
     def _start(self) -> None:
-        for number, slot in enumerate(self.slots):
+        for number in range(len(self.slots)):
             ready = None
             if number not in self.running and not self.stopping:
                 ready = next((folder for folder in self.waiting if is_ready(folder)), None)
@@ -114,8 +115,20 @@ class RunQueue:
                 say(f"{ready.path}: being trained by another process; waiting for it")
                 self.elsewhere.append(ready)
             else:
-                process = start(ready, number, slot, len(self.slots), self.verbose)
-                self.running[number] = ready, process
+                self.running[number] = ready, self._train(ready, number)
+
+    def _train(self, folder: RunFolder, number: int) -> subprocess.Popen:
+        """Starts the process that trains a run in the slot of this number."""
+        slot = self.slots[number]
+        command = [sys.executable, "-m", "scratch_vs_pretrain.training", str(folder.path)]
+        if len(slot) > 1:
+            command += ["--processes", str(len(slot))]
+        if self.verbose:
+            command.append("--verbose")
+        told = environment(os.environ, number, slot, len(self.slots))
+        if self.show:
+            told["SVP_BARS"] = "0"
+        return start_process(command, {**os.environ, **told})
 
     def _block(self) -> None:
         """Gives up branches whose trunk came to an end before them."""
@@ -133,20 +146,9 @@ class RunQueue:
                 self.blocked[folder] = f"its trunk, {name}, is {trunk.state()}"
 
 
-def start(
-    folder: RunFolder, number: int, slot: Slot, slots: int, verbose: bool
-) -> subprocess.Popen:
-    """Starts the process that trains a run."""
-    command = [sys.executable, "-m", "scratch_vs_pretrain.training", str(folder.path)]
-    if len(slot) > 1:
-        command += ["--processes", str(len(slot))]
-    return subprocess.Popen(
-        [*command, "--verbose"] if verbose else command,
-        env={**os.environ, **environment(os.environ, number, slot, slots)},
-        stdin=subprocess.DEVNULL,
-        # Ctrl-C reaches this process alone, which passes it on.
-        start_new_session=True,
-    )
+def start_process(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen:
+    """Starts a process that Ctrl-C does not reach: it reaches this one, which passes it on."""
+    return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def environment(present: Mapping[str, str], number: int, slot: Slot, slots: int) -> dict[str, str]:

@@ -21,6 +21,8 @@ BAR_SECONDS = 0.5 if sys.stderr.isatty() else 15.0
 
 # Runs that train side by side each have a line.
 BAR_POSITION = int(os.environ.get("SVP_BAR_POSITION", "0"))
+# The launcher may show them all in a table of its own.
+NO_BARS = os.environ.get("SVP_BARS") == "0"
 
 # torchrun and terminals send the processes of a run the same request twice.
 SAME_REQUEST_SECONDS = 1.0
@@ -170,6 +172,7 @@ class ProgressHook(HookBase):
             initial=self.trainer.start_iter,
             unit="it",
             position=BAR_POSITION,
+            disable=NO_BARS,
             dynamic_ncols=True,
             mininterval=BAR_SECONDS,
         )

@@ -37,6 +37,7 @@ from scratch_vs_pretrain.training.exactness import deterministic_kernels, is_det
 from scratch_vs_pretrain.training.hooks import (
     BAR_POSITION,
     BAR_SECONDS,
+    NO_BARS,
     CheckpointHook,
     EvaluationHook,
     MetricsHook,
@@ -276,6 +277,7 @@ def _evaluation_bar(batches: Iterable) -> Iterable:
         unit="image",
         leave=False,
         position=BAR_POSITION + 1,
+        disable=NO_BARS,
         mininterval=BAR_SECONDS,
     )
 

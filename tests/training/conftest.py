@@ -1,15 +1,17 @@
-"""The paper's detectors, shrunken, on synthetic data."""
+"""The paper's detectors, shrunken, on synthetic data; and when two runs are the same."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
 from scratch_vs_pretrain.config import config_text, default_config, merge_file, merge_overrides
 from scratch_vs_pretrain.data.registration import register
 from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.training.checkpoint import Checkpointer
 from scratch_vs_pretrain.training.evaluation import check_test_sets
 from scratch_vs_pretrain.training.trainer import Trainer
 
@@ -139,3 +141,41 @@ def make_run():
 @pytest.fixture(scope="session")
 def train():
     return _train
+
+
+WALL_CLOCK = ("time", "data_time", "eta_seconds", "rank_data_time")
+
+
+def _metrics(folder):
+    rows = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in rows]
+
+
+def _assert_same(one, other):
+    first, second = (Checkpointer(run.checkpoints, 1).load_newest() for run in (one, other))
+    assert first["iteration"] == second["iteration"]
+    assert first["model"].keys() == second["model"].keys()
+    for name, tensor in second["model"].items():
+        assert torch.equal(first["model"][name], tensor), name
+    assert first["optimizer"]["state"].keys() == second["optimizer"]["state"].keys()
+    for number, state in first["optimizer"]["state"].items():
+        momentum = second["optimizer"]["state"][number]["momentum_buffer"]
+        assert torch.equal(state["momentum_buffer"], momentum)
+    assert _metrics(one) == _metrics(other)
+    names = [sorted(file.name for file in run.evaluations.iterdir()) for run in (one, other)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        contents = [json.loads((run.evaluations / name).read_text()) for run in (one, other)]
+        assert contents[0]["tasks"] == contents[1]["tasks"]
+
+
+@pytest.fixture(scope="session")
+def metrics_of():
+    """Returns the lines of a run's metrics.json without what depends on the machine's speed."""
+    return _metrics
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+    """Two runs ended bit for bit alike: weights, momentum, metrics and evaluations."""
+    return _assert_same

@@ -1,24 +1,20 @@
 """A branch begins where its trunk is, and ends as if it had been trained alone."""
 
-import json
 import os
 import signal
 
 import pytest
-import torch
 
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training import branch, hooks
-from scratch_vs_pretrain.training.checkpoint import Checkpointer
 
 # "short" is what "long" is for three iterations.
 SCHEDULES = [
     {"iterations": 5, "name": "short", "drops_before_end": [2]},
     {"iterations": 8, "name": "long", "drops_before_end": [2]},
 ]
-WALL_CLOCK = ("time", "data_time", "eta_seconds", "rank_data_time")
 
 
 @pytest.fixture
@@ -39,28 +35,7 @@ def iterations_kept(folder):
     return sorted(int(file.stem) for file in folder.checkpoints.iterdir())
 
 
-def metrics(folder):
-    rows = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in rows]
-
-
-def assert_same(one, other):
-    first, second = (Checkpointer(run.checkpoints, 1).load_newest() for run in (one, other))
-    assert first["iteration"] == second["iteration"]
-    for name, tensor in second["model"].items():
-        assert torch.equal(first["model"][name], tensor), name
-    for number, state in first["optimizer"]["state"].items():
-        momentum = second["optimizer"]["state"][number]["momentum_buffer"]
-        assert torch.equal(state["momentum_buffer"], momentum)
-    assert metrics(one) == metrics(other)
-    names = [sorted(file.name for file in run.evaluations.iterdir()) for run in (one, other)]
-    assert names[0] == names[1]
-    for name in names[0]:
-        contents = [json.loads((run.evaluations / name).read_text()) for run in (one, other)]
-        assert contents[0]["tasks"] == contents[1]["tasks"]
-
-
-def test_a_branch_equals_the_same_schedule_trained_alone(plan):
+def test_a_branch_equals_the_same_schedule_trained_alone(plan, assert_same):
     """Weights, momentum, curve and evaluations, bit for bit; and it costs its own part alone."""
     short, long = plan("shared")
     alone, long_alone = plan("alone", sharing=False)
@@ -88,7 +63,7 @@ def test_branch_points_outlive_other_checkpoints(plan):
     assert iterations_kept(long) == [3, 8]
 
 
-def test_a_branch_killed_at_its_beginning_begins_anew(plan, monkeypatch):
+def test_a_branch_killed_at_its_beginning_begins_anew(plan, monkeypatch, assert_same):
     short, long = plan("shared")
     train(long)
     with monkeypatch.context() as patch:
@@ -105,7 +80,7 @@ def test_a_branch_killed_at_its_beginning_begins_anew(plan, monkeypatch):
     assert_same(short, alone)
 
 
-def test_a_stopped_branch_resumes_in_its_own_part(plan, monkeypatch):
+def test_a_stopped_branch_resumes_in_its_own_part(plan, monkeypatch, assert_same):
     short, long = plan("shared")
     train(long)
     after_step = hooks.ProgressHook.after_step
@@ -125,7 +100,7 @@ def test_a_stopped_branch_resumes_in_its_own_part(plan, monkeypatch):
     assert_same(short, alone)
 
 
-def test_a_longer_schedule_goes_on_from_a_run_that_is_there(plan):
+def test_a_longer_schedule_goes_on_from_a_run_that_is_there(plan, assert_same):
     """A trunk that did not keep the point lends what it has before it."""
     (short,) = plan("grown", schedules=SCHEDULES[:1], overrides={"SVP.KEEP_CHECKPOINTS": 3})
     train(short)

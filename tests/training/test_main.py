@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,6 @@ from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training import hooks
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
-
-WALL_CLOCK = ("time", "data_time", "eta_seconds", "rank_data_time")
 
 
 @pytest.fixture
@@ -27,27 +26,7 @@ def plan_run(write_study, tmp_path):
     return plan
 
 
-def metrics(folder):
-    """Returns the lines of metrics.json without what depends on the machine's speed."""
-    rows = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in rows]
-
-
-def final_model(folder):
-    return Checkpointer(folder.checkpoints, 1).load_newest()["model"]
-
-
-def assert_equal_runs(one, other):
-    first, second = final_model(one), final_model(other)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert metrics(one) == metrics(other)
-    for file in sorted(one.evaluations.iterdir()):
-        contents = [json.loads((run.evaluations / file.name).read_text()) for run in (one, other)]
-        assert contents[0]["tasks"] == contents[1]["tasks"]
-
-
-def test_a_finished_run_has_everything(plan_run):
+def test_a_finished_run_has_everything(plan_run, metrics_of):
     folder = plan_run(evaluation={"period": 3, "at": [1]})
     assert worker.main([str(folder.path)]) == worker.FINISHED
     run = folder.read()
@@ -62,7 +41,7 @@ def test_a_finished_run_has_everything(plan_run):
     assert run["resumes"] == []
     evaluated = sorted(int(file.stem) for file in folder.evaluations.iterdir())
     assert evaluated == [1, 3, 6]
-    rows = metrics(folder)
+    rows = metrics_of(folder)
     scored = [row["iteration"] + 1 for row in rows if "bbox/AP" in row]
     assert scored == evaluated
     assert {"segm/AP75", "samples/pixels", "total_loss", "lr"} <= rows[-1].keys()
@@ -90,7 +69,7 @@ def test_a_finished_run_is_left_alone(plan_run):
         (3, {"SVP.FAST.ENABLED": True, "SVP.FAST.CHANNELS_LAST": True}),
     ],
 )
-def test_a_stopped_run_goes_on_exactly(plan_run, monkeypatch, stop_after, overrides):
+def test_a_stopped_run_goes_on_exactly(plan_run, monkeypatch, assert_same, stop_after, overrides):
     """SIGTERM saves and stops, on a checkpoint's iteration and between; the rest is bit for bit."""
     alone, stopped = (
         plan_run("alone", overrides=overrides),
@@ -113,7 +92,7 @@ def test_a_stopped_run_goes_on_exactly(plan_run, monkeypatch, stop_after, overri
     assert worker.main([str(stopped.path)]) == worker.FINISHED
     assert [resume["iteration"] for resume in stopped.read()["resumes"]] == [stop_after]
     assert stopped.read()["samples"] == alone.read()["samples"]
-    assert_equal_runs(alone, stopped)
+    assert_same(alone, stopped)
 
 
 def test_both_arms_see_the_same_images(write_study, tiny_backbone, tmp_path, monkeypatch):
@@ -188,3 +167,51 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(plan_run, monkeypatch
     assert [file.name for file in folder.checkpoints.iterdir()] == ["0000002.pth"]
     assert worker.main([str(folder.path)]) == worker.FINISHED
     assert [resume["iteration"] for resume in folder.read()["resumes"]] == [2]
+
+
+CASCADE = """
+MODEL:
+  ROI_HEADS: {NAME: CascadeROIHeads}
+  ROI_BOX_HEAD: {CLS_AGNOSTIC_BBOX_REG: True}
+"""
+
+
+@pytest.fixture
+def switched(tmp_path):
+    """The last three iterations with Cascade R-CNN."""
+    base = Path(__file__).parents[2] / "configs/demo_mask_rcnn_R_18_FPN_gn.yaml"
+    config = tmp_path / "cascade.yaml"
+    config.write_text(f'_BASE_: "{base}"\n{CASCADE}')
+    return {"config": str(config), "last": 3}
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 5])
+def test_a_run_switches_to_cascade_and_resumes_around_the_switch(
+    plan_run, switched, monkeypatch, assert_same, stop_after
+):
+    """One folder, one curve: plain until iteration 3, and exact whether stopped or not."""
+    alone, stopped = (plan_run(name, switch=switched) for name in ("alone", "stopped"))
+    assert worker.main([str(alone.path)]) == worker.FINISHED
+    run = alone.read()
+    assert run["switch"] == {"at": 3}
+    assert run["resumes"] == []
+    assert run["iteration"] == 6
+    final = Checkpointer(alone.checkpoints, 1).load_newest()["model"]
+    assert "roi_heads.box_head.2.fc1.weight" in final
+    rows = [json.loads(line) for line in alone.metrics_file.read_text().splitlines()]
+    assert [row["iteration"] + 1 for row in rows if "loss_cls" in row][-1] == 3
+    assert "loss_cls_stage2" in rows[-1]
+
+    after_step = hooks.ProgressHook.after_step
+
+    def stop(hook):
+        after_step(hook)
+        if hook.trainer.iter + 1 == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks.ProgressHook, "after_step", stop)
+        assert worker.main([str(stopped.path)]) == worker.INTERRUPTED
+    assert stopped.read()["iteration"] == stop_after
+    assert worker.main([str(stopped.path)]) == worker.FINISHED
+    assert_same(alone, stopped)
