@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as rle
 
 from scratch_vs_pretrain.data.shapes import make_shapes
@@ -50,3 +51,11 @@ def test_mask_rcnn_overfits(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["overfit.py", "mask_r18", "--output", str(tmp_path)])
     assert script.main() == 0
     assert "mask_r18: overfits" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", ["mask_r50_full", "vgg16_full"])
+def test_the_papers_own_networks_overfit(family, script, tmp_path):
+    assert script.overfit(family, tmp_path)["bbox"] > script.LEAST_AP
