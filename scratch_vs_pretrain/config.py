@@ -45,6 +45,11 @@ def add_svp_config(cfg: CfgNode) -> None:
     # iteration is always evaluated.
     cfg.SVP.EVAL_ITERATIONS = ()
 
+    # Detections are scored in a second process while training goes on: the same numbers, but their
+    # rows of metrics.json come later, when that is done. Not for PASCAL VOC. Off, because a run's
+    # files then depend on its speed, and because a CPU has nothing to spare for it.
+    cfg.SVP.EVAL_IN_BACKGROUND = False
+
     # Checkpoints kept in a run folder, the newest ones.
     cfg.SVP.KEEP_CHECKPOINTS = 2
 

@@ -174,6 +174,24 @@ def run_inference(
         restore_random_states(states)
 
 
+def score_results(
+    dataset_name: str,
+    results: list[dict[str, Any]],
+    tasks: Sequence[str],
+    keypoint_sigmas: Sequence[float] = (),
+) -> dict[str, Any]:
+    """Returns each task's entry of an evaluation file for COCO results on a registered data set."""
+    ground_truth = load_ground_truth(dataset_name)
+    sigmas = keypoint_sigmas or None
+    scores = {task: score(ground_truth, results, task, keypoint_sigmas=sigmas) for task in tasks}
+    for task, found in scores.items():
+        logger.info("%s of %s: %s", task, dataset_name, dict(found.numbers))
+    entries = {task: found.to_json() for task, found in scores.items()}
+    if "bbox" in entries:
+        entries["bbox"]["errors"] = error_costs(ground_truth, results)
+    return entries
+
+
 class CocoScoreEvaluator(DatasetEvaluator):
     """Scores a model's outputs with :mod:`scratch_vs_pretrain.training.coco_score`.
 
@@ -233,16 +251,7 @@ class CocoScoreEvaluator(DatasetEvaluator):
             path = self._predictions_folder / f"{self._dataset_name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(results, allow_nan=False))
-        sigmas = self._keypoint_sigmas or None
-        scores = {
-            task: score(ground_truth, results, task, keypoint_sigmas=sigmas) for task in self._tasks
-        }
-        for task, found in scores.items():
-            logger.info("%s of %s: %s", task, self._dataset_name, dict(found.numbers))
-        entries = {task: found.to_json() for task, found in scores.items()}
-        if "bbox" in entries:
-            entries["bbox"]["errors"] = error_costs(ground_truth, results)
-        return entries
+        return score_results(self._dataset_name, results, self._tasks, self._keypoint_sigmas)
 
     def _with_dataset_categories(
         self, results: Iterable[dict[str, Any]], ground_truth: Mapping[str, Any]

@@ -47,7 +47,8 @@ class EvaluationHook(HookBase):
     def __init__(self, evaluate: Callable[[int], dict[str, float]], period: int, at: Iterable[int]):
         """
         Args:
-            evaluate: maps the completed iterations to flat metrics such as ``bbox/AP``.
+            evaluate: maps the completed iterations to flat metrics such as ``bbox/AP``; to none
+                where they will be known later.
             period: TEST.EVAL_PERIOD.
             at: SVP.EVAL_ITERATIONS.
         """
@@ -61,9 +62,9 @@ class EvaluationHook(HookBase):
 
     def after_step(self) -> None:
         completed = self.trainer.iter + 1
-        if self.due(completed):
-            self.latest = self._evaluate(completed)
-            self.trainer.storage.put_scalars(smoothing_hint=False, **self.latest)
+        if self.due(completed) and (found := self._evaluate(completed)):
+            self.latest = found
+            self.trainer.storage.put_scalars(smoothing_hint=False, **found)
 
 
 class MetricsHook(HookBase):

@@ -7,6 +7,7 @@ the last 20 values, so a resume would start from an empty window.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,21 @@ def truncate(path: Path, completed: int) -> None:
         return
     kept = [line for line in path.read_text().splitlines() if _iteration(line) < completed]
     write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def append(path: Path, iteration: int, metrics: Mapping[str, float]) -> None:
+    """Adds a row of its own, as JSONWriter writes it; `iteration` is 0-based."""
+    if metrics:
+        with path.open("a") as file:
+            file.write(json.dumps({"iteration": iteration, **metrics}, sort_keys=True) + "\n")
+
+
+def scored(path: Path) -> set[int]:
+    """Returns the completed iterations for which metrics.json has an AP."""
+    if not path.exists():
+        return set()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row["iteration"] + 1 for row in rows if any(key.endswith("/AP") for key in row)}
 
 
 def _iteration(line: str) -> float:

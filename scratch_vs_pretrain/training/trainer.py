@@ -30,6 +30,7 @@ from scratch_vs_pretrain.modeling.weights import (
 )
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.training import fast, metrics_log
+from scratch_vs_pretrain.training.background_score import BackgroundScores, detect, in_background
 from scratch_vs_pretrain.training.cascade_switch import switched_state
 from scratch_vs_pretrain.training.checkpoint import Checkpointer, restore_random_states
 from scratch_vs_pretrain.training.evaluation import evaluate_model, write_evaluation
@@ -147,6 +148,7 @@ class Trainer(SimpleTrainer):
         self.totals: dict[str, int] = {}
         self._recent: dict[str, Any] = {}
         self._seconds_before = 0.0
+        self._scores: BackgroundScores | None = None
         if checkpoint:
             self._restore(checkpoint)
         if comm.is_main_process():
@@ -180,6 +182,8 @@ class Trainer(SimpleTrainer):
     def _hooks_of_run(self, title: str) -> list[Any]:
         cfg = self.cfg
         evaluation = EvaluationHook(self._evaluate, cfg.TEST.EVAL_PERIOD, cfg.SVP.EVAL_ITERATIONS)
+        if comm.is_main_process() and in_background(cfg):
+            self._scores = BackgroundScores(self.folder, evaluation)
         writer = JSONWriter(str(self.folder.metrics_file)) if comm.is_main_process() else None
         return [
             hooks.IterationTimer(),
@@ -193,18 +197,27 @@ class Trainer(SimpleTrainer):
                 self.checkpointer.always,
                 goes_on=self.max_iter < cfg.SOLVER.MAX_ITER,
             ),
+            self._scores,
         ]
 
     def _evaluate(self, completed: int) -> dict[str, float]:
         # Test augmentation takes many times as long: at the end alone, not at a switch.
         last = completed == self.cfg.SOLVER.MAX_ITER
         share_buffers(self.network)
+        if in_background(self.cfg):
+            place = self.folder.pending(completed)
+            detect(self.cfg, self.network, place, _evaluation_bar, last)
+            if self._scores is not None:
+                self._scores.start(completed)
+            return {}
         evaluations, metrics = evaluate_model(self.cfg, self.network, _evaluation_bar, last)
         if comm.is_main_process():
             write_evaluation(self.folder, completed, evaluations)
         return metrics
 
     def _save(self, completed: int) -> None:
+        if self._scores is not None and completed in self.checkpointer.always:
+            self._scores.finish()  # A branch takes the evaluations with the checkpoint.
         self.count_samples()
         self.stream.unreadable = self.stream.unreadable.union(*comm.gather(self.stream.unreadable))
         progress = self.progress(completed)
