@@ -33,12 +33,10 @@ def with_costs(frame: pd.DataFrame, runs: Sequence[RunRecord]) -> pd.DataFrame:
         the frame with the columns ``pixels`` (those of pre-training too, see
         :func:`.budget.pretraining`) and ``gpu_hours`` (seconds of training and evaluation times
         devices; a branch's include its trunk's), NaN where unknown; ``assumed``, whether the
-        pixels rest on an assumed pre-training; ``cpu``, whether the hours are a processor's;
-        ``branch_at``, see :class:`.runs.RunRecord`.
+        pixels rest on an assumed pre-training; ``cpu``, whether the hours are a processor's.
     """
     pixels, hours = np.full((2, len(frame)), np.nan)
     assumed, cpu = np.zeros((2, len(frame)), bool)
-    branch_at = np.zeros(len(frame), np.int64)
     keys = ["study", "arm", "schedule", "seed"]
     groups = frame.assign(seed=frame.seed.fillna(-1)).groupby(keys, observed=True).indices
     places: dict[Any, Any] = dict(groups)
@@ -53,10 +51,7 @@ def with_costs(frame: pd.DataFrame, runs: Sequence[RunRecord]) -> pd.DataFrame:
             hours[rows] = part.iteration * (run.seconds / 3600 * run.devices / run.iteration)
         assumed[rows] = pretraining(run.init).assumed
         cpu[rows] = run.provenance.get("device") == "cpu"
-        branch_at[rows] = run.branch_at
-    return frame.assign(
-        pixels=pixels, gpu_hours=hours, assumed=assumed, cpu=cpu, branch_at=branch_at
-    )
+    return frame.assign(pixels=pixels, gpu_hours=hours, assumed=assumed, cpu=cpu)
 
 
 def _pixels(run: RunRecord, rows: pd.DataFrame) -> np.ndarray:

@@ -39,6 +39,7 @@ class Line:
         high: (n,) upper edge.
         seeds: runs behind it.
         complete: False for a run that is not finished.
+        trunk: the schedule from which a branch has its first points; None elsewhere.
         own: the first of its points that is not its trunk's.
     """
 
@@ -50,6 +51,7 @@ class Line:
     high: np.ndarray
     seeds: int
     complete: bool
+    trunk: str | None = None
     own: int = 0
 
 
@@ -123,9 +125,10 @@ def lines_of(frame: pd.DataFrame, metric: str, x: str, band: str) -> list[Line]:
             places = part.pivot(index="iteration", columns="seed", values=column)
             at = _position(places.loc[table.index], str(part.source.iloc[0]), x)
             line = line_of(str(arm), str(schedule), at, table, band, index == 0)
-            if "branch_at" in part:
-                own = int(np.searchsorted(table.index, part.branch_at.max(), side="right"))
-                line = dataclasses.replace(line, own=own)
+            copied = part[part.trunk.notna()]
+            if len(copied):
+                own = int(np.searchsorted(table.index, copied.iteration.max(), side="right"))
+                line = dataclasses.replace(line, trunk=str(copied.trunk.iloc[0]), own=own)
             lines.append(line)
     return sorted(lines, key=lambda line: not line.complete)
 

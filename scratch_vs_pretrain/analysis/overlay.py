@@ -39,10 +39,10 @@ def overlay_figure(
 ) -> Figure:
     """Draws all finished schedules of all arms, a panel for each metric.
 
-    What a branch has from its trunk is drawn once, as the trunk's.
+    What a branch has from its trunk is drawn once, as the trunk's, where that is finished.
 
     Args:
-        frame: the tidy frame; which runs are branches is told by :func:`.costs.with_costs`.
+        frame: the tidy frame.
         metrics: default: the AP of boxes, of keypoints where there is one.
         x: as for :func:`.curves.ap_figure`.
         band: likewise.
@@ -62,8 +62,9 @@ def overlay_figure(
     styles = arm_styles(frame.arm.cat.categories)
     figure, axes = new_figure(len(metrics), width=PAGE_WIDTH, height=3.6)
     for ax, metric, lines in zip(axes, metrics, panels, strict=True):
+        whole = {(line.arm, line.schedule) for line in lines}
         for line in lines:
-            _draw(ax, line, styles[line.arm])
+            _draw(ax, line, styles[line.arm], shared=(line.arm, line.trunk) in whole)
         name_axes(ax, metric_title(metric), axis_title(x, frame))
         ax.set_xlim(left=0)
         ax.margins(y=0.08)
@@ -81,11 +82,11 @@ def overlay_figure(
     return figure
 
 
-def _draw(ax: Axes, line: Line, style: Style) -> None:
-    start = max(0, line.own - 1)  # The trunk's last point, where the branch leaves it.
-    draw_line(ax, line, style, marked=False, start=start)
+def _draw(ax: Axes, line: Line, style: Style, *, shared: bool) -> None:
+    leaves = max(0, line.own - 1)  # The trunk's last point.
+    draw_line(ax, line, style, marked=False, start=leaves if shared else 0)
     if line.own:
-        ax.plot(line.x[start], line.mean[start], ".", markersize=5, color=style.color)
+        ax.plot(line.x[leaves], line.mean[leaves], ".", markersize=5, color=style.color)
     ax.plot(line.x[-1], line.mean[-1], style.marker, markersize=4, color=style.color)
 
 

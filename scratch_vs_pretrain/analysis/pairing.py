@@ -79,7 +79,7 @@ def _cells(gap: Gap, run: RunRecord) -> tuple[Cell, ...]:
     return (len(gap.differences), mean, *ends, p, noise)
 
 
-def catch_up_table(runs: Sequence[RunRecord]) -> Table:
+def catch_up_table(runs: Sequence[RunRecord], frame: pd.DataFrame | None = None) -> Table:
     """Returns from where on scratch stays no further behind than the study's margin.
 
     Both arms are taken at their longest schedule. Against the other arm "at the same point", and
@@ -93,7 +93,7 @@ def catch_up_table(runs: Sequence[RunRecord]) -> Table:
     from scratch_vs_pretrain.analysis.frame import tidy
 
     results = final_results(runs)
-    frame = with_costs(tidy(runs), runs)
+    frame = with_costs(tidy(runs), runs) if frame is None else frame
     found = contests(results)
     hours = total_hours(runs)
     spent = () if hours is None else (_spent(hours.spent, hours.alone),)

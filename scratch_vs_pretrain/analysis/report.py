@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.resources
 import json
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 import yaml
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -25,6 +27,7 @@ from scratch_vs_pretrain.analysis.formats import Cell, Table, render
 from scratch_vs_pretrain.analysis.frame import tidy
 from scratch_vs_pretrain.analysis.iou import iou_figure
 from scratch_vs_pretrain.analysis.overlay import overlay_figure
+from scratch_vs_pretrain.analysis.pairing import catch_up_table, gap_table
 from scratch_vs_pretrain.analysis.published_table import published_table
 from scratch_vs_pretrain.analysis.results import by_study, final_results, gaps, means, pairs
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
@@ -101,7 +104,10 @@ def report_html(folder: Path) -> str:
 def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
     notes: list[str] = []
     made: list[Markup] = []
-    for make in (tables.schedules_table, tables.metrics_table):
+    frame = with_costs(tidy(runs), runs)
+    catch_up = functools.partial(catch_up_table, frame=frame)
+    makers = (tables.schedules_table, tables.metrics_table, gap_table, catch_up)
+    for make in makers:
         try:
             made.append(_html(make(runs)))
         except UserError as error:
@@ -113,7 +119,7 @@ def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
         description=str(RunFolder(runs[0].folder).read().get("description") or ""),
         summary=_summary(runs),
         tables=tuple(made),
-        figures=tuple(_figures(runs, number, notes)),
+        figures=tuple(_figures(runs, frame, number, notes)),
         notes=tuple(dict.fromkeys(notes)),
         differences=_html(_differences(runs)),
         runs=_html(_runs(runs)),
@@ -148,8 +154,9 @@ def _summary(runs: Sequence[RunRecord]) -> str:
     return " ".join(sentences)
 
 
-def _figures(runs: Sequence[RunRecord], number: int, notes: list[str]) -> Iterator[Drawn]:
-    frame = with_costs(tidy(runs), runs)
+def _figures(
+    runs: Sequence[RunRecord], frame: pd.DataFrame, number: int, notes: list[str]
+) -> Iterator[Drawn]:
     one_schedule = len({(run.arm, run.schedule) for run in runs}) == len({r.arm for r in runs})
     for index, (title, make) in enumerate(FIGURES.items()):
         if make is overlay_figure and one_schedule:

@@ -1,9 +1,7 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.costs import with_costs
-from scratch_vs_pretrain.analysis.frame import tidy
 from scratch_vs_pretrain.analysis.overlay import overlay_figure
-from scratch_vs_pretrain.analysis.runs import collect, find_runs
+from scratch_vs_pretrain.analysis.runs import collect
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -27,11 +25,18 @@ def test_what_a_branch_has_from_its_trunk_is_drawn_once(folders):
     for arm in ("scratch", "pretrained"):
         folders.run(arm, iterations=900, curve={**trunk, 900: 30.0})
         folders.run(arm, iterations=600, curve={100: 5.0, 200: 9.0, 600: 25.0}, branch=branch)
-    runs = find_runs(folders.root)
-    figure = overlay_figure(with_costs(tidy(runs), runs))
+    figure = overlay_figure(collect(folders.root))
     curves = [line.get_xdata().tolist() for line in figure.axes[0].lines if line._x.size > 1]
     assert curves == [[200, 600], [100, 200, 400, 900]] * 2
     assert "leaves the constant-rate trunk" in " ".join(figure.get_supxlabel().split())
+
+
+def test_a_branch_is_drawn_whole_while_its_trunk_is_not_finished(folders):
+    branch = {"of": "900it", "at": 300, "taken": None}
+    folders.run("scratch", iterations=900, curve={100: 5.0}, state="running", iteration=300)
+    folders.run("scratch", iterations=600, curve={100: 5.0, 600: 25.0}, branch=branch)
+    figure = overlay_figure(collect(folders.root))
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [100, 600]
 
 
 def test_one_panel_for_each_metric(folders):

@@ -15,9 +15,9 @@ from scratch_vs_pretrain.analysis.panels import (
 STYLES = arm_styles(["scratch", "pretrained"])
 
 
-def line(arm="scratch", schedule="2x", seeds=1, complete=True, x=(1, 2, 3), own=0):
+def line(arm="scratch", schedule="2x", seeds=1, complete=True, x=(1, 2, 3)):
     mean = np.arange(len(x), dtype=float)
-    return Line(arm, schedule, np.array(x), mean, mean - 1, mean + 1, seeds, complete, own)
+    return Line(arm, schedule, np.array(x), mean, mean - 1, mean + 1, seeds, complete)
 
 
 @pytest.mark.parametrize(
