@@ -48,10 +48,19 @@ def with_costs(frame: pd.DataFrame, runs: Sequence[RunRecord]) -> pd.DataFrame:
         part = frame.iloc[rows]
         pixels[rows] = _pixels(run, part)
         if run.seconds and run.iteration:
-            hours[rows] = part.iteration * (run.seconds / 3600 * run.devices / run.iteration)
+            hours[rows] = run.devices / 3600 * _seconds(run, part.iteration.to_numpy(float))
         assumed[rows] = pretraining(run.init).assumed
         cpu[rows] = run.provenance.get("device") == "cpu"
     return frame.assign(pixels=pixels, gpu_hours=hours, assumed=assumed, cpu=cpu)
+
+
+def _seconds(run: RunRecord, at: np.ndarray) -> np.ndarray:
+    """Returns the seconds up to each iteration: every iteration of one start takes as long."""
+    knots = {0: 0.0, run.iteration: run.seconds or 0.0}
+    if run.trunk_seconds:
+        knots[run.branch_at] = run.trunk_seconds
+    x = sorted(knots)
+    return np.interp(at, x, [knots[iteration] for iteration in x])
 
 
 def _pixels(run: RunRecord, rows: pd.DataFrame) -> np.ndarray:

@@ -162,13 +162,17 @@ def _points(points: list[float | None], axis: str, apart: bool) -> tuple[Cell, .
 
 
 def _amount(value: float, axis: str) -> Cell:
-    return f"{value:.3g}" if axis == "gpu-hours" else round(value)
+    return _hours(value) if axis == "gpu-hours" else round(value)
 
 
 def _text(value: float | None, axis: str) -> str:
     if value is None:
         return NOT_REACHED
-    return f"{value:.3g}" if axis == "gpu-hours" else f"{value:,.0f}"
+    return _hours(value) if axis == "gpu-hours" else f"{value:,.0f}"
+
+
+def _hours(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def _catch_up_notes(results: Results, frame: pd.DataFrame) -> Iterator[str]:
@@ -187,8 +191,8 @@ def _catch_up_notes(results: Results, frame: pd.DataFrame) -> Iterator[str]:
 
 def _spent(spent: float, alone: float) -> str:
     if math.isclose(spent, alone):
-        return f"All runs together: {spent:.3g} hours."
+        return f"All runs together: {_hours(spent)} hours."
     return (
-        f"All runs together: {spent:.3g} hours, a trunk that schedules share counted once; "
-        f"each alone: {alone:.3g}."
+        f"All runs together: {_hours(spent)} hours, a trunk that schedules share counted once; "
+        f"each alone: {_hours(alone)}."
     )

@@ -74,14 +74,16 @@ def test_a_trunk_that_is_shared_costs_once(folders):
     folders.run("scratch", iterations=900, seconds=9000.0)
     taken = {"iteration": 500, "seconds": 5000.0}
     branch = {"of": "900it", "at": 500, "taken": taken}
-    folders.run("scratch", iterations=600, curve={600: 20.0}, seconds=6000.0, branch=branch)
+    curve = {250: 10.0, 600: 20.0}
+    folders.run("scratch", iterations=600, curve=curve, seconds=8600.0, branch=branch)
     runs = load_runs(folders.root)
     hours = total_hours(runs)
-    assert hours.alone == pytest.approx(15_000 / 3600)
-    assert hours.spent == pytest.approx(10_000 / 3600)
+    assert hours.alone == pytest.approx(17_600 / 3600)
+    assert hours.spent == pytest.approx(12_600 / 3600)
     # The branch's own curve shows its whole cost.
     rows = ap_rows(folders)
-    assert rows[rows.schedule == "600it"].gpu_hours.tolist() == [pytest.approx(6000 / 3600)]
+    hours = rows[rows.schedule == "600it"].gpu_hours.tolist()
+    assert hours == [pytest.approx(2500 / 3600), pytest.approx(8600 / 3600)]
 
 
 def test_total_hours_are_unknown_where_a_run_does_not_tell_its_own(folders):
