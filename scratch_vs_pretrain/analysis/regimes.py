@@ -29,7 +29,7 @@ def large_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
         UserError: see :func:`.final_results`.
     """
     rows: list[tuple[Cell, ...]] = []
-    studies, left_out = _studies(runs, best)
+    studies, left_out = _studies(runs, best, alike=True)
     for results in studies:
         for arm in (results.scratch, *results.others):
             schedule = results.longest(arm).schedule
@@ -50,7 +50,8 @@ def less_data_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     Raises:
         UserError: see :func:`.final_results`.
     """
-    return _beside(runs, best, ("bbox/AP",), "Box AP by the size of the training set")
+    studies, left_out = _studies(runs, best, alike=True)
+    return _beside(studies, left_out, ("bbox/AP",), "Box AP by the size of the training set")
 
 
 def voc_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
@@ -59,11 +60,10 @@ def voc_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     Raises:
         UserError: see :func:`.final_results`.
     """
-    known = {
-        m for results in _studies(runs, best)[0] for f in results.finals.values() for m in f.scores
-    }
-    metric = "voc/AP50" if "voc/AP50" in known else "bbox/AP50"
-    return _beside(runs, best, (metric,), "Box AP at IoU 0.5")
+    studies, left_out = _studies(runs, best, alike=True)
+    finals = [final for results in studies for final in results.finals.values()]
+    metric = "voc/AP50" if any("voc/AP50" in final.scores for final in finals) else "bbox/AP50"
+    return _beside(studies, left_out, (metric,), "Box AP at IoU 0.5")
 
 
 def summary_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
@@ -72,11 +72,14 @@ def summary_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     Raises:
         UserError: see :func:`.final_results`.
     """
-    return _beside(runs, best, ("bbox/AP", "segm/AP", "keypoints/AP"), "Every study at its longest")
-
-
-def _beside(runs: Sequence[RunRecord], best: bool, metrics: Sequence[str], title: str) -> Table:
     studies, left_out = _studies(runs, best)
+    metrics = ("bbox/AP", "segm/AP", "keypoints/AP")
+    return _beside(studies, left_out, metrics, "Every study at its longest")
+
+
+def _beside(
+    studies: Sequence[Results], left_out: Sequence[str], metrics: Sequence[str], title: str
+) -> Table:
     rows = [row for results in studies for row in _rows(results, metrics)]
     header = ("study", "training images", "metric", "seeds", "scratch", "scratch value")
     others = ("pretrained", "pretrained value", "gap")
@@ -105,11 +108,14 @@ def _rows(results: Results, metrics: Sequence[str]) -> Iterator[tuple[Cell, ...]
                 )
 
 
-def _studies(runs: Sequence[RunRecord], best: bool) -> tuple[list[Results], list[str]]:
+def _studies(
+    runs: Sequence[RunRecord], best: bool, *, alike: bool = False
+) -> tuple[list[Results], list[str]]:
     """Returns each study's results, fewest training images first, and why others have none.
 
     Raises:
-        UserError: none of the studies has two arms; the reason of the first.
+        UserError: none of the studies has two arms (the reason of the first); or, where they must
+            be `alike`, they are evaluated on different data.
     """
     found, refused = [], []
     for members in by_study(runs).values():
@@ -119,8 +125,26 @@ def _studies(runs: Sequence[RunRecord], best: bool) -> tuple[list[Results], list
             refused.append(str(error))
     if not found:
         raise UserError(refused[0])
+    if alike:
+        _refuse_other_test_sets(found)
     found.sort(key=lambda results: results.runs[0].train_images or 0)
     return found, [f"Left out: {reason}." for reason in refused]
+
+
+def _refuse_other_test_sets(studies: Sequence[Results]) -> None:
+    """A data set of a study's own has the study's name, so names count where contents do not."""
+    seen: dict[str, tuple[str, str]] = {}
+    for results in studies:
+        for index, evaluation in results.finals.items():
+            digest = results.runs[index].test_set.get("sha256")
+            kind, value = ("content", digest) if digest else ("name", evaluation.dataset)
+            first, other = seen.setdefault(kind, (value, results.study))
+            if first != value:
+                raise UserError(
+                    f"studies {other} and {results.study} are evaluated on data of different "
+                    f"{kind} ({first:.40} and {value:.40}); they cannot share this table, but "
+                    "--kind summary"
+                )
 
 
 def _notes(studies: Sequence[Results]) -> tuple[str, ...]:

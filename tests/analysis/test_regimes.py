@@ -84,3 +84,17 @@ def test_study_without_partner_is_left_out_unless_it_is_the_only_one(runs, folde
 def test_columns_have_names_of_their_own(runs):
     for table in (large_table(runs), summary_table(runs)):
         assert len(set(table.header)) == len(table.header)
+
+
+@pytest.mark.parametrize("changed", [{"sha256": "other"}, {"sha256": None, "names": ["other"]}])
+def test_studies_that_are_evaluated_on_different_data_share_no_table(folders, changed):
+    for study, test in (("a", {"sha256": None, "names": ["val"]}), ("b", changed), ("c", {})):
+        test = {"names": ["val"], "images": 300, "sha256": "b", **test}
+        for arm in ("scratch", "pretrained"):
+            folder = folders.run(arm, study=study, curve={}, data={"test": test})
+            folders.evaluation(folder, 600, 30.0, dataset=test["names"][0])
+    runs = load_runs(folders.root)
+    for table in (large_table, less_data_table, voc_table):
+        with pytest.raises(UserError, match=r"different (content|name) .*cannot share this table"):
+            table(runs)
+    assert len(summary_table(runs).rows) == 6
