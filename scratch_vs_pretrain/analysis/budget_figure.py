@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from scratch_vs_pretrain.analysis.budget import Budget, Budgets, Counts
 from scratch_vs_pretrain.analysis.drawing import (
+    PAGE_WIDTH,
     SMALL_TEXT_SIZE,
     TEXT_SIZE,
     add_caption,
@@ -26,7 +27,7 @@ LIGHTER = 0.55
 def samples_figure(found: Budgets) -> Figure:
     """Returns a bar for every arm and schedule in each panel, pre-training first."""
     height = 1.5 + 0.3 * len(found.rows) + 0.16 * len(found.notes)
-    figure, axes = new_figure(len(PANELS), width=9.0, height=height)
+    figure, axes = new_figure(len(PANELS), width=PAGE_WIDTH, height=height)
     styles = arm_styles(dict.fromkeys(row.arm for row in found.rows))
     for ax, panel in zip(axes, PANELS, strict=True):
         for place, row in enumerate(found.rows):
