@@ -16,9 +16,7 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 
 REFRESH_SECONDS = 2
-HEADER = (
-    "study", "arm", "schedule", "seed", "state", "iteration", "of", "AP so far", "left", "reason",
-)  # fmt: skip
+HEADER = ("study", "arm", "schedule", "seed", "state", "iteration", "AP", "left", "reason")
 # The numbers that stand for a detector, the first that is there.
 MAIN_METRICS = ("keypoints/AP", "bbox/AP")
 
@@ -30,8 +28,10 @@ def status_text(folder: Path) -> str:
         UserError: no runs there, or one that cannot be read.
     """
     runs = load_runs(folder)
-    rows = tuple(_row(run) for run in runs)
-    return render(Table(f"{len(rows)} runs in {folder}", HEADER, rows), "text")
+    # Where there is one study, its name is that of the folder.
+    start = 0 if len({run.study for run in runs}) > 1 else 1
+    rows = tuple(_row(run)[start:] for run in runs)
+    return render(Table(f"{len(rows)} runs in {folder}", HEADER[start:], rows), "text")
 
 
 def _row(run: RunRecord) -> tuple[str | int | float | None, ...]:
@@ -42,8 +42,7 @@ def _row(run: RunRecord) -> tuple[str | int | float | None, ...]:
         run.schedule,
         run.seed,
         run.state,
-        run.iteration,
-        run.iterations,
+        f"{run.iteration:,} / {run.iterations:,}",
         score_so_far(run),
         None if left is None else str(datetime.timedelta(seconds=round(left))),
         run.reason or _waits(run),
@@ -119,7 +118,7 @@ def live_table(text: Callable[[], str], error_output: bool = False) -> Iterator[
             nonlocal shown
             if time.monotonic() - shown >= REFRESH_SECONDS:
                 with contextlib.suppress(UserError):
-                    live.update(Text(text(), no_wrap=True), refresh=True)
+                    live.update(Text(text().rstrip(), no_wrap=True), refresh=True)
                 shown = time.monotonic()
 
         yield show

@@ -14,12 +14,19 @@ def test_every_run_has_a_line(folders):
     folders.run("pretrained", state="failed", reason="the disk is full", curve={})
     lines = status_text(folders.root).strip().splitlines()
     assert [line.split()[:3] for line in lines[-2:]] == [
-        ["demo", "scratch", "600it"],
-        ["demo", "pretrained", "600it"],
+        ["scratch", "600it", "0"],
+        ["pretrained", "600it", "0"],
     ]
-    assert "interrupted" in lines[-2]
+    assert "interrupted  200 / 600" in lines[-2]
     assert "12.3" in lines[-2]
     assert lines[-1].endswith("the disk is full")
+
+
+def test_several_studies_are_told_apart(folders):
+    folders.run()
+    folders.run(study="other")
+    lines = status_text(folders.root).strip().splitlines()
+    assert [line.split()[:2] for line in lines[-2:]] == [["demo", "scratch"], ["other", "scratch"]]
 
 
 def test_a_running_run_goes_on_at_its_rate(folders):

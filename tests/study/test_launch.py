@@ -78,6 +78,28 @@ class TestRunStudy:
         assert iterations == sorted(set(iterations))
         assert run["samples"]["images"] == 80
 
+    def test_runs_outlive_a_killed_launcher_and_another_one_waits_for_them(
+        self, write_study, tmp_path
+    ):
+        study = write_study(schedules=[{"iterations": 90, "name": "short"}])
+        folder = prepared(study, tmp_path)[0]
+        command = [sys.executable, "-m", "scratch_vs_pretrain.cli", "run", study, "-o", tmp_path]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        first = subprocess.Popen(command, **quiet)
+        try:
+            wait_for(folder.is_locked, first)
+            first.kill()
+            first.wait()
+            assert folder.is_locked()
+            second = subprocess.run(command, timeout=500, check=False, **quiet)
+        finally:
+            first.kill()
+        assert second.returncode == 0, second.stderr
+        assert "being trained by another process" in second.stderr
+        run = folder.read()
+        assert (run["state"], run["resumes"]) == ("finished", [])
+        assert run["samples"]["images"] == 180
+
 
 def test_folder_of_a_run(tmp_path, write_study):
     run = load_study(write_study()).runs()[0]
