@@ -60,6 +60,9 @@ def add_svp_config(cfg: CfgNode) -> None:
     # COCO-format data sets to register in every process: (name, annotation file, image folder).
     cfg.SVP.DATASETS = ()
 
+    # PASCAL VOC trees to register: (name, root, split, year, classes).
+    cfg.SVP.VOC_DATASETS = ()
+
     # Faster iterations, for both arms alike; docs/speed.md says what each option gains.
     cfg.SVP.FAST = node()
     # Switches those of the others on that are True; what a machine cannot do is left out there.

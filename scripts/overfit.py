@@ -44,7 +44,7 @@ def overfit(family: str, output: Path) -> dict[str, float]:
     if "keypoint" in family:
         annotations = with_keypoints(annotations)
     files = DataFiles(annotations, (output / "pictures" / "train").absolute())
-    (outcome,) = run_study(replace(study, data=Data(files, files)), output)
+    (outcome,) = run_study(replace(study, data=Data((files,), files)), output)
     if outcome.state != "finished":
         raise UserError(f"{outcome.folder.path}: {outcome.state}: {outcome.reason}")
     last = outcome.folder.evaluation_file(outcome.folder.read()["iterations"])

@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import builtin_meta, load_coco_json, register_coco_instances
+from detectron2.data.datasets import (
+    builtin_meta,
+    load_coco_json,
+    register_coco_instances,
+    register_pascal_voc,
+)
 
 from scratch_vs_pretrain.data.annotations import AnnotationFile, read_annotations
 from scratch_vs_pretrain.data.subset_cache import SubsetFile, subset_file
@@ -30,8 +35,8 @@ _SUBSETS: dict[str, SubsetFile] = {}
 
 
 def register(cfg: CfgNode) -> None:
-    """Registers every (name, annotation file, image folder) of ``SVP.DATASETS`` with Detectron2,
-    and the subsets that the config trains on.
+    """Registers every data set of ``SVP.DATASETS`` and ``SVP.VOC_DATASETS`` with Detectron2, and
+    the subsets that the config trains on.
 
     Registering the same again changes nothing. Keypoint names, flip pairs and skeleton come from
     the annotation file's categories.
@@ -52,6 +57,8 @@ def register(cfg: CfgNode) -> None:
             raise UserError(
                 f"SVP.DATASETS: {name} is the name of another data set already; choose another name"
             )
+    for entry in cfg.SVP.VOC_DATASETS:
+        _register_voc(entry)
     refuse_subsets(cfg.DATASETS.TEST)
     ensure((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
 
@@ -166,6 +173,25 @@ def _load(annotations: str, images: str, name: str) -> list[dict[str, Any]]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _register_voc(entry: Any) -> None:
+    try:
+        name, root, split, year, classes = entry
+        classes = [str(one) for one in classes]
+    except (TypeError, ValueError):
+        raise UserError(
+            f"SVP.VOC_DATASETS: {entry} must be [name, root, split, year, [class, ...]]"
+        ) from None
+    root = os.path.abspath(root)
+    if name not in DatasetCatalog:
+        register_pascal_voc(name, root, split, year, classes)
+    known = MetadataCatalog.get(name)
+    facts = [known.get(key) for key in ("dirname", "split", "year", "thing_classes")]
+    if facts != [root, split, year, classes]:
+        raise UserError(
+            f"SVP.VOC_DATASETS: {name} is the name of another data set already; choose another name"
+        )
 
 
 def _triple(entry: Any) -> tuple[str, str, str]:

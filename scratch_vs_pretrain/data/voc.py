@@ -187,6 +187,15 @@ def voc_classes(trees: Iterable[tuple[Path, str]]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def voc_count(root: Path, split: str) -> int:
+    """Returns how many images a VOC set lists.
+
+    Raises:
+        UserError: the list cannot be used.
+    """
+    return len(_identities(root / "ImageSets" / "Main" / f"{split}.txt"))
+
+
 def voc_problems(name: str) -> tuple[list[str], list[VocImage]]:
     """Returns what is wrong with the XML files of a VOC set, and the images of the good ones.
 

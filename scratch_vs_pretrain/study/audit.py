@@ -14,7 +14,9 @@ from scratch_vs_pretrain.config import default_config, differences, flatten, nea
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checks import SMALLEST_BATCH, missing_warmup
 from scratch_vs_pretrain.modeling.vgg import norm_problems
+from scratch_vs_pretrain.study.data_fit import data_problems
 from scratch_vs_pretrain.study.merge import arm_config
+from scratch_vs_pretrain.study.own_data import data_notices
 from scratch_vs_pretrain.study.spec import ORIGINS, PRESETS, Arm, ScheduleSpec, Study
 from scratch_vs_pretrain.study.switch import check_switch
 from scratch_vs_pretrain.training.tta import augmentation_problems
@@ -58,7 +60,8 @@ def audit(study: Study) -> Audit:
 
     Raises:
         UserError: the arms differ in a key that the study does not allow (all are listed), a key
-            that it allows does not exist, or a config cannot train from scratch.
+            that it allows does not exist, a config cannot train from scratch, or its data sets
+            lack what its model learns.
     """
     configs = {
         (arm.name, schedule.name): arm_config(study, arm, schedule)
@@ -74,6 +77,9 @@ def audit(study: Study) -> Audit:
     }
     if problems:
         raise UserError(f"{study.file}: {'; '.join(sorted(problems))}")
+    unfit = dict.fromkeys(problem for cfg in configs.values() for problem in data_problems(cfg))
+    if unfit:
+        raise UserError(f"{study.file}: {'; '.join(unfit)}")
     found: dict[str, dict[str, Any]] = {}
     for group in _comparisons(study):
         for key, values in differences({arm: configs[arm, name] for arm, name in group}).items():
@@ -202,6 +208,7 @@ def _notices(
     for names in inits.values():
         if len(names) > 1:
             yield f"arms {' and '.join(names)} start from the same initial weights"
+    yield from dict.fromkeys(notice for arm in study.arms for notice in data_notices(study, arm))
     for (name, schedule), cfg in configs.items():
         first = (*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER)[0]
         if first <= cfg.SOLVER.WARMUP_ITERS:

@@ -131,7 +131,7 @@ def _missing(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     """Yields the built-in training sets whose files are not there, and why they are not."""
     from scratch_vs_pretrain.data.registration import find_subset, location
 
-    own = [name for name, *_ in cfg.SVP.DATASETS]
+    own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
     for name in cfg.DATASETS.TRAIN:
         subset = find_subset(name, own)
         full = subset.base if subset else name

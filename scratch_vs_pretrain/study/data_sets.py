@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from scratch_vs_pretrain.data.check import DataSet, registered_set
+from scratch_vs_pretrain.data.loading import heads_of
+from scratch_vs_pretrain.data.registration import register
+from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.merge import run_config
 from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.spec import Data, DataFiles, Study
 
 
 def study_sets(file: Path) -> list[DataSet]:
     """Returns every data set of a study file.
 
-    Its own ``data`` are taken as they are, so that what is wrong with them can be listed.
+    Its own COCO files are taken as they are, so that what is wrong with them can be listed.
 
     Raises:
         UserError: the study file is wrong, or a data set is not there.
     """
     study = load_study(file, need_weights=False)
-    if study.data:
-        parts = {"train": study.data.train, "test": study.data.test}
-        return [DataSet(part, one.annotations, one.images) for part, one in parts.items()]
+    if study.data and isinstance(study.data.test, DataFiles):
+        return _own_files(study, study.data)
     cfg = run_config(study, study.runs()[0])
-    names = dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-    return [registered_set(name) for name in names]
+    register(cfg)
+    limits = dict.fromkeys(cfg.DATASETS.TRAIN, cfg.SVP.MAX_UNREADABLE)
+    limits.update(dict.fromkeys(cfg.DATASETS.TEST, 0.0))
+    return [registered_set(name, heads_of(cfg), limit) for name, limit in limits.items()]
+
+
+def _own_files(study: Study, data: Data) -> list[DataSet]:
+    heads, limit = None, 0.0
+    with contextlib.suppress(UserError):  # which the check tells in full
+        cfg = run_config(study, study.runs()[0])
+        heads, limit = heads_of(cfg), cfg.SVP.MAX_UNREADABLE
+    sources = {
+        "train" if len(data.train) == 1 else f"train-{number}": source
+        for number, source in enumerate(data.train, 1)
+    }
+    return [
+        DataSet(part, one.annotations, one.images, heads=heads, unreadable=share)
+        for part, one, share in (
+            *((part, source, limit) for part, source in sources.items()),
+            ("test", data.test, 0.0),
+        )
+        if isinstance(one, DataFiles)
+    ]

@@ -102,7 +102,7 @@ def demo_study(size: DemoSize, data: Path, backbone: Path, seeds: int) -> Study:
         study,
         arms=arms,
         seeds=tuple(range(seeds)),
-        data=Data(**files),
+        data=Data((files["train"],), files["test"]),
         evaluation=size.evaluation or study.evaluation,
     )
 

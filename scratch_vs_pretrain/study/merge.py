@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scratch_vs_pretrain.config import Schedule, default_config, merge_file, merge_overrides
-from scratch_vs_pretrain.data.annotations import read_annotations
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.study.own_data import merge_data
 from scratch_vs_pretrain.study.spec import PRESETS, Arm, Run, ScheduleSpec, Study
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def arm_config(study: Study, arm: Arm, schedule: ScheduleSpec) -> CfgNode:
         cfg.TEST.EVAL_PERIOD = study.evaluation.period
     if study.evaluation.at:
         cfg.SVP.EVAL_ITERATIONS = study.evaluation.at
-    _merge_data(cfg, study)
+    merge_data(cfg, study, arm)
     merge_overrides(cfg, arm.overrides, f"{study.file}: arms.{arm.name}.overrides")
     _check_data_names(cfg, study)
     schedule.resolve(cfg.SOLVER.IMS_PER_BATCH, cfg.SVP.REFERENCE_BATCH).apply(cfg)
@@ -67,29 +67,6 @@ def schedules_of(study: Study, arm: Arm) -> list[Schedule]:
     return [resolved_schedule(study, arm, schedule) for schedule in arm.schedules]
 
 
-def _merge_data(cfg: CfgNode, study: Study) -> None:
-    if study.data is None:
-        return
-    parts = {"train": study.data.train, "test": study.data.test}
-    categories = [read_annotations(files.annotations).categories for files in parts.values()]
-    if categories[0] != categories[1]:
-        raise UserError(
-            f"{study.file}: data: {study.data.test.annotations} has other categories than "
-            f"{study.data.train.annotations} ({len(categories[1])} and {len(categories[0])}); "
-            "both must list the same names by ascending id"
-        )
-    if not categories[0]:
-        raise UserError(f"{study.data.train.annotations}: lists no categories to detect")
-    # Lists, as they are read again from a run folder.
-    cfg.SVP.DATASETS = tuple(
-        [f"{study.name}_{part}", str(files.annotations), str(files.images)]
-        for part, files in parts.items()
-    )
-    cfg.DATASETS.TRAIN = (f"{study.name}_train",)
-    cfg.DATASETS.TEST = (f"{study.name}_test",)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(categories[0])
-
-
 def _check_data_names(cfg: CfgNode, study: Study) -> None:
     from scratch_vs_pretrain.data.registration import find_subset, refuse_subsets
 
@@ -100,7 +77,7 @@ def _check_data_names(cfg: CfgNode, study: Study) -> None:
                 f"{study.file}: DATASETS.{key} names no data set, neither in {study.base} nor in "
                 f"the overrides (it is {names!r}); for example [coco_2017_{key.lower()}]"
             )
-    own = [name for name, *_ in cfg.SVP.DATASETS]
+    own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
     try:
         for name in cfg.DATASETS.TRAIN:
             find_subset(name, own)

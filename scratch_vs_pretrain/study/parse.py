@@ -12,6 +12,7 @@ from typing import Any
 from scratch_vs_pretrain.analysis.thresholds import read_thresholds
 from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.study.parse_data import read_data
 from scratch_vs_pretrain.study.parse_switch import read_switch
 from scratch_vs_pretrain.study.parse_tune import read_tune
 from scratch_vs_pretrain.study.spec import (
@@ -20,13 +21,15 @@ from scratch_vs_pretrain.study.spec import (
     SCRATCH,
     Arm,
     Data,
-    DataFiles,
     Evaluation,
     ScheduleSpec,
     Study,
 )
 from scratch_vs_pretrain.study.yaml_fields import (
     Place,
+    absolute,
+    is_uri,
+    read_file,
     read_integer,
     read_integers,
     read_list,
@@ -50,9 +53,15 @@ OWNED_KEYS = {
     "SEED": "seeds",
     "OUTPUT_DIR": "the --output option",
     "SVP.DATASETS": "data",
+    "SVP.VOC_DATASETS": "data",
 }
 # And those that follow from `data`, where the study has it.
-OWNED_BY_DATA = ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.ROI_HEADS.NUM_CLASSES")
+OWNED_BY_DATA = (
+    "DATASETS.TRAIN",
+    "DATASETS.TEST",
+    "MODEL.ROI_HEADS.NUM_CLASSES",
+    "MODEL.RETINANET.NUM_CLASSES",
+)
 
 _STUDY_KEYS = (
     "name",
@@ -112,7 +121,7 @@ def parse_study(
     arms = tuple(_arm(name, arm, arms_at / name, schedules) for name, arm in found.items())
     overrides = _overrides(study.get("overrides", {}), top / "overrides")
     evaluation = _evaluation(study.get("evaluation", {}), top / "evaluation")
-    data = _data(study["data"], top / "data", file.parent) if "data" in study else None
+    data = read_data(study["data"], top / "data") if "data" in study else None
     fields = _keys_of_fields(evaluation, data)
     _refuse_set_twice(top, overrides, arms, fields)
     tune = None
@@ -124,7 +133,7 @@ def parse_study(
     return Study(
         name=read_name(study["name"], top / "name"),
         file=file,
-        base=_existing_file(study["base"], top / "base", file.parent),
+        base=read_file(study["base"], top / "base", file.parent),
         arms=tuple(_with_weights(arm, top, weights.get(arm.name), need_weights) for arm in arms),
         seeds=read_integers(study.get("seeds", [0]), top / "seeds", 0, LARGEST_SEED, least=1),
         description=_description(study.get("description", ""), top / "description"),
@@ -146,7 +155,7 @@ def check_weights(study: Study) -> None:
         UserError: one is not; the message names arm and file.
     """
     for arm in study.arms:
-        if arm.weights and not _is_uri(arm.weights) and not os.path.isfile(arm.weights):
+        if arm.weights and not is_uri(arm.weights) and not os.path.isfile(arm.weights):
             raise UserError(
                 f"{study.file}: arms.{arm.name}.init: {arm.weights}: no such checkpoint; give one "
                 f"with --weights {arm.name}=PATH"
@@ -206,7 +215,7 @@ def _arm(name: str, value: Any, place: Place, schedules: tuple[ScheduleSpec, ...
         if init != word and init.lower() == word:
             raise (place / "init").error(f"write {word} instead of {init}")
     if init not in (SCRATCH, REQUIRED):
-        init = _absolute(init, place.file.parent)
+        init = absolute(init, place.file.parent)
     overrides = _overrides(arm.get("overrides", {}), place / "overrides")
     return Arm(read_name(name, place), init, schedules, overrides)
 
@@ -218,7 +227,7 @@ def _with_weights(arm: Arm, top: Place, given: str | None, need_weights: bool) -
                 f"--weights {arm.name}={given}: {top.file} starts {arm.name} from random weights; "
                 "name another arm"
             )
-        return Arm(arm.name, _absolute(given, Path.cwd()), arm.schedules, arm.overrides)
+        return Arm(arm.name, absolute(given, Path.cwd()), arm.schedules, arm.overrides)
     if need_weights and arm.init == REQUIRED:
         raise (top / "arms" / arm.name / "init").error(
             f"a checkpoint must be given with --weights {arm.name}=PATH"
@@ -301,39 +310,3 @@ def _conclusions(value: Any, place: Place) -> dict[str, float]:
 
 def _description(value: Any, place: Place) -> str:
     return read_text(" ".join(value.split()) if isinstance(value, str) else value, place, True)
-
-
-def _data(value: Any, place: Place, folder: Path) -> Data:
-    parts = read_mapping(value, place, ("train", "test"), required=("train", "test"))
-    return Data(*(_data_files(parts[part], place / part, folder) for part in ("train", "test")))
-
-
-def _data_files(value: Any, place: Place, folder: Path) -> DataFiles:
-    keys = ("annotations", "images")
-    fields = read_mapping(value, place, keys, required=keys)
-    images = _absolute(read_text(fields["images"], place / "images"), folder)
-    if not os.path.isdir(images):
-        raise (place / "images").error(f"{images}: no such folder")
-    annotations = _existing_file(fields["annotations"], place / "annotations", folder)
-    return DataFiles(annotations, Path(images))
-
-
-def _existing_file(value: Any, place: Place, folder: Path) -> Path:
-    path = _absolute(read_text(value, place), folder)
-    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
-        raise place.error(f"{path}: no such file")
-    return Path(path)
-
-
-def _absolute(text: str, folder: Path) -> str:
-    """Returns an absolute path, or a URI as it is."""
-    if _is_uri(text):
-        return text
-    try:
-        return str((folder / Path(text).expanduser()).resolve())
-    except RuntimeError:  # no such user, or a loop of links
-        return text
-
-
-def _is_uri(text: str) -> bool:
-    return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None

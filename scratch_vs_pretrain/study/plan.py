@@ -173,6 +173,10 @@ def plan(
 def training_images(cfg: CfgNode, known: Mapping[str, int]) -> int | None:
     """Returns how many images the config's training annotations list, None if that is unknown."""
     files = {name: Path(annotations) for name, annotations, _ in cfg.SVP.DATASETS}
+    for name, root, split, *_ in cfg.SVP.VOC_DATASETS:
+        from scratch_vs_pretrain.data.voc import voc_count
+
+        known = {name: voc_count(Path(root), split), **known}
     counts = [_images(name, files, known) for name in cfg.DATASETS.TRAIN]
     return None if None in counts else sum(count for count in counts if count)
 

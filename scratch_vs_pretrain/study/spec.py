@@ -109,11 +109,32 @@ class DataFiles:
 
 
 @dataclass(frozen=True)
-class Data:
-    """A study's own data."""
+class VocTree:
+    """One PASCAL VOC data set.
 
-    train: DataFiles
-    test: DataFiles
+    Attributes:
+        root: holds ``Annotations``, ``ImageSets`` and ``JPEGImages``.
+        split: the list of its images, ``ImageSets/Main/<split>.txt``.
+        year: 2007 or 2012, whose metric counts.
+    """
+
+    root: Path
+    split: str
+    year: int = 2012
+
+
+@dataclass(frozen=True)
+class Data:
+    """A study's own data: COCO files or VOC trees.
+
+    Attributes:
+        train, test: what to train on, all of it, and what to evaluate on.
+        classes: of VOC trees; empty for those of their objects.
+    """
+
+    train: tuple[DataFiles | VocTree, ...]
+    test: DataFiles | VocTree
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -178,6 +179,37 @@ def read_texts(value: Any, place: Place) -> tuple[str, ...]:
     texts = [read_text(item, place / str(i)) for i, item in enumerate(read_list(value, place))]
     refuse_repeated(texts, place)
     return tuple(texts)
+
+
+def read_file(value: Any, place: Place, folder: Path) -> Path:
+    """Returns the absolute path of a file that is there; `folder` is what it is relative to."""
+    path = absolute(read_text(value, place), folder)
+    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
+        raise place.error(f"{path}: no such file")
+    return Path(path)
+
+
+def read_folder(value: Any, place: Place, folder: Path) -> Path:
+    """Returns the absolute path of a folder that is there; `folder` is what it is relative to."""
+    path = absolute(read_text(value, place), folder)
+    if not os.path.isdir(path):
+        raise place.error(f"{path}: no such folder")
+    return Path(path)
+
+
+def absolute(text: str, folder: Path) -> str:
+    """Returns an absolute path, or a URI as it is."""
+    if is_uri(text):
+        return text
+    try:
+        return str((folder / Path(text).expanduser()).resolve())
+    except RuntimeError:  # no such user, or a loop of links
+        return text
+
+
+def is_uri(text: str) -> bool:
+    """Tells a URI from a path."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
 
 
 def refuse_repeated(items: Sequence[Any], place: Place) -> None:

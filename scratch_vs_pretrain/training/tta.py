@@ -24,7 +24,8 @@ def augmentation_problems(cfg: Any) -> list[str]:
     if not cfg.TEST.AUG.ENABLED:
         return []
     problems = []
-    voc = [name for name in cfg.DATASETS.TEST if str(name).startswith("voc_")]
+    own = [name for name, *_ in cfg.SVP.VOC_DATASETS]
+    voc = [name for name in cfg.DATASETS.TEST if str(name).startswith("voc_") or name in own]
     if voc:
         problems.append(
             "PASCAL VOC's numbers are without test augmentation: set TEST.AUG.ENABLED to False "

@@ -64,7 +64,7 @@ def tiny_data(folder: Path) -> Data:
     }
     (folder / "a.json").write_text(json.dumps(content))
     files = DataFiles(folder / "a.json", folder)
-    return Data(files, files)
+    return Data((files,), files)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

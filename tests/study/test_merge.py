@@ -87,7 +87,7 @@ class TestRunConfig:
     def test_own_data_sets_names_and_classes(self, base, tmp_path):
         train = DataFiles(coco(tmp_path / "train.json"), tmp_path)
         test = DataFiles(coco(tmp_path / "test.json"), tmp_path)
-        (cfg, _) = configs_of(study_of(base, data=Data(train, test)))
+        (cfg, _) = configs_of(study_of(base, data=Data((train,), test)))
         assert cfg.DATASETS.TRAIN == ("tiny_train",)
         assert cfg.DATASETS.TEST == ("tiny_test",)
         assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
@@ -100,16 +100,16 @@ class TestRunConfig:
         train = DataFiles(coco(tmp_path / "train.json"), tmp_path)
         test = DataFiles(coco(tmp_path / "test.json", categories=3), tmp_path)
         with pytest.raises(UserError, match=r"test\.json has other categories .* \(3 and 2\)"):
-            configs_of(study_of(base, data=Data(train, test)))
+            configs_of(study_of(base, data=Data((train,), test)))
 
     def test_own_data_must_have_categories(self, base, tmp_path):
         files = DataFiles(coco(tmp_path / "train.json", categories=0), tmp_path)
         with pytest.raises(UserError, match=r"train\.json: lists no categories"):
-            configs_of(study_of(base, data=Data(files, files)))
+            configs_of(study_of(base, data=Data((files,), files)))
 
     def test_is_the_same_text_every_time_and_reads_back(self, base, tmp_path):
         files = DataFiles(coco(tmp_path / "train.json"), tmp_path)
-        study = study_of(base, data=Data(files, files), overrides={"SOLVER.BASE_LR": 1e-05})
+        study = study_of(base, data=Data((files,), files), overrides={"SOLVER.BASE_LR": 1e-05})
         cfg = configs_of(study)[0]
         assert config_text(cfg) == config_text(configs_of(study)[0])
         (tmp_path / "config.yaml").write_text(config_text(cfg))

@@ -105,7 +105,7 @@ class TestTrainingImages:
 
     def test_are_counted_in_the_studys_own_files(self, base):
         files = DataFiles(self.annotations(base.parent / "a.json", 48), base.parent)
-        planned = plan(pair(base, (SHORT,), data=Data(files, files)))
+        planned = plan(pair(base, (SHORT,), data=Data((files,), files)))
         assert planned.rows[0].epochs == pytest.approx(600 * 16 / 48)
 
     def test_of_official_sets_are_known_without_their_files(self, cfg, monkeypatch):

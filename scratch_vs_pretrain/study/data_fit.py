@@ -1,0 +1,130 @@
+"""Whether a config's data sets hold what its model learns, asked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scratch_vs_pretrain.data.annotations import (
+    COCO_KEYPOINTS,
+    AnnotationFile,
+    read_annotations,
+)
+from scratch_vs_pretrain.data.subsets import ALIASES
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+# Larger annotation files of built-in names are COCO's own: their names say what they hold.
+READ_BYTES = 50_000_000
+
+
+def data_problems(cfg: CfgNode) -> list[str]:
+    """Finds what a config's model needs and its data sets lack; each says what to change.
+
+    Files of built-in names that are not there are left to the run; what their names say is not.
+    """
+    problems = []
+    for part in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[part]:
+            problems += [f"DATASETS.{part}: {text}" for text in _problems(cfg, name, part)]
+    return list(dict.fromkeys(problems))
+
+
+def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
+    full, voc, file = _origin(cfg, name)
+    found = read_annotations(file) if file else None
+    heads = (
+        ("segm", "MODEL.MASK_ON", cfg.MODEL.MASK_ON, "masks", "coco_2017_train"),
+        (
+            "keypoints",
+            "MODEL.KEYPOINT_ON",
+            cfg.MODEL.KEYPOINT_ON,
+            "keypoints",
+            "keypoints_coco_2017_train",
+        ),
+    )
+    for task, key, on, what, example in heads:
+        lack = _lack(found, full, voc, task, part) if on else ""
+        if lack:
+            yield (
+                f"{name}: {lack}, but {key} is True; choose data with {what}, such as {example}, "
+                "or set it to False"
+            )
+    if found:
+        yield from _disagreements(cfg, name, found, part)
+
+
+def _lack(found: AnnotationFile | None, full: str, voc: bool, task: str, part: str) -> str:
+    """Returns why a task cannot be learnt from a set (TRAIN) or scored on it (TEST)."""
+    if voc:
+        return "VOC trees have boxes alone"
+    if found is None:
+        unlabelled = task == "keypoints" and _is_official_without_keypoints(full)
+        return "no annotation has keypoints" if unlabelled else ""
+    if part == "TEST" and task in found.lacks:
+        return found.lacks[task]
+    if task == "segm":
+        return "" if found.masks else "no annotation has a mask"
+    return "" if found.labelled else "no annotation has keypoints"
+
+
+def _disagreements(cfg: CfgNode, name: str, found: AnnotationFile, part: str) -> Iterator[str]:
+    """Finds config values that do not go with an annotation file."""
+    retina = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+    key = f"MODEL.{'RETINANET' if retina else 'ROI_HEADS'}.NUM_CLASSES"
+    classes = cfg.MODEL.RETINANET.NUM_CLASSES if retina else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if classes != len(found.categories):
+        yield (
+            f"{name}: has {len(found.categories)} categories, but {key} is {classes}; set it to "
+            f"{len(found.categories)}"
+        )
+    if part == "TEST" and "bbox" in found.lacks:
+        yield f"{name}: {found.lacks['bbox']}, so that it cannot be evaluated on; add it"
+    polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
+    if part == "TRAIN" and polygons and found.run_lengths:
+        yield f"{name}: some masks are run lengths; set INPUT.MASK_FORMAT to bitmask"
+    if not cfg.MODEL.KEYPOINT_ON or not found.labelled:
+        return
+    points = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    if points != len(found.keypoints):
+        yield (
+            f"{name}: its categories name {len(found.keypoints)} keypoints, but "
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {points}; make them agree"
+        )
+    sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or COCO_KEYPOINTS
+    if part == "TEST" and sigmas != len(found.keypoints):
+        yield (
+            f"{name}: its categories name {len(found.keypoints)} keypoints, but "
+            f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas}; give one for each"
+        )
+
+
+def _origin(cfg: CfgNode, name: str) -> tuple[str, bool, Path | None]:
+    """Returns a set's full name, whether it is a VOC tree, and its COCO file if it can be read."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from scratch_vs_pretrain.data.registration import find_subset
+    from scratch_vs_pretrain.data.voc import is_voc
+
+    own = {one: Path(file) for one, file, _ in cfg.SVP.DATASETS}
+    trees = [one for one, *_ in cfg.SVP.VOC_DATASETS]
+    full = ALIASES.get(name, name)
+    if full not in own and full not in trees and (subset := find_subset(full, own)):
+        full = subset.base
+    if full in own:
+        return full, False, own[full]
+    if full in trees or is_voc(full):
+        return full, True, None
+    stated = MetadataCatalog.get(full).get("json_file") if full in DatasetCatalog else None
+    file = Path(stated) if stated else None
+    readable = file is not None and file.is_file() and file.stat().st_size < READ_BYTES
+    return full, False, file if readable else None
+
+
+def _is_official_without_keypoints(full: str) -> bool:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    known = MetadataCatalog.get(full) if full in DatasetCatalog else None
+    return known is not None and bool(known.get("json_file")) and not known.get("keypoint_names")

@@ -1,0 +1,118 @@
+"""Studies on data that lack what the model learns are refused before anything is written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scratch_vs_pretrain.config import default_config
+from scratch_vs_pretrain.study.data_fit import data_problems
+
+ROOT = Path(__file__).parents[2]
+REAL = ROOT.parent / "shared" / "datasets"
+STUDY = """
+name: unfit
+base: {base}
+arms: {{scratch: {{init: scratch}}}}
+schedules: [{{iterations: 300}}]
+overrides:
+  DATASETS.TRAIN: [{train}]
+  DATASETS.TEST: [{test}]
+  {more}
+"""
+
+
+def run(tmp_path, train, test, datasets, base="keypoint_rcnn_R_50_FPN_gn", more=""):
+    base = ROOT / "configs" / f"{base}.yaml"
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY.format(base=base, train=train, test=test, more=more))
+    command = "from scratch_vs_pretrain.cli import main; exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "run", str(file), "-o", str(tmp_path / "output")],
+        env={**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert not (tmp_path / "output").exists()
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.mark.skipif(not (REAL / "coco").is_dir(), reason=f"no real photographs in {REAL}")
+def test_keypoints_on_photographs_without(tmp_path):
+    more = "MODEL.ROI_HEADS.NUM_CLASSES: 80"
+    message = run(tmp_path, "coco_2017_train", "coco_2017_val", REAL, more=more)
+    assert (
+        "DATASETS.TRAIN: coco_2017_train: no annotation has keypoints, but MODEL.KEYPOINT_ON"
+        in (message)
+    )
+    assert "DATASETS.TEST: coco_2017_val: annotation" in message
+
+
+def test_masks_on_voc_without_its_files(tmp_path):
+    message = run(
+        tmp_path, "voc_2007_trainval", "voc_2012_val", tmp_path, base="mask_rcnn_R_50_FPN_gn"
+    )
+    assert "voc_2007_trainval: VOC trees have boxes alone, but MODEL.MASK_ON is True" in message
+
+
+def test_what_a_built_in_name_says_without_its_files():
+    cfg = default_config()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("coco_2017_train_10k",), ("keypoints_coco_2017_val",)
+    cfg.MODEL.KEYPOINT_ON = True
+    (problem,) = data_problems(cfg)
+    assert "DATASETS.TRAIN: coco_2017_train_10k: no annotation has keypoints" in problem
+    cfg.DATASETS.TRAIN = ("keypoints_coco_2017_train",)
+    cfg.MODEL.MASK_ON = True
+    assert data_problems(cfg) == []
+
+
+ENTRY = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "messages"),
+    [
+        ({}, {}, []),
+        ({}, {"MODEL.ROI_HEADS.NUM_CLASSES": 80}, ["1 categories, but MODEL.ROI_HEADS.NUM_CL"] * 2),
+        ({"area": None}, {}, ["TEST: one: annotation 1 has no area, so that it cannot be"]),
+        ({}, {"MODEL.MASK_ON": True}, ["no annotation has a mask", "annotation 1 has no segm"]),
+        (
+            {"segmentation": {"size": [5, 5], "counts": [5, 20]}},
+            {"MODEL.MASK_ON": True},
+            ["TRAIN: one: some masks are run lengths; set INPUT.MASK_FORMAT to bitmask"],
+        ),
+        (
+            {"keypoints": [1, 1, 2], "num_keypoints": 1},
+            {"MODEL.KEYPOINT_ON": True},
+            [
+                "TRAIN: one: its categories name 1 keypoints, but .*NUM_KEYPOINTS is 17",
+                "TEST: one: its categories name 1 keypoints, but .*NUM_KEYPOINTS is 17",
+                "TEST: one: its categories name 1 keypoints, but .*OKS_SIGMAS has 17",
+            ],
+        ),
+    ],
+)
+def test_own_files(tmp_path, changes, settings, messages):
+    import re
+
+    category = {"id": 1, "name": "disc", **({"keypoints": ["a"]} if "keypoints" in changes else {})}
+    content = {
+        "images": [{"id": 0, "file_name": "0.png", "width": 5, "height": 5}],
+        "annotations": [{**ENTRY, **changes}],
+        "categories": [category],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    cfg = default_config()
+    cfg.SVP.DATASETS = (("one", str(tmp_path / "a.json"), str(tmp_path)),)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("one",)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    cfg.merge_from_list([part for pair in settings.items() for part in pair])
+    found = data_problems(cfg)
+    assert len(found) == len(messages), found
+    for problem, message in zip(found, messages, strict=True):
+        assert re.search(message, problem)
