@@ -151,7 +151,10 @@ def budgets(runs: Sequence[RunRecord]) -> Budgets:
         )
     tuned = {run.tuned_on for run in runs if run.tuned_on}
     notes = [f"Left out: {run.name} ({run.state})." for run in left_out]
-    notes += [f"The search for the recipe on arm {arm} is not counted." for arm in sorted(tuned)]
+    notes += [
+        f"The search for the recipe on arm {arm}, which the recipe favours, is not counted."
+        for arm in sorted(tuned)
+    ]
     return Budgets(studies[0], tuple(rows), True, (*assumptions(rows), *notes))
 
 

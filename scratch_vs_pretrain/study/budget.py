@@ -70,7 +70,10 @@ def study_budgets(study: Study) -> Budgets:
             rows.append(Budget(arm.name, schedule.name, seen_before, training))
     notes = [one.note for one in known.values() if one.note]
     if study.tune:
-        notes.append(f"The search for the recipe on arm {study.tune.on} is not counted.")
+        notes.append(
+            f"The search for the recipe on arm {study.tune.on}, which the recipe favours, is not "
+            "counted."
+        )
     return Budgets(study.name, tuple(rows), False, (*assumptions(rows), *dict.fromkeys(notes)))
 
 

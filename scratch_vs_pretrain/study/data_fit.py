@@ -80,7 +80,8 @@ def _disagreements(cfg: CfgNode, name: str, found: AnnotationFile, part: str) ->
             f"{name}: has {len(found.categories)} categories, but {key} is {classes}; set it to "
             f"{len(found.categories)}"
         )
-    if part == "TEST" and "bbox" in found.lacks:
+    # A set without any annotation is refused at the run's start, by catalog.check_files.
+    if part == "TEST" and found.annotations and "bbox" in found.lacks:
         yield f"{name}: {found.lacks['bbox']}, so that it cannot be evaluated on; add it"
     polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
     if part == "TRAIN" and polygons and found.run_lengths:

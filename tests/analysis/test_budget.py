@@ -89,7 +89,8 @@ def test_table_has_pretraining_training_and_both(folders: Any) -> None:
         ("pretrained", "600it", "training", 4800, 16_000, 1_000_000),
         ("pretrained", "600it", "together", 4900, 16_200, 1_000_300),
     )
-    assert table.notes == ("The search for the recipe on arm pretrained is not counted.",)
+    note = "The search for the recipe on arm pretrained, which the recipe favours, is not counted."
+    assert table.notes == (note,)
 
 
 @pytest.mark.parametrize("changes", [{"state": "running", "samples": SEEN}, {"samples": {}}])

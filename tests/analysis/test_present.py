@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from scratch_vs_pretrain.analysis.formats import FORMATS
@@ -16,6 +18,16 @@ def test_each_kind_of_table(folders, kind, form):
     for arm in ("scratch", "pretrained"):
         folders.run(arm, samples={"images": 1, "instances": 2, "pixels": 3}, losses=False)
     assert "scratch" in tables_text(folders.root, kind, form)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("arm", ["scratch", "pretrained"])
+def test_every_table_says_which_arm_the_recipe_favours(folders, kind, arm):
+    samples = {"images": 1, "instances": 2, "pixels": 3}
+    for one in ("scratch", "pretrained"):
+        folders.run(one, samples=samples, losses=False, tuned_on=arm)
+    text = " ".join(tables_text(folders.root, kind, "text").split())
+    assert re.search(rf"arm {arm}, which (it|the recipe) favours", text)
 
 
 @pytest.mark.parametrize("kind", OF_FINAL_NUMBERS)

@@ -1,6 +1,7 @@
 """Every kind of finding is found, where it is and nowhere else."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -128,6 +129,15 @@ def test_images_to_evaluate_on_must_all_decode(build, config_of):
     (broken,) = config_of(build(truncate, "broken")).DATASETS.TRAIN
     with pytest.raises(UserError, match=rf"1 of the 4 images of {broken}, .*: 2\.png"):
         check_decodable([name, broken])
+
+
+def test_every_kind_is_documented_as_it_is():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    table = text.split("| found | means | in training |\n|---|---|---|\n")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in row.split("|")[1:4]] for row in table.strip().splitlines()]
+    assert {row[0]: (row[1], row[2]) for row in rows} == {
+        kind: (what.means, what.fate) for kind, what in KINDS.items()
+    }
 
 
 def test_every_kind_has_a_test():

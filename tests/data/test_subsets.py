@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -175,3 +176,11 @@ def test_every_image_is_as_likely():
         for identity in draw(range(200), 20, seed):
             counts[identity] += 1
     assert all(abs(count - 50) < 5 * 6.7 for count in counts.values())
+
+
+def test_the_rule_as_documented():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    rows = re.findall(r"^\| 1 to 1000 \| (\d+) \| (\d+) \| `(\w+)` \|$", text, re.MULTILINE)
+    assert len(rows) == 6
+    for seed, count, sha256 in rows:
+        assert digest(draw(range(1, 1001), int(count), int(seed))) == sha256

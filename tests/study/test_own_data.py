@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
@@ -17,6 +18,7 @@ from scratch_vs_pretrain.study.plan import plan
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = CONFIGS / "demo_mask_rcnn_R_18_FPN_gn.yaml"
 FASTER = CONFIGS / "faster_rcnn_R_101_FPN_gn_voc.yaml"
+REAL = Path(__file__).parents[2].parent / "shared" / "datasets" / "coco"
 POLYGON = [[1, 2, 6, 2, 6, 8, 1, 8]]
 RUNS = {"size": [12, 16], "counts": [100, 92]}
 
@@ -175,6 +177,7 @@ def write_tree(root, split, names):
         "<ymax>40</ymax></bndbox></object>"
         for name in names
     )
+    Image.new("RGB", (64, 48), (90, 120, 40)).save(root / "JPEGImages" / f"{split}.jpg")
     size = "<size><width>64</width><height>48</height></size>"
     text = f"<annotation>{size}{objects}</annotation>"
     (root / "Annotations" / f"{split}.xml").write_text(text)
@@ -237,3 +240,70 @@ def test_what_voc_trees_cannot_do(voc_study, capsys, overrides, message):
     path = voc_study(overrides=overrides)
     assert main(["plan", str(path)]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+SMALL = {
+    "INPUT.MIN_SIZE_TRAIN": [64],
+    "INPUT.MIN_SIZE_TEST": 64,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.WARMUP_ITERS": 1,
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [16],
+    "TEST.DETECTIONS_PER_IMAGE": 5,
+}
+SHORT = [{"iterations": 2, "name": "short", "drops_before_end": [1]}]
+
+
+def train_here(path):
+    """Trains a study of one run in this process; returns its run.json and last evaluation."""
+    from scratch_vs_pretrain.study.prepare import prepare
+    from scratch_vs_pretrain.training.__main__ import train
+
+    (folder,) = prepare(load_study(path), path.parent / "output")
+    train(folder)
+    return folder.read(), json.loads(folder.evaluation_file(2).read_text())
+
+
+def test_voc_trees_train_and_are_evaluated(voc_study):
+    path = voc_study(name="voc-end-to-end", schedules=SHORT, overrides=SMALL)
+    run, evaluation = train_here(path)
+    assert run["state"] == "finished"
+    assert (run["data"]["train"]["images"], run["data"]["train"]["annotations"]) == (2, 3)
+    assert run["repaired"] == {}
+    assert evaluation["dataset"] == "voc-end-to-end_test"
+    assert list(evaluation["tasks"]) == ["bbox", "voc"]
+    assert list(evaluation["tasks"]["bbox"]["per_class"]) == ["disc", "ring", "star"]
+
+
+@pytest.mark.skipif(not (REAL / "annotations").is_dir(), reason=f"no real photographs in {REAL}")
+def test_photographs_with_keypoints_train_and_are_evaluated(tmp_path):
+    data = {}
+    for part in ("train", "val"):
+        file = REAL / "annotations" / f"person_keypoints_{part}2017.json"
+        content = json.loads(file.read_text())
+        content["images"] = content["images"][:6]
+        ids = [image["id"] for image in content["images"]]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+        if part == "train":
+            content["annotations"][0]["bbox"][2] = 0
+        (tmp_path / f"{part}.json").write_text(json.dumps(content))
+        data[part] = {"annotations": f"{part}.json", "images": str(REAL / f"{part}2017")}
+    study = {
+        "name": "keypoints-end-to-end",
+        "base": str(DEMO),
+        "arms": {"scratch": {"init": "scratch"}},
+        "schedules": SHORT,
+        "overrides": SMALL,
+        "data": {"train": data["train"], "test": data["val"]},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    run, evaluation = train_here(path)
+    assert run["state"] == "finished"
+    assert run["repaired"] == {
+        "degenerate box, dropped": 1,
+        "image without instances, left out": 1,
+    }
+    assert list(evaluation["tasks"]) == ["bbox", "segm", "keypoints"]
+    assert list(evaluation["tasks"]["bbox"]["per_class"]) == ["person"]
