@@ -23,7 +23,7 @@ READ_BYTES = 50_000_000
 def data_problems(cfg: CfgNode) -> list[str]:
     """Finds what a config's model needs and its data sets lack; each says what to change.
 
-    Files of built-in names that are not there are left to the run; what their names say is not.
+    Files that are not there are left to the run; what built-in names say is not.
     """
     problems = []
     for part in ("TRAIN", "TEST"):
@@ -115,7 +115,7 @@ def _origin(cfg: CfgNode, name: str) -> tuple[str, bool, Path | None]:
     if full not in own and full not in trees and (subset := find_subset(full, own)):
         full = subset.base
     if full in own:
-        return full, False, own[full]
+        return full, False, own[full] if own[full].is_file() else None
     if full in trees or is_voc(full):
         return full, True, None
     stated = MetadataCatalog.get(full).get("json_file") if full in DatasetCatalog else None

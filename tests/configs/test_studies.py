@@ -56,11 +56,17 @@ def study_named(name: str):
     return load_study(STUDIES / f"{name}.yaml", need_weights=False)
 
 
-def tiny_data(folder: Path) -> Data:
+def tiny_data(folder: Path, keypoints: int = 0) -> Data:
+    category = {"id": 1, "name": "disc"}
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16}
+    entry["segmentation"] = [[0, 0, 4, 0, 4, 4, 0, 4]]
+    if keypoints:
+        category["keypoints"] = [f"k{number}" for number in range(keypoints)]
+        entry |= {"keypoints": [1, 1, 2] * keypoints, "num_keypoints": keypoints}
     content = {
         "images": [{"id": 1, "file_name": "a.png", "height": 4, "width": 4}],
-        "categories": [{"id": 1, "name": "disc"}],
-        "annotations": [],
+        "categories": [category],
+        "annotations": [entry],
     }
     (folder / "a.json").write_text(json.dumps(content))
     files = DataFiles(folder / "a.json", folder)
@@ -71,7 +77,8 @@ def tiny_data(folder: Path) -> Data:
 def test_plans_and_is_fair(file, tmp_path):
     study = load_study(file, need_weights=False)
     if file.stem == "demo" or file.parent.name == "overfit":  # what runs it makes its data
-        study = replace(study, data=tiny_data(tmp_path))
+        keypoints = 5 if "keypoint" in file.stem else 0
+        study = replace(study, data=tiny_data(tmp_path, keypoints))
     audited = audit(study)
     assert audited.allowed == {}
     assert audited.notices == ()
