@@ -34,6 +34,11 @@ from scratch_vs_pretrain.errors import UserError
 FORMAT = 1
 STATES = ("planned", "running", "interrupted", "finished", "diverged", "failed")
 
+# What starts training processes sets these in their environment. PARENT: its process id; they stop
+# when it is gone. SAME_REQUEST: for so many seconds a second request to stop is the first again.
+PARENT = "SVP_PARENT"
+SAME_REQUEST = "SVP_SAME_REQUEST_SECONDS"
+
 # The lock file's owner touches it every HEARTBEAT_SECONDS; on another machine a run counts as dead
 # when that is longer ago than DEAD_AFTER_SECONDS.
 HEARTBEAT_SECONDS = 30

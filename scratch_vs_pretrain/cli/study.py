@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.cli.options import (
     Commands,
@@ -15,6 +17,9 @@ from scratch_vs_pretrain.cli.options import (
     positive,
     read_study,
 )
+
+if TYPE_CHECKING:
+    from scratch_vs_pretrain.study.cluster import Cluster
 
 
 def add_commands(commands: Commands) -> None:
@@ -89,7 +94,9 @@ def _add_run(commands: Commands) -> None:
         "train a study: finished runs are skipped, interrupted ones resumed",
         "svp run configs/studies/coco_smoke.yaml --weights pretrained=backbone.pth\n"
         "svp run my_study.yaml -o /data/runs --jobs 2\n"
-        "svp run my_study.yaml --gpus 0,1,2,3 --gpus-per-run 2",
+        "svp run my_study.yaml --gpus 0,1,2,3 --gpus-per-run 2\n"
+        "svp run my_study.yaml -o /shared/runs --launcher slurm --partition P --gpus-per-run 8 \\\n"
+        "    --time 24:00:00 --max-parallel 4 --slurm account=A",
     )
     add_study(parser)
     add_output(parser)
@@ -117,6 +124,72 @@ def _add_run(commands: Commands) -> None:
     )
     _add_sharing(parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="show Detectron2's log")
+    _add_cluster(parser)
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    from scratch_vs_pretrain.study.cluster import LAUNCHERS, minutes_of, parameter
+
+    group = parser.add_argument_group("a cluster's jobs (docs/clusters.md)")
+    group.add_argument(
+        "--launcher",
+        choices=LAUNCHERS,
+        help="submit every run as a job; local and debug try it on this machine",
+    )
+    group.add_argument("--partition", metavar="P", help="of SLURM")
+    group.add_argument(
+        "--nodes",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="machines that train one run together (default: %(default)s)",
+    )
+    group.add_argument(
+        "--time",
+        type=_read_by(minutes_of),
+        default=24 * 60,
+        metavar="24:00:00",
+        help="after which a job is stopped and put back into the queue (default: a day)",
+    )
+    group.add_argument(
+        "--max-parallel", type=positive, metavar="N", help="jobs at the same time (default: all)"
+    )
+    group.add_argument(
+        "--slurm",
+        type=_read_by(parameter),
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a further option of sbatch, such as account=A or mem=64GB; may be repeated",
+    )
+
+
+def _read_by(function: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Returns an option's type that shows what `function` says of bad input."""
+
+    def read(text: str) -> Any:
+        try:
+            return function(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def _cluster(options: argparse.Namespace) -> Cluster | None:
+    from scratch_vs_pretrain.study.cluster import Cluster
+
+    if options.launcher is None:
+        return None
+    return Cluster(
+        options.launcher,
+        options.gpus_per_run,
+        options.nodes,
+        options.time,
+        options.partition,
+        options.max_parallel,
+        dict(options.slurm),
+    )
 
 
 def _add_sharing(parser: argparse.ArgumentParser) -> None:
@@ -134,8 +207,12 @@ def _run(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.run_queue import make_slots
 
     study = read_study(options)
+    cluster = _cluster(options)
     slots = make_slots(options.jobs, options.gpus, options.gpus_per_run)
-    outcomes = run_study(study, options.output, slots, options.verbose, options.sharing)
+    outcomes = run_study(study, options.output, slots, options.verbose, options.sharing, cluster)
+    if options.launcher == "slurm":
+        print(f"svp status {options.output} shows how far the runs are")
+        return 0
     unfinished = [outcome for outcome in outcomes if outcome.state != "finished"]
     # A search for the recipe that is not complete has no table of its own.
     own = (options.output / study.name) in outcomes[0].folder.path.parents

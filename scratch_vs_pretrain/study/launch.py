@@ -12,8 +12,10 @@ from typing import Any
 
 from scratch_vs_pretrain.analysis.live import live_table, status_text
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.study.cluster import Cluster
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.study.run_queue import RunQueue, Slot
+from scratch_vs_pretrain.study.slurm import Submission, queue_on
 from scratch_vs_pretrain.study.spec import Study
 from scratch_vs_pretrain.study.tune import pick_winner, search_study, with_recipe
 from scratch_vs_pretrain.training.branch import ENDED
@@ -41,6 +43,7 @@ def run_study(
     slots: Sequence[Slot] = ((),),
     verbose: bool = False,
     sharing: bool = True,
+    cluster: Cluster | None = None,
 ) -> list[Outcome]:
     """Trains every run of a study that is not finished, and returns how each ended.
 
@@ -57,12 +60,13 @@ def run_study(
         slots: see :func:`scratch_vs_pretrain.study.run_queue.make_slots`.
         verbose: show Detectron2's log.
         sharing: schedules of one arm and seed share their trunk.
+        cluster: runs are its jobs, and not started in `slots`; SLURM's are submitted only.
 
     Raises:
-        UserError: as :func:`prepare`.
+        UserError: as :func:`prepare`; or jobs that cannot be submitted.
     """
     if study.tune is not None:
-        outcomes = run_study(search_study(study), output, slots, verbose, sharing)
+        outcomes = run_study(search_study(study), output, slots, verbose, sharing, cluster)
         if any(outcome.state not in ENDED for outcome in outcomes):
             return outcomes
         winner = pick_winner(study, [outcome.folder for outcome in outcomes], output)
@@ -71,9 +75,15 @@ def run_study(
     # Seed by seed, so that the first pair is complete as early as possible.
     runs = sorted(zip(study.runs(), folders, strict=True), key=lambda pair: pair[0].seed)
     waiting = [folder for _, folder in runs if folder.state() not in ENDED]
-    queue = RunQueue(waiting, list(slots)[: max(1, len(waiting))], verbose)
-    with _signals_to(queue.stop), _progress(output / study.name, bool(waiting), verbose) as show:
-        queue.show = show
+    queue: RunQueue | Submission
+    if cluster is None:
+        queue = RunQueue(waiting, list(slots)[: max(1, len(waiting))], verbose)
+    else:
+        queue = queue_on(cluster, output / "jobs", waiting)
+    wanted = bool(waiting) and isinstance(queue, RunQueue)
+    with _signals_to(queue.stop), _progress(output / study.name, wanted, verbose) as show:
+        if isinstance(queue, RunQueue):
+            queue.show = show
         queue.work()
     return [_outcome(folder, queue.blocked.get(folder)) for folder in folders]
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -60,6 +61,7 @@ class RunQueue:
         slots: of this machine.
         verbose: show Detectron2's log.
         show: called about twice a second, in place of the runs' own progress bars.
+        starter: starts what trains a run, and is asked as a process is, in place of a process.
         blocked: runs that cannot begin, and why; known at the end.
     """
 
@@ -67,6 +69,7 @@ class RunQueue:
     slots: list[Slot]
     verbose: bool = False
     show: Callable[[], None] | None = None
+    starter: Callable[[RunFolder, int], Any] | None = None
     running: dict[int, tuple[RunFolder, subprocess.Popen]] = field(default_factory=dict)
     elsewhere: list[RunFolder] = field(default_factory=list)
     blocked: dict[RunFolder, str] = field(default_factory=dict)
@@ -115,7 +118,7 @@ class RunQueue:
                 say(f"{ready.path}: being trained by another process; waiting for it")
                 self.elsewhere.append(ready)
             else:
-                self.running[number] = ready, self._train(ready, number)
+                self.running[number] = ready, (self.starter or self._train)(ready, number)
 
     def _train(self, folder: RunFolder, number: int) -> subprocess.Popen:
         """Starts the process that trains a run in the slot of this number."""

@@ -14,6 +14,7 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter
 from tqdm import tqdm
 
+from scratch_vs_pretrain.run_folder import SAME_REQUEST
 from scratch_vs_pretrain.training.process_group import Vote
 
 # How often bars are drawn: rarely where nobody watches, as in a log file.
@@ -25,7 +26,7 @@ BAR_POSITION = int(os.environ.get("SVP_BAR_POSITION", "0"))
 NO_BARS = os.environ.get("SVP_BARS") == "0"
 
 # torchrun and terminals send the processes of a run the same request twice.
-SAME_REQUEST_SECONDS = 1.0
+SAME_REQUEST_SECONDS = float(os.environ.get(SAME_REQUEST, "1"))
 
 # How often run.json is told the progress, at most.
 RECORD_SECONDS = 10

@@ -24,9 +24,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from scratch_vs_pretrain.errors import UserError
-
-# Whoever starts processes sets it to its own process id: they stop when it is gone.
-PARENT = "SVP_PARENT"
+from scratch_vs_pretrain.run_folder import PARENT
 
 # Detectron2's engine/launch.py: DEFAULT_TIMEOUT.
 TIMEOUT = datetime.timedelta(minutes=30)
@@ -57,9 +55,9 @@ def join(device: str) -> None:
     Raises:
         UserError: fewer GPUs than processes on this machine.
     """
+    _end_with_parent()
     if "RANK" not in os.environ:
         return
-    _end_with_parent()
     cuda = device.startswith("cuda")
     if cuda:
         local = int(os.environ.get("LOCAL_RANK", "0"))

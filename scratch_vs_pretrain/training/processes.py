@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.training.process_group import GRACE_SECONDS, PARENT, Ending
+from scratch_vs_pretrain.run_folder import PARENT, RunFolder
+from scratch_vs_pretrain.training.process_group import GRACE_SECONDS, Ending
 
 POLL_SECONDS = 0.1
 
