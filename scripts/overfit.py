@@ -24,7 +24,7 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import read_json, write_json
 from scratch_vs_pretrain.study.launch import run_study
 from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.spec import Data, DataFiles
+from scratch_vs_pretrain.study.spec import Data, DataFiles, Study
 
 STUDIES = Path(__file__).parents[1] / "configs" / "studies" / "overfit"
 PICTURES = ShapesSpec(train=8, test=0)
@@ -38,17 +38,21 @@ def overfit(family: str, output: Path) -> dict[str, float]:
     Raises:
         UserError: the run could not be finished.
     """
-    study = load_study(STUDIES / f"{family}.yaml")
+    (outcome,) = run_study(study_of(family, output), output)
+    if outcome.state != "finished":
+        raise UserError(f"{outcome.folder.path}: {outcome.state}: {outcome.reason}")
+    last = outcome.folder.evaluation_file(outcome.folder.read()["iterations"])
+    return {task: numbers["AP"] for task, numbers in read_json(last)["tasks"].items()}
+
+
+def study_of(family: str, output: Path) -> Study:
+    """Returns a family's study on eight pictures, which are made below `output`."""
     make_shapes(output / "pictures", PICTURES, progress=False)
     annotations = (output / "pictures" / "annotations" / "train.json").absolute()
     if "keypoint" in family:
         annotations = with_keypoints(annotations)
     files = DataFiles(annotations, (output / "pictures" / "train").absolute())
-    (outcome,) = run_study(replace(study, data=Data((files,), files)), output)
-    if outcome.state != "finished":
-        raise UserError(f"{outcome.folder.path}: {outcome.state}: {outcome.reason}")
-    last = outcome.folder.evaluation_file(outcome.folder.read()["iterations"])
-    return {task: numbers["AP"] for task, numbers in read_json(last)["tasks"].items()}
+    return replace(load_study(STUDIES / f"{family}.yaml"), data=Data((files,), files))
 
 
 def with_keypoints(annotations: Path) -> Path:

@@ -11,6 +11,9 @@ import torch
 from pycocotools import mask as rle
 
 from scratch_vs_pretrain.data.shapes import make_shapes
+from scratch_vs_pretrain.study.audit import audit
+from scratch_vs_pretrain.study.merge import run_config
+from scratch_vs_pretrain.training.evaluation import tasks_of
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "overfit.py"
 
@@ -44,6 +47,26 @@ def test_every_object_has_keypoints_in_its_box(script, tmp_path):
         assert ((points[:, :2] >= (x, y)) & (points[:, :2] < (x + width, y + height))).all()
         mask = rle.decode(one["segmentation"])
         assert all(mask[row, column] for column, row, _ in points[1:])
+
+
+def test_every_family_is_a_fair_study_of_its_tasks(script, tmp_path):
+    tasks = {
+        "mask_r18": ("bbox", "segm"),
+        "mask_r50_full": ("bbox", "segm"),
+        "cascade_r18": ("bbox", "segm"),
+        "keypoint_r18": ("bbox", "keypoints"),
+        "vgg16": ("bbox",),
+        "vgg16_full": ("bbox",),
+    }
+    assert set(tasks) == {file.stem for file in script.STUDIES.glob("*.yaml")}
+    for family, expected in tasks.items():
+        study = script.study_of(family, tmp_path)
+        audit(study)
+        (run,) = study.runs()
+        cfg = run_config(study, run)
+        assert tasks_of(cfg) == expected
+        assert cfg.INPUT.RANDOM_FLIP == "none"
+        assert run.arm.init == "scratch"
 
 
 @pytest.mark.slow  # three minutes on a quiet core
