@@ -100,17 +100,36 @@ def _run_lengths(mask: Mapping[str, Any], size: list[int]) -> dict[str, Any]:
     if list(mask["size"]) != size:
         raise UnfitMask("RLE of another size", f"{mask['size']}, image {size}")
     counts = mask["counts"]
-    if isinstance(counts, list):
-        if min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]:
-            raise ValueError("its runs are not as many pixels as the image")
-        covered = any(counts[1::2])
-        code: dict[str, Any] = mask_api.frPyObjects(mask, *size)
-    else:
-        covered = bool(mask_api.decode(mask).any())
-        code = dict(mask)
-    if not covered:
+    runs = counts if isinstance(counts, list) else _runs(counts)
+    if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
+        raise ValueError("its runs are not as many pixels as the image")
+    if not any(runs[1::2]):
         raise UnfitMask("empty mask", "")
-    return code
+    return mask_api.frPyObjects(mask, *size) if runs is counts else dict(mask)
+
+
+def _runs(counts: str | bytes) -> list[int]:
+    """Returns the run lengths that COCO's compressed text stands for.
+
+    As ``rleFrString`` of pycocotools' maskApi.c reads them, which checks nothing: runs that end
+    early would leave a part of the decoded mask to chance.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for byte in counts.encode("ascii") if isinstance(counts, str) else counts:
+        digit = byte - 48
+        if not 0 <= digit < 64:
+            raise ValueError("its text is none of run lengths")
+        value |= (digit & 0x1F) << shift
+        shift += 5
+        if not digit & 0x20:
+            if digit & 0x10:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    if shift:
+        raise ValueError("its text ends within a number")
+    return runs
 
 
 def _polygons(mask: Any, width: int, height: int) -> tuple[list[list[float]], bool]:

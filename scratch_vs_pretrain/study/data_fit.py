@@ -34,6 +34,8 @@ def data_problems(cfg: CfgNode) -> list[str]:
 
 def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
     full, voc, file = _origin(cfg, name)
+    if voc:
+        _check_list(cfg, full)
     found = read_annotations(file) if file else None
     heads = (
         ("segm", "MODEL.MASK_ON", cfg.MODEL.MASK_ON, "masks", "coco_2017_train"),
@@ -122,6 +124,23 @@ def _origin(cfg: CfgNode, name: str) -> tuple[str, bool, Path | None]:
     file = Path(stated) if stated else None
     readable = file is not None and file.is_file() and file.stat().st_size < READ_BYTES
     return full, False, file if readable else None
+
+
+def _check_list(cfg: CfgNode, full: str) -> None:
+    """Reads the list of a VOC tree's images, if it is there.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    from detectron2.data import MetadataCatalog
+
+    from scratch_vs_pretrain.data.voc import voc_count
+
+    own = {name: (root, split) for name, root, split, *_ in cfg.SVP.VOC_DATASETS}
+    known = MetadataCatalog.get(full)
+    root, split = own.get(full) or (known.dirname, known.split)
+    if (Path(root) / "ImageSets" / "Main" / f"{split}.txt").is_file():
+        voc_count(Path(root), split)
 
 
 def _is_official_without_keypoints(full: str) -> bool:
