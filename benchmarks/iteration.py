@@ -40,6 +40,7 @@ from scratch_vs_pretrain.training.trainer import Trainer
 CONFIGS = Path(__file__).parents[1] / "configs"
 SIDES = ("ours", "plain")
 SPEED_TARGET, FAST_TARGET, MEMORY_TARGET = 0.99, {"cpu": 1.3, "cuda": 1.8}, 1.05
+PROFILED, PROFILE_ROWS = 3, 12
 EXAMPLES = """examples:
   python benchmarks/iteration.py                              R50-FPN GN, as it is
   python benchmarks/iteration.py --fast                       with all fast options
@@ -169,6 +170,8 @@ def compare_speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
             seconds[name].append(sides[name].run(arguments.iterations))
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
     images = arguments.batch * arguments.iterations
+    if arguments.profile:
+        print(profile_of(ours))
     return {
         "fast options in force": list(ours.trainer.described["fast"]),
         "clock": "wall" if ours.cuda else "processor",
@@ -179,6 +182,21 @@ def compare_speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
         "ratio": round(statistics.median(ratios), 4),
         "ratios of blocks": [round(ratio, 3) for ratio in sorted(ratios)],
     }
+
+
+def profile_of(side: Side) -> str:
+    """Returns where a few iterations spend their time, by operator."""
+    with torch.profiler.profile() as profiler:
+        side.run(PROFILED)
+    key = "self_device_time_total" if side.cuda else "self_cpu_time_total"
+    times = {row.key: (getattr(row, key), row.count) for row in profiler.key_averages()}
+    total = sum(spent for spent, _ in times.values())
+    return "\n".join(
+        f"{spent / total:6.1%} of ours in {count // PROFILED:4} calls of {name}"
+        for name, (spent, count) in sorted(times.items(), key=lambda item: -item[1][0])[
+            :PROFILE_ROWS
+        ]
+    )
 
 
 def compare_memory(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -233,6 +251,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--iterations", type=int, default=2, help="in a block, default: %(default)s")
     add("--blocks", type=int, default=10, help="of each side, default: %(default)s")
     add("--fast", nargs="*", metavar="OPTION", help="ours with SVP.FAST, or these of its options")
+    add("--profile", action="store_true", help="also print where ours spends its time")
     add("--memory", action="store_true", help="compare peak memory; --blocks processes of each")
     add("--only", choices=SIDES, help=argparse.SUPPRESS)
     add("--json", metavar="FILE", help="also write the figures to FILE")
