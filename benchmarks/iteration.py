@@ -191,6 +191,7 @@ def profile_of(side: Side) -> str:
     key = "self_device_time_total" if side.cuda else "self_cpu_time_total"
     times = {row.key: (getattr(row, key), row.count) for row in profiler.key_averages()}
     total = sum(spent for spent, _ in times.values())
+    longest = sorted(times.items(), key=lambda item: -item[1][0])[:PROFILE_ROWS]
     return "\n".join(
         f"{spent / total:6.1%} of ours in {count // PROFILED:4} calls of {name}"
         for name, (spent, count) in sorted(times.items(), key=lambda item: -item[1][0])[
