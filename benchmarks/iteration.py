@@ -194,9 +194,7 @@ def profile_of(side: Side) -> str:
     longest = sorted(times.items(), key=lambda item: -item[1][0])[:PROFILE_ROWS]
     return "\n".join(
         f"{spent / total:6.1%} of ours in {count // PROFILED:4} calls of {name}"
-        for name, (spent, count) in sorted(times.items(), key=lambda item: -item[1][0])[
-            :PROFILE_ROWS
-        ]
+        for name, (spent, count) in longest
     )
 
 
