@@ -61,6 +61,8 @@ def iou_figure(frame: pd.DataFrame, *, scratch: str = "scratch", band: str = "ra
 
 def _final_ap_per_iou(frame: pd.DataFrame) -> pd.DataFrame:
     """Returns the rows "bbox/AP@0.75" of each arm's longest schedule with task and iou."""
+    names = [name for name in frame.metric.cat.categories if "/AP@" in name]
+    frame = frame[frame.metric.isin(names)]
     parts = frame.metric.astype(str).str.extract(r"^([^/]+)/AP@([0-9.]+)$")
     frame = frame.assign(task=parts[0], iou=parts[1].astype(float))
     frame = frame[frame.iou.notna() & (frame.state == "finished")]

@@ -57,11 +57,20 @@ class Line:
 
 def named_arms(frame: pd.DataFrame) -> pd.DataFrame:
     """Returns the frame with arms that are unique: "study arm" where there are several studies."""
-    study, arm = frame.study.astype(str), frame.arm.astype(str)
     several = frame.study.nunique() > 1
-    names = study.where(arm == UNKNOWN, study + " " + arm if several else arm)
-    order = list(dict.fromkeys(names))
-    return frame.assign(arm=pd.Categorical(names, categories=order))
+    pairs = frame[["study", "arm"]].drop_duplicates().astype(str)
+    names = {
+        (study, arm): study if arm == UNKNOWN else f"{study} {arm}" if several else arm
+        for study, arm in pairs.itertuples(index=False)
+    }
+    order = list(dict.fromkeys(names.values()))
+    # By codes: a name for each of millions of rows takes seconds.
+    code = np.full((len(frame.study.cat.categories), len(frame.arm.cat.categories)), -1)
+    for (study, arm), name in names.items():
+        place = frame.study.cat.categories.get_loc(study), frame.arm.cat.categories.get_loc(arm)
+        code[place] = order.index(name)
+    codes = code[frame.study.cat.codes, frame.arm.cat.codes] if len(frame) else []
+    return frame.assign(arm=pd.Categorical.from_codes(codes, categories=order))
 
 
 def known_metrics(frame: pd.DataFrame, metrics: Sequence[str] | None) -> tuple[str, ...]:
@@ -70,7 +79,7 @@ def known_metrics(frame: pd.DataFrame, metrics: Sequence[str] | None) -> tuple[s
     Raises:
         UserError: one that nobody logged, or none to draw by default.
     """
-    logged = set(frame[frame.value.notna()].metric)
+    logged = set(frame[frame.value.notna()].metric.unique())
     main = ("bbox/AP", "segm/AP", "keypoints/AP")
     wanted = tuple(metrics) if metrics else tuple(metric for metric in main if metric in logged)
     unknown = [metric for metric in wanted if metric not in logged]

@@ -21,11 +21,12 @@ from matplotlib.figure import Figure
 from scratch_vs_pretrain.analysis import curves, tables
 from scratch_vs_pretrain.analysis.conclusions import conclude
 from scratch_vs_pretrain.analysis.contest import NOT_ENOUGH
-from scratch_vs_pretrain.analysis.costs import with_costs
+from scratch_vs_pretrain.analysis.costs import PIXELS, with_costs
 from scratch_vs_pretrain.analysis.figure_files import figure_bytes
 from scratch_vs_pretrain.analysis.formats import Cell, Table, render
 from scratch_vs_pretrain.analysis.frame import tidy
 from scratch_vs_pretrain.analysis.iou import iou_figure
+from scratch_vs_pretrain.analysis.metrics_file import is_score
 from scratch_vs_pretrain.analysis.overlay import overlay_figure
 from scratch_vs_pretrain.analysis.pairing import catch_up_table, gap_table
 from scratch_vs_pretrain.analysis.published_table import published_table
@@ -104,7 +105,7 @@ def report_html(folder: Path) -> str:
 def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
     notes: list[str] = []
     made: list[Markup] = []
-    frame = with_costs(tidy(runs), runs)
+    frame = with_costs(tidy(runs, wanted=_is_drawn), runs)
     catch_up = functools.partial(catch_up_table, frame=frame)
     makers = (tables.schedules_table, tables.metrics_table, gap_table, catch_up)
     for make in makers:
@@ -167,6 +168,10 @@ def _figures(
             notes.append(f"{title}: {error}.")
             continue
         yield Drawn(title, Markup(_inline(svg, f"f{number}-{index}-")))
+
+
+def _is_drawn(metric: str) -> bool:
+    return metric in ("total_loss", "lr", PIXELS) or is_score(metric)
 
 
 def _inline(svg: str, prefix: str) -> str:
