@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.resources
 import json
@@ -22,6 +23,7 @@ from scratch_vs_pretrain.analysis import curves, tables
 from scratch_vs_pretrain.analysis.conclusions import conclude
 from scratch_vs_pretrain.analysis.contest import NOT_ENOUGH
 from scratch_vs_pretrain.analysis.costs import PIXELS, with_costs
+from scratch_vs_pretrain.analysis.error_table import errors_table
 from scratch_vs_pretrain.analysis.figure_files import figure_bytes
 from scratch_vs_pretrain.analysis.formats import Cell, Table, render
 from scratch_vs_pretrain.analysis.frame import tidy
@@ -104,28 +106,39 @@ def report_html(folder: Path) -> str:
 
 def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
     notes: list[str] = []
-    made: list[Markup] = []
+    made: list[Table] = []
     frame = with_costs(tidy(runs, wanted=_is_drawn), runs)
     catch_up = functools.partial(catch_up_table, frame=frame)
     makers = (tables.schedules_table, tables.metrics_table, gap_table, catch_up)
     for make in makers:
         try:
-            made.append(_html(make(runs)))
+            made.append(make(runs))
         except UserError as error:
             notes.append(str(error))
-    with contextlib.suppress(UserError):  # Most studies are not the paper's.
-        made.append(_html(published_table(runs)))
+    # Most studies are not the paper's; evaluations of old have no error types.
+    for make in (published_table, errors_table):
+        with contextlib.suppress(UserError):
+            made.append(make(runs))
     return StudyPart(
         name=runs[0].study,
         description=str(RunFolder(runs[0].folder).read().get("description") or ""),
         summary=_summary(runs),
-        tables=tuple(made),
+        tables=tuple(map(_html, _each_note_once(made))),
         figures=tuple(_figures(runs, frame, number, notes)),
         notes=tuple(dict.fromkeys(notes)),
         differences=_html(_differences(runs)),
         runs=_html(_runs(runs)),
         provenance=_html(_provenance(runs)),
     )
+
+
+def _each_note_once(made: Sequence[Table]) -> Iterator[Table]:
+    """Leaves out what the notes of an earlier table say already."""
+    said: set[str] = set()
+    for table in made:
+        new = tuple(note for note in table.notes if note not in said)
+        said.update(new)
+        yield dataclasses.replace(table, notes=new)
 
 
 def _summary(runs: Sequence[RunRecord]) -> str:

@@ -1,6 +1,9 @@
+import json
+import os
 import re
 import shutil
 import subprocess
+from html import escape, unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -64,19 +67,26 @@ def test_report_loads_nothing_and_its_ids_are_unique(study):
 
 
 def test_what_users_wrote_is_escaped(folders):
-    for arm in ("scratch", "pretrained"):
+    names = {"scratch": f"<b>scratch $\\frac{{$ {HOSTILE}", "pretrained": f"${HOSTILE}$"}
+    for arm, name in names.items():
         folder = folders.run(
             arm, study="study", description=HOSTILE, reason=HOSTILE, thresholds={},
+            curve={300: 20.0, 600: 30.0}, arm_order=list(names.values()),
             provenance={"host": HOSTILE, "versions": {HOSTILE: HOSTILE}},
             allowed_differences={HOSTILE: {HOSTILE: HOSTILE}},
         )  # fmt: skip
         (folder / "config.yaml").write_text(f"KEY: {{'{arm}': 1, \"{HOSTILE[:8]}\": {arm}}}\n")
-        for file in [folder / "run.json"]:
-            content = file.read_text()
-            file.write_text(content.replace('"study": "study"', '"study": "<img src=x>&"'))
+        file = folder / "run.json"
+        content = json.loads(file.read_text()) | {"study": f"<img src=x>&{HOSTILE}", "arm": name}
+        file.write_text(json.dumps(content))
+        evaluation = folder / "evaluations/0000600.json"
+        scores = json.loads(evaluation.read_text())
+        scores["tasks"]["bbox"]["per_class"] = {HOSTILE: 3.0}
+        evaluation.write_text(json.dumps(scores))
     page = Page(report_html(folders.root))
-    assert "script" not in page.tags
-    assert "img" not in page.tags
+    assert not {"script", "img", "b"} & set(page.tags)
+    assert page.tags.count("svg") >= 2
+    assert HOSTILE in "".join(page.words)
 
 
 def test_half_finished_studies_are_reported(folders):
@@ -103,24 +113,79 @@ def test_bad_input(folders, tmp_path):
         write_report(folders.root, tmp_path / "none" / "report.html")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-@pytest.mark.parametrize(("width", "dark"), [(1200, False), (500, True)])
-def test_report_in_a_browser(study, tmp_path, width, dark):
+@pytest.fixture(scope="session")
+def browse(tmp_path_factory):
+    """Opens a page in headless Chromium; returns what it wrote and what its console said."""
+    if CHROMIUM is None:
+        if os.environ.get("SVP_NEED_CHROMIUM"):
+            pytest.fail("SVP_NEED_CHROMIUM is set, but there is no Chromium")
+        pytest.skip("Chromium is not installed")
+
+    def browse(page, *options):
+        folder = tmp_path_factory.mktemp("profile")
+        run = subprocess.run(
+            [
+                CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+                "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                "--no-first-run", f"--user-data-dir={folder}", "--enable-logging=stderr",
+                # A request would fail, and its failure be on the console.
+                "--host-resolver-rules=MAP * ~NOTFOUND", *options, page.as_uri(),
+            ],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        return run.stdout, re.findall("CONSOLE.*", run.stderr)
+
+    return browse
+
+
+# The report in a frame as wide as a phone, and a script around it that measures what is shown.
+PHONE = """<!DOCTYPE html><meta charset="utf-8"><body>
+<iframe style="width:390px;height:844px;border:0" srcdoc="{page}"></iframe>
+<script>
+window.addEventListener("load", () => {{
+  const view = document.querySelector("iframe").contentWindow, page = view.document;
+  const size = element => {{
+    const box = element.getBoundingClientRect();
+    return [box.width, box.height];
+  }};
+  const text = [...page.querySelectorAll("p, li, td, th, caption, figcaption, pre")];
+  document.body.textContent = JSON.stringify({{
+    width: view.innerWidth,
+    scroll: page.documentElement.scrollWidth,
+    requests: view.performance.getEntriesByType("resource").map(entry => entry.name),
+    figures: [...page.querySelectorAll("figure svg")].map(size),
+    paths: [...page.querySelectorAll("figure svg")].map(one => one.querySelectorAll("path").length),
+    text: Math.min(...text.map(one => parseFloat(view.getComputedStyle(one).fontSize))),
+  }});
+}});
+</script>"""
+
+
+def test_report_on_a_phone(study, tmp_path, browse):
+    (tmp_path / "phone.html").write_text(PHONE.format(page=escape(report_html(study.root))))
+    shown, console = browse(tmp_path / "phone.html", "--virtual-time-budget=5000", "--dump-dom")
+    found = json.loads(unescape(re.search(r"<body>(\{.*\})", shown)[1]))
+    assert console == []
+    assert found["requests"] == []
+    assert found["width"] == 390
+    assert found["scroll"] <= 390
+    assert found["text"] >= 14
+    assert len(found["figures"]) == 3
+    # Wide enough to read; the page stays still while a figure is moved sideways.
+    assert all(width > 400 and height > 150 for width, height in found["figures"])
+    assert all(paths > 20 for paths in found["paths"])
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_report_as_a_picture(study, tmp_path, browse, dark):
     write_report(study.root, tmp_path / "report.html")
     picture = tmp_path / "report.png"
-    options = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--no-first-run", "--hide-scrollbars",
-        f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
-        f"--screenshot={picture}", f"--window-size={width},4000",
-        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-    ]  # fmt: skip
-    run = subprocess.run(
-        [CHROMIUM, *options, (tmp_path / "report.html").as_uri()],
-        capture_output=True, text=True, timeout=60, check=False,
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    _, console = browse(
+        tmp_path / "report.html", scheme, "--hide-scrollbars", "--window-size=1200,4000",
+        f"--screenshot={picture}",
     )  # fmt: skip
-    assert picture.exists(), run.stderr
-    assert not re.findall("CONSOLE.*", run.stderr)
+    assert console == []
     pixels = np.asarray(Image.open(picture).convert("RGB"))
     corner = pixels[0, 0].mean()
     assert corner < 60 if dark else corner > 240
