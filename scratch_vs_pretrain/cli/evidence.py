@@ -145,8 +145,7 @@ def _add_errors(commands: Commands) -> None:
         "svp errors output/old --annotations val.json --json",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or above")
-    forms = ("text", "markdown", "csv", "latex", "html", "json")
-    parser.add_argument("--format", choices=forms, default="text")
+    add_format(parser)
     parser.add_argument(
         "--json", dest="format", action="store_const", const="json", help="as --format json"
     )

@@ -64,7 +64,7 @@ def add_output(parser: argparse.ArgumentParser, default: Path = OUTPUT) -> None:
 
 def add_format(parser: argparse.ArgumentParser) -> None:
     """Adds ``--format``, of a table."""
-    formats = ("text", "markdown", "csv", "latex", "html")
+    formats = ("text", "markdown", "csv", "latex", "html", "json")
     parser.add_argument("--format", choices=formats, default="text")
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -129,3 +130,85 @@ def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     assert f"examples:\n  svp {command}" in capsys.readouterr().out
+
+
+def change(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def no_runs(output):
+    for file in output.rglob("run.json"):
+        file.unlink()
+
+
+def two_studies_of_one_name(output):
+    shutil.copytree(output / "demo/scratch", output / "other/demo/moco")
+    file = output / "other/demo/moco/600it/seed0/run.json"
+    change(file, arm="moco", arm_order=["scratch", "moco"])
+
+
+def no_partner(output):
+    shutil.rmtree(output / "demo/pretrained")
+
+
+def other_test_set(output):
+    change(output / "demo/scratch/600it/seed0/evaluations/0000600.json", dataset="other_val")
+
+
+def other_test_images(output):
+    for arm in ("scratch", "pretrained"):
+        data = {"test": {"names": ["val"], "images": 9, "sha256": arm}}
+        change(output / f"demo/{arm}/600it/seed0/run.json", data=data)
+
+
+ALL = ("table", "plot", "errors", "collect", "conclude", "report")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "commands", "said"),
+    [
+        (no_runs, ALL, "no run.json"),
+        (two_studies_of_one_name, ALL, "belong to two studies named demo"),
+        (no_partner, ("table", "errors"), "arm scratch has no partner here; give the folder of"),
+        (other_test_set, ("table", "errors"), "data of different name"),
+        (other_test_images, ("table", "errors"), "data of different content"),
+    ],
+)
+def test_runs_that_do_not_belong_in_one_table(pair, tmp_path, capsys, spoil, commands, said):
+    spoil(pair)
+    for command in commands:
+        output = tmp_path / {"plot": "new.svg", "collect": "new.csv"}.get(command, "new.html")
+        writes = command in ("plot", "collect", "report")
+        assert main([command, str(pair), *(["-o", str(output)] if writes else [])]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("svp: error: ")
+        assert said in captured.err
+        assert captured.err.count("\n") == 1
+        assert not output.exists()
+
+
+def test_metric_that_nobody_logged(pair, tmp_path, capsys):
+    output = tmp_path / "a.svg"
+    assert main(["plot", str(pair), "--metric", "bbox/APx", "-o", str(output)]) == 2
+    assert "no run here has bbox/APx; there is bbox/AP" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_no_ground_truth_is_missing_and_enters_no_mean(pair, tmp_path, capsys):
+    for seed, ap in ((1, -1), (2, 34.0)):
+        for arm in ("scratch", "pretrained"):
+            folder = pair / f"demo/{arm}/600it/seed{seed}"
+            shutil.copytree(pair / f"demo/{arm}/600it/seed0", folder)
+            change(folder / "run.json", seed=seed)
+            file = folder / "evaluations/0000600.json"
+            change(file, tasks={"bbox": {"AP": ap if arm == "scratch" else 32.0}})
+    assert main(["table", str(pair), "--format", "json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    (scratch,) = [row for row in table["rows"] if row[0] == "scratch"]
+    ap = scratch[table["columns"].index("box AP")]
+    assert (ap["value"], ap["half_width"]) == (32.0, None)
+    assert main(["collect", str(pair), "-o", str(tmp_path / "runs.csv")]) == 0
+    rows = (tmp_path / "runs.csv").read_text().splitlines()
+    assert sum(",bbox/AP,," in row for row in rows) == 1
+    assert not any(",-1," in row for row in rows)
