@@ -69,8 +69,11 @@ def named_arms(frame: pd.DataFrame) -> pd.DataFrame:
     for (study, arm), name in names.items():
         place = frame.study.cat.categories.get_loc(study), frame.arm.cat.categories.get_loc(arm)
         code[place] = order.index(name)
-    codes = code[frame.study.cat.codes, frame.arm.cat.codes] if len(frame) else []
-    return frame.assign(arm=pd.Categorical.from_codes(codes, categories=order))
+    codes = np.empty(0, np.int64)
+    if len(frame):
+        codes = code[frame.study.cat.codes, frame.arm.cat.codes]
+    categories = pd.Index(order, dtype=object)
+    return frame.assign(arm=pd.Categorical.from_codes(codes, categories=categories))
 
 
 def known_metrics(frame: pd.DataFrame, metrics: Sequence[str] | None) -> tuple[str, ...]:

@@ -45,6 +45,8 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "AP gap at each IoU threshold": iou_figure,
 }
 
+TableMaker = Callable[[Sequence[RunRecord]], Table]
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -109,6 +111,7 @@ def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
     made: list[Table] = []
     frame = with_costs(tidy(runs, wanted=_is_drawn), runs)
     catch_up = functools.partial(catch_up_table, frame=frame)
+    make: TableMaker
     makers = (tables.schedules_table, tables.metrics_table, gap_table, catch_up)
     for make in makers:
         try:
