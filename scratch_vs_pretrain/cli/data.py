@@ -51,12 +51,17 @@ def _add_check_data(commands: Commands) -> None:
         _check_data,
         "read data sets once, images included, and list what is wrong or odd; exit 1 if training "
         "would break",
-        "svp check-data coco_2017_val\nsvp check-data my_study.yaml --json > report.json",
+        "svp check-data coco_2017_val\n"
+        "svp check-data coco_2017_train --no-images\n"
+        "svp check-data my_study.yaml --json > report.json",
     )
     parser.add_argument(
         "what", metavar="NAME-or-STUDY", help="a data set's name, or a study file (.yaml)"
     )
     parser.add_argument("--json", action="store_true", help="as JSON, with every finding")
+    parser.add_argument(
+        "--no-images", action="store_true", help="look at the annotations alone, in seconds"
+    )
     parser.add_argument(
         "-j", "--jobs", type=positive, metavar="N", help="threads that decode (default: one a core)"
     )
@@ -73,6 +78,6 @@ def _check_data(options: argparse.Namespace) -> int:
         sets = study_sets(Path(options.what))
     else:
         sets = [registered_set(options.what)]
-    report = check(sets, options.jobs)
+    report = check(sets, options.jobs, images=not options.no_images)
     print(json.dumps(report.to_json(), indent=1) if options.json else report.text())
     return int(report.breaks)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +67,18 @@ class AnnotationFile:
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 
+@contextlib.contextmanager
+def without_gc() -> Iterator[None]:
+    """Collects no garbage inside; parsing JSON makes none, and looking takes half the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def read_annotations(file: Path) -> AnnotationFile:
     """Reads an annotation file, once per process as long as its size and time stay the same.
 
@@ -80,7 +96,8 @@ def read_annotations(file: Path) -> AnnotationFile:
 def _read(file: Path, size: int, modified: int) -> AnnotationFile:
     data = file.read_bytes()
     try:
-        content = json.loads(data)
+        with without_gc():
+            content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error}); is it truncated?") from None
     for problem in form_problems(content):
@@ -115,19 +132,19 @@ def form_problems(content: Any) -> Iterator[str]:
     What can be left out or mended entry by entry is none: see
     :mod:`scratch_vs_pretrain.data.records`.
     """
+    problems: dict[str, dict[int, str]] = {}
     for key in _FIELDS:
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list):
             yield f"not in COCO format; it has no list of {key}"
             return
-        for number, entry in enumerate(entries):
-            problem = entry_problem(key, entry)
-            if problem:
-                yield f"not in COCO format; {key}[{number}] {problem}"
+        problems[key] = entry_problems(key, entries)
+        for number, problem in problems[key].items():
+            yield f"not in COCO format; {key}[{number}] {problem}"
     for key in ("images", "categories"):
         known: set[Any] = set()
         for number, entry in enumerate(content[key]):
-            if entry_problem(key, entry):
+            if number in problems[key]:
                 continue
             if entry["id"] in known:
                 yield (
@@ -135,6 +152,32 @@ def form_problems(content: Any) -> Iterator[str]:
                     "id of its own"
                 )
             known.add(entry["id"])
+
+
+def entry_problems(key: str, entries: list[Any]) -> dict[int, str]:
+    """Returns what keeps entries of the list `key` from being read, by their position."""
+    if _plainly_good(key, entries):
+        return {}
+    found = ((number, entry_problem(key, entry)) for number, entry in enumerate(entries))
+    return {number: problem for number, problem in found if problem}
+
+
+def _plainly_good(key: str, entries: list[Any]) -> bool:
+    """Tells that :func:`entry_problem` finds nothing in any entry, looking at one field of all at
+    a time, which takes a tenth of the time. False where that is not certain."""
+    try:
+        columns = {name: list(map(itemgetter(name), entries)) for name in _FIELDS[key]}
+    except (KeyError, TypeError):
+        return False
+    for name, kind in _FIELDS[key].items():
+        if not set(map(type, columns[name])) <= {*(kind if isinstance(kind, tuple) else (kind,))}:
+            return False
+    if key == "images":
+        return not any(name.startswith("/") or ".." in name for name in columns["file_name"])
+    if key == "annotations":
+        numbers = set(map(type, itertools.chain.from_iterable(columns["bbox"])))
+        return set(map(len, columns["bbox"])) <= {4} and numbers <= {int, float}
+    return True
 
 
 def entry_problem(key: str, entry: Any) -> str | None:

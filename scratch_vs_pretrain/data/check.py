@@ -16,11 +16,11 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data.annotations import entry_problem, form_problems
+from scratch_vs_pretrain.data.annotations import entry_problems, form_problems, without_gc
 from scratch_vs_pretrain.data.catalog import image_errors
 from scratch_vs_pretrain.data.image_facts import ImageFacts, image_facts
 from scratch_vs_pretrain.data.kinds import BREAKS, KINDS, Note
-from scratch_vs_pretrain.data.records import Heads, judge
+from scratch_vs_pretrain.data.records import Heads, findings
 from scratch_vs_pretrain.data.registration import annotations_of, location
 from scratch_vs_pretrain.data.voc import is_voc, voc_content, voc_problems
 from scratch_vs_pretrain.errors import UserError
@@ -33,12 +33,14 @@ class Report:
     """What was found.
 
     Attributes:
-        images: how many were looked at, by data set.
+        images: how many there are, by data set.
         found: examples by (data set, kind), in the order of :data:`KINDS`.
+        opened: whether the images were looked at, too.
     """
 
     images: dict[str, int] = field(default_factory=dict)
     found: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    opened: bool = True
 
     @property
     def breaks(self) -> bool:
@@ -49,6 +51,7 @@ class Report:
         """Returns everything, with every example."""
         return {
             "images": self.images,
+            "images_opened": self.opened,
             "breaks_training": self.breaks,
             "findings": [
                 {"dataset": name, "kind": kind, "means": KINDS[kind].means}
@@ -64,6 +67,7 @@ class Report:
             for (name, kind), notes in self.found.items()
         ]
         looked = ", ".join(f"{name}: {count:,} images" for name, count in self.images.items())
+        looked += "" if self.opened else " (annotations alone, no image was opened)"
         if not rows:
             return f"{looked}\nnothing to report"
         header = ("data set", "found", "means", "count", "for example")
@@ -111,29 +115,31 @@ def registered_set(
     return DataSet(name, *location(name), is_voc(name), heads, unreadable)
 
 
-def check(sets: Sequence[DataSet], workers: int | None = None, progress: bool = True) -> Report:
+def check(
+    sets: Sequence[DataSet],
+    workers: int | None = None,
+    progress: bool = True,
+    images: bool = True,
+) -> Report:
     """Checks data sets: every image, several at a time, and every annotation.
 
     Args:
         sets: those of one study; images that are in several are reported.
         workers: threads that decode; None for one a core.
         progress: whether to draw a bar.
+        images: whether to look at the images; else only at what lists them.
 
     Raises:
         UserError: annotations that cannot be read at all.
     """
     notes: list[tuple[str, Note]] = []
     contents: dict[str, set[str]] = {}
-    report = Report()
+    report = Report(opened=images)
     for one in sets:
-        content, found = _voc(one) if one.voc else _coco(one.annotations)
-        names = [image["file_name"] for image in content["images"]]
-        report.images[one.name] = len(names)
-        looks = _look_at_images(one.images, names, one.name, workers, progress)
-        facts = {name: look.facts for name, look in looks.items() if look.facts}
-        _, remarks = judge(content, facts, one.heads or _all_heads(content))
-        seen = _image_notes(looks, one.unreadable * len(names))
-        notes += [(one.name, note) for note in (*found, *seen, *remarks)]
+        with without_gc():
+            looks, found = _check_set(one, workers, progress, images)
+        report.images[one.name] = len(looks)
+        notes += [(one.name, note) for note in found]
         for name, look in looks.items():
             if look.digest:
                 contents.setdefault(look.digest, set()).add(f"{one.name} {name}")
@@ -147,6 +153,21 @@ def check(sets: Sequence[DataSet], workers: int | None = None, progress: bool = 
             if note.kind == kind:
                 report.found.setdefault((name, kind), []).append(note.where)
     return report
+
+
+def _check_set(
+    one: DataSet, workers: int | None, progress: bool, images: bool
+) -> tuple[dict[str, _Look], list[Note]]:
+    """Returns what was seen of each image of a data set, by its name, and all findings."""
+    content, unusable = _voc(one) if one.voc else _coco(one.annotations)
+    names = [image["file_name"] for image in content["images"]]
+    looks = dict.fromkeys(names, _Look(there=True))
+    if images:
+        looks = _look_at_images(one.images, names, one.name, workers, progress)
+    facts = {name: look.facts for name, look in looks.items() if look.facts}
+    seen = _image_notes(looks, one.unreadable * len(names))
+    judged = findings(content, facts, one.heads or _all_heads(content))
+    return looks, [*unusable, *seen, *judged]
 
 
 def check_decodable(names: Sequence[str]) -> None:
@@ -179,10 +200,13 @@ def _coco(file: Path) -> tuple[dict[str, Any], list[Note]]:
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{file}: {problems[0]}")
-        good = [entry for entry in content[key] if not entry_problem(key, entry)]
-        # Of several with one id the first.
-        unique = {entry["id"]: entry for entry in reversed(good)}
-        usable[key] = good if key == "annotations" else list(reversed(unique.values()))
+        good = content[key]
+        if problems and (wrong := entry_problems(key, good)):
+            good = [entry for number, entry in enumerate(good) if number not in wrong]
+        if key != "annotations":  # of several with one id the first
+            unique = {entry["id"]: entry for entry in reversed(good)}
+            good = list(reversed(unique.values()))
+        usable[key] = good
     return usable, [Note("unusable entry", problem) for problem in problems]
 
 

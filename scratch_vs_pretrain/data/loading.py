@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from detectron2.data.build import (
     filter_images_with_only_crowd_annotations,
 )
 
-from scratch_vs_pretrain.data.annotations import entry_problem
+from scratch_vs_pretrain.data.annotations import entry_problem, without_gc
 from scratch_vs_pretrain.data.catalog import describe
 from scratch_vs_pretrain.data.image_facts import facts_of_images
 from scratch_vs_pretrain.data.kinds import KINDS, MENDED, Note
@@ -136,18 +135,12 @@ def count_repairs(notes: Sequence[Note]) -> dict[str, int]:
 
 def _load(name: str, heads: Heads) -> tuple[list[dict[str, Any]], list[Note]]:
     listing, folder = location(name)
-    # Collecting garbage, of which parsing makes none, takes half the time.
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with without_gc():
         if is_voc(name):
             return _judged(folder, voc_content(name), heads)
         content = json.loads(listing.read_bytes())
         content["images"] = _by_id(content["images"])
         return _judged(folder, content, heads)
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _judged(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import gc
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +20,7 @@ from detectron2.data.datasets import (
     register_pascal_voc,
 )
 
-from scratch_vs_pretrain.data.annotations import AnnotationFile, read_annotations
+from scratch_vs_pretrain.data.annotations import AnnotationFile, read_annotations, without_gc
 from scratch_vs_pretrain.data.subset_cache import SubsetFile, subset_file
 from scratch_vs_pretrain.data.subsets import ALIASES, Subset, parse_subset
 from scratch_vs_pretrain.data.voc import is_voc, voc_index, voc_location
@@ -165,14 +164,8 @@ def _register(name: str, base: str, annotations: Path, images: Path) -> None:
 
 
 def _load(annotations: str, images: str, name: str) -> list[dict[str, Any]]:
-    # Collecting garbage, of which parsing makes none, takes half the time.
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with without_gc():
         return load_coco_json(annotations, images, name)
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _register_voc(entry: Any) -> None:

@@ -81,6 +81,12 @@ def test_check_data_exits_1_where_training_would_break(svp, tmp_path):
     assert (finding["kind"], finding["count"]) == ("missing image", 30)
 
 
+def test_check_data_of_the_annotations_alone(svp):
+    done = svp("check-data", "coco_2017_val", "--no-images")
+    assert done.returncode == 0, done.stderr
+    assert "no image was opened" in done.stdout
+
+
 def test_check_data_of_a_studys_own_files(svp, tmp_path):
     annotations = tmp_path / "coco" / "annotations" / "instances_val2017.json"
     for number in range(30):

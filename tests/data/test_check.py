@@ -113,6 +113,17 @@ def test_json_has_every_finding(build):
     assert finding["where"] == [f"{number}.png" for number in range(4)]
 
 
+def test_annotations_alone(build):
+    def damage(content, folder):
+        (folder / "2.png").unlink()
+        content["annotations"][2]["bbox"] = [1, 2, 0, 6]
+
+    report = check([build(damage)], progress=False, images=False)
+    assert {kind for _, kind in report.found} == {"degenerate box"}
+    assert "no image was opened" in report.text()
+    assert report.to_json()["images_opened"] is False
+
+
 def test_not_coco_at_all(build, tmp_path):
     one = build()
     one.annotations.write_text("{")

@@ -91,3 +91,45 @@ def test_compressed_run_lengths_of_any_mask(rows):
     assert trainable_mask(code, width, height) == (code, False)
     with pytest.raises(UnfitMask, match="invalid mask"):
         trainable_mask({**code, "counts": code["counts"] + b"1"}, width, height)
+
+
+SQUARE = [5.0, 5.0, 15.0, 5.0, 15.0, 15.0, 5.0, 15.0]
+
+
+@pytest.mark.parametrize("side", [5, 6, 10])
+@pytest.mark.parametrize("shift", [0, 0.25, 0.5])
+def test_most_need_no_rasterizing(side, shift):
+    corners = np.array([0, 0, side, 0, side, side, 0, side]) + 3 + shift
+    assert surely_filled([[corners.tolist()]], [SIZE]).tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        None,
+        [],
+        {"size": [30, 40], "counts": [1200]},
+        [SQUARE, SQUARE],
+        [SQUARE[:4]],
+        [SQUARE[:7]],
+        [[5.0, 5.0, 15.0, 5.0, 15.0, None]],
+        [[5.0, 5.0, 15.0, 5.0, 15.0, "15"]],
+        [[5.0, 5.0, 15.0, 5.0, 15.0, float("nan")]],
+        [[5, 5, 15, 5, 15, 10**400]],
+        [[-5.0, 5.0, 15.0, 5.0, 15.0, 15.0]],
+        [[5.0, 5.0, 65.0, 5.0, 65.0, 15.0]],
+        [[5.0, 5.0, 5.5, 5.0, 5.5, 20.0, 5.0, 20.0]],
+        [5, 5],
+        "mask",
+    ],
+)
+def test_whatever_is_not_clear_has_to_be_looked_at(mask):
+    assert not surely_filled([mask], [SIZE]).any()
+    # One odd mask does not make others be taken for filled.
+    assert not surely_filled([[SQUARE[:4]], mask, [[0.0] * 6]], [SIZE] * 3).any()
+
+
+@pytest.mark.parametrize("corner", [None, "15", float("inf")])
+def test_a_corner_that_is_no_number_is_invalid(corner):
+    with pytest.raises(UnfitMask, match="invalid mask"):
+        trainable_mask([[5.0, 5.0, 15.0, 5.0, 15.0, corner]], *SIZE)

@@ -17,6 +17,7 @@ from scratch_vs_pretrain.data.check import check
 from scratch_vs_pretrain.data.kinds import KINDS, MENDED
 from scratch_vs_pretrain.data.loading import load_training_records
 from scratch_vs_pretrain.data.records import Heads, judge
+from scratch_vs_pretrain.data.records import findings as findings_of
 from scratch_vs_pretrain.modeling import weights as _registers_networks  # noqa: F401
 
 
@@ -346,3 +347,46 @@ def test_any_mask_and_box_is_mapped_or_dropped(mask, bbox, tmp_path_factory):
     flip = transforms.TransformList([transforms.HFlipTransform(16)])
     objects = [transform_instance_annotations(one, flip, (12, 16)) for one in record["annotations"]]
     annotations_to_instances(objects, (12, 16), mask_format="bitmask")
+
+
+ODDITIES = [
+    {},
+    {"iscrowd": 1},
+    {"iscrowd": 1, "segmentation": {"size": [1, 1], "counts": []}},
+    {"id": 100},
+    {"image_id": 9},
+    {"category_id": 7},
+    {"ignore": 1},
+    {"bbox": [1, 2, 0, 6]},
+    {"bbox": [1, 2, 5, float("nan")]},
+    {"bbox": [10**400, 2, 5, 6]},
+    {"bbox": [-0.5, 2, 5, 6]},
+    {"bbox": [-3, 2, 5, 6]},
+    {"bbox": [16, 2, 5, 6]},
+    {"segmentation": None},
+    {"segmentation": [[1, 1, 1, 1, 1, 1]]},
+    {"segmentation": {"size": [12, 16], "counts": [192]}},
+    {"keypoints": [1, 2, 2]},
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(range(len(ODDITIES))), max_size=6), st.booleans(), st.booleans())
+def test_findings_are_those_of_judge(chosen, masks, keypoints):
+    """Whatever is plainly good, or not, among others that are or are not."""
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 16, "height": 12} for i in range(3)],
+        "categories": [{"id": 1, "name": "disc"}],
+        "annotations": [
+            {"id": 100, "image_id": 1, "category_id": 1, "bbox": [1, 2, 5, 6], "segmentation": BIG},
+            *(
+                {"id": k, "image_id": 0, "category_id": 1, "bbox": [1, 2, 5, 6]}
+                | {"segmentation": BIG}
+                | ODDITIES[number]
+                for k, number in enumerate(chosen)
+            ),
+        ],
+    }
+    heads = Heads(masks, 1 if keypoints else 0)
+    _, expected = judge(content, {}, heads)
+    assert sorted(findings_of(content, {}, heads), key=str) == sorted(expected, key=str)
