@@ -9,7 +9,6 @@ A job imports this module for each of its processes, which is why torch is not i
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -35,9 +34,6 @@ POLL_SECONDS = 0.2
 
 # Exit status of `python -m scratch_vs_pretrain.training` after a request to stop.
 INTERRUPTED = 130
-
-# SLURM's names for a job that will still do something.
-ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "COMPLETING")
 
 
 class TrainRun:
@@ -210,7 +206,7 @@ class Submission:
         from scratch_vs_pretrain.training.branch import is_ready, trunk_of
 
         there = folder.read().get("job")
-        if there and self._is_active(there):
+        if there and _is_active(there):
             say(f"{folder.path}: already submitted as job {there}")
             self.jobs[folder] = there
             return
@@ -232,13 +228,16 @@ class Submission:
         folder.update(job=job.job_id)
         say(f"{folder.path}: job {job.job_id}" + (f" after {', '.join(after)}" if after else ""))
 
-    def _is_active(self, job: str) -> bool:
-        from submitit import SlurmJob
 
-        with contextlib.suppress(Exception):  # sacct is missing, or does not answer
-            state = SlurmJob(self.files, job).get_info(mode="force").get("State", "")
-            return state.split(" ")[0] in ACTIVE
-        return False
+def _is_active(job: str) -> bool:
+    """Tells whether SLURM's queue has a job, waiting or running.
+
+    Not submitit's way, sacct, which knows nothing where the cluster keeps no accounts.
+    """
+    done = subprocess.run(
+        ["squeue", "--noheader", "--format=%T", f"--jobs={job}"], capture_output=True, text=True
+    )
+    return done.returncode == 0 and bool(done.stdout.strip())
 
 
 def _name(folder: RunFolder) -> str:

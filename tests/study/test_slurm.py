@@ -34,7 +34,7 @@ def sbatch(tmp_path, monkeypatch):
         f"echo Submitted batch job $((99 + $(ls {commands} | grep -c job)))",
         "srun": "true",
         # Of no job is anything known but of the first.
-        "sacct": "echo 'JobID|State|NodeList'; echo '100|PENDING|'",
+        "squeue": 'case "$*" in *--jobs=100) echo PENDING;; *) exit 1;; esac',
     }
     for name, script in scripts.items():
         (commands / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -145,7 +145,7 @@ def test_preempted_jobs_come_back_and_end_as_if_left_alone(
     (alone,), (run,) = (prepare(study, tmp_path / name) for name in ("alone", "out"))
     cluster = Cluster("local", gpus_per_run=2, minutes=60)
     launcher = fork(lambda: run_study(study, tmp_path / "out", cluster=cluster) and None)
-    end = time.monotonic() + 240
+    end = time.monotonic() + 300
     while not list(run.checkpoints.glob("0*.pth")):
         assert time.monotonic() < end
         time.sleep(0.05)

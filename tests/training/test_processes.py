@@ -213,7 +213,7 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -241,7 +241,7 @@ def test_real_processes(plan_run):
         wait_for(lambda: len(list(folder.checkpoints.glob("0*.pth"))) == 2)
         os.kill(process_of_rank(starter.pid, 1), signal.SIGKILL)
         killed = time.monotonic()
-        _, errors = starter.communicate(timeout=60)
+        _, errors = starter.communicate(timeout=120)
     finally:
         starter.kill()
     assert starter.returncode == worker.FAILED
