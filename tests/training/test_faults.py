@@ -12,7 +12,7 @@ from detectron2.engine import SimpleTrainer
 
 from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.study.launch import prepare
+from scratch_vs_pretrain.study.launch import prepare, run_study
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.training import __main__ as worker
 
@@ -136,3 +136,21 @@ def test_a_moved_run_goes_on_and_is_read(
     assert_equal(content_of_run(moved), content_of_run(alone))
     (run,) = load_runs([tmp_path / "elsewhere"])
     assert run.state == "finished"
+
+
+def test_a_killed_launcher_leaves_its_run_to_the_next(write_study, tmp_path, fork, ended):
+    """The run that it started goes on; the next launcher waits for it and does nothing twice."""
+    study = load_study(write_study(schedules=[{"iterations": 30, "name": "short"}]))
+    (folder,) = prepare(study, tmp_path / "output")
+    launcher = fork(lambda: run_study(study, tmp_path / "output") and None)
+    end = time.monotonic() + 300
+    while not folder.is_locked():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.kill(launcher, signal.SIGKILL)
+    assert ended(launcher) == [-signal.SIGKILL]
+    assert folder.is_locked()
+    assert ended(fork(lambda: run_study(study, tmp_path / "output") and None)) == [0]
+    assert folder.read()["state"] == "finished"
+    assert folder.read()["resumes"] == []
+    assert folder.read()["samples"]["images"] == 60

@@ -18,8 +18,8 @@ from detectron2.engine import SimpleTrainer
 from scratch_vs_pretrain.data.scenes import ShapesSpec
 from scratch_vs_pretrain.data.shapes import make_shapes
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.study.launch import prepare
 from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training import processes
 
