@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from scratch_vs_pretrain.analysis.live import live_table, status_text
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -19,6 +17,7 @@ from scratch_vs_pretrain.study.slurm import Submission, queue_on
 from scratch_vs_pretrain.study.spec import Study
 from scratch_vs_pretrain.study.tune import pick_winner, search_study, with_recipe
 from scratch_vs_pretrain.training.branch import ENDED
+from scratch_vs_pretrain.training.processes import signals_to
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def run_study(
     else:
         queue = queue_on(cluster, output / "jobs", waiting)
     wanted = bool(waiting) and isinstance(queue, RunQueue)
-    with _signals_to(queue.stop), _progress(output / study.name, wanted, verbose) as show:
+    with signals_to(queue.stop), _progress(output / study.name, wanted, verbose) as show:
         if isinstance(queue, RunQueue):
             queue.show = show
         queue.work()
@@ -106,13 +105,3 @@ def _progress(folder: Path, wanted: bool, verbose: bool) -> Iterator[Callable[[]
         return
     with live_table(lambda: status_text(folder), error_output=True) as show:
         yield show
-
-
-@contextmanager
-def _signals_to(handler: Any) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

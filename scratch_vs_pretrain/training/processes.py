@@ -92,7 +92,7 @@ def train_in_processes(folder: RunFolder, count: int, verbose: bool) -> int:
     with contextlib.ExitStack() as held:
         environment = {**os.environ, **_environment(os.environ, count)}
         processes = _Processes([])
-        held.enter_context(_signals_to(processes.stop))
+        held.enter_context(signals_to(processes.stop))
         for rank in range(count):
             processes.running.append(_start(folder, rank, environment, verbose))
         try:
@@ -151,7 +151,8 @@ def _recorded(folder: RunFolder, ending: Ending) -> bool:
 
 
 @contextlib.contextmanager
-def _signals_to(handler: Any) -> Iterator[None]:
+def signals_to(handler: Any) -> Iterator[None]:
+    """Lets a handler have Ctrl-C and SIGTERM."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

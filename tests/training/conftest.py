@@ -1,6 +1,8 @@
 """The paper's detectors, shrunken, on synthetic data; and when two runs are the same."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from scratch_vs_pretrain.config import config_text, default_config, merge_file, 
 from scratch_vs_pretrain.data.registration import register
 from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.training import __main__ as worker
+from scratch_vs_pretrain.training import hooks
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 from scratch_vs_pretrain.training.evaluation import check_test_sets
 from scratch_vs_pretrain.training.trainer import Trainer
@@ -179,3 +183,22 @@ def metrics_of():
 def assert_same():
     """Two runs ended bit for bit alike: weights, momentum, metrics and evaluations."""
     return _assert_same
+
+
+@pytest.fixture
+def train_until(monkeypatch):
+    """Trains a run folder and sends SIGTERM after so many completed iterations."""
+
+    def train_until(folder, completed):
+        after_step = hooks.ProgressHook.after_step
+
+        def stop(hook):
+            after_step(hook)
+            if hook.trainer.iter + 1 == completed:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(hooks.ProgressHook, "after_step", stop)
+            assert worker.main([str(folder.path)]) == worker.INTERRUPTED
+
+    return train_until

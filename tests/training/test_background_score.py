@@ -1,8 +1,6 @@
 """Runs whose detections are scored by a second process end like those that score themselves."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -17,7 +15,6 @@ from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.launch import prepare
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.training import __main__ as worker
-from scratch_vs_pretrain.training import hooks
 from scratch_vs_pretrain.training.background_score import ABOUT, BackgroundScores, in_background
 from scratch_vs_pretrain.training.hooks import EvaluationHook
 
@@ -44,21 +41,12 @@ def scores(folder):
     }, evaluations
 
 
-def test_the_numbers_are_the_same_also_after_a_stop_while_scoring(plan_run, monkeypatch):
+def test_the_numbers_are_the_same_also_after_a_stop_while_scoring(plan_run, train_until):
     alone, beside = plan_run("alone", False), plan_run("beside", True)
     assert worker.main([str(alone.path)]) == worker.FINISHED
 
-    after_step = hooks.ProgressHook.after_step
-
-    def stop(hook):
-        after_step(hook)
-        # A process takes longer to start than an iteration of this model.
-        if hook.trainer.iter + 1 == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(hooks.ProgressHook, "after_step", stop)
-        assert worker.main([str(beside.path)]) == worker.INTERRUPTED
+    # A process takes longer to start than an iteration of this model.
+    train_until(beside, 3)
     assert (beside.pending(2) / ABOUT).exists()
     assert not beside.evaluation_file(2).exists()
 

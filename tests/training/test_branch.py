@@ -1,14 +1,11 @@
 """A branch begins where its trunk is, and ends as if it had been trained alone."""
 
-import os
-import signal
-
 import pytest
 
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
-from scratch_vs_pretrain.training import branch, hooks
+from scratch_vs_pretrain.training import branch
 
 # "short" is what "long" is for three iterations.
 SCHEDULES = [
@@ -80,18 +77,10 @@ def test_a_branch_killed_at_its_beginning_begins_anew(plan, monkeypatch, assert_
     assert_same(short, alone)
 
 
-def test_a_stopped_branch_resumes_in_its_own_part(plan, monkeypatch, assert_same):
+def test_a_stopped_branch_resumes_in_its_own_part(plan, assert_same, train_until):
     short, long = plan("shared")
     train(long)
-    after_step = hooks.ProgressHook.after_step
-
-    def stop(hook):
-        after_step(hook)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(hooks.ProgressHook, "after_step", stop)
-        assert worker.main([str(short.path)]) == worker.INTERRUPTED
+    train_until(short, 4)
     assert short.read()["iteration"] == 4
     train(short)
     assert [resume["iteration"] for resume in short.read()["resumes"]] == [4]

@@ -1,8 +1,6 @@
 """One run from its folder, in this process: ``python -m scratch_vs_pretrain.training``."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
-from scratch_vs_pretrain.training import hooks
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 
 
@@ -69,7 +66,7 @@ def test_a_finished_run_is_left_alone(plan_run):
         (3, {"SVP.FAST.ENABLED": True, "SVP.FAST.CHANNELS_LAST": True}),
     ],
 )
-def test_a_stopped_run_goes_on_exactly(plan_run, monkeypatch, assert_same, stop_after, overrides):
+def test_a_stopped_run_goes_on_exactly(plan_run, assert_same, stop_after, overrides, train_until):
     """SIGTERM saves and stops, on a checkpoint's iteration and between; the rest is bit for bit."""
     alone, stopped = (
         plan_run("alone", overrides=overrides),
@@ -77,16 +74,7 @@ def test_a_stopped_run_goes_on_exactly(plan_run, monkeypatch, assert_same, stop_
     )
     assert worker.main([str(alone.path)]) == worker.FINISHED
 
-    after_step = hooks.ProgressHook.after_step
-
-    def stop(hook):
-        after_step(hook)
-        if hook.trainer.iter + 1 == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(hooks.ProgressHook, "after_step", stop)
-        assert worker.main([str(stopped.path)]) == worker.INTERRUPTED
+    train_until(stopped, stop_after)
     assert stopped.state() == "interrupted"
     assert stopped.read()["iteration"] == stop_after
     assert worker.main([str(stopped.path)]) == worker.FINISHED
@@ -187,7 +175,7 @@ def switched(tmp_path):
 
 @pytest.mark.parametrize("stop_after", [2, 3, 5])
 def test_a_run_switches_to_cascade_and_resumes_around_the_switch(
-    plan_run, switched, monkeypatch, assert_same, stop_after
+    plan_run, switched, assert_same, stop_after, train_until
 ):
     """One folder, one curve: plain until iteration 3, and exact whether stopped or not."""
     alone, stopped = (plan_run(name, switch=switched) for name in ("alone", "stopped"))
@@ -202,16 +190,7 @@ def test_a_run_switches_to_cascade_and_resumes_around_the_switch(
     assert [row["iteration"] + 1 for row in rows if "loss_cls" in row][-1] == 3
     assert "loss_cls_stage2" in rows[-1]
 
-    after_step = hooks.ProgressHook.after_step
-
-    def stop(hook):
-        after_step(hook)
-        if hook.trainer.iter + 1 == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(hooks.ProgressHook, "after_step", stop)
-        assert worker.main([str(stopped.path)]) == worker.INTERRUPTED
+    train_until(stopped, stop_after)
     assert stopped.read()["iteration"] == stop_after
     assert worker.main([str(stopped.path)]) == worker.FINISHED
     assert_same(alone, stopped)
