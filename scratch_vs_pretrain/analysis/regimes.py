@@ -148,4 +148,13 @@ def _refuse_other_test_sets(studies: Sequence[Results]) -> None:
 
 
 def _notes(studies: Sequence[Results]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(note for results in studies for note in notes(results)))
+    """Returns what holds for all studies, then what holds for some, with their names."""
+    held: dict[str, list[str]] = {}
+    for results in studies:
+        for note in notes(results):
+            held.setdefault(note, []).append(results.study)
+    common = [note for note, names in held.items() if len(names) == len(studies)]
+    others = [
+        f"{', '.join(names)}: {note}" for note, names in held.items() if len(names) < len(studies)
+    ]
+    return (*common, *others)

@@ -98,3 +98,13 @@ def test_studies_that_are_evaluated_on_different_data_share_no_table(folders, ch
         with pytest.raises(UserError, match=r"different (content|name) .*cannot share this table"):
             table(runs)
     assert len(summary_table(runs).rows) == 6
+
+
+def test_notes_say_of_which_study_they_are(folders):
+    for study in ("a", "b"):
+        folders.run("scratch", study=study)
+        state = {"state": "failed", "iteration": 100, "curve": {}} if study == "b" else {}
+        folders.run("pretrained", study=study, **state)
+    notes = summary_table(load_runs(folders.root)).notes
+    assert notes[0].startswith("Numbers: percent")
+    assert notes[-1].startswith("b: Left out: pretrained 600it seed 0 (failed after 100 of 600")
