@@ -242,6 +242,38 @@ def test_what_voc_trees_cannot_do(voc_study, capsys, overrides, message):
     assert re.search(message, capsys.readouterr().err)
 
 
+def refused(capsys, path):
+    output = path.parent / "output"
+    assert main(["run", str(path), "-o", str(output)]) == 2
+    assert not output.exists()
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    return text
+
+
+def test_annotation_files_that_cannot_be_used(study, capsys):
+    without = {key: value for key, value in coco().items() if key != "images"}
+    assert "test.json: not in COCO format; it has no list of images" in refused(
+        capsys, study(coco(), without)
+    )
+    climbing = coco()
+    climbing["images"][0]["file_name"] = "../0.png"
+    assert "images[0] is ../0.png, which leads out of the image folder" in refused(
+        capsys, study(climbing)
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [("", "val.txt: is empty"), ("../../val\n", "../../val leads out of the tree")],
+)
+@pytest.mark.parametrize("classes", [{}, {"classes": ["disc"]}])
+def test_lists_of_images_that_cannot_be_used(voc_study, tmp_path, capsys, lines, message, classes):
+    path = voc_study(data=classes)
+    (tmp_path / "b" / "ImageSets" / "Main" / "val.txt").write_text(lines)
+    assert message in refused(capsys, path)
+
+
 SMALL = {
     "INPUT.MIN_SIZE_TRAIN": [64],
     "INPUT.MIN_SIZE_TEST": 64,
