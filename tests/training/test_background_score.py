@@ -15,8 +15,10 @@ from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.launch import prepare
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.training import __main__ as worker
+from scratch_vs_pretrain.training import background_score, metrics_log
 from scratch_vs_pretrain.training.background_score import ABOUT, BackgroundScores, in_background
 from scratch_vs_pretrain.training.hooks import EvaluationHook
+from scratch_vs_pretrain.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -56,6 +58,37 @@ def test_the_numbers_are_the_same_also_after_a_stop_while_scoring(plan_run, trai
     assert list((beside.path / "pending").iterdir()) == []
     first, second = (read_metrics(run.metrics_file, own=True).training for run in (alone, beside))
     np.testing.assert_array_equal(first["total_loss"].values, second["total_loss"].values)
+
+
+def kill_me(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die(folder, where):
+    """Trains a run until it is killed in one of the three states that recovery knows."""
+    if where == "while scoring":
+        save = Trainer._save
+        Trainer._save = lambda trainer, completed: (
+            kill_me() if completed == 4 else save(trainer, completed)
+        )
+    elif where == "scored, without a row":
+        metrics_log.append = kill_me
+    else:
+        background_score.write_json = kill_me
+    return worker.main([str(folder.path)])
+
+
+@pytest.mark.slow  # each scoring process imports torch anew
+def test_killed_runs_end_with_the_same_numbers(plan_run, fork, ended):
+    alone, killed = plan_run("alone", False), plan_run("killed", True)
+    reference = fork(worker.main, [str(alone.path)])
+    for where in ("while scoring", "scored, without a row", "while detections are written"):
+        assert ended(fork(die, killed, where)) == [-signal.SIGKILL], where
+    assert ended(fork(worker.main, [str(killed.path)]), reference) == [0, 0]
+    assert scores(killed) == scores(alone)
+    rows = [json.loads(line) for line in killed.metrics_file.read_text().splitlines()]
+    assert sorted(row["iteration"] for row in rows if "bbox/AP" in row) == [1, 5]
+    assert list((killed.path / "pending").iterdir()) == []
 
 
 def resumed(folder, completed):
