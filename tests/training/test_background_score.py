@@ -1,6 +1,8 @@
 """Runs whose detections are scored by a second process end like those that score themselves."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
