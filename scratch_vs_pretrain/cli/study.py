@@ -54,7 +54,7 @@ def _add_budget(commands: Commands) -> None:
         "budget",
         _budget,
         "show the images, instances and pixels that each arm will see, pre-training included; "
-        "opens no image, trains nothing",
+        "trains nothing",
         "svp budget configs/studies/paper/baseline_r50_gn.yaml\n"
         "svp budget my_study.yaml --format csv > budget.csv\n"
         "svp budget my_study.yaml --weights pretrained=backbone.pth -o budget.svg",
