@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,18 @@ def read_evaluation(file: Path) -> Evaluation:
     Raises:
         UserError: the file is no evaluation; the message names it and the key.
     """
+    try:
+        status = file.stat()
+        state = (status.st_ino, status.st_size, status.st_mtime_ns)
+    except OSError:
+        state = (0, 0, 0)
+    return _read(file, state)
+
+
+# A report's tables, figures and conclusions all ask for the same evaluations.
+@functools.lru_cache(maxsize=4096)
+def _read(file: Path, state: tuple[int, int, int]) -> Evaluation:
+    """Reads a file, once for each `state` that it has been in."""
     content = read_json(file)
     if not isinstance(content, dict):
         raise UserError(
