@@ -35,6 +35,7 @@ from scratch_vs_pretrain.data import catalog
 from scratch_vs_pretrain.data.scenes import ShapesSpec
 from scratch_vs_pretrain.data.shapes import make_shapes
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.training.exactness import deterministic_kernels
 from scratch_vs_pretrain.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -106,6 +107,9 @@ class Side:
         from detectron2.utils.events import EventStorage
 
         self.trainer = trainer
+        # As Trainer.train does; plain Detectron2 asks for nothing.
+        ours = isinstance(trainer, Trainer)
+        self.kernels = deterministic_kernels if ours else contextlib.nullcontext
         self.cuda = trainer.cfg.MODEL.DEVICE.startswith("cuda")
         trainer.iter = trainer.start_iter = 0
         trainer.storage = EventStorage(0)
@@ -120,7 +124,7 @@ class Side:
         clock = time.perf_counter if self.cuda else time.process_time
         start = clock()
         # As TrainerBase.train does.
-        with self.trainer.storage:
+        with self.trainer.storage, self.kernels(self.trainer.cfg):
             for _ in range(iterations):
                 self.trainer.before_step()
                 self.trainer.run_step()

@@ -27,7 +27,7 @@ from scratch_vs_pretrain.data.check import check_decodable
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.weights import weights_sha256
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.training import branch
+from scratch_vs_pretrain.training import branch, fast
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 from scratch_vs_pretrain.training.evaluation import check_test_sets
 from scratch_vs_pretrain.training.exactness import inexact_because, numerics
@@ -67,7 +67,7 @@ def train(folder: RunFolder) -> None:
     catalog.register(cfg)
     catalog.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     origin = {**provenance(cfg.MODEL.DEVICE), **numerics(cfg)}
-    inexact = inexact_because(run.get("provenance"), origin)
+    inexact = [*inexact_because(run.get("provenance"), origin), *fast.inexact_because(cfg)]
     if comm.is_main_process():  # which alone reads the ground truth
         check_test_sets(cfg)
         check_decodable(cfg.DATASETS.TEST)

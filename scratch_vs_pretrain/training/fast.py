@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from scratch_vs_pretrain.training.exactness import is_deterministic
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,10 +28,19 @@ def options_in_force(cfg: Any) -> tuple[str, ...]:
     device = torch.device(cfg.MODEL.DEVICE)
     if device.type != "cuda":
         asked -= {"PREFETCH", "CUDNN_BENCHMARK"}
+    if is_deterministic(cfg):
+        asked.discard("CUDNN_BENCHMARK")
     if "BF16" in asked and not has_bf16(device):
         logger.warning("SVP.FAST.BF16 is left out: this machine would only emulate bfloat16")
         asked.remove("BF16")
     return tuple(sorted(asked))
+
+
+def inexact_because(cfg: Any) -> list[str]:
+    """Returns which options keep a resume from being exact."""
+    if "COMPILE_BACKBONE" in options_in_force(cfg):
+        return ["the compiled backbone depends on the image sizes that it met first"]
+    return []
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 
+from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data import catalog
 from scratch_vs_pretrain.study.launch import prepare
 from scratch_vs_pretrain.study.parse import load_study
@@ -26,7 +27,7 @@ def trainer_with(write_study, tmp_path):
         overrides = {"SOLVER.CHECKPOINT_PERIOD": 1000, **(overrides or {})}
         study = write_study(overrides=overrides, schedules=[{"iterations": iterations}])
         [folder] = prepare(load_study(study), tmp_path / name)
-        cfg = config_of(folder)
+        cfg = config_of(folder.config_file)
         catalog.register(cfg)
         return Trainer(cfg, folder)
 
@@ -60,6 +61,27 @@ def test_options_are_recorded_and_can_be_left_out(trainer_with):
     assert all(group["fused"] for group in trainer.optimizer.param_groups)
     off = {**EXACT, "SVP.FAST.FUSED_OPTIMIZER": False}
     assert trainer_with("off", off).described["fast"] == ()
+
+
+def test_compiling_makes_a_resume_inexact():
+    cfg = default_config()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.SVP.FAST.COMPILE_BACKBONE = True
+    assert fast.inexact_because(cfg) == []
+    cfg.SVP.FAST.ENABLED = True
+    (reason,) = fast.inexact_because(cfg)
+    assert "compiled backbone" in reason
+
+
+def test_a_run_on_a_gpu_that_is_to_repeat_itself_tries_no_algorithms(monkeypatch):
+    monkeypatch.setattr(fast, "has_bf16", lambda device: True)
+    cfg = default_config()
+    cfg.MODEL.DEVICE = "cuda"
+    cfg.SVP.FAST.ENABLED = True
+    expected = ("BF16", "CUDNN_BENCHMARK", "FUSED_OPTIMIZER", "PREFETCH")
+    assert fast.options_in_force(cfg) == expected
+    cfg.SVP.DETERMINISTIC = True
+    assert fast.options_in_force(cfg) == tuple(n for n in expected if n != "CUDNN_BENCHMARK")
 
 
 def test_bfloat16_that_would_be_emulated_is_left_out(trainer_with, monkeypatch, caplog):
