@@ -112,7 +112,7 @@ def test_two_learn_as_one_does(plan_run, train, content_of_run, tmp_path):
 
     Float32 rounds by 6e-8 of a value, so that sums in another order differ by about that in the
     first loss. The weights carry it on, and training amplifies it: about tenfold in five iterations
-    here, to 4e-4 after twenty. The tolerances are ten times what was seen.
+    here, to 2e-6 after twelve (and 4e-4 after twenty). The tolerances are ten times what was seen.
     """
     data = tmp_path / "pairs"
     spec = ShapesSpec(train=12, test=4, image_size=64, object_size=(16, 40), objects=(2, 2))
@@ -137,16 +137,15 @@ def test_two_learn_as_one_does(plan_run, train, content_of_run, tmp_path):
     }
     curves = []
     for count in (1, 2):
-        folder = plan_run(f"of {count}", 20, **fields)
+        folder = plan_run(f"of {count}", 12, **fields)
         assert train(folder, count) == [0] * count
         # Not smoothed, as metrics.json has them.
         recent = content_of_run(folder)["checkpoint"]["recent"]["total_loss"]
         curves.append([loss for loss, _ in recent])
-        assert folder.read()["samples"]["images"] == 80
+        assert folder.read()["samples"]["images"] == 48
     one, two = curves
     assert two[0] == pytest.approx(one[0], rel=1e-6)
-    assert two[:10] == pytest.approx(one[:10], rel=1e-5)
-    assert two == pytest.approx(one, rel=5e-3)
+    assert two == pytest.approx(one, rel=2e-5)
     assert one[-1] < one[0]
 
 
