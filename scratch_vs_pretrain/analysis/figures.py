@@ -17,7 +17,7 @@ from scratch_vs_pretrain.analysis.curves import ap_figure, loss_figure
 from scratch_vs_pretrain.analysis.frame import tidy
 from scratch_vs_pretrain.analysis.iou import iou_figure
 from scratch_vs_pretrain.analysis.overlay import overlay_figure
-from scratch_vs_pretrain.analysis.results import by_study
+from scratch_vs_pretrain.analysis.results import by_study, scratch_arm
 from scratch_vs_pretrain.analysis.runs import RunRecord, find_runs, load_runs
 from scratch_vs_pretrain.errors import UserError
 
@@ -63,7 +63,10 @@ def make(roots: Sequence[Path], name: str, options: Mapping[str, Any]) -> Figure
         )
     if name in FROM_RUNS:
         return function(runs, **given)
-    return function(with_costs(tidy(runs), runs), **given)
+    frame = with_costs(tidy(runs), runs)
+    if name == "iou":
+        return function(frame, scratch_arm(runs) or "scratch", **given)
+    return function(frame, **given)
 
 
 def in_order(roots: Sequence[Path], runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:

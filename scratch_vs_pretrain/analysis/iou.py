@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from scratch_vs_pretrain.analysis.drawing import add_caption, arm_styles, new_figure
+from scratch_vs_pretrain.analysis.drawing import add_caption, arm_styles, new_figure, plain
 from scratch_vs_pretrain.analysis.lines import Line, line_of
 from scratch_vs_pretrain.analysis.panels import (
     TASKS,
@@ -18,10 +18,15 @@ from scratch_vs_pretrain.analysis.panels import (
 from scratch_vs_pretrain.errors import UserError
 
 
-def iou_figure(frame: pd.DataFrame, *, scratch: str = "scratch", band: str = "range") -> Figure:
+def iou_figure(frame: pd.DataFrame, scratch: str = "scratch", *, band: str = "range") -> Figure:
     """Draws the final AP gap scratch - pretrained at each IoU threshold, paired by seed.
 
     A gap that rises to the right says that pre-training helps localization least.
+
+    Args:
+        frame: the tidy frame of one study.
+        scratch: the arm that the others are compared with.
+        band: over seeds.
 
     Raises:
         UserError: no finished pair with AP per threshold.
@@ -48,7 +53,7 @@ def iou_figure(frame: pd.DataFrame, *, scratch: str = "scratch", band: str = "ra
             line = line_of(str(arm), "", table.index.to_numpy(), table, band, True)
             draw_line(ax, line, styles[line.arm])
             panels[-1].append(line)
-        name_axes(ax, f"{TASKS[task]} AP gap, {scratch} less the other arm", "IoU threshold")
+        name_axes(ax, f"{TASKS[task]} AP gap, {plain(scratch)} less the other arm", "IoU threshold")
     gap = (
         f"{subject(frame, [])} Final AP at each arm's longest schedule, paired by seed; "
         f"above 0, {scratch} is better than the arm named."

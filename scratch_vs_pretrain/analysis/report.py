@@ -32,7 +32,14 @@ from scratch_vs_pretrain.analysis.metrics_file import is_score
 from scratch_vs_pretrain.analysis.overlay import overlay_figure
 from scratch_vs_pretrain.analysis.pairing import catch_up_table, gap_table
 from scratch_vs_pretrain.analysis.published_table import published_table
-from scratch_vs_pretrain.analysis.results import by_study, final_results, gaps, means, pairs
+from scratch_vs_pretrain.analysis.results import (
+    by_study,
+    final_results,
+    gaps,
+    means,
+    pairs,
+    scratch_arm,
+)
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.config import differences
 from scratch_vs_pretrain.errors import UserError
@@ -42,7 +49,6 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "AP versus the length of training": curves.ap_figure,
     "Box AP and training loss": curves.loss_figure,
     "All schedules": overlay_figure,
-    "AP gap at each IoU threshold": iou_figure,
 }
 
 TableMaker = Callable[[Sequence[RunRecord]], Table]
@@ -175,7 +181,13 @@ def _figures(
     runs: Sequence[RunRecord], frame: pd.DataFrame, number: int, notes: list[str]
 ) -> Iterator[Drawn]:
     one_schedule = len({(run.arm, run.schedule) for run in runs}) == len({r.arm for r in runs})
-    for index, (title, make) in enumerate(FIGURES.items()):
+    makers: dict[str, Callable[..., Figure]] = {
+        **FIGURES,
+        "AP gap at each IoU threshold": functools.partial(
+            iou_figure, scratch=scratch_arm(runs) or "scratch"
+        ),
+    }
+    for index, (title, make) in enumerate(makers.items()):
         if make is overlay_figure and one_schedule:
             continue
         try:

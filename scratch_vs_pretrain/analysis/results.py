@@ -63,6 +63,11 @@ def by_study(runs: Iterable[RunRecord]) -> dict[str, tuple[RunRecord, ...]]:
     return groups
 
 
+def scratch_arm(runs: Iterable[RunRecord]) -> str | None:
+    """Returns the arm that starts from random weights, whatever its name."""
+    return next((run.arm for run in runs if run.from_scratch), None)
+
+
 def final_results(runs: Sequence[RunRecord], *, best: bool = False) -> Results:
     """Reads the final evaluations of one study's runs.
 
@@ -80,7 +85,7 @@ def final_results(runs: Sequence[RunRecord], *, best: bool = False) -> Results:
         raise UserError(f"one table is of one study, these are {', '.join(studies) or 'none'}")
     (study,) = studies
     arms = list(dict.fromkeys(run.arm for run in runs))
-    scratch = next((run.arm for run in runs if run.from_scratch), None)
+    scratch = scratch_arm(runs)
     if scratch is None:
         raise UserError(
             f"study {study}: no run of an arm that starts from scratch, only {', '.join(arms)}; "

@@ -1,5 +1,6 @@
 import pytest
 
+from scratch_vs_pretrain.analysis.figures import make
 from scratch_vs_pretrain.analysis.iou import iou_figure
 from scratch_vs_pretrain.analysis.runs import collect
 from scratch_vs_pretrain.errors import UserError
@@ -30,3 +31,11 @@ def test_band_is_over_the_seeds_gaps(three_pairs):
     (band,) = iou_figure(collect(three_pairs.root)).axes[0].collections
     edges = band.get_paths()[0].vertices[:, 1]
     assert (edges.min(), edges.max()) == (-3, -1)
+
+
+def test_the_arm_from_scratch_may_have_any_name(folders):
+    for arm in ("random", "imagenet"):
+        init = {"name": "scratch" if arm == "random" else "checkpoint"}
+        folders.run(arm, init=init, arm_order=["random", "imagenet"])
+    (ax,) = make([folders.root], "iou", {}).axes[:1]
+    assert ax.get_title("left") == "Box AP gap, random less the other arm"
