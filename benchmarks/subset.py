@@ -104,10 +104,12 @@ def load(way: str, file: Path, count: int) -> dict[str, Any]:
     from scratch_vs_pretrain import _detectron2
 
     _detectron2.prepare()
-    from detectron2.data import DatasetCatalog
+    from detectron2.data.build import filter_images_with_only_crowd_annotations
     from detectron2.data.datasets import load_coco_json, register_coco_instances
 
-    from scratch_vs_pretrain.data import catalog, subsets
+    from scratch_vs_pretrain.config import default_config
+    from scratch_vs_pretrain.data import subsets
+    from scratch_vs_pretrain.data.loading import load_training_records
 
     base = "synthetic_train"
     register_coco_instances(base, {}, str(file), str(file.parent))
@@ -117,9 +119,12 @@ def load(way: str, file: Path, count: int) -> dict[str, Any]:
         records = load_coco_json(str(file), str(file.parent), base)
         chosen = set(subsets.draw([record["image_id"] for record in records], count, 0))
         records = [record for record in records if record["image_id"] in chosen]
+        records = filter_images_with_only_crowd_annotations(records)
     else:
-        catalog.ensure([f"{base}_{count}"])
-        records = DatasetCatalog.get(f"{base}_{count}")
+        cfg = default_config()
+        cfg.MODEL.MASK_ON = True
+        cfg.DATASETS.TRAIN = (f"{base}_{count}",)
+        records = load_training_records(cfg).records
     return {
         "seconds": time.process_time() - start,
         "wall": time.perf_counter() - wall,
