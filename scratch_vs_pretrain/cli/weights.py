@@ -34,7 +34,12 @@ def _add_pretrain(commands: Commands) -> None:
     parser.add_argument("--epochs", type=positive, metavar="N", help="default: 100")
     parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="default: 224")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="default: 256")
-    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="default: 0.1")
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        metavar="RATE",
+        help="default: 0.1 for batches of 256, and in proportion",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="decoding processes; default: 0")
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
     parser.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")

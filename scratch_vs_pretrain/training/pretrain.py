@@ -170,7 +170,7 @@ def _train(
 ) -> float | None:
     optimizer = torch.optim.SGD(
         model.parameters(),
-        lr=spec.learning_rate,
+        lr=spec.largest_rate,
         momentum=spec.momentum,
         weight_decay=spec.weight_decay,
     )
@@ -216,7 +216,7 @@ def _train_epoch(
             if not loss.isfinite():
                 raise UserError(
                     f"pre-training diverged at batch {step + 1} of {steps}; "
-                    f"lower learning_rate ({spec.learning_rate})"
+                    f"lower learning_rate ({spec.largest_rate})"
                 )
             correct = (scores.argmax(1) == labels).float().mean().item()
             bar.set_postfix(loss=f"{loss.item():.2f}", accuracy=f"{100 * correct:.0f}%")

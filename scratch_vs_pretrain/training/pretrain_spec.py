@@ -10,6 +10,7 @@ from scratch_vs_pretrain.errors import UserError
 SCHEDULES = ("cosine", "step")
 # Of the epochs, where the "step" schedule drops the rate to a tenth.
 STEP_DROPS = (0.3, 0.6, 0.9)
+REFERENCE_BATCH, RATE_OF_REFERENCE = 256, 0.1
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class PretrainSpec:
         epochs: times that the training set is seen.
         image_size: side of the square training pictures, in pixels.
         batch_size: pictures per batch; smaller sets are one batch.
-        learning_rate: largest rate of SGD, for this batch size.
+        learning_rate: largest rate of SGD; None for 0.1 per 256 pictures of a batch.
         schedule: "cosine" to 0, or "step": a tenth after 30, 60 and 90 % of the epochs.
         warmup: fraction of the training over which the rate rises linearly from 0.
         momentum: of SGD.
@@ -37,7 +38,7 @@ class PretrainSpec:
     epochs: int = 100
     image_size: int = 224
     batch_size: int = 256
-    learning_rate: float = 0.1
+    learning_rate: float | None = None
     schedule: str = "cosine"
     warmup: float = 0.05
     momentum: float = 0.9
@@ -59,7 +60,8 @@ class PretrainSpec:
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule: {self.schedule!r}; use {' or '.join(SCHEDULES)}")
         for name in ("epochs", "image_size", "batch_size", "learning_rate", "min_area"):
-            if not getattr(self, name) > 0:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
                 raise UserError(f"{name}: {getattr(self, name)}; it must be above 0")
         if self.workers < 0:
             raise UserError(f"workers: {self.workers}; it must not be negative")
@@ -67,13 +69,20 @@ class PretrainSpec:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}: {getattr(self, name)}; it must be between 0 and 1")
 
+    @property
+    def largest_rate(self) -> float:
+        """The rate at the end of the warm-up; by default linear in the batch size, as Goyal's."""
+        if self.learning_rate is None:
+            return RATE_OF_REFERENCE * self.batch_size / REFERENCE_BATCH
+        return self.learning_rate
+
     def rate(self, step: int, steps: int) -> float:
         """Returns the learning rate of batch `step` (from 0) of `steps`."""
         warmup = round(self.warmup * steps)
         if step < warmup:
-            return self.learning_rate * ((step + 1) / warmup)
+            return self.largest_rate * ((step + 1) / warmup)
         if self.schedule == "step":
             drops = sum(step >= drop * steps for drop in STEP_DROPS)
-            return self.learning_rate * 0.1**drops
+            return self.largest_rate * 0.1**drops
         done = (step - warmup) / max(steps - warmup, 1)
-        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        return self.largest_rate * (1 + math.cos(math.pi * done)) / 2

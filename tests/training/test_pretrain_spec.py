@@ -30,7 +30,7 @@ def test_steps_divide_by_ten_at_thirty_sixty_and_ninety_percent():
 )
 def test_rates_are_positive_and_never_above_the_largest(steps, warmup, schedule):
     spec = PretrainSpec(warmup=warmup, schedule=schedule)
-    assert all(0 < spec.rate(step, steps) <= spec.learning_rate for step in range(steps))
+    assert all(0 < spec.rate(step, steps) <= spec.largest_rate for step in range(steps))
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,9 @@ def test_values_that_make_no_training_are_refused_by_name(field):
 
 def test_the_defaults_are_a_training():
     PretrainSpec().check()
+
+
+def test_the_rate_follows_the_batch_size_unless_it_is_given():
+    assert PretrainSpec().largest_rate == 0.1
+    assert PretrainSpec(batch_size=32).largest_rate == 0.0125
+    assert PretrainSpec(batch_size=32, learning_rate=0.3).largest_rate == 0.3
