@@ -3,8 +3,8 @@
 The annotation file is synthetic, of train2017's size (118,287 images, 860,001 annotations in 80
 classes): log-uniform objects whose outlines have COCO's number of corners, and 1 % crowds as run
 lengths. The plain way is Detectron2's ``load_coco_json``, which begins with pycocotools' ``COCO``,
-on the whole file, and then a filter by image id. Ratios are of CPU time, all on one thread: other
-work on the machine changes it little.
+on the whole file, and then a filter by image id. Ours ends with what training loads. Ratios are of
+CPU time, all on one thread: other work on the machine changes it little.
 
     python benchmarks/subset.py               # train2017's size; about 450 MB in --folder
     python benchmarks/subset.py --scale 0.05
