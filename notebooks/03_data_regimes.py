@@ -16,9 +16,9 @@
 # # Data regimes
 #
 # The same pair with less and more training data, as in the paper's Figures 7 and 8. `RUNS` is any
-# folder that holds a study for each size: set it to your own output. The one here holds the
-# smallest and the largest set of `scripts/demo_regimes.sh`, recorded without checkpoints
-# (`docs/demo.md` says what one seed shows). Nothing below needs torch or Detectron2.
+# folder that holds a study for each size: set it to your own output. The one here is what
+# `scripts/demo_regimes.sh` trains, recorded without checkpoints (`docs/demo.md` says what one seed
+# shows). Nothing below needs torch or Detectron2.
 
 # %%
 from pathlib import Path
