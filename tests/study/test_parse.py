@@ -79,7 +79,8 @@ def test_reads_every_field(load, folder):
     assert study.preset == "torchvision"
     assert study.overrides == {"INPUT.MIN_SIZE_TRAIN": [640, 800]}
     assert study.evaluation == Evaluation(100, (10, 50))
-    assert study.data.train.annotations == folder / "train.json"
+    (train,) = study.data.train
+    assert train.annotations == folder / "train.json"
     assert study.data.test.images == folder
     assert study.allow_differences == ("MODEL.FPN.NORM",)
 

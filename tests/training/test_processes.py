@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,9 @@ TRAINING = [sys.executable, "-m", "scratch_vs_pretrain.training"]
 
 @pytest.fixture
 def plan_run(write_study, tmp_path):
-    def plan(output, iterations=6, **fields) -> RunFolder:
-        study = write_study(schedules=[{"iterations": iterations, "name": "short"}], **fields)
-        return prepare(load_study(study), tmp_path / output)[0]
+    def plan(output, iterations=6, name="tiny", **fields) -> RunFolder:
+        file = write_study(schedules=[{"iterations": iterations, "name": "short"}], **fields)
+        return prepare(replace(load_study(file), name=name), tmp_path / output)[0]
 
     return plan
 
@@ -137,7 +138,8 @@ def test_two_learn_as_one_does(plan_run, train, content_of_run, tmp_path):
     }
     curves = []
     for count in (1, 2):
-        folder = plan_run(f"of {count}", 12, **fields)
+        # Forks inherit the sets that other tests registered under the usual study's name.
+        folder = plan_run(f"of {count}", 12, name="pairs", **fields)
         assert train(folder, count) == [0] * count
         # Not smoothed, as metrics.json has them.
         recent = content_of_run(folder)["checkpoint"]["recent"]["total_loss"]
