@@ -60,11 +60,7 @@ def read(path: Path, own: bool) -> Metrics:
     return read_metrics(path, own=own)
 
 
-def tidy(
-    runs: Sequence[RunRecord],
-    reader: Reader = read,
-    wanted: Callable[[str], bool] | None = None,
-) -> pd.DataFrame:
+def tidy(runs: Sequence[RunRecord], reader: Reader = read) -> pd.DataFrame:
     """Reads the runs' numbers.
 
     Scores come from ``evaluations/``, and from ``metrics.json`` where an iteration has no file
@@ -73,7 +69,6 @@ def tidy(
     Args:
         runs: the runs.
         reader: of a ``metrics.json``, given the file and whether this package wrote it.
-        wanted: tells by its name whether a metric is wanted; all by default.
 
     Returns:
         the columns of :data:`COLUMNS`, runs in the given order: study, arm, schedule, trunk,
@@ -85,12 +80,7 @@ def tidy(
     Raises:
         UserError: a damaged file; names it and the key or line.
     """
-    read = [
-        piece
-        for index, run in enumerate(runs)
-        for piece in pieces(index, run, reader)
-        if wanted is None or not isinstance(piece.metrics, str) or wanted(piece.metrics)
-    ]
+    read = [piece for index, run in enumerate(runs) for piece in pieces(index, run, reader)]
     lengths = np.array([len(piece.values) for piece in read], np.int64)
     of = [runs[piece.run] for piece in read]
     iterations = _joined([piece.iterations for piece in read], np.int64)

@@ -25,7 +25,7 @@ from scratch_vs_pretrain.analysis.runs import RunRecord
 from scratch_vs_pretrain.analysis.statistics import SEEDS_FOR_INTERVAL, t_interval
 from scratch_vs_pretrain.run_folder import RunFolder
 
-# The share of logged training losses, from the end, that stands for the final one.
+# The share of metrics.json, from its end, whose losses stand for the final one.
 FINAL_LOSSES = 0.1
 
 
@@ -198,8 +198,7 @@ def _final_loss(runs: Sequence[RunRecord]) -> float:
     for run in runs:
         file = RunFolder(run.folder).metrics_file
         if run.state == "finished" and file.exists():
-            curve = read_metrics(file, own=True).training.get("total_loss")
-            if curve is not None and len(curve.values):
-                count = max(1, round(FINAL_LOSSES * len(curve.values)))
-                finals.append(float(np.median(curve.values[-count:])))
+            curve = read_metrics(file, own=True, share=FINAL_LOSSES).training.get("total_loss")
+            if curve is not None:
+                finals.append(float(np.median(curve.values)))
     return float(np.mean(finals)) if finals else math.nan

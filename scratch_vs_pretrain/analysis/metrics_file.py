@@ -59,7 +59,7 @@ def is_score(key: str) -> bool:
     return SCORE.fullmatch(key) is not None
 
 
-def read_metrics(path: Path, *, own: bool = False) -> Metrics:
+def read_metrics(path: Path, *, own: bool = False, share: float = 1.0) -> Metrics:
     """Reads a ``metrics.json``; of an iteration written twice, the last value of a key counts.
 
     Args:
@@ -67,6 +67,7 @@ def read_metrics(path: Path, *, own: bool = False) -> Metrics:
         own: this package's trainer wrote it. A lock and a comparison of configs keep other runs out
             of its folder, so iterations that start again are a restart and not a second run; and
             every row's iteration is 0-based, the last evaluation's too.
+        share: how much of the file to read, from its end; at least one line.
 
     Raises:
         UserError: the file is missing, or a line is no row of metrics (the unfinished last line of
@@ -76,7 +77,9 @@ def read_metrics(path: Path, *, own: bool = False) -> Metrics:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return assemble(parse_lines(content, path), path, own=own)
+    start = content.rfind(b"\n", 0, round((1 - share) * len(content))) + 1
+    before = content.count(b"\n", 0, start)
+    return assemble(parse_lines(content[start:], path, before), path, own=own)
 
 
 def assemble(blocks: Sequence[Block], path: Path, *, own: bool) -> Metrics:

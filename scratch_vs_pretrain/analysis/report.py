@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 import yaml
 from markupsafe import Markup
@@ -28,7 +29,7 @@ from scratch_vs_pretrain.analysis.figure_files import figure_bytes
 from scratch_vs_pretrain.analysis.formats import Cell, Table, render
 from scratch_vs_pretrain.analysis.frame import tidy
 from scratch_vs_pretrain.analysis.iou import iou_figure
-from scratch_vs_pretrain.analysis.metrics_file import is_score
+from scratch_vs_pretrain.analysis.metrics_file import Curve, Metrics, read_metrics
 from scratch_vs_pretrain.analysis.overlay import overlay_figure
 from scratch_vs_pretrain.analysis.pairing import catch_up_table, gap_table
 from scratch_vs_pretrain.analysis.published_table import published_table
@@ -50,6 +51,8 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "Box AP and training loss": curves.loss_figure,
     "All schedules": overlay_figure,
 }
+
+COUNTS_APART = 50  # logged rows
 
 TableMaker = Callable[[Sequence[RunRecord]], Table]
 
@@ -115,7 +118,7 @@ def report_html(folder: Path) -> str:
 def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
     notes: list[str] = []
     made: list[Table] = []
-    frame = with_costs(tidy(runs, wanted=_is_drawn), runs)
+    frame = with_costs(tidy(runs, _read), runs)
     catch_up = functools.partial(catch_up_table, frame=frame)
     make: TableMaker
     makers = (tables.schedules_table, tables.metrics_table, gap_table, catch_up)
@@ -198,8 +201,22 @@ def _figures(
         yield Drawn(title, Markup(_inline(svg, f"f{number}-{index}-")))
 
 
-def _is_drawn(metric: str) -> bool:
-    return metric in ("total_loss", "lr", PIXELS) or is_score(metric)
+def _read(file: Path, own: bool) -> Metrics:
+    """Reads what is drawn; of rates the changes, and of counts some: they rise evenly."""
+    metrics = read_metrics(file, own=own)
+    training = {}
+    for name in ("total_loss", "lr", PIXELS):
+        if name not in metrics.training:
+            continue
+        curve = metrics.training[name]
+        kept = np.ones(len(curve.values), bool)
+        if name == "lr":
+            changes = np.diff(curve.values) != 0
+            kept[1:-1] = changes[1:] | changes[:-1]
+        elif name == PIXELS:
+            kept[:-1] = np.arange(len(kept) - 1) % COUNTS_APART == 0
+        training[name] = Curve(curve.iterations[kept], curve.values[kept])
+    return Metrics(metrics.scores, training)
 
 
 def _inline(svg: str, prefix: str) -> str:

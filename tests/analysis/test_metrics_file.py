@@ -53,6 +53,19 @@ def test_iterations_are_completed_ones_and_scores_apart(write):
     assert "bbox/AP" not in metrics.training
 
 
+@pytest.mark.parametrize(("share", "lines"), [(0.1, 1), (0.11, 2), (0.5, 5), (1.0, 10)])
+def test_only_the_end_is_read(write, share, lines):
+    file = write(*(row(19 + 20 * k) for k in range(10, 20)))
+    end = read_metrics(file, share=share).training["total_loss"].iterations
+    assert end.tolist() == [220 + 20 * k for k in range(10)][-lines:]
+
+
+def test_a_damaged_line_of_the_end_has_its_number(write):
+    file = write(*(row(19 + 20 * k) for k in range(8)), "damaged", row(199))
+    with pytest.raises(UserError, match="line 9"):
+        read_metrics(file, share=0.3)
+
+
 def test_bare_nan_and_infinities(write):
     file = write('{"iteration": 0, "lr": NaN, "total_loss": Infinity, "x": -Infinity, "y": null}')
     training = read_metrics(file).training
