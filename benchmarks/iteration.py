@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -23,6 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +44,14 @@ from scratch_vs_pretrain.training.trainer import Trainer
 CONFIGS = Path(__file__).parents[1] / "configs"
 SIDES = ("ours", "plain")
 SPEED_TARGET, FAST_TARGET, MEMORY_TARGET = 0.99, {"cpu": 1.3, "cuda": 1.8}, 1.05
-PROFILED, PROFILE_ROWS = 3, 12
+WARM_UP, PROFILED, PROFILE_ROWS = 2, 3, 12
 EXAMPLES = """examples:
   python benchmarks/iteration.py                              R50-FPN GN, as it is
   python benchmarks/iteration.py --fast                       with all fast options
   python benchmarks/iteration.py --fast BF16                  with one of them
   python benchmarks/iteration.py --size 128 --batch 4 --config demo_mask_rcnn_R_18_FPN_gn.yaml
-  python benchmarks/iteration.py --device cuda --size 800 --batch 16 --workers 4 --fast
+  python benchmarks/iteration.py --fast none --fast           without any, then with all, one run
+  python benchmarks/iteration.py --device cuda --size 800 --batch 16 --workers 8 --fast
   python benchmarks/iteration.py --memory                     peak memory instead of speed
 """
 
@@ -111,6 +115,8 @@ class Side:
         ours = isinstance(trainer, Trainer)
         self.kernels = deterministic_kernels if ours else contextlib.nullcontext
         self.cuda = trainer.cfg.MODEL.DEVICE.startswith("cuda")
+        # Of the whole process; the sides take turns.
+        self.cudnn_benchmark = torch.backends.cudnn.benchmark
         trainer.iter = trainer.start_iter = 0
         trainer.storage = EventStorage(0)
         # Nobody is to see the progress bar; it is drawn all the same.
@@ -122,6 +128,7 @@ class Side:
     def run(self, iterations: int) -> float:
         """Trains some iterations; returns the seconds of processor time, on a GPU of a clock."""
         clock = time.perf_counter if self.cuda else time.process_time
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark
         start = clock()
         # As TrainerBase.train does.
         with self.trainer.storage, self.kernels(self.trainer.cfg):
@@ -156,17 +163,36 @@ def build(side: str, cfg: Any, folder: Path) -> Side:
     return Side(DefaultTrainer(cfg))
 
 
-def compare_speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Returns images per second of both sides and the ratio."""
+def compare_speed(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yields images per second of both sides and the ratio, for each set of fast options."""
     cfg = make_config(arguments, folder)
+    torch.backends.cudnn.benchmark = False
     plain = build("plain", cfg, folder)
-    ours_cfg = cfg if arguments.fast is None else fast_config(cfg, arguments.fast)
-    ours = build("ours", ours_cfg, folder)
-    weights = ours.trainer.network.state_dict()
-    plain.trainer._trainer.model.load_state_dict(weights)
-    sides = {"ours": ours, "plain": plain}
+    weights = {k: v.clone() for k, v in plain.trainer._trainer.model.state_dict().items()}
+    sets = arguments.fast or [["none"]]
+    for number, options in enumerate(sets):
+        ours_cfg = cfg if options == ["none"] else fast_config(cfg, options)
+        (folder / str(number)).mkdir()
+        ours = build("ours", ours_cfg, folder / str(number))
+        sides = {"ours": ours, "plain": plain}
+        figures = compare_sides(sides, weights, arguments)
+        if arguments.profile and number == len(sets) - 1:
+            for name, side in sides.items():
+                figures[f"profile of {name}"] = "\n" + profile_of(side)
+        yield figures
+        # With its loader's workers.
+        del ours, sides
+        gc.collect()
+
+
+def compare_sides(
+    sides: dict[str, Side], weights: dict[str, torch.Tensor], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Times two sides in turn, from the same weights."""
+    sides["ours"].trainer.network.load_state_dict(weights)
+    sides["plain"].trainer._trainer.model.load_state_dict(weights)
     for side in sides.values():
-        side.run(2)
+        side.run(WARM_UP)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for block in tqdm(range(arguments.blocks), unit="pair of blocks", mininterval=5):
         # Whoever is first has the caches to itself for longer: in turn.
@@ -174,11 +200,9 @@ def compare_speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
             seconds[name].append(sides[name].run(arguments.iterations))
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
     images = arguments.batch * arguments.iterations
-    if arguments.profile:
-        print(profile_of(ours))
     return {
-        "fast options in force": list(ours.trainer.described["fast"]),
-        "clock": "wall" if ours.cuda else "processor",
+        "fast options in force": list(sides["ours"].trainer.described["fast"]),
+        "clock": "wall" if sides["ours"].cuda else "processor",
         **{
             f"{name}, images/s": round(images / statistics.median(seconds[name]), 3)
             for name in SIDES
@@ -189,17 +213,25 @@ def compare_speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
 
 
 def profile_of(side: Side) -> str:
-    """Returns where a few iterations spend their time, by operator."""
+    """Returns where a few iterations spend their time, by operator, on a GPU by kernel."""
     with torch.profiler.profile() as profiler:
-        side.run(PROFILED)
-    key = "self_device_time_total" if side.cuda else "self_cpu_time_total"
-    times = {row.key: (getattr(row, key), row.count) for row in profiler.key_averages()}
-    total = sum(spent for spent, _ in times.values())
-    longest = sorted(times.items(), key=lambda item: -item[1][0])[:PROFILE_ROWS]
-    return "\n".join(
-        f"{spent / total:6.1%} of ours in {count // PROFILED:4} calls of {name}"
-        for name, (spent, count) in longest
-    )
+        wall = side.run(PROFILED)
+    rows = profiler.key_averages()
+    if side.cuda:
+        times = [
+            (row.self_device_time_total, row.count, row.key)
+            for row in rows
+            if row.device_type == torch.autograd.DeviceType.CUDA
+        ]
+    else:
+        times = [(row.self_cpu_time_total, row.count, row.key) for row in rows]
+    total = sum(spent for spent, _, _ in times)
+    lines = [
+        f"{spent / total:6.1%} in {count // PROFILED:4} of {name[:100]}"
+        for spent, count, name in sorted(times, reverse=True)[:PROFILE_ROWS]
+    ]
+    where = f"{total / PROFILED / 1e3:.0f} ms of {wall / PROFILED * 1e3:.0f} ms an iteration:"
+    return "\n".join([("GPU busy " if side.cuda else "") + where, *lines])
 
 
 def compare_memory(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -221,8 +253,8 @@ def compare_memory(arguments: argparse.Namespace) -> dict[str, Any]:
 def peak_of(side: str, arguments: argparse.Namespace, folder: Path) -> int:
     """Trains one side in this process and returns the process's peak memory in bytes."""
     cfg = make_config(arguments, folder)
-    if side == "ours" and arguments.fast is not None:
-        cfg = fast_config(cfg, arguments.fast)
+    if side == "ours" and arguments.fast:
+        cfg = fast_config(cfg, arguments.fast[0])
     build(side, cfg, folder).run(arguments.iterations)
     # Of this program alone; ru_maxrss would count what forked it.
     status = Path("/proc/self/status").read_text()
@@ -253,8 +285,14 @@ def parse_arguments() -> argparse.Namespace:
     add("--workers", type=int, default=0, help="of each side's loader, default: %(default)s")
     add("--iterations", type=int, default=2, help="in a block, default: %(default)s")
     add("--blocks", type=int, default=10, help="of each side, default: %(default)s")
-    add("--fast", nargs="*", metavar="OPTION", help="ours with SVP.FAST, or these of its options")
-    add("--profile", action="store_true", help="also print where ours spends its time")
+    add(
+        "--fast",
+        nargs="*",
+        action="append",
+        metavar="OPTION",
+        help="ours with SVP.FAST, or these of its options, or none; may be given several times",
+    )
+    add("--profile", action="store_true", help="also print where time is spent, of the last set")
     add("--memory", action="store_true", help="compare peak memory; --blocks processes of each")
     add("--only", choices=SIDES, help=argparse.SUPPRESS)
     add("--json", metavar="FILE", help="also write the figures to FILE")
@@ -266,7 +304,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--device cuda: there is no CUDA device")
     if arguments.workers and arguments.device == "cpu":
         parser.error("--workers: the workers' processor time would not be counted on a CPU")
-    unknown = set(arguments.fast or ()) - set(default_config().SVP.FAST)
+    known = {*default_config().SVP.FAST, "none"}
+    unknown = {option for options in arguments.fast or () for option in options} - known
     if unknown:
         parser.error(f"--fast: there is no option {', '.join(sorted(unknown))} in SVP.FAST")
     return arguments
@@ -275,25 +314,33 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     logging.disable(logging.INFO)
+    warnings.filterwarnings("ignore", module="detectron2")
     with tempfile.TemporaryDirectory() as name:
         if arguments.only:
             print(peak_of(arguments.only, arguments, Path(name)))
             return
         what = f"{arguments.config}, {arguments.batch} images of {arguments.size} pixels"
-        figures: dict[str, Any] = {"what": what, "machine": machine(arguments.device)}
-        if arguments.memory:
-            figures |= compare_memory(arguments)
-            met = figures["ratio"] <= MEMORY_TARGET
-            target = f"at most {MEMORY_TARGET}x the memory"
-        else:
-            figures |= compare_speed(arguments, Path(name))
-            least = SPEED_TARGET if arguments.fast is None else FAST_TARGET[arguments.device]
-            met = figures["ratio"] >= least
-            target = f"at least {least}x the speed"
-    print("\n".join(f"{key}: {value}" for key, value in figures.items()))
-    print(f"{target} of plain Detectron2: {'yes' if met else 'NO'}")
+        print(f"what: {what}\nmachine: {machine(arguments.device)}")
+        results = []
+        speed = () if arguments.memory else compare_speed(arguments, Path(name))
+        for figures in [compare_memory(arguments)] if arguments.memory else speed:
+            print("\n".join(f"{key}: {value}" for key, value in figures.items()))
+            print(verdict(figures, arguments), flush=True)
+            results.append(figures)
     if arguments.json:
+        figures = {"what": what, "machine": machine(arguments.device), "results": results}
         Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def verdict(figures: dict[str, Any], arguments: argparse.Namespace) -> str:
+    ratio = figures["ratio"]
+    if arguments.memory:
+        met, target = ratio <= MEMORY_TARGET, f"at most {MEMORY_TARGET}x the memory"
+    else:
+        fast = bool(figures["fast options in force"])
+        least = FAST_TARGET[arguments.device] if fast else SPEED_TARGET
+        met, target = ratio >= least, f"at least {least}x the speed"
+    return f"{target} of plain Detectron2: {'yes' if met else 'NO'}\n"
 
 
 if __name__ == "__main__":

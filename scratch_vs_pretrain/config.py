@@ -74,9 +74,12 @@ def add_svp_config(cfg: CfgNode) -> None:
     cfg.SVP.FAST.FUSED_OPTIMIZER = True
     # The next batch is copied to the GPU while the last one trains.
     cfg.SVP.FAST.PREFETCH = True
-    # cuDNN tries its algorithms for each new image size: resuming is not exact.
-    cfg.SVP.FAST.CUDNN_BENCHMARK = True
-    # Channels innermost in memory. On a CPU it does not pay with GroupNorm.
+    # What concerns one image after another runs on the GPU beside what concerns all.
+    cfg.SVP.FAST.OVERLAP = True
+    # cuDNN tries its algorithms for each new size of a batch: resuming is not exact, and a mask
+    # head's batches have a new size in nearly every iteration.
+    cfg.SVP.FAST.CUDNN_BENCHMARK = False
+    # Channels innermost in memory. It does not pay with GroupNorm.
     cfg.SVP.FAST.CHANNELS_LAST = False
     # torch.compile for backbone and FPN: resuming is not exact.
     cfg.SVP.FAST.COMPILE_BACKBONE = False

@@ -6,12 +6,14 @@ Each function does nothing for an option that is off, so that a trainer calls th
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from scratch_vs_pretrain.training.exactness import is_deterministic
+from scratch_vs_pretrain.training.overlap import overlap
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ def options_in_force(cfg: Any) -> tuple[str, ...]:
     asked = {name for name, on in cfg.SVP.FAST.items() if on and name != "ENABLED"}
     device = torch.device(cfg.MODEL.DEVICE)
     if device.type != "cuda":
-        asked -= {"PREFETCH", "CUDNN_BENCHMARK"}
+        asked -= {"PREFETCH", "OVERLAP", "CUDNN_BENCHMARK"}
     if is_deterministic(cfg):
         asked.discard("CUDNN_BENCHMARK")
     if "BF16" in asked and not has_bf16(device):
@@ -57,11 +59,41 @@ def has_bf16(device: torch.device) -> bool:
 def prepare_model(model: nn.Module, options: tuple[str, ...]) -> None:
     """Changes a model in place for the options that concern it; call it before the optimizer."""
     torch.backends.cudnn.benchmark = "CUDNN_BENCHMARK" in options
+    if "BF16" in options and next(model.parameters()).is_cuda:
+        keep_norms_narrow(model)
     if "CHANNELS_LAST" in options:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if "COMPILE_BACKBONE" in options:
-        # Images of many sizes: one graph for all.
-        model.backbone.compile(dynamic=True)  # type: ignore[operator, union-attr]
+        # A graph for the first image size, then one for all others.
+        model.backbone.compile()  # type: ignore[operator, union-attr]
+    if "OVERLAP" in options:
+        overlap(model)
+
+
+def keep_norms_narrow(model: nn.Module) -> None:
+    """Lets the GroupNorms of a model take and return what they are given, bfloat16 as it is.
+
+    Autocast on GPUs, unlike on processors, would widen every feature map to float32 for them. The
+    sums inside of the kernel are in float32 either way.
+    """
+    for module in model.modules():
+        if type(module) is nn.GroupNorm:
+            module.__class__ = _NarrowGroupNorm
+
+
+class _NarrowGroupNorm(nn.GroupNorm):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        # What F.group_norm calls; autocast knows only that one by name.
+        output, _, _ = torch.ops.aten.native_group_norm(
+            input.contiguous(),
+            self.weight.to(input.dtype),
+            self.bias.to(input.dtype),
+            *input.shape[:2],
+            math.prod(input.shape[2:]),
+            self.num_groups,
+            self.eps,
+        )
+        return output
 
 
 def prepare_optimizer(optimizer: torch.optim.Optimizer, options: tuple[str, ...]) -> None:

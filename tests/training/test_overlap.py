@@ -1,0 +1,108 @@
+import contextlib
+
+import pytest
+import torch
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
+
+from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.training.__main__ import config_of
+from scratch_vs_pretrain.training.overlap import PARTS, overlap
+from scratch_vs_pretrain.training.trainer import Trainer
+
+
+@pytest.fixture
+def trainer_on(write_study, tmp_path):
+    """Builds a trainer on as many pictures as a device is asked to take at a time."""
+
+    def build(device, images):
+        study = write_study(overrides={"MODEL.DEVICE": device, "SOLVER.IMS_PER_BATCH": images})
+        [folder] = prepare(load_study(study), tmp_path / "output")
+        cfg = config_of(folder.config_file)
+        catalog.register(cfg)
+        return Trainer(cfg, folder)
+
+    return build
+
+
+@pytest.fixture
+def without_streams(monkeypatch):
+    """CUDA's streams and events, replaced by ones that do nothing and note what waits for what."""
+    waits = []
+
+    class Stream:
+        def __init__(self, device=None):
+            pass
+
+        def wait_stream(self, other):
+            waits.append("stream")
+
+        def wait_event(self, event):
+            assert event.recorded
+            waits.append("event")
+
+    class Event:
+        recorded = False
+
+        def record(self):
+            self.recorded = True
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    return waits
+
+
+def losses(trainer, batch):
+    """Returns the losses of one batch, with the same random draws each time."""
+    seed_all_rng(1)
+    found = trainer.network([dict(sample) for sample in batch])
+    return {name: loss.item() for name, loss in found.items()}
+
+
+def batch_of(trainer):
+    return next(iter(trainer.stream.start_at(0)))
+
+
+# Fewer images than parts, as many, and more that do not divide.
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+@pytest.mark.parametrize("images", [2, PARTS, 6])
+def test_the_same_losses(trainer_on, without_streams, images):
+    trainer = trainer_on("cpu", images)
+    batch = batch_of(trainer)
+    with EventStorage(0):
+        expected = losses(trainer, batch)
+        overlap(trainer.network)
+        assert losses(trainer, batch) == expected
+    # The labels' stream for the ground truth, the main one for the labels, each part for the
+    # features and the main one for each part.
+    working = min(images, PARTS)
+    assert sorted(without_streams) == ["event"] + ["stream"] * (1 + working + PARTS)
+
+
+def test_evaluation_stays_as_it_is(trainer_on, without_streams):
+    trainer = trainer_on("cpu", 2)
+    batch = [{"image": sample["image"]} for sample in batch_of(trainer)]
+    trainer.network.eval()
+    with torch.no_grad():
+        expected = trainer.network(batch)
+        overlap(trainer.network)
+        found = trainer.network(batch)
+    assert without_streams == []
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one["instances"].scores, other["instances"].scores)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_same_losses_on_a_gpu(trainer_on):
+    trainer = trainer_on("cuda", 6)
+    batch = batch_of(trainer)
+    with EventStorage(0):
+        expected = losses(trainer, batch)
+        overlap(trainer.network)
+        for _ in range(3):
+            assert losses(trainer, batch) == pytest.approx(expected, rel=1e-5)
