@@ -21,6 +21,7 @@ from scratch_vs_pretrain.analysis.drawing import (
     plain,
     shortened,
 )
+from scratch_vs_pretrain.analysis.lines import choose_metrics
 from scratch_vs_pretrain.analysis.panels import metric_title, name_axes
 from scratch_vs_pretrain.analysis.results import Results, by_study, final_results
 from scratch_vs_pretrain.analysis.runs import RunRecord
@@ -83,7 +84,8 @@ def bars_figure(
             known = ", ".join(results.study for results in studies)
             raise UserError(f"--label {name}=...: no such study here; there is {known}")
     groups = [group for results in studies for group in _groups(results, labels)]
-    metrics = _metrics(groups, metrics)
+    logged = {name for g in groups for found in g.scores.values() for s in found for name in s}
+    metrics = choose_metrics(logged, metrics, "finished run")
     arms = list(dict.fromkeys(arm for group in groups for arm in group.scores))
     styles = arm_styles(arms)
     if len(groups) > MOST_GROUPS:
@@ -113,19 +115,6 @@ def _groups(results: Results, labels: Mapping[str, str]) -> Iterator[Group]:
 def _augmented(scores: Mapping[str, float]) -> dict[str, float]:
     """Returns the scores with test augmentation under the names of those without."""
     return {name.replace(TTA, "/"): value for name, value in scores.items() if TTA in name}
-
-
-def _metrics(groups: Sequence[Group], wanted: Sequence[str] | None) -> list[str]:
-    known = {name for g in groups for found in g.scores.values() for s in found for name in s}
-    metrics = list(wanted or (m for m in ("bbox/AP", "segm/AP", "keypoints/AP") if m in known))
-    absent = [metric for metric in metrics if metric not in known]
-    if absent or not metrics:
-        short = sorted(name for name in known if "-" not in name and "@" not in name)
-        raise UserError(
-            f"no finished run here has {', '.join(absent) or 'an AP'}; "
-            f"there is {', '.join(short) or 'nothing yet'}"
-        )
-    return metrics
 
 
 def _draw(ax: Axes, groups: Sequence[Group], styles: Mapping[str, Style], metric: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,22 +77,28 @@ def named_arms(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def known_metrics(frame: pd.DataFrame, metrics: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the metrics to draw; by default the main AP of each task that was evaluated.
+    """Returns the metrics to draw, as :func:`choose_metrics` among those with a value."""
+    return choose_metrics(set(frame[frame.value.notna()].metric), metrics)
+
+
+def choose_metrics(
+    known: Collection[str], wanted: Sequence[str] | None, runs: str = "run"
+) -> tuple[str, ...]:
+    """Returns the wanted metrics, by default the main AP of each task that was evaluated.
 
     Raises:
-        UserError: one that nobody logged, or none to draw by default.
+        UserError: one that nobody logged, or none by default.
     """
-    logged = set(frame[frame.value.notna()].metric.unique())
     main = ("bbox/AP", "segm/AP", "keypoints/AP")
-    wanted = tuple(metrics) if metrics else tuple(metric for metric in main if metric in logged)
-    unknown = [metric for metric in wanted if metric not in logged]
-    if unknown or not wanted:
-        short = sorted(name for name in logged if "-" not in name and "@" not in name)
+    chosen = tuple(wanted) if wanted else tuple(metric for metric in main if metric in known)
+    unknown = [metric for metric in chosen if metric not in known]
+    if unknown or not chosen:
+        short = sorted(name for name in known if "-" not in name and "@" not in name)
         raise UserError(
-            f"no run here has {', '.join(unknown) or 'an AP'}; "
+            f"no {runs} here has {', '.join(unknown) or 'an AP'}; "
             f"there is {', '.join(short) or 'nothing yet'}"
         )
-    return wanted
+    return chosen
 
 
 def of_schedule(frame: pd.DataFrame, schedule: str | None) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
+from detectron2.engine import SimpleTrainer
 
 from scratch_vs_pretrain.config import config_text, default_config, merge_file, merge_overrides
 from scratch_vs_pretrain.data.registration import register
@@ -202,3 +203,20 @@ def train_until(monkeypatch):
             assert worker.main([str(folder.path)]) == worker.INTERRUPTED
 
     return train_until
+
+
+@pytest.fixture
+def at_iteration():
+    """Does something before an iteration of training in this process; for forks."""
+
+    def plan(iteration, action):
+        step = SimpleTrainer.run_step
+
+        def called(trainer):
+            if trainer.iter == iteration:
+                action()
+            step(trainer)
+
+        SimpleTrainer.run_step = called
+
+    return plan

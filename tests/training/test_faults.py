@@ -8,7 +8,6 @@ import signal
 import time
 
 import pytest
-from detectron2.engine import SimpleTrainer
 
 from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -39,18 +38,6 @@ def train(fork, ended):
     return start
 
 
-def at_iteration(iteration, action):
-    """Does something before an iteration of training in this process."""
-    step = SimpleTrainer.run_step
-
-    def called(trainer):
-        if trainer.iter == iteration:
-            action()
-        step(trainer)
-
-    SimpleTrainer.run_step = called
-
-
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -68,7 +55,7 @@ def checkpoint_names(folder):
 
 
 def test_a_full_disk_in_the_middle_of_a_checkpoint(
-    plan_run, train, alone, content_of_run, assert_equal
+    at_iteration, plan_run, train, alone, content_of_run, assert_equal
 ):
     """The write fails half way; the checkpoint before is intact, and the run goes on from there."""
     folder = plan_run()
@@ -85,7 +72,7 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint(
     assert_equal(content_of_run(folder), content_of_run(alone))
 
 
-def test_a_data_loader_worker_dies(plan_run, train):
+def test_a_data_loader_worker_dies(at_iteration, plan_run, train):
     def kill():
         (loader,) = multiprocessing.active_children()
         os.kill(loader.pid, signal.SIGKILL)
@@ -99,7 +86,7 @@ def test_a_data_loader_worker_dies(plan_run, train):
 
 
 def test_a_truncated_checkpoint_costs_the_iterations_since_the_one_before(
-    plan_run, train, alone, content_of_run, assert_equal
+    at_iteration, plan_run, train, alone, content_of_run, assert_equal
 ):
     folder = plan_run()
     assert train(folder, lambda: at_iteration(5, die)) == -signal.SIGKILL
@@ -111,7 +98,7 @@ def test_a_truncated_checkpoint_costs_the_iterations_since_the_one_before(
     assert_equal(content_of_run(folder), content_of_run(alone))
 
 
-def test_the_clock_jumps(plan_run, train):
+def test_the_clock_jumps(at_iteration, plan_run, train):
     """Back by a day in the middle: elapsed times are measured on a clock that cannot."""
 
     def turn_back():
@@ -124,7 +111,7 @@ def test_the_clock_jumps(plan_run, train):
 
 
 def test_a_moved_run_goes_on_and_is_read(
-    plan_run, train, alone, content_of_run, assert_equal, tmp_path
+    at_iteration, plan_run, train, alone, content_of_run, assert_equal, tmp_path
 ):
     folder = plan_run()
     assert train(folder, lambda: at_iteration(5, die)) == -signal.SIGKILL

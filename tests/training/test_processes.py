@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
 
 from scratch_vs_pretrain.data.scenes import ShapesSpec
 from scratch_vs_pretrain.data.shapes import make_shapes
@@ -50,25 +49,13 @@ def train(ranks, ended):
     return start
 
 
-def at_iteration(iteration, action):
-    """Does something before an iteration of training in this process."""
-    step = SimpleTrainer.run_step
-
-    def called(trainer):
-        if trainer.iter == iteration:
-            action()
-        step(trainer)
-
-    SimpleTrainer.run_step = called
-
-
 def send_me(number, rank=0):
     if os.environ["RANK"] == str(rank):
         os.kill(os.getpid(), number)
 
 
 def test_killed_and_stopped_runs_of_two_end_as_one_left_alone(
-    plan_run, train, content_of_run, assert_equal
+    at_iteration, plan_run, train, content_of_run, assert_equal
 ):
     """One asked to stop is enough for both; then both are killed; then they finish."""
     fields = {"overrides": {"MODEL.RESNETS.NORM": "SyncBN", "SVP.LOG_PERIOD": 1}}
@@ -91,7 +78,7 @@ def test_killed_and_stopped_runs_of_two_end_as_one_left_alone(
 
 
 def test_a_killed_run_of_three_ends_as_one_left_alone(
-    plan_run, train, content_of_run, assert_equal
+    at_iteration, plan_run, train, content_of_run, assert_equal
 ):
     """The order in which three add their gradients is the same after a resume."""
     fields = {"overrides": {"SOLVER.IMS_PER_BATCH": 3, "SVP.GROUP_SIZE": 1}}
@@ -151,7 +138,7 @@ def test_two_learn_as_one_does(plan_run, train, content_of_run, tmp_path):
     assert one[-1] < one[0]
 
 
-def test_a_failure_of_one_is_named(plan_run, train):
+def test_a_failure_of_one_is_named(at_iteration, plan_run, train):
     def fail():
         if os.environ["RANK"] == "1":
             raise RuntimeError("this one alone")
@@ -164,7 +151,7 @@ def test_a_failure_of_one_is_named(plan_run, train):
     assert train(folder) == [0, 0]
 
 
-def test_another_number_of_processes_goes_on(plan_run, train):
+def test_another_number_of_processes_goes_on(at_iteration, plan_run, train):
     folder = plan_run("run")
     stop = lambda: at_iteration(3, lambda: os.kill(os.getpid(), signal.SIGTERM))  # noqa: E731
     assert train(folder, 2, before=stop) == [worker.INTERRUPTED] * 2
