@@ -45,18 +45,20 @@ def published_table(runs: Sequence[RunRecord], by: str = "paper", kind: str = "s
     experiment = "metrics" if detailed else match.experiment
     results = final_results(runs)
     everything = published(experiment, by=by, backbone=match.backbone, norm=match.norm)
-    numbers = _of_our_data(results, everything, experiment)
-    rows = tuple(
-        row
-        for number in numbers
-        if _same_recipe(results, number)
-        for row in _beside(results, number)
-    )
+    ours = _of_our_data(results, everything, experiment)
+    numbers = [number for number in ours if _same_recipe(results, number)]
+    rows = tuple(row for number in numbers for row in _beside(results, number))
+    theirs = sorted({f"{_our_metric(n)} at {n.schedule or 'best'}" for n in numbers})
+    nothing = f"Nothing to compare: no finished run here has the {by}'s {', '.join(theirs)}."
     return Table(
         f"{results.study}: ours and the {by}'s",
         ("arm", "schedule", "metric", "ours", by, f"ours - {by}", "within noise", "source"),
         rows,
-        (*notes(results), *((ZOO_NOTE,) if by == "zoo" else ())),
+        (
+            *([nothing] if numbers and not rows else []),
+            *notes(results),
+            *([ZOO_NOTE] if by == "zoo" else []),
+        ),
     )
 
 

@@ -182,6 +182,16 @@ def test_study_that_is_not_the_papers(folders):
         published_table(load_runs(folders.root))
 
 
+def test_numbers_with_another_recipe_are_named(folders):
+    """The paper prints the enhanced baselines' numbers with test augmentation only."""
+    for arm in ("scratch", "pretrained"):
+        add(folders, "enhanced-r50", arm, "6x", 40.0)
+    table = published_table(load_runs(folders.root))
+    assert table.rows == ()
+    lacking = "segm_TTA/AP at 6x, segm_TTA/AP at 9x"
+    assert table.notes[0] == f"Nothing to compare: no finished run here has the paper's {lacking}."
+
+
 def test_nothing_finished_is_an_empty_table(folders):
     for arm in ("scratch", "pretrained"):
         folders.run(arm, study="baseline-r50-gn", state="failed", iteration=9, curve={})
