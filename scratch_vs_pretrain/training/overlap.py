@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from detectron2.modeling.proposal_generator import RPN
 from torch import nn
 
 PARTS = 4
@@ -20,10 +21,14 @@ PARTS = 4
 
 def overlap(model: nn.Module) -> None:
     """Changes a detector on a GPU in place: anchors are labelled while the backbone computes, and
-    the proposals of several images are filtered at once."""
-    rpn: Any = model.proposal_generator
-    _label_beside(model, rpn)
-    rpn.predict_proposals = _in_parts(rpn, rpn.predict_proposals)
+    the proposals of several images are filtered at once.
+
+    A detector without a region proposal network stays as it is.
+    """
+    rpn: Any = getattr(model, "proposal_generator", None)
+    if isinstance(rpn, RPN):
+        _label_beside(model, rpn)
+        rpn.predict_proposals = _in_parts(rpn, rpn.predict_proposals)
 
 
 def _label_beside(model: Any, rpn: Any) -> None:

@@ -96,6 +96,14 @@ def test_evaluation_stays_as_it_is(trainer_on, without_streams):
         assert torch.equal(one["instances"].scores, other["instances"].scores)
 
 
+def test_a_detector_without_proposals_stays_as_it_is(without_streams):
+    model = torch.nn.Module()
+    overlap(model)
+    model.proposal_generator = None
+    overlap(model)
+    assert without_streams == []
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_same_losses_on_a_gpu(trainer_on):
