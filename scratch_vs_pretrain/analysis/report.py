@@ -6,17 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import importlib.resources
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
 import pandas as pd
-import yaml
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -26,7 +23,7 @@ from scratch_vs_pretrain.analysis.contest import NOT_ENOUGH
 from scratch_vs_pretrain.analysis.costs import PIXELS, with_costs
 from scratch_vs_pretrain.analysis.error_table import errors_table
 from scratch_vs_pretrain.analysis.figure_files import figure_bytes
-from scratch_vs_pretrain.analysis.formats import Cell, Table, render
+from scratch_vs_pretrain.analysis.formats import Table, render
 from scratch_vs_pretrain.analysis.frame import tidy
 from scratch_vs_pretrain.analysis.iou import iou_figure
 from scratch_vs_pretrain.analysis.metrics_file import Curve, Metrics, read_metrics
@@ -41,8 +38,12 @@ from scratch_vs_pretrain.analysis.results import (
     pairs,
     scratch_arm,
 )
+from scratch_vs_pretrain.analysis.run_tables import (
+    differences_table,
+    provenance_table,
+    runs_table,
+)
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
-from scratch_vs_pretrain.config import differences
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 
@@ -138,9 +139,9 @@ def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
         tables=tuple(map(_html, _each_note_once(made))),
         figures=tuple(_figures(runs, frame, number, notes)),
         notes=tuple(dict.fromkeys(notes)),
-        differences=_html(_differences(runs)),
-        runs=_html(_runs(runs)),
-        provenance=_html(_provenance(runs)),
+        differences=_html(differences_table(runs)),
+        runs=_html(runs_table(runs)),
+        provenance=_html(provenance_table(runs)),
     )
 
 
@@ -228,93 +229,3 @@ def _inline(svg: str, prefix: str) -> str:
 def _html(table: Table) -> Markup:
     # `render` escapes every cell.
     return Markup(render(table, "html"))
-
-
-def _differences(runs: Sequence[RunRecord]) -> Table:
-    """Compares the final configs of one run per arm, at its longest schedule."""
-    configs: dict[str, Any] = {}
-    for run in sorted(runs, key=lambda run: -run.iterations):
-        file = RunFolder(run.folder).config_file
-        if run.arm not in configs and file.exists():
-            configs[run.arm] = _config(file)
-    found = differences(configs) if len(configs) > 1 else {}
-    rows = [
-        (key, *(json.dumps(values.get(arm)) for arm in configs))
-        for key, values in found.items()
-        if key != "OUTPUT_DIR"
-    ]
-    notes = () if len(configs) > 1 else ("Fewer than two arms have a config.yaml here.",)
-    title = "Final configs at each arm's longest schedule, key by key"
-    return Table(title, ("key", *configs), tuple(rows), notes)
-
-
-def _config(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        raise UserError(f"{file}: not plain YAML; is it a run's final config?") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: not a mapping of config keys; is it a run's final config?")
-    return content
-
-
-def _runs(runs: Sequence[RunRecord]) -> Table:
-    rows: list[tuple[Cell, ...]] = [
-        (
-            run.arm,
-            run.schedule,
-            run.seed,
-            run.state,
-            run.iteration,
-            run.iterations,
-            None if run.seconds is None else run.seconds / 3600,
-            run.reason,
-        )
-        for run in runs
-    ]
-    header = ("arm", "schedule", "seed", "state", "iteration", "of", "hours", "reason")
-    return Table(
-        "Every run; those that are not finished enter no mean", header, (*rows, *_absent(runs))
-    )
-
-
-def _absent(runs: Sequence[RunRecord]) -> Iterator[tuple[Cell, ...]]:
-    """Yields the runs without a folder whose schedule and seed other arms of the study have."""
-    known = {(run.arm, run.schedule, run.seed) for run in runs}
-    seeds = sorted({run.seed for run in runs if run.seed is not None})
-    arms = runs[0].arm_order or tuple(dict.fromkeys(run.arm for run in runs))
-    for arm in arms:
-        mine = list(dict.fromkeys(run.schedule for run in runs if run.arm == arm))
-        for schedule in mine or dict.fromkeys(run.schedule for run in runs):
-            for seed in seeds:
-                if (arm, schedule, seed) not in known:
-                    yield (arm, schedule, seed, "no folder", None, None, None, None)
-
-
-def _provenance(runs: Sequence[RunRecord]) -> Table:
-    """Lists every fact with its distinct values; more than one is worth a look."""
-    facts: dict[str, list[str]] = {}
-    for run in runs:
-        versions = run.provenance.get("versions")
-        known = {
-            "device": run.provenance.get("device"),
-            "host": run.provenance.get("host"),
-            "git commit": run.provenance.get("git_commit"),
-            "training data": _data(run.train_set),
-            "evaluation data": _data(run.test_set),
-            **(versions if isinstance(versions, dict) else {}),
-        }
-        for name, value in known.items():
-            text = "" if value is None else str(value)
-            if text and text not in facts.setdefault(str(name), []):
-                facts[str(name)].append(text)
-    rows = tuple((name, "; ".join(values)) for name, values in facts.items() if values)
-    return Table("Where, with what and on what the runs trained", ("", "value"), rows)
-
-
-def _data(data: Any) -> str | None:
-    names, images, digest = (data.get(key) for key in ("names", "images", "sha256"))
-    if not names:
-        return None
-    count = "" if images is None else f", {images:,} images"
-    return f"{', '.join(names)}{count}{f', sha256 {digest[:12]}' if digest else ''}"
