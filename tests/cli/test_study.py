@@ -39,6 +39,8 @@ def test_several_arms_train_and_evaluate_on_photographs(write_study, tiny_backbo
             "MODEL.ROI_HEADS.NUM_CLASSES": 80,
             "INPUT.MAX_SIZE_TRAIN": 96,
             "INPUT.MAX_SIZE_TEST": 96,
+            "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
+            "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
         },
     )
     done = subprocess.run(

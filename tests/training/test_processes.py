@@ -268,12 +268,13 @@ def test_a_request_before_training_begins(plan_run, monkeypatch, fork, ended):
             self.pid = os.fork()
             if self.pid == 0:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                folder.update(state="running")
+                (folder.path / f"starting{rank}").touch()
                 time.sleep(60)
 
     monkeypatch.setattr(processes, "_start", Slow)
+    folder.update(state="running")
     starter = fork(processes.train_in_processes, folder, 2, False)
-    wait_for(lambda: folder.read()["state"] == "running")
+    wait_for(lambda: len(list(folder.path.glob("starting*"))) == 2)
     os.kill(starter, signal.SIGTERM)
     assert ended(starter) == [worker.INTERRUPTED]
     assert folder.read()["reason"] == "asked to stop before training began"
