@@ -25,7 +25,7 @@ from scratch_vs_pretrain.analysis.runs import RunRecord
 from scratch_vs_pretrain.analysis.statistics import SEEDS_FOR_INTERVAL, t_interval
 from scratch_vs_pretrain.run_folder import RunFolder
 
-# The share of metrics.json, from its end, whose losses stand for the final one.
+# The share of metrics.json's lines, from its end, whose losses stand for the final one.
 FINAL_LOSSES = 0.1
 
 
@@ -198,7 +198,10 @@ def _final_loss(runs: Sequence[RunRecord]) -> float:
     for run in runs:
         file = RunFolder(run.folder).metrics_file
         if run.state == "finished" and file.exists():
-            curve = read_metrics(file, own=True, share=FINAL_LOSSES).training.get("total_loss")
-            if curve is not None:
-                finals.append(float(np.median(curve.values)))
+            # The last lines of a short run may hold AP alone.
+            for share in (FINAL_LOSSES, 1.0):
+                curve = read_metrics(file, own=True, share=share).training.get("total_loss")
+                if curve is not None:
+                    finals.append(float(np.median(curve.values)))
+                    break
     return float(np.mean(finals)) if finals else math.nan

@@ -67,7 +67,7 @@ def read_metrics(path: Path, *, own: bool = False, share: float = 1.0) -> Metric
         own: this package's trainer wrote it. A lock and a comparison of configs keep other runs out
             of its folder, so iterations that start again are a restart and not a second run; and
             every row's iteration is 0-based, the last evaluation's too.
-        share: how much of the file to read, from its end; at least one line.
+        share: of the file's lines, from its end, to read: rounded, at least one.
 
     Raises:
         UserError: the file is missing, or a line is no row of metrics (the unfinished last line of
@@ -77,8 +77,11 @@ def read_metrics(path: Path, *, own: bool = False, share: float = 1.0) -> Metric
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    start = content.rfind(b"\n", 0, round((1 - share) * len(content))) + 1
-    before = content.count(b"\n", 0, start)
+    before = 0
+    if share < 1:
+        ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
+        before = max(0, len(ends) - max(1, round(share * len(ends))))
+    start = ends[before - 1] + 1 if before else 0
     return assemble(parse_lines(content[start:], path, before), path, own=own)
 
 

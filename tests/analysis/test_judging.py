@@ -100,6 +100,20 @@ def test_scratch_that_fits_its_training_data_worse_needs_longer(folders):
     assert "longer schedule" in finding.evidence
 
 
+def test_a_last_line_without_a_loss_hides_no_final_loss(folders):
+    """The AP that a second process scored is the last line, which may be a tenth of all."""
+    study(folders, [(5, 25)], [(20, 31)], name="much")
+    expected = conclude(load_runs(folders.root))[4].findings[0].evidence
+    for file in folders.root.rglob("metrics.json"):
+        losses = file.read_text().splitlines(keepends=True)[-9:]
+        file.write_text("".join(losses) + '{"iteration": 599, "bbox/AP": 25.0}\n')
+    finding = conclude(load_runs(folders.root))[4].findings[0]
+    assert "not known" not in finding.evidence
+    assert finding.verdict == CONTRADICTED
+    assert expected.startswith("final training loss")
+    assert finding.evidence.startswith("final training loss")
+
+
 def test_divergence_contradicts_that_scratch_works(folders):
     study(folders, [], [(20, 31)])
     folders.run("scratch", curve={}, study="s", state="diverged", iteration=40, data=data(20_000))

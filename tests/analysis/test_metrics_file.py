@@ -10,6 +10,10 @@ from scratch_vs_pretrain.analysis.metrics_file import is_score, read_metrics
 from scratch_vs_pretrain.errors import UserError
 
 
+def row(iteration, **values):
+    return {"iteration": iteration, "total_loss": 1.0, "lr": 0.02, **values}
+
+
 @pytest.fixture
 def write(tmp_path):
     def write(*lines, end="\n"):
@@ -19,10 +23,6 @@ def write(tmp_path):
         return file
 
     return write
-
-
-def row(iteration, **values):
-    return {"iteration": iteration, "total_loss": 1.0, "lr": 0.02, **values}
 
 
 def points(curve):
@@ -53,11 +53,24 @@ def test_iterations_are_completed_ones_and_scores_apart(write):
     assert "bbox/AP" not in metrics.training
 
 
-@pytest.mark.parametrize(("share", "lines"), [(0.1, 1), (0.11, 2), (0.5, 5), (1.0, 10)])
+@pytest.mark.parametrize(("share", "lines"), [(0.01, 1), (0.1, 1), (0.16, 2), (0.5, 5), (1.0, 10)])
 def test_only_the_end_is_read(write, share, lines):
     file = write(*(row(19 + 20 * k) for k in range(10, 20)))
     end = read_metrics(file, share=share).training["total_loss"].iterations
     assert end.tolist() == [220 + 20 * k for k in range(10)][-lines:]
+
+
+def test_the_end_is_counted_in_lines_however_long(write):
+    long = {f"bbox/AP-{name}": 1.0 for name in range(100)}
+    file = write(*(row(19 + 20 * k) for k in range(9)), row(199, **long))
+    end = read_metrics(file, share=0.2).training["total_loss"].iterations
+    assert end.tolist() == [180, 200]
+
+
+@pytest.mark.parametrize("lines", [[], [row(19)]])
+def test_the_end_of_a_file_with_no_more_than_one_line_is_all_of_it(write, lines):
+    file = write(*lines, end="\n" if lines else "")
+    assert len(read_metrics(file, share=0.1).training) == 2 * len(lines)
 
 
 def test_a_damaged_line_of_the_end_has_its_number(write):
