@@ -96,6 +96,8 @@ def make_config(arguments: argparse.Namespace, folder: Path) -> Any:
 
 def fast_config(cfg: Any, options: list[str]) -> Any:
     """Returns a config with the fast options on: those named, or all that are on by default."""
+    if options == ["none"]:
+        return cfg
     cfg = cfg.clone()
     cfg.SVP.FAST.ENABLED = True
     if options:
@@ -169,14 +171,12 @@ def compare_speed(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[
     torch.backends.cudnn.benchmark = False
     plain = build("plain", cfg, folder)
     weights = {k: v.clone() for k, v in plain.trainer._trainer.model.state_dict().items()}
-    sets = arguments.fast or [["none"]]
-    for number, options in enumerate(sets):
-        ours_cfg = cfg if options == ["none"] else fast_config(cfg, options)
+    for number, options in enumerate(arguments.fast):
         (folder / str(number)).mkdir()
-        ours = build("ours", ours_cfg, folder / str(number))
+        ours = build("ours", fast_config(cfg, options), folder / str(number))
         sides = {"ours": ours, "plain": plain}
         figures = compare_sides(sides, weights, arguments)
-        if arguments.profile and number == len(sets) - 1:
+        if arguments.profile and options is arguments.fast[-1]:
             for name, side in sides.items():
                 figures[f"profile of {name}"] = "\n" + profile_of(side)
         yield figures
@@ -253,7 +253,7 @@ def compare_memory(arguments: argparse.Namespace) -> dict[str, Any]:
 def peak_of(side: str, arguments: argparse.Namespace, folder: Path) -> int:
     """Trains one side in this process and returns the process's peak memory in bytes."""
     cfg = make_config(arguments, folder)
-    if side == "ours" and arguments.fast:
+    if side == "ours":
         cfg = fast_config(cfg, arguments.fast[0])
     build(side, cfg, folder).run(arguments.iterations)
     # Of this program alone; ru_maxrss would count what forked it.
@@ -304,8 +304,9 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--device cuda: there is no CUDA device")
     if arguments.workers and arguments.device == "cpu":
         parser.error("--workers: the workers' processor time would not be counted on a CPU")
-    known = {*default_config().SVP.FAST, "none"}
-    unknown = {option for options in arguments.fast or () for option in options} - known
+    arguments.fast = arguments.fast or [["none"]]
+    known = set(default_config().SVP.FAST)
+    unknown = {one for options in arguments.fast if options != ["none"] for one in options} - known
     if unknown:
         parser.error(f"--fast: there is no option {', '.join(sorted(unknown))} in SVP.FAST")
     return arguments

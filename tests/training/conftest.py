@@ -14,6 +14,8 @@ from scratch_vs_pretrain.config import config_text, default_config, merge_file, 
 from scratch_vs_pretrain.data.registration import register
 from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training import hooks
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
@@ -220,3 +222,18 @@ def at_iteration():
         SimpleTrainer.run_step = called
 
     return plan
+
+
+@pytest.fixture
+def trainer_with(write_study, tmp_path):
+    """Builds a trainer of 50 iterations on twelve pictures of 64 pixels."""
+
+    def build(name, overrides=None, iterations=50):
+        overrides = {"SOLVER.CHECKPOINT_PERIOD": 1000, **(overrides or {})}
+        study = write_study(overrides=overrides, schedules=[{"iterations": iterations}])
+        [folder] = prepare(load_study(study), tmp_path / name)
+        cfg = worker.config_of(folder.config_file)
+        register(cfg)
+        return Trainer(cfg, folder)
+
+    return build

@@ -5,34 +5,13 @@ import pytest
 import torch
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data import catalog
-from scratch_vs_pretrain.study.launch import prepare
-from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.training import fast
-from scratch_vs_pretrain.training.__main__ import config_of
-from scratch_vs_pretrain.training.trainer import Trainer
 
 # Without BF16, which the machine may not have.
 EXACT = {"SVP.FAST.ENABLED": True, "SVP.FAST.BF16": False}
 
-ITERATIONS = 50
 # Half the distance between neighbouring bfloat16 numbers, relative to them.
 ROUNDING = 2**-8
-
-
-@pytest.fixture
-def trainer_with(write_study, tmp_path):
-    """Builds a trainer of 50 iterations on twelve pictures of 64 pixels."""
-
-    def build(name, overrides=None, iterations=ITERATIONS):
-        overrides = {"SOLVER.CHECKPOINT_PERIOD": 1000, **(overrides or {})}
-        study = write_study(overrides=overrides, schedules=[{"iterations": iterations}])
-        [folder] = prepare(load_study(study), tmp_path / name)
-        cfg = config_of(folder.config_file)
-        catalog.register(cfg)
-        return Trainer(cfg, folder)
-
-    return build
 
 
 def losses(trainer):

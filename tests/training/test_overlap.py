@@ -5,26 +5,15 @@ import torch
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from scratch_vs_pretrain.data import catalog
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.prepare import prepare
-from scratch_vs_pretrain.training.__main__ import config_of
 from scratch_vs_pretrain.training.overlap import PARTS, overlap
-from scratch_vs_pretrain.training.trainer import Trainer
 
 
 @pytest.fixture
-def trainer_on(write_study, tmp_path):
+def trainer_on(trainer_with):
     """Builds a trainer on as many pictures as a device is asked to take at a time."""
-
-    def build(device, images):
-        study = write_study(overrides={"MODEL.DEVICE": device, "SOLVER.IMS_PER_BATCH": images})
-        [folder] = prepare(load_study(study), tmp_path / "output")
-        cfg = config_of(folder.config_file)
-        catalog.register(cfg)
-        return Trainer(cfg, folder)
-
-    return build
+    return lambda device, images: trainer_with(
+        "output", {"MODEL.DEVICE": device, "SOLVER.IMS_PER_BATCH": images}
+    )
 
 
 @pytest.fixture
