@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from detectron2.utils import comm
 
-from scratch_vs_pretrain.training import process_group
+from scratch_vs_pretrain.training import distributed as process_group
 
 CALLS = 300
 ROUNDS = 5

@@ -54,12 +54,12 @@ with (Path(root) / "baseline.csv").open("w") as out:
 )
 COLLECT = """
 from pathlib import Path
-from scratch_vs_pretrain.analysis.runs import collect
+from scratch_vs_pretrain.analysis.runs.records import collect
 frame = collect(Path(root))
 """
 COMMAND = """
 from pathlib import Path
-from scratch_vs_pretrain.analysis.collecting import collect_into
+from scratch_vs_pretrain.analysis.runs.collect import collect_into
 frame = None
 print(collect_into(Path(root) / "study", Path(root) / "runs.csv"), file=sys.stderr)
 """
@@ -67,7 +67,7 @@ PARQUET = COMMAND.replace("runs.csv", "runs.parquet")
 MEASURE = """
 import sys, time, resource
 root = sys.argv[1]
-import numpy, pandas, scratch_vs_pretrain.analysis.frame
+import numpy, pandas, scratch_vs_pretrain.analysis.runs.frame
 idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start, cpu = time.perf_counter(), time.process_time()
 {code}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.statistics import bca_interval, t_interval
+from scratch_vs_pretrain.analysis.stats.paired import bca_interval, t_interval
 
 GAP = -0.4
 NOISE = 0.3

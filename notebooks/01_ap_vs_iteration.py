@@ -24,14 +24,14 @@ from pathlib import Path
 
 from IPython.display import Image, Markdown
 
-from scratch_vs_pretrain.analysis.costs import with_costs
-from scratch_vs_pretrain.analysis.curves import ap_figure
-from scratch_vs_pretrain.analysis.figure_files import figure_bytes
-from scratch_vs_pretrain.analysis.formats import render
-from scratch_vs_pretrain.analysis.frame import tidy
-from scratch_vs_pretrain.analysis.iou import iou_figure
-from scratch_vs_pretrain.analysis.pairing import catch_up_table
-from scratch_vs_pretrain.analysis.runs import find_runs
+from scratch_vs_pretrain.analysis.figures.curves import ap_figure
+from scratch_vs_pretrain.analysis.figures.files import figure_bytes
+from scratch_vs_pretrain.analysis.figures.iou_gap import iou_figure
+from scratch_vs_pretrain.analysis.runs.frame import tidy
+from scratch_vs_pretrain.analysis.runs.records import find_runs
+from scratch_vs_pretrain.analysis.stats.cost import with_costs
+from scratch_vs_pretrain.analysis.tables.pairing import catch_up_table
+from scratch_vs_pretrain.analysis.tables.table import render
 
 RUNS = Path("data/demo")
 

@@ -24,11 +24,11 @@ from pathlib import Path
 
 from IPython.display import Markdown
 
-from scratch_vs_pretrain.analysis.formats import render
-from scratch_vs_pretrain.analysis.pairing import gap_table
-from scratch_vs_pretrain.analysis.paper_numbers import published
-from scratch_vs_pretrain.analysis.runs import load_runs
-from scratch_vs_pretrain.analysis.tables import metrics_table, schedules_table
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.tables.pairing import gap_table
+from scratch_vs_pretrain.analysis.tables.pairs import metrics_table, schedules_table
+from scratch_vs_pretrain.analysis.tables.paper_numbers import published
+from scratch_vs_pretrain.analysis.tables.table import render
 
 RUNS = Path("data/demo")
 

@@ -25,13 +25,13 @@ from pathlib import Path
 
 from IPython.display import Image, Markdown
 
-from scratch_vs_pretrain.analysis.costs import with_costs
-from scratch_vs_pretrain.analysis.curves import loss_figure
-from scratch_vs_pretrain.analysis.figure_files import figure_bytes
-from scratch_vs_pretrain.analysis.formats import render
-from scratch_vs_pretrain.analysis.frame import tidy
-from scratch_vs_pretrain.analysis.regimes import less_data_table
-from scratch_vs_pretrain.analysis.runs import find_runs
+from scratch_vs_pretrain.analysis.figures.curves import loss_figure
+from scratch_vs_pretrain.analysis.figures.files import figure_bytes
+from scratch_vs_pretrain.analysis.runs.frame import tidy
+from scratch_vs_pretrain.analysis.runs.records import find_runs
+from scratch_vs_pretrain.analysis.stats.cost import with_costs
+from scratch_vs_pretrain.analysis.tables.regimes import less_data_table
+from scratch_vs_pretrain.analysis.tables.table import render
 
 RUNS = Path("data/demo_regimes")
 

@@ -24,11 +24,11 @@ from pathlib import Path
 
 from IPython.display import Image, Markdown
 
-from scratch_vs_pretrain.analysis.budget import budget_table, budgets
-from scratch_vs_pretrain.analysis.budget_figure import samples_figure
-from scratch_vs_pretrain.analysis.figure_files import figure_bytes
-from scratch_vs_pretrain.analysis.formats import render
-from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.figures.budget_figure import samples_figure
+from scratch_vs_pretrain.analysis.figures.files import figure_bytes
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.stats.samples import budget_table, budgets
+from scratch_vs_pretrain.analysis.tables.table import render
 
 RUNS = Path("data/demo")
 

@@ -292,11 +292,11 @@ class Schedule:
 
     @property
     def tail(self) -> int:
-        """Iterations at the end that belong to this length alone: 80k of the paper's schedules.
+        """Iterations at the end that belong to this length alone: 60k of the paper's schedules.
 
         Schedules of one recipe agree on everything before, the trunk.
         """
-        return min(self.iterations, sum(self.drops_before_end))
+        return max(self.drops_before_end, default=0)
 
     def apply(self, cfg: CfgNode) -> None:
         """Writes the schedule into SOLVER."""

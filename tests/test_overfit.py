@@ -11,9 +11,9 @@ import torch
 from pycocotools import mask as rle
 
 from scratch_vs_pretrain.data.shapes import make_shapes
+from scratch_vs_pretrain.evaluation.evaluator import tasks_of
 from scratch_vs_pretrain.study.audit import audit
-from scratch_vs_pretrain.study.merge import run_config
-from scratch_vs_pretrain.training.evaluation import tasks_of
+from scratch_vs_pretrain.study.resolve import run_config
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "overfit.py"
 

@@ -94,7 +94,7 @@ class TestWheel:
         assert carried
 
     def test_carries_the_papers_numbers(self, wheel):
-        file = "scratch_vs_pretrain/analysis/paper_results.csv"
+        file = "scratch_vs_pretrain/analysis/tables/paper_results.csv"
         assert wheel.read(file) == (REPOSITORY / file).read_bytes()
 
     def test_carries_every_module_and_nothing_else(self, wheel):

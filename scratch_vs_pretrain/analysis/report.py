@@ -17,20 +17,14 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from scratch_vs_pretrain.analysis import curves, tables
-from scratch_vs_pretrain.analysis.conclusions import conclude
-from scratch_vs_pretrain.analysis.contest import NOT_ENOUGH
-from scratch_vs_pretrain.analysis.costs import PIXELS, with_costs
-from scratch_vs_pretrain.analysis.error_table import errors_table
-from scratch_vs_pretrain.analysis.figure_files import figure_bytes
-from scratch_vs_pretrain.analysis.formats import Table, render
-from scratch_vs_pretrain.analysis.frame import tidy
-from scratch_vs_pretrain.analysis.iou import iou_figure
-from scratch_vs_pretrain.analysis.metrics_file import Curve, Metrics, read_metrics
-from scratch_vs_pretrain.analysis.overlay import overlay_figure
-from scratch_vs_pretrain.analysis.pairing import catch_up_table, gap_table
-from scratch_vs_pretrain.analysis.published_table import published_table
-from scratch_vs_pretrain.analysis.results import (
+from scratch_vs_pretrain.analysis.figures import curves
+from scratch_vs_pretrain.analysis.figures.files import figure_bytes
+from scratch_vs_pretrain.analysis.figures.iou_gap import iou_figure
+from scratch_vs_pretrain.analysis.figures.overlay import overlay_figure
+from scratch_vs_pretrain.analysis.runs.frame import tidy
+from scratch_vs_pretrain.analysis.runs.metrics import Curve, Metrics, read_metrics
+from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
+from scratch_vs_pretrain.analysis.stats.comparison import (
     by_study,
     final_results,
     gaps,
@@ -38,12 +32,19 @@ from scratch_vs_pretrain.analysis.results import (
     pairs,
     scratch_arm,
 )
-from scratch_vs_pretrain.analysis.run_tables import (
+from scratch_vs_pretrain.analysis.stats.conclusions import conclude
+from scratch_vs_pretrain.analysis.stats.contest import NOT_ENOUGH
+from scratch_vs_pretrain.analysis.stats.cost import PIXELS, with_costs
+from scratch_vs_pretrain.analysis.tables import pairs as tables
+from scratch_vs_pretrain.analysis.tables.errors import errors_table
+from scratch_vs_pretrain.analysis.tables.pairing import catch_up_table, gap_table
+from scratch_vs_pretrain.analysis.tables.published import published_table
+from scratch_vs_pretrain.analysis.tables.runs import (
     differences_table,
     provenance_table,
     runs_table,
 )
-from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
+from scratch_vs_pretrain.analysis.tables.table import Table, render
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 

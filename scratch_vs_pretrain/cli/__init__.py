@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from scratch_vs_pretrain import __version__
-from scratch_vs_pretrain.cli import data, evidence, setup, study, weights
+from scratch_vs_pretrain.cli import evidence, setup, study, weights
+from scratch_vs_pretrain.cli import tools as data
 from scratch_vs_pretrain.errors import UserError
 
 BAD_INPUT = 2

@@ -52,7 +52,7 @@ def _add_table(commands: Commands) -> None:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.present import tables_text
+    from scratch_vs_pretrain.analysis.registry import tables_text
 
     text = tables_text(
         options.folders, options.kind, options.format, against=options.against, best=options.best
@@ -117,7 +117,7 @@ def _add_plot(commands: Commands) -> None:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.present import draw
+    from scratch_vs_pretrain.analysis.registry import draw
 
     draw(
         options.folders,
@@ -159,7 +159,7 @@ def _add_errors(commands: Commands) -> None:
 
 
 def _errors(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.error_table import errors_text
+    from scratch_vs_pretrain.analysis.tables.errors import errors_text
 
     print(errors_text(options.runs, options.format, options.annotations))
     return 0
@@ -187,7 +187,7 @@ def _add_collect(commands: Commands) -> None:
 
 
 def _collect(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.collecting import collect_into
+    from scratch_vs_pretrain.analysis.runs.collect import collect_into
 
     done = collect_into(options.folders, options.output)
     news = f"{done.read} of them new or changed" if done.read else "up to date"
@@ -207,7 +207,7 @@ def _add_conclude(commands: Commands) -> None:
 
 
 def _conclude(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.conclusions import conclusions_text
+    from scratch_vs_pretrain.analysis.stats.conclusions import conclusions_text
 
     print(conclusions_text(options.folders))
     return 0
@@ -235,7 +235,7 @@ def _add_power(commands: Commands) -> None:
 
 
 def _power(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.statistics import LEVEL, paired_power, seeds_needed
+    from scratch_vs_pretrain.analysis.stats.paired import LEVEL, paired_power, seeds_needed
 
     seeds = seeds_needed(options.gap, options.noise, power=options.power)
     chance = paired_power(seeds, options.gap, options.noise)

@@ -71,15 +71,15 @@ def _add_budget(commands: Commands) -> None:
 
 
 def _budget(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.budget import budget_table
-    from scratch_vs_pretrain.analysis.formats import render
+    from scratch_vs_pretrain.analysis.stats.samples import budget_table
+    from scratch_vs_pretrain.analysis.tables.table import render
     from scratch_vs_pretrain.study.budget import study_budgets
 
     found = study_budgets(read_study(options, need_weights=False))
     print(render(budget_table(found), options.format), end="")
     if options.output:
-        from scratch_vs_pretrain.analysis.budget_figure import samples_figure
-        from scratch_vs_pretrain.analysis.figure_files import save_figure
+        from scratch_vs_pretrain.analysis.figures.budget_figure import samples_figure
+        from scratch_vs_pretrain.analysis.figures.files import save_figure
 
         save_figure(samples_figure(found), options.output)
         print(options.output)
@@ -202,7 +202,7 @@ def _add_sharing(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.present import tables_text
+    from scratch_vs_pretrain.analysis.registry import tables_text
     from scratch_vs_pretrain.study.launch import run_study
     from scratch_vs_pretrain.study.run_queue import make_slots
 
@@ -252,7 +252,7 @@ def _add_status(commands: Commands) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.live import status_text, watch
+    from scratch_vs_pretrain.analysis.tables.live import status_text, watch
 
     if options.watch:
         watch(options.folder)

@@ -58,8 +58,8 @@ PRETRAIN_OPTIONS = (
 
 def _pretrain(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.config import load_config
-    from scratch_vs_pretrain.training.pretrain import pretrain
-    from scratch_vs_pretrain.training.pretrain_spec import PretrainSpec
+    from scratch_vs_pretrain.pretraining.pretrain import pretrain
+    from scratch_vs_pretrain.pretraining.pretrain_spec import PretrainSpec
 
     given = {name: getattr(options, name) for name in PRETRAIN_OPTIONS}
     spec = PretrainSpec(**{name: value for name, value in given.items() if value is not None})

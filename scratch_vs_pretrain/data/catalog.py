@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from scratch_vs_pretrain.data.registration import (
+from scratch_vs_pretrain.data.datasets import (
     annotations_of,
     ensure,
     location,

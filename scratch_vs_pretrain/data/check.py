@@ -16,12 +16,12 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data.annotations import entry_problems, form_problems, without_gc
 from scratch_vs_pretrain.data.catalog import image_errors
+from scratch_vs_pretrain.data.coco import entry_problems, form_problems, without_gc
+from scratch_vs_pretrain.data.datasets import annotations_of, location
 from scratch_vs_pretrain.data.image_facts import ImageFacts, image_facts
 from scratch_vs_pretrain.data.kinds import BREAKS, KINDS, Note
 from scratch_vs_pretrain.data.records import Heads, findings
-from scratch_vs_pretrain.data.registration import annotations_of, location
 from scratch_vs_pretrain.data.voc import is_voc, voc_content, voc_problems
 from scratch_vs_pretrain.errors import UserError
 

@@ -17,12 +17,12 @@ from detectron2.data.build import (
     filter_images_with_only_crowd_annotations,
 )
 
-from scratch_vs_pretrain.data.annotations import entry_problem, without_gc
 from scratch_vs_pretrain.data.catalog import describe
+from scratch_vs_pretrain.data.coco import entry_problem, without_gc
+from scratch_vs_pretrain.data.datasets import location
 from scratch_vs_pretrain.data.image_facts import facts_of_images
 from scratch_vs_pretrain.data.kinds import KINDS, MENDED, Note
 from scratch_vs_pretrain.data.records import Heads, judge
-from scratch_vs_pretrain.data.registration import location
 from scratch_vs_pretrain.data.voc import is_voc, voc_content
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import read_json

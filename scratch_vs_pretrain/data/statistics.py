@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scratch_vs_pretrain.data.annotations import read_annotations
+from scratch_vs_pretrain.data.coco import read_annotations
 from scratch_vs_pretrain.run_folder import read_json
 
 # COCO's sizes: areas in pixels, of the image as it is on disk.

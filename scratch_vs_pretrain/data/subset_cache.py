@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scratch_vs_pretrain.data.annotations import AnnotationFile, read_annotations
+from scratch_vs_pretrain.data.coco import AnnotationFile, read_annotations
 from scratch_vs_pretrain.data.coco_scan import CocoScan
 from scratch_vs_pretrain.data.subsets import Subset, digest, draw
 from scratch_vs_pretrain.errors import UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scratch_vs_pretrain.data.registration import source
+from scratch_vs_pretrain.data.datasets import source
 from scratch_vs_pretrain.data.statistics import count
 from scratch_vs_pretrain.data.subsets import digest
 from scratch_vs_pretrain.errors import UserError

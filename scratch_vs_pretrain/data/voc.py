@@ -17,7 +17,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from scratch_vs_pretrain.data.annotations import AnnotationFile
+from scratch_vs_pretrain.data.coco import AnnotationFile
 from scratch_vs_pretrain.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")

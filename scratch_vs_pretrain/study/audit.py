@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.config import default_config, differences, flatten, nearest
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.evaluation.tta import augmentation_problems
 from scratch_vs_pretrain.modeling.checks import SMALLEST_BATCH, missing_warmup
 from scratch_vs_pretrain.modeling.vgg import norm_problems
 from scratch_vs_pretrain.study.data_fit import data_problems
-from scratch_vs_pretrain.study.merge import arm_config
 from scratch_vs_pretrain.study.own_data import data_notices
+from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import ORIGINS, PRESETS, Arm, ScheduleSpec, Study
 from scratch_vs_pretrain.study.switch import check_switch
-from scratch_vs_pretrain.training.tta import augmentation_problems
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.budget import (
+from scratch_vs_pretrain.analysis.stats.expected_samples import (
+    Annotated,
+    InputRule,
+    expected_instances,
+    expected_pixels,
+)
+from scratch_vs_pretrain.analysis.stats.samples import (
     Budget,
     Budgets,
     Counts,
@@ -17,16 +23,10 @@ from scratch_vs_pretrain.analysis.budget import (
     assumptions,
     pretraining,
 )
-from scratch_vs_pretrain.analysis.expected_samples import (
-    Annotated,
-    InputRule,
-    expected_instances,
-    expected_pixels,
-)
 from scratch_vs_pretrain.data.subsets import ALIASES
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.merge import arm_config
 from scratch_vs_pretrain.study.plan import OFFICIAL_IMAGES
+from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import Arm, Study
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _per_image(cfg: CfgNode) -> _PerImage:
 
 def _missing(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     """Yields the built-in training sets whose files are not there, and why they are not."""
-    from scratch_vs_pretrain.data.registration import find_subset, location
+    from scratch_vs_pretrain.data.datasets import find_subset, location
 
     own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
     for name in cfg.DATASETS.TRAIN:

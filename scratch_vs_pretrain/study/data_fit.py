@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scratch_vs_pretrain.data.annotations import (
+from scratch_vs_pretrain.data.coco import (
     COCO_KEYPOINTS,
     AnnotationFile,
     read_annotations,
@@ -108,7 +108,7 @@ def _origin(cfg: CfgNode, name: str) -> tuple[str, bool, Path | None]:
     """Returns a set's full name, whether it is a VOC tree, and its COCO file if it can be read."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    from scratch_vs_pretrain.data.registration import find_subset
+    from scratch_vs_pretrain.data.datasets import find_subset
     from scratch_vs_pretrain.data.voc import is_voc
 
     own = {one: Path(file) for one, file, _ in cfg.SVP.DATASETS}

@@ -6,11 +6,11 @@ import contextlib
 from pathlib import Path
 
 from scratch_vs_pretrain.data.check import DataSet, registered_set
+from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.loading import heads_of
-from scratch_vs_pretrain.data.registration import register
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.merge import run_config
 from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.resolve import run_config
 from scratch_vs_pretrain.study.spec import Data, DataFiles, Study
 
 

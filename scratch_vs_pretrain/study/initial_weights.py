@@ -11,7 +11,7 @@ from scratch_vs_pretrain.modeling.weights import (
     read_checkpoint,
     read_metadata,
 )
-from scratch_vs_pretrain.study.merge import arm_config
+from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import Study
 
 

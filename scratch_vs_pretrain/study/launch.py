@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scratch_vs_pretrain.analysis.live import live_table, status_text
+from scratch_vs_pretrain.analysis.tables.live import live_table, status_text
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.cluster import Cluster
 from scratch_vs_pretrain.study.prepare import prepare

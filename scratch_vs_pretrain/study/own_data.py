@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.config import default_config, merge_file
-from scratch_vs_pretrain.data.annotations import USUAL_SIGMA, AnnotationFile, read_annotations
+from scratch_vs_pretrain.data.coco import USUAL_SIGMA, AnnotationFile, read_annotations
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.spec import Arm, Data, DataFiles, Study, VocTree
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scratch_vs_pretrain.analysis.thresholds import read_thresholds
+from scratch_vs_pretrain.analysis.stats.thresholds import read_thresholds
 from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.parse_data import read_data

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate  # type: ignore[import-untyped]
 
-from scratch_vs_pretrain.data.annotations import read_annotations
+from scratch_vs_pretrain.data.coco import read_annotations
 from scratch_vs_pretrain.data.subsets import ALIASES
 from scratch_vs_pretrain.study.audit import Audit, audit
-from scratch_vs_pretrain.study.merge import resolved_schedule, run_config, schedules_of
+from scratch_vs_pretrain.study.resolve import resolved_schedule, run_config, schedules_of
 from scratch_vs_pretrain.study.spec import Study
 from scratch_vs_pretrain.study.trunk import branches_of
 from scratch_vs_pretrain.study.tune import search_study
@@ -182,7 +182,7 @@ def training_images(cfg: CfgNode, known: Mapping[str, int]) -> int | None:
 
 
 def _images(name: str, files: Mapping[str, Path], known: Mapping[str, int]) -> int | None:
-    from scratch_vs_pretrain.data.registration import find_subset
+    from scratch_vs_pretrain.data.datasets import find_subset
 
     full = ALIASES.get(name, name)
     subset = None if full in known else find_subset(full, files)

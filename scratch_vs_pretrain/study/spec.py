@@ -232,7 +232,7 @@ class Study:
         tune: the search that has to come first.
         tuned_on: the arm on which a search found the recipe, whose winner `overrides` holds.
         conclusions: thresholds by which this study's evidence is judged; see
-            :class:`scratch_vs_pretrain.analysis.thresholds.Thresholds`.
+            :class:`scratch_vs_pretrain.analysis.stats.thresholds.Thresholds`.
     """
 
     name: str

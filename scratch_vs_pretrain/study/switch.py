@@ -6,7 +6,7 @@ import dataclasses
 
 from scratch_vs_pretrain.config import differences
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.merge import arm_config
+from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import Study
 
 CASCADE_HEADS = "CascadeROIHeads"

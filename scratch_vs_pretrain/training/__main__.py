@@ -25,14 +25,14 @@ from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data import catalog
 from scratch_vs_pretrain.data.check import check_decodable
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
 from scratch_vs_pretrain.modeling.weights import weights_sha256
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.training import branch, fast
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
-from scratch_vs_pretrain.training.evaluation import check_test_sets
+from scratch_vs_pretrain.training.distributed import Ending, Endings, agreed, join, leave
 from scratch_vs_pretrain.training.exactness import inexact_because, numerics
 from scratch_vs_pretrain.training.hooks import Interrupted
-from scratch_vs_pretrain.training.process_group import Ending, Endings, agreed, join, leave
 from scratch_vs_pretrain.training.processes import train_in_processes
 from scratch_vs_pretrain.training.provenance import provenance
 from scratch_vs_pretrain.training.trainer import Trainer

@@ -28,9 +28,7 @@ from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data import catalog
 from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_json
-from scratch_vs_pretrain.training import metrics_log
-from scratch_vs_pretrain.training.evaluation import (
+from scratch_vs_pretrain.evaluation.evaluator import (
     TTA,
     CocoScoreEvaluator,
     flat_metrics,
@@ -39,6 +37,8 @@ from scratch_vs_pretrain.training.evaluation import (
     tasks_of,
     write_evaluation,
 )
+from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_json
+from scratch_vs_pretrain.training import metrics_log
 from scratch_vs_pretrain.training.hooks import EvaluationHook
 
 ABOUT = "about.json"
@@ -62,7 +62,7 @@ def detect(
     """Writes a model's detections on every data set of DATASETS.TEST, to be scored later.
 
     Every process must call it. Args and Raises: see
-    :func:`~scratch_vs_pretrain.training.evaluation.evaluate_model`.
+    :func:`~scratch_vs_pretrain.evaluation.evaluator.evaluate_model`.
 
     Args:
         place: the folder to be written; one that is there is replaced.

@@ -14,7 +14,7 @@ import torch
 from detectron2.utils import comm
 
 from scratch_vs_pretrain.run_folder import write_atomically
-from scratch_vs_pretrain.training.process_group import agreed
+from scratch_vs_pretrain.training.distributed import agreed
 
 logger = logging.getLogger(__name__)
 

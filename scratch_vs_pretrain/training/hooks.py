@@ -15,7 +15,7 @@ from detectron2.utils.events import EventWriter
 from tqdm import tqdm
 
 from scratch_vs_pretrain.run_folder import SAME_REQUEST
-from scratch_vs_pretrain.training.process_group import Vote
+from scratch_vs_pretrain.training.distributed import Vote
 
 # How often bars are drawn: rarely where nobody watches, as in a log file.
 BAR_SECONDS = 0.5 if sys.stderr.isatty() else 15.0

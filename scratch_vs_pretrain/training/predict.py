@@ -13,14 +13,14 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from scratch_vs_pretrain.config import load_config
-from scratch_vs_pretrain.data import registration
+from scratch_vs_pretrain.data import datasets as registration
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.evaluation.evaluator import CocoScoreEvaluator, run_inference, tasks_of
+from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
 from scratch_vs_pretrain.modeling import weights as _registers_networks  # noqa: F401
 from scratch_vs_pretrain.modeling.norms import use_runnable_norms
 from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_atomically
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
-from scratch_vs_pretrain.training.evaluation import CocoScoreEvaluator, run_inference, tasks_of
-from scratch_vs_pretrain.training.ground_truth import load_ground_truth
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

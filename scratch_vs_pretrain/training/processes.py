@@ -16,7 +16,7 @@ from typing import Any
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import PARENT, RunFolder
-from scratch_vs_pretrain.training.process_group import GRACE_SECONDS, Ending
+from scratch_vs_pretrain.training.distributed import GRACE_SECONDS, Ending
 
 POLL_SECONDS = 0.1
 

@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from scratch_vs_pretrain.data.stream import Samples, TrainingStream
+from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evaluation
 from scratch_vs_pretrain.modeling.checks import check_trainable
 from scratch_vs_pretrain.modeling.norms import use_runnable_norms
 from scratch_vs_pretrain.modeling.weights import (
@@ -33,7 +34,7 @@ from scratch_vs_pretrain.training import fast, metrics_log
 from scratch_vs_pretrain.training.background_score import BackgroundScores, detect, in_background
 from scratch_vs_pretrain.training.cascade_switch import switched_state
 from scratch_vs_pretrain.training.checkpoint import Checkpointer, restore_random_states
-from scratch_vs_pretrain.training.evaluation import evaluate_model, write_evaluation
+from scratch_vs_pretrain.training.distributed import share_buffers
 from scratch_vs_pretrain.training.exactness import deterministic_kernels, is_deterministic
 from scratch_vs_pretrain.training.hooks import (
     BAR_POSITION,
@@ -44,7 +45,6 @@ from scratch_vs_pretrain.training.hooks import (
     MetricsHook,
     ProgressHook,
 )
-from scratch_vs_pretrain.training.process_group import share_buffers
 
 logger = logging.getLogger(__name__)
 

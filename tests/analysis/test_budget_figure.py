@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from scratch_vs_pretrain.analysis.budget import Budget, Budgets, Counts, Pretraining
-from scratch_vs_pretrain.analysis.budget_figure import samples_figure
+from scratch_vs_pretrain.analysis.figures.budget_figure import samples_figure
+from scratch_vs_pretrain.analysis.stats.samples import Budget, Budgets, Counts, Pretraining
 
 ROWS = (
     Budget("scratch", "6x", Pretraining(Counts()), Counts(60, 600, 6000)),

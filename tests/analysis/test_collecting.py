@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from scratch_vs_pretrain.analysis import row_cache
-from scratch_vs_pretrain.analysis.collecting import collect_into
-from scratch_vs_pretrain.analysis.runs import collect
+from scratch_vs_pretrain.analysis.runs import row_cache
+from scratch_vs_pretrain.analysis.runs.collect import collect_into
+from scratch_vs_pretrain.analysis.runs.records import collect
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -1,6 +1,6 @@
-from scratch_vs_pretrain.analysis.conclusions import conclude, conclusions_text
-from scratch_vs_pretrain.analysis.contest import CONTRADICTED, NOT_ENOUGH, SUPPORTED
-from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.stats.conclusions import conclude, conclusions_text
+from scratch_vs_pretrain.analysis.stats.contest import CONTRADICTED, NOT_ENOUGH, SUPPORTED
 
 
 def pair(folders, scratch, pretrained, study="s", images=20_000, **changes):

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from scratch_vs_pretrain.analysis.contest import contests
-from scratch_vs_pretrain.analysis.results import final_results
-from scratch_vs_pretrain.analysis.runs import load_runs
-from scratch_vs_pretrain.analysis.thresholds import Thresholds
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.stats.comparison import final_results
+from scratch_vs_pretrain.analysis.stats.contest import contests
+from scratch_vs_pretrain.analysis.stats.thresholds import Thresholds
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -2,14 +2,14 @@ import math
 
 import pytest
 
-from scratch_vs_pretrain.analysis.costs import (
+from scratch_vs_pretrain.analysis.runs.frame import tidy
+from scratch_vs_pretrain.analysis.runs.records import find_runs, load_runs
+from scratch_vs_pretrain.analysis.stats.cost import (
     axis_sentences,
     axis_title,
     total_hours,
     with_costs,
 )
-from scratch_vs_pretrain.analysis.frame import tidy
-from scratch_vs_pretrain.analysis.runs import find_runs, load_runs
 
 
 def costed(folders):

@@ -1,8 +1,8 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.curves import ap_figure, loss_figure
-from scratch_vs_pretrain.analysis.drawing import SCRATCH_COLOR
-from scratch_vs_pretrain.analysis.runs import collect
+from scratch_vs_pretrain.analysis.figures.curves import ap_figure, loss_figure
+from scratch_vs_pretrain.analysis.figures.style import SCRATCH_COLOR
+from scratch_vs_pretrain.analysis.runs.records import collect
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.analysis.drawing import (
+from scratch_vs_pretrain.analysis.figures.style import (
     SCRATCH_COLOR,
     SMALL_TEXT_SIZE,
     TEXT_SIZE,

@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from scratch_vs_pretrain.analysis.error_table import COSTS, errors_table, errors_text
-from scratch_vs_pretrain.analysis.formats import Estimate
-from scratch_vs_pretrain.analysis.runs import load_runs
-from scratch_vs_pretrain.analysis.tide import ERROR_TYPES
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.tables.errors import COSTS, errors_table, errors_text
+from scratch_vs_pretrain.analysis.tables.table import Estimate
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.evaluation.error_types import ERROR_TYPES
 
 BOX = [0.0, 0.0, 10.0, 10.0]
 MISPLACED = [0.0, 0.0, 10.0, 4.0]

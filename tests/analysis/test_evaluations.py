@@ -3,7 +3,11 @@ import math
 
 import pytest
 
-from scratch_vs_pretrain.analysis.evaluations import evaluation_after, evaluations, read_evaluation
+from scratch_vs_pretrain.analysis.runs.evaluations import (
+    evaluation_after,
+    evaluations,
+    read_evaluation,
+)
 from scratch_vs_pretrain.errors import UserError
 
 

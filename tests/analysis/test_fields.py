@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from scratch_vs_pretrain.analysis.fields import field
+from scratch_vs_pretrain.analysis.runs.fields import field
 from scratch_vs_pretrain.errors import UserError
 
 FILE = Path("run.json")

@@ -3,9 +3,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from scratch_vs_pretrain.analysis.curves import ap_figure
-from scratch_vs_pretrain.analysis.figure_files import save_figure
-from scratch_vs_pretrain.analysis.runs import collect
+from scratch_vs_pretrain.analysis.figures.curves import ap_figure
+from scratch_vs_pretrain.analysis.figures.files import save_figure
+from scratch_vs_pretrain.analysis.runs.records import collect
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.figures import FROM_FRAME, FROM_RUNS, make
+from scratch_vs_pretrain.analysis.figures.named import FROM_FRAME, FROM_RUNS, make
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -1,8 +1,8 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.figures import make
-from scratch_vs_pretrain.analysis.iou import iou_figure
-from scratch_vs_pretrain.analysis.runs import collect
+from scratch_vs_pretrain.analysis.figures.iou_gap import iou_figure
+from scratch_vs_pretrain.analysis.figures.named import make
+from scratch_vs_pretrain.analysis.runs.records import collect
 from scratch_vs_pretrain.errors import UserError
 
 

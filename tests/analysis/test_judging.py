@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from scratch_vs_pretrain.analysis.conclusions import conclude
-from scratch_vs_pretrain.analysis.contest import CONTRADICTED, NOT_ENOUGH, SUPPORTED
-from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.stats.conclusions import conclude
+from scratch_vs_pretrain.analysis.stats.contest import CONTRADICTED, NOT_ENOUGH, SUPPORTED
 
 LENGTH = 600
 

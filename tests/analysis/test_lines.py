@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from scratch_vs_pretrain.analysis.lines import (
+from scratch_vs_pretrain.analysis.figures.lines import (
     known_metrics,
     lines_of,
     named_arms,
     of_schedule,
     rate_drops,
 )
-from scratch_vs_pretrain.analysis.runs import collect
+from scratch_vs_pretrain.analysis.runs.records import collect
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -1,8 +1,8 @@
 import pytest
 
-from scratch_vs_pretrain.analysis import live
-from scratch_vs_pretrain.analysis.live import score_so_far, seconds_left, status_text, watch
-from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.tables import live
+from scratch_vs_pretrain.analysis.tables.live import score_so_far, seconds_left, status_text, watch
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.analysis.metrics_file import is_score, read_metrics
+from scratch_vs_pretrain.analysis.runs.metrics import is_score, read_metrics
 from scratch_vs_pretrain.errors import UserError
 
 

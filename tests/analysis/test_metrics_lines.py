@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.analysis import metrics_lines
-from scratch_vs_pretrain.analysis.metrics_lines import CHUNK_LINES, joined, parse_lines
+from scratch_vs_pretrain.analysis.runs import metrics_lines
+from scratch_vs_pretrain.analysis.runs.metrics_lines import CHUNK_LINES, joined, parse_lines
 from scratch_vs_pretrain.errors import UserError
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

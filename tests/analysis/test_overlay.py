@@ -1,7 +1,7 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.overlay import overlay_figure
-from scratch_vs_pretrain.analysis.runs import collect
+from scratch_vs_pretrain.analysis.figures.overlay import overlay_figure
+from scratch_vs_pretrain.analysis.runs.records import collect
 from scratch_vs_pretrain.errors import UserError
 
 

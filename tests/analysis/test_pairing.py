@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from scratch_vs_pretrain.analysis.pairing import catch_up_table, gap_table
-from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.tables.pairing import catch_up_table, gap_table
 
 
 def records(table):

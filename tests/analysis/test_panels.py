@@ -2,15 +2,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scratch_vs_pretrain.analysis.drawing import arm_styles, new_figure
-from scratch_vs_pretrain.analysis.lines import Line
-from scratch_vs_pretrain.analysis.panels import (
+from scratch_vs_pretrain.analysis.figures.lines import Line
+from scratch_vs_pretrain.analysis.figures.panels import (
     draw_line,
     label_arms,
     metric_title,
     sentences,
     subject,
 )
+from scratch_vs_pretrain.analysis.figures.style import arm_styles, new_figure
 
 STYLES = arm_styles(["scratch", "pretrained"])
 

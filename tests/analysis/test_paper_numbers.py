@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from scratch_vs_pretrain.analysis import paper_numbers
-from scratch_vs_pretrain.analysis.paper_numbers import (
+from scratch_vs_pretrain.analysis.tables import paper_numbers
+from scratch_vs_pretrain.analysis.tables.paper_numbers import (
     PaperStudy,
     all_published,
     paper_study,

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from scratch_vs_pretrain.analysis.formats import FORMATS
-from scratch_vs_pretrain.analysis.present import KINDS, OF_FINAL_NUMBERS, tables_text
+from scratch_vs_pretrain.analysis.registry import KINDS, OF_FINAL_NUMBERS, tables_text
+from scratch_vs_pretrain.analysis.tables.table import FORMATS
 from scratch_vs_pretrain.errors import UserError
 
 COCO = {

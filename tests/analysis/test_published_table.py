@@ -2,9 +2,9 @@
 
 import pytest
 
-from scratch_vs_pretrain.analysis.paper_numbers import published
-from scratch_vs_pretrain.analysis.published_table import published_table
-from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.tables.paper_numbers import published
+from scratch_vs_pretrain.analysis.tables.published import published_table
 from scratch_vs_pretrain.errors import UserError
 
 COCO = {

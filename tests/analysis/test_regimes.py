@@ -1,12 +1,12 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.regimes import (
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.tables.regimes import (
     large_table,
     less_data_table,
     summary_table,
     voc_table,
 )
-from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scratch_vs_pretrain.analysis.costs import with_costs
-from scratch_vs_pretrain.analysis.frame import tidy
-from scratch_vs_pretrain.analysis.lines import rate_drops
+from scratch_vs_pretrain.analysis.figures.lines import rate_drops
 from scratch_vs_pretrain.analysis.report import _read, report_html, write_report
-from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.runs.frame import tidy
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.stats.cost import with_costs
 from scratch_vs_pretrain.errors import UserError
 
 DEMO = Path(__file__).parents[2] / "notebooks" / "data" / "demo"

@@ -2,8 +2,15 @@ import math
 
 import pytest
 
-from scratch_vs_pretrain.analysis.results import by_study, final_results, gaps, means, notes, pairs
-from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.stats.comparison import (
+    by_study,
+    final_results,
+    gaps,
+    means,
+    notes,
+    pairs,
+)
 from scratch_vs_pretrain.errors import UserError
 
 

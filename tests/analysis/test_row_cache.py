@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.analysis.metrics_file import read_metrics
-from scratch_vs_pretrain.analysis.row_cache import RowCache
+from scratch_vs_pretrain.analysis.runs.metrics import read_metrics
+from scratch_vs_pretrain.analysis.runs.row_cache import RowCache
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -1,11 +1,11 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.run_tables import (
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.tables.runs import (
     differences_table,
     provenance_table,
     runs_table,
 )
-from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.errors import UserError
 
 

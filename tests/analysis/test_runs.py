@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from scratch_vs_pretrain.analysis.runs import collect, load_runs
+from scratch_vs_pretrain.analysis.runs.records import collect, load_runs
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 
@@ -137,9 +137,13 @@ def test_damaged_run_json_is_named(folders, change, message):
 def test_reading_imports_neither_torch_nor_detectron2():
     """And records are read without pandas, which alone takes most of a second."""
     script = (
-        "import sys; from scratch_vs_pretrain.analysis import runs, tables;"
+        "import sys; from scratch_vs_pretrain.analysis.runs import records;"
+        "from scratch_vs_pretrain.analysis.tables import pairs;"
         "heavy = {'pandas', 'matplotlib', 'scipy'} & set(sys.modules); assert not heavy, heavy;"
-        "from scratch_vs_pretrain.analysis import frame, curves, statistics, paper_numbers;"
+        "from scratch_vs_pretrain.analysis.runs import frame;"
+        "from scratch_vs_pretrain.analysis.figures import curves;"
+        "from scratch_vs_pretrain.analysis.stats import paired;"
+        "from scratch_vs_pretrain.analysis.tables import paper_numbers;"
         "wrong = {'torch', 'detectron2', 'matplotlib.pyplot'} & set(sys.modules);"
         "assert not wrong, wrong"
     )

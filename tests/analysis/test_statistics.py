@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from scratch_vs_pretrain.analysis.statistics import (
+from scratch_vs_pretrain.analysis.stats.paired import (
     bca_interval,
     catch_up,
     catch_up_over_seeds,

@@ -1,5 +1,5 @@
-from scratch_vs_pretrain.analysis.runs import load_runs
-from scratch_vs_pretrain.analysis.tables import metrics_table, schedules_table
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.tables.pairs import metrics_table, schedules_table
 
 
 def records(table):

@@ -1,6 +1,6 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.thresholds import Thresholds, read_thresholds
+from scratch_vs_pretrain.analysis.stats.thresholds import Thresholds, read_thresholds
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -11,7 +11,7 @@ from scratch_vs_pretrain.study.plan import plan
 
 REPOSITORY = Path(__file__).parents[2]
 PAPER = REPOSITORY / "configs" / "studies" / "paper"
-RESULTS = REPOSITORY / "scratch_vs_pretrain" / "analysis" / "paper_results.csv"
+RESULTS = REPOSITORY / "scratch_vs_pretrain" / "analysis" / "tables" / "paper_results.csv"
 ROW = re.compile(r"^\| \[`(.+?)`\]\((.+?)\) \| (.+?) \| (.+?) \| ([\d,]+) \| ([\d.]+) \|$", re.M)
 MEASURED_PER_SECOND = 41
 # Two arms at five lengths; and figures without numbers.

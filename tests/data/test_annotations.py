@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.data.annotations import AnnotationFile, read_annotations
+from scratch_vs_pretrain.data.coco import AnnotationFile, read_annotations
 from scratch_vs_pretrain.errors import UserError
 
 GOOD = {

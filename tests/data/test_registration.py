@@ -13,8 +13,8 @@ from detectron2.data.datasets import load_coco_json
 
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data.datasets import ensure, find_subset, refuse_subsets
 from scratch_vs_pretrain.data.loading import load_training_records
-from scratch_vs_pretrain.data.registration import ensure, find_subset, refuse_subsets
 from scratch_vs_pretrain.data.subsets import draw
 from scratch_vs_pretrain.errors import UserError
 

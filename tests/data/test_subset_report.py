@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data import catalog
-from scratch_vs_pretrain.data.annotations import read_annotations
+from scratch_vs_pretrain.data.coco import read_annotations
 from scratch_vs_pretrain.data.subset_report import export, image_ids, subset_text
 from scratch_vs_pretrain.data.subsets import digest, draw
 from scratch_vs_pretrain.errors import UserError

@@ -11,8 +11,8 @@ from PIL import Image
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data import catalog
 from scratch_vs_pretrain.data.check import check, registered_set
+from scratch_vs_pretrain.data.datasets import location
 from scratch_vs_pretrain.data.loading import load_training_records
-from scratch_vs_pretrain.data.registration import location
 from scratch_vs_pretrain.data.voc import is_voc, voc_ground_truth
 from scratch_vs_pretrain.errors import UserError
 

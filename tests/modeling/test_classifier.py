@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.classifier import Classifier
 from scratch_vs_pretrain.modeling.weights import load_backbone
+from scratch_vs_pretrain.pretraining.classifier import Classifier
 
 
 def test_scores_are_those_of_detectron2s_layers(make_cfg):

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-from scratch_vs_pretrain.modeling.classifier import Classifier
 from scratch_vs_pretrain.modeling.vgg import LAYERS, VGG16, norm_problems, pretrained_part
 from scratch_vs_pretrain.modeling.weights import load_backbone
+from scratch_vs_pretrain.pretraining.classifier import Classifier
 from scratch_vs_pretrain.study.audit import recipe_problems
 
 

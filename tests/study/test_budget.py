@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scratch_vs_pretrain.analysis.budget import Counts
-from scratch_vs_pretrain.analysis.expected_samples import Annotated, InputRule, expected_pixels
-from scratch_vs_pretrain.data.registration import register
+from scratch_vs_pretrain.analysis.stats.expected_samples import (
+    Annotated,
+    InputRule,
+    expected_pixels,
+)
+from scratch_vs_pretrain.analysis.stats.samples import Counts
+from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.stream import TrainingStream
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.weights import write_backbone
 from scratch_vs_pretrain.study.budget import study_budgets
-from scratch_vs_pretrain.study.merge import run_config
 from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.resolve import run_config
 
 DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
 PAIR = {"scratch": {"init": "scratch"}, "pretrained": {"init": "required"}}

@@ -5,7 +5,7 @@ import pytest
 
 from scratch_vs_pretrain.config import config_text, differences, flatten, load_config
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.merge import arm_config, run_config
+from scratch_vs_pretrain.study.resolve import arm_config, run_config
 from scratch_vs_pretrain.study.spec import (
     Arm,
     Data,

@@ -5,7 +5,7 @@ import pytest
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.audit import audit
-from scratch_vs_pretrain.study.merge import run_config
+from scratch_vs_pretrain.study.resolve import run_config
 from scratch_vs_pretrain.study.spec import Arm, ScheduleSpec, Study, Switch
 from scratch_vs_pretrain.study.switch import check_switch, switched_study
 

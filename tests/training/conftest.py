@@ -11,15 +11,15 @@ from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 from detectron2.engine import SimpleTrainer
 
 from scratch_vs_pretrain.config import config_text, default_config, merge_file, merge_overrides
-from scratch_vs_pretrain.data.registration import register
+from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
+from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training import hooks
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
-from scratch_vs_pretrain.training.evaluation import check_test_sets
 from scratch_vs_pretrain.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scratch_vs_pretrain.analysis.metrics_file import read_metrics
+from scratch_vs_pretrain.analysis.runs.metrics import read_metrics
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder

@@ -9,8 +9,8 @@ from scratch_vs_pretrain.training import branch
 
 # "short" is what "long" is for three iterations.
 SCHEDULES = [
-    {"iterations": 5, "name": "short", "drops_before_end": [2]},
-    {"iterations": 8, "name": "long", "drops_before_end": [2]},
+    {"iterations": 5, "name": "short", "drops_before_end": [2, 1]},
+    {"iterations": 8, "name": "long", "drops_before_end": [2, 1]},
 ]
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from scratch_vs_pretrain.config import config_text
-from scratch_vs_pretrain.data.registration import register
+from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
 from scratch_vs_pretrain.training.__main__ import train as train_run
-from scratch_vs_pretrain.training.evaluation import check_test_sets
 from scratch_vs_pretrain.training.predict import load_model, predict
 
 COCO = Path(__file__).parents[2].parent / "shared" / "datasets" / "coco"

@@ -16,18 +16,18 @@ from pycocotools.coco import COCO
 from torch import nn
 from tqdm import tqdm
 
-from scratch_vs_pretrain.analysis.tide import ERROR_TYPES
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.training import process_group
-from scratch_vs_pretrain.training.coco_score import NUMBERS
-from scratch_vs_pretrain.training.evaluation import (
+from scratch_vs_pretrain.evaluation.coco_score import NUMBERS
+from scratch_vs_pretrain.evaluation.error_types import ERROR_TYPES
+from scratch_vs_pretrain.evaluation.evaluator import (
     CocoScoreEvaluator,
     evaluate_model,
     flat_metrics,
     write_evaluation,
 )
+from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.training import distributed as process_group
 
 REAL = Path(__file__).parents[2].parent / "shared" / "datasets" / "coco"
 SIDE = 64

@@ -5,7 +5,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.training.ground_truth import check_ground_truth, load_ground_truth
+from scratch_vs_pretrain.evaluation.ground_truth import check_ground_truth, load_ground_truth
 
 NAME = "ground_truth_under_test"
 

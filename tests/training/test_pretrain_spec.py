@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.training.pretrain_spec import PretrainSpec
+from scratch_vs_pretrain.pretraining.pretrain_spec import PretrainSpec
 
 
 def test_cosine_rises_to_the_rate_and_falls_to_zero():

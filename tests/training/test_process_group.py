@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from scratch_vs_pretrain.training import process_group
-from scratch_vs_pretrain.training.process_group import Ending, Endings, Vote, agreed
+from scratch_vs_pretrain.training import distributed as process_group
+from scratch_vs_pretrain.training.distributed import Ending, Endings, Vote, agreed
 
 
 @pytest.fixture

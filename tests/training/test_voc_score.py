@@ -21,14 +21,14 @@ from PIL import Image
 
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.prepare import prepare
-from scratch_vs_pretrain.training.evaluation import (
+from scratch_vs_pretrain.evaluation.evaluator import (
     CocoScoreEvaluator,
     check_test_sets,
     flat_metrics,
 )
-from scratch_vs_pretrain.training.voc_score import NUMBERS, VocScoreEvaluator
+from scratch_vs_pretrain.evaluation.voc_score import NUMBERS, VocScoreEvaluator
+from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.prepare import prepare
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo_mask_rcnn_R_18_FPN_gn.yaml"
 SIDE = 64

@@ -1,0 +1,169 @@
+"""The tidy frame: one row per run, metric and iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scratch_vs_pretrain.analysis.runs.evaluations import evaluations
+from scratch_vs_pretrain.analysis.runs.metrics import Metrics, read_metrics
+from scratch_vs_pretrain.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from scratch_vs_pretrain.analysis.runs.records import RunRecord
+
+COLUMNS = (
+    "study",
+    "arm",
+    "schedule",
+    "seed",
+    "iteration",
+    "images",
+    "epochs",
+    "trunk",
+    "metric",
+    "value",
+    "state",
+    "source",
+)
+
+
+Reader = Callable[[Path, bool], Metrics]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Numbers of one run from one file.
+
+    Attributes:
+        run: position of the run.
+        metrics: a name for each row, or one for all.
+        iterations: (n,) completed iterations.
+        values: (n,).
+        source: the file.
+    """
+
+    run: int
+    metrics: str | tuple[str, ...]
+    iterations: np.ndarray
+    values: np.ndarray
+    source: Path
+
+
+def read(path: Path, own: bool) -> Metrics:
+    """Reads a ``metrics.json`` from its beginning; see :func:`read_metrics`."""
+    return read_metrics(path, own=own)
+
+
+def tidy(runs: Sequence[RunRecord], reader: Reader = read) -> pd.DataFrame:
+    """Reads the runs' numbers.
+
+    Scores come from ``evaluations/``, and from ``metrics.json`` where an iteration has no file
+    there; everything else from ``metrics.json``.
+
+    Args:
+        runs: the runs.
+        reader: of a ``metrics.json``, given the file and whether this package wrote it.
+
+    Returns:
+        the columns of :data:`COLUMNS`, runs in the given order: study, arm, schedule, trunk,
+        metric, state and source (the file) are categorical, in order of appearance; seed and images
+        nullable integers; iteration counts completed iterations; value is NaN where there is none.
+        Rows that a branch has copied from its trunk name the trunk's schedule; elsewhere trunk is
+        missing. Without them every iteration of every training is there once.
+
+    Raises:
+        UserError: a damaged file; names it and the key or line.
+    """
+    read = [piece for index, run in enumerate(runs) for piece in pieces(index, run, reader)]
+    lengths = np.array([len(piece.values) for piece in read], np.int64)
+    of = [runs[piece.run] for piece in read]
+    iterations = _joined([piece.iterations for piece in read], np.int64)
+    images = _numbers([r.images_per_batch for r in of], lengths) * iterations
+    epochs = images / _numbers([r.train_images for r in of], lengths)
+    return pd.DataFrame(
+        {
+            "study": _categories([r.study for r in of], lengths),
+            "arm": _categories([r.arm for r in of], lengths),
+            "schedule": _categories([r.schedule for r in of], lengths),
+            "seed": _numbers([r.seed for r in of], lengths),
+            "iteration": iterations,
+            "images": images,
+            "epochs": epochs.to_numpy(float, na_value=np.nan),
+            "trunk": _trunk_column(of, iterations, lengths),
+            "metric": _metric_column(read),
+            "value": _joined([piece.values for piece in read], float),
+            "state": _categories([r.state for r in of], lengths),
+            "source": _categories([str(piece.source) for piece in read], lengths),
+        },
+        columns=list(COLUMNS),
+        copy=False,
+    )
+
+
+def pieces(index: int, run: RunRecord, reader: Reader = read) -> Iterator[Piece]:
+    """Yields what the files of one run hold, `index` being the run's position."""
+    evaluated = []
+    for evaluation in evaluations(run.folder) if run.own else ():
+        evaluated.append(evaluation.iteration)
+        names = tuple(evaluation.scores)
+        iterations = np.full(len(names), evaluation.iteration, np.int64)
+        values = np.array([evaluation.scores[name] for name in names], float)
+        yield Piece(index, names, iterations, values, evaluation.file)
+    file = RunFolder(run.folder).metrics_file
+    if not file.exists():
+        return
+    metrics = reader(file, run.own)
+    for name, curve in metrics.scores.items():
+        new = ~np.isin(curve.iterations, evaluated)
+        yield Piece(index, name, curve.iterations[new], curve.values[new], file)
+    for name, curve in metrics.training.items():
+        yield Piece(index, name, curve.iterations, curve.values, file)
+
+
+def _trunk_column(
+    runs: Sequence[RunRecord], iterations: np.ndarray, lengths: np.ndarray
+) -> pd.Categorical:
+    trunks = _categories([run.branch_of for run in runs], lengths)
+    ends = np.repeat(np.array([run.branch_at for run in runs], np.int64), lengths)
+    codes = trunks.codes.copy()
+    codes[iterations > ends] = -1
+    return pd.Categorical.from_codes(codes, dtype=trunks.dtype)
+
+
+def _metric_column(read: Sequence[Piece]) -> pd.Categorical:
+    names: list[str] = []
+    lengths: list[int] = []
+    for piece in read:
+        if isinstance(piece.metrics, str):
+            names.append(piece.metrics)
+            lengths.append(len(piece.values))
+        else:
+            names += piece.metrics
+            lengths += [1] * len(piece.metrics)
+    return _categories(names, lengths)
+
+
+def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype), *arrays])
+
+
+def _categories(
+    values: Sequence[str | None], lengths: Sequence[int] | np.ndarray
+) -> pd.Categorical:
+    """Returns each value as often as `lengths` says; categories in order of appearance."""
+    pairs = zip(values, lengths, strict=True)
+    shown = dict.fromkeys(value for value, n in pairs if n and value is not None)
+    codes = {name: code for code, name in enumerate(shown)}
+    small = np.min_scalar_type(-len(codes) - 1)
+    repeated = np.repeat(np.array([codes.get(v or "", -1) for v in values], small), lengths)
+    return pd.Categorical.from_codes(repeated, categories=pd.Index(list(codes), dtype=object))
+
+
+def _numbers(values: Sequence[int | None], lengths: np.ndarray) -> pd.api.extensions.ExtensionArray:
+    return pd.array(values, "Int64").repeat(lengths)

@@ -1,0 +1,1 @@
+"""Statistics of paired runs, and what follows from them."""

@@ -1,0 +1,235 @@
+"""Final numbers of a study's runs, and what must be said with them.
+
+Numbers are those of the evaluation after the last planned iteration, never the best one. Runs
+that did not get there are listed in the notes and enter no mean. Reads run folders only, and
+without pandas: a table of a finished demo takes less time than that import.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from scratch_vs_pretrain.analysis.runs.evaluations import Evaluation, evaluation_after, evaluations
+from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.stats.paired import SEEDS_FOR_INTERVAL, half_width
+from scratch_vs_pretrain.analysis.tables.table import Estimate
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import RunFolder
+
+BySeed = dict[int | None, Evaluation]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Final numbers of one study.
+
+    Attributes:
+        study: its name.
+        runs: every run, in the study's order.
+        finals: final evaluations by position in `runs`, of the finished ones.
+        scratch: the arm that starts from random weights.
+        others: the arms compared with it, in the study's order.
+        best: they are not final but the best evaluation of each run.
+    """
+
+    study: str
+    runs: tuple[RunRecord, ...]
+    finals: dict[int, Evaluation]
+    scratch: str
+    others: tuple[str, ...]
+    best: bool = False
+
+    def of(self, arm: str, schedule: str) -> BySeed:
+        """Returns the final evaluation per seed."""
+        return {
+            run.seed: self.finals[index]
+            for index, run in enumerate(self.runs)
+            if (run.arm, run.schedule) == (arm, schedule) and index in self.finals
+        }
+
+    def longest(self, arm: str) -> RunRecord:
+        """Returns a run of the arm's longest planned schedule."""
+        return max((r for r in self.runs if r.arm == arm), key=lambda run: run.iterations)
+
+
+def by_study(runs: Iterable[RunRecord]) -> dict[str, tuple[RunRecord, ...]]:
+    """Groups runs by study; each table is of one study."""
+    groups: dict[str, tuple[RunRecord, ...]] = {}
+    for run in runs:
+        groups[run.study] = (*groups.get(run.study, ()), run)
+    return groups
+
+
+def scratch_arm(runs: Iterable[RunRecord]) -> str | None:
+    """Returns the arm that starts from random weights, whatever its name."""
+    return next((run.arm for run in runs if run.from_scratch), None)
+
+
+def final_results(runs: Sequence[RunRecord], *, best: bool = False) -> Results:
+    """Reads the final evaluations of one study's runs.
+
+    Args:
+        runs: of one study.
+        best: take each finished run's evaluation with the highest box AP (keypoint AP where there
+            is one) instead. It is chosen by the data it is reported on, so it is too high.
+
+    Raises:
+        UserError: runs of several studies, no arm from scratch, an arm without a partner, or runs
+            evaluated on different data.
+    """
+    studies = by_study(runs)
+    if len(studies) != 1:
+        raise UserError(f"one table is of one study, these are {', '.join(studies) or 'none'}")
+    (study,) = studies
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    scratch = scratch_arm(runs)
+    if scratch is None:
+        raise UserError(
+            f"study {study}: no run of an arm that starts from scratch, only {', '.join(arms)}; "
+            "give its folder too"
+        )
+    others = tuple(arm for arm in arms if arm != scratch)
+    if not others:
+        absent = [arm for arm in runs[0].arm_order if arm != scratch]
+        raise UserError(
+            f"study {study}: arm {scratch} has no partner here; give the folder of "
+            f"{' or '.join(absent) or 'a pretrained arm'} too"
+        )
+    finals = {}
+    for index, run in enumerate(runs):
+        if run.state == "finished":
+            evaluation = evaluation_after(run.folder, run.iterations)
+            if best and evaluation is not None:
+                evaluation = _best(run)
+            if evaluation is not None:
+                finals[index] = evaluation
+    results = Results(study, tuple(runs), finals, scratch, others, best)
+    _refuse_other_test_sets(results)
+    return results
+
+
+def _best(run: RunRecord) -> Evaluation:
+    def score(evaluation: Evaluation) -> float:
+        scores = evaluation.scores
+        value = scores.get("keypoints/AP", scores.get("bbox/AP", math.nan))
+        return value if math.isfinite(value) else -math.inf
+
+    return max(evaluations(run.folder), key=score)
+
+
+def _refuse_other_test_sets(results: Results) -> None:
+    seen: dict[str, tuple[str, RunRecord]] = {}
+    for index, evaluation in results.finals.items():
+        run = results.runs[index]
+        digest = run.test_set.get("sha256")
+        for kind, value in (("name", evaluation.dataset), ("content", digest)):
+            if value is None:
+                continue
+            first, other = seen.setdefault(kind, (value, run))
+            if first != value:
+                raise UserError(
+                    f"study {results.study}: {other.folder} and {run.folder} are evaluated on "
+                    f"data of different {kind} ({first:.40} and {value:.40}); "
+                    "they cannot share a table"
+                )
+
+
+def means(finals: BySeed, metrics: Iterable[str]) -> list[Estimate]:
+    """Returns each metric's mean over seeds; a missing value enters no mean."""
+    return [_estimate([f.scores.get(m, math.nan) for f in finals.values()]) for m in metrics]
+
+
+def pairs(
+    results: Results, first: tuple[str, str], second: tuple[str, str]
+) -> list[tuple[Evaluation, Evaluation]]:
+    """Pairs the final evaluations of two (arm, schedule) by seed."""
+    one, two = results.of(*first), results.of(*second)
+    return [(one[seed], two[seed]) for seed in one if seed in two]
+
+
+def gaps(pairs: list[tuple[Evaluation, Evaluation]], metrics: Iterable[str]) -> list[Estimate]:
+    """Returns each metric's mean difference, first minus second."""
+    return [
+        _estimate(
+            [a.scores.get(m, math.nan) - b.scores.get(m, math.nan) for a, b in pairs], signed=True
+        )
+        for m in metrics
+    ]
+
+
+def _estimate(values: list[float], signed: bool = False) -> Estimate:
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return Estimate(math.nan, None, signed)
+    reach = half_width(values) if len(values) >= SEEDS_FOR_INTERVAL else None
+    return Estimate(math.fsum(values) / len(values), reach, signed)
+
+
+def notes(results: Results) -> tuple[str, ...]:
+    """Returns what a reader of the study's numbers must know, a sentence each."""
+    source = "the evaluation after the last planned iteration."
+    if results.best:
+        source = (
+            "each run's BEST evaluation, not its final one: chosen by the data that it is reported "
+            "on, so too high."
+        )
+    return (
+        f"Numbers: percent, from {source}",
+        *_notes_on_seeds(results),
+        *_notes_on_differences(results),
+        *_notes_on_tuning(results),
+        *_notes_on_resumes(results),
+        *_notes_on_missing_runs(results),
+    )
+
+
+def _notes_on_seeds(results: Results) -> Iterator[str]:
+    groups = {(run.arm, run.schedule) for run in results.runs}
+    seeds = {group: set(results.of(*group)) for group in groups}
+    most = max((len(found) for found in seeds.values()), default=0)
+    if most >= SEEDS_FOR_INTERVAL:
+        yield "Means over seeds; ± is half the 95 % t interval (from three seeds on)."
+    elif most > 1:
+        yield "Means over two seeds, too few for an interval."
+    elif most == 1:
+        yield "One seed, so no interval: a small difference may be noise."
+    if most > 1:
+        yield "Differences are means over the seeds that both arms finished, paired by seed."
+
+
+def _notes_on_differences(results: Results) -> Iterator[str]:
+    differences: dict[str, dict[str, object]] = {}
+    for run in results.runs:
+        for key, values in run.allowed_differences.items():
+            named = values if isinstance(values, dict) else {"value": values}
+            differences.setdefault(key, {}).update(named)
+    for key, values in differences.items():
+        each = ", ".join(f"{arm} {json.dumps(value)}" for arm, value in values.items())
+        yield f"The arms also differ in {key}: {each}."
+
+
+def _notes_on_tuning(results: Results) -> Iterator[str]:
+    for arm in dict.fromkeys(run.tuned_on for run in results.runs if run.tuned_on):
+        yield f"The recipe was tuned on arm {arm}, which it favours."
+
+
+def _notes_on_resumes(results: Results) -> Iterator[str]:
+    for run in results.runs:
+        if run.inexact:
+            yield f"Resumed, but not exactly: {run.name} ({'; '.join(run.inexact)})."
+
+
+def _notes_on_missing_runs(results: Results) -> Iterator[str]:
+    for index, run in enumerate(results.runs):
+        if index in results.finals:
+            continue
+        if run.state == "finished":
+            file = RunFolder(run.folder).evaluation_file(run.iterations)
+            what = f"finished, but {file} is missing"
+        else:
+            what = f"{run.state} after {run.iteration:,} of {run.iterations:,} iterations"
+        reason = f": {run.reason}" if run.reason else ""
+        yield f"Left out: {run.name} ({what}{reason})."

@@ -1,0 +1,126 @@
+"""The state of runs while they train: a table that can be shown again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from scratch_vs_pretrain.analysis.runs.evaluations import read_evaluation
+from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
+from scratch_vs_pretrain.analysis.tables.table import Table, render
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import RunFolder
+
+REFRESH_SECONDS = 2
+HEADER = ("study", "arm", "schedule", "seed", "state", "iteration", "AP", "left", "reason")
+# The numbers that stand for a detector, the first that is there.
+MAIN_METRICS = ("keypoints/AP", "bbox/AP")
+
+
+def status_text(folder: Path) -> str:
+    """Returns the state of every run below `folder`, from the files alone.
+
+    Raises:
+        UserError: no runs there, or one that cannot be read.
+    """
+    runs = load_runs(folder)
+    # Where there is one study, its name is that of the folder.
+    start = 0 if len({run.study for run in runs}) > 1 else 1
+    rows = tuple(_row(run)[start:] for run in runs)
+    return render(Table(f"{len(rows)} runs in {folder}", HEADER[start:], rows), "text")
+
+
+def _row(run: RunRecord) -> tuple[str | int | float | None, ...]:
+    left = seconds_left(run)
+    return (
+        run.study,
+        run.arm,
+        run.schedule,
+        run.seed,
+        run.state,
+        f"{run.iteration:,} / {run.iterations:,}",
+        score_so_far(run),
+        None if left is None else str(datetime.timedelta(seconds=round(left))),
+        run.reason or _waits(run),
+    )
+
+
+def _waits(run: RunRecord) -> str | None:
+    if run.state != "planned" or run.branch_of is None:
+        return None
+    return f"begins at iteration {run.branch_at} of {run.branch_of}"
+
+
+def score_so_far(run: RunRecord) -> float | None:
+    """Returns the latest evaluation's box AP, or keypoint AP; None where there is none."""
+    files = sorted(RunFolder(run.folder).evaluations.glob("[0-9]*.json"))
+    if not files:
+        return None
+    scores = read_evaluation(files[-1]).scores
+    return next((scores[metric] for metric in MAIN_METRICS if metric in scores), None)
+
+
+def seconds_left(run: RunRecord) -> float | None:
+    """Returns how long a run goes on at the rate so far, what it has from its trunk left out.
+
+    None for a run that is not training, or has no iteration of its own yet.
+    """
+    if run.state != "running" or run.seconds is None:
+        return None
+    own = run.iteration - (run.branch_at if run.trunk_seconds else 0)
+    if own <= 0:
+        return None
+    return (run.iterations - run.iteration) * (run.seconds - run.trunk_seconds) / own
+
+
+def watch(folder: Path, seconds: float = REFRESH_SECONDS) -> None:
+    """Shows the state of the runs below `folder` until none is running or waiting.
+
+    Where the output is no terminal, the table is printed once.
+
+    Raises:
+        UserError: as :func:`status_text`.
+    """
+    text = status_text(folder)
+    if not sys.stdout.isatty():
+        print(text)
+        return
+    with live_table(lambda: status_text(folder)) as show:
+        while True:
+            show()
+            if not any(run.state in ("running", "planned") for run in load_runs(folder)):
+                return
+            time.sleep(seconds)
+
+
+@contextlib.contextmanager
+def live_table(text: Callable[[], str], error_output: bool = False) -> Iterator[Callable[[], None]]:
+    """Yields a function that shows `text` in place of what it showed before.
+
+    It may be called as often as one likes; the table is made anew every `REFRESH_SECONDS`.
+
+    Args:
+        text: makes the table. A file that is being replaced may make it fail; the old one stays.
+        error_output: draw on stderr.
+    """
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    shown = 0.0
+    with Live(console=Console(stderr=error_output), auto_refresh=False) as live:
+
+        def show() -> None:
+            nonlocal shown
+            if time.monotonic() - shown >= REFRESH_SECONDS:
+                with contextlib.suppress(UserError):
+                    live.update(Text(text().rstrip(), no_wrap=True), refresh=True)
+                shown = time.monotonic()
+
+        yield show
+        shown = 0.0
+        show()

@@ -1,0 +1,141 @@
+"""Our final numbers beside those that the paper, or Detectron2's model zoo, published."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, means, notes
+from scratch_vs_pretrain.analysis.tables.pairs import metric_label, within_noise
+from scratch_vs_pretrain.analysis.tables.paper_numbers import (
+    PublishedNumber,
+    paper_study,
+    published,
+)
+from scratch_vs_pretrain.analysis.tables.table import Cell, Estimate, Table
+from scratch_vs_pretrain.errors import UserError
+
+ZOO_NOTE = (
+    "The zoo's own arms differ in pixel std, STRIDE_IN_1X1, FREEZE_AT, batch size and rate, "
+    "and its recipe is not the paper's."
+)
+PAPER_EVAL_IMAGES = {"coco_2017_val": 5000, "keypoints_coco_2017_val": 5000}
+
+# The same data under another name.
+TRAIN_SETS = {"coco_2014_valminusminival": "coco_35k"}
+
+
+def published_table(runs: Sequence[RunRecord], by: str = "paper", kind: str = "schedules") -> Table:
+    """Returns a study's numbers beside those published, which its name tells.
+
+    A published number is compared with ours of the same training and evaluation data, cascade and
+    test augmentation. "Pretrained" is the arm of that name, else the first pretrained one; the
+    schedule "best", or none, is the arm's longest. Within noise is a difference inside our
+    interval; below three seeds, one under 0.3 AP on full COCO, and an open question elsewhere.
+
+    Args:
+        runs: of one study.
+        by: "paper" or "zoo".
+        kind: "metrics" for Table 2 where the study is a baseline; others are Table 1's, 3's and so
+            on, by the study's name.
+
+    Raises:
+        UserError: see :func:`.results.final_results`; or there is no such study there, or its
+            numbers are of other data.
+    """
+    match = paper_study(runs[0].study)
+    detailed = kind == "metrics" and by == "paper" and match.experiment == "baseline"
+    experiment = "metrics" if detailed else match.experiment
+    results = final_results(runs)
+    everything = published(experiment, by=by, backbone=match.backbone, norm=match.norm)
+    ours = _of_our_data(results, everything, experiment)
+    numbers = [number for number in ours if _same_recipe(results, number)]
+    rows = tuple(row for number in numbers for row in _beside(results, number))
+    theirs = sorted({f"{_our_metric(n)} at {n.schedule or 'best'}" for n in numbers})
+    nothing = f"Nothing to compare: no finished run here has the {by}'s {', '.join(theirs)}."
+    return Table(
+        f"{results.study}: ours and the {by}'s",
+        ("arm", "schedule", "metric", "ours", by, f"ours - {by}", "within noise", "source"),
+        rows,
+        (
+            *([nothing] if numbers and not rows else []),
+            *notes(results),
+            *([ZOO_NOTE] if by == "zoo" else []),
+        ),
+    )
+
+
+def _of_our_data(
+    results: Results, numbers: Sequence[PublishedNumber], experiment: str
+) -> list[PublishedNumber]:
+    """Returns the numbers of our training and evaluation sets; none while nothing is finished."""
+    for index, evaluation in results.finals.items():
+        run, ours = results.runs[index], evaluation.dataset
+        images = run.test_set.get("images")
+        there = f"study {results.study} is evaluated on {ours}"
+        theirs = {number.eval_set for number in numbers}
+        if ours not in theirs:
+            raise _other_data(there, experiment, theirs)
+        if images != PAPER_EVAL_IMAGES.get(ours, images):
+            raise UserError(
+                f"{there} of {images} images, the paper's numbers on the {PAPER_EVAL_IMAGES[ours]} "
+                "of the whole; they cannot be compared"
+            )
+        trained = _train_set(run)
+        found = [n for n in numbers if (n.train_set, n.eval_set) == (trained, ours)]
+        if not found:
+            there = f"study {results.study} is trained on {trained or 'unknown data'}"
+            raise _other_data(there, experiment, {number.train_set for number in numbers})
+        return found
+    return []
+
+
+def _other_data(there: str, experiment: str, theirs: set[str]) -> UserError:
+    return UserError(
+        f"{there}, the paper's {experiment} numbers on "
+        f"{', '.join(sorted(theirs)) or 'nothing that fits'}; they cannot be compared"
+    )
+
+
+def _train_set(run: RunRecord) -> str:
+    """Returns our training sets as published numbers name them: "coco_10k"."""
+    names = [TRAIN_SETS.get(name, name) for name in run.train_set.get("names", ())]
+    return "+".join(
+        name.replace("coco_2017_train_", "coco_") if name.startswith("coco_2017_train_") else name
+        for name in names
+    )
+
+
+def _same_recipe(results: Results, number: PublishedNumber) -> bool:
+    cascade = "cascade" in results.study.lower() or number.experiment == "enhanced"
+    on_scratch = any(run.tuned_on == results.scratch for run in results.runs)
+    return ("cascade" in number.note) == cascade and ("scratch arm" in number.note) == on_scratch
+
+
+def _beside(results: Results, number: PublishedNumber) -> list[tuple[Cell, ...]]:
+    pretrained = "pretrained" if "pretrained" in results.others else results.others[0]
+    arm = results.scratch if number.init == "scratch" else pretrained
+    run = results.longest(arm)
+    if number.schedule not in ("", "best"):
+        run = next((r for r in results.runs if (r.arm, r.schedule) == (arm, number.schedule)), run)
+        if run.schedule != number.schedule:
+            return []
+    (mean,) = means(results.of(arm, run.schedule), [_our_metric(number)])
+    if math.isnan(mean.value):
+        return []
+    gap = Estimate(mean.value - number.value, mean.half_width, signed=True)
+    source = f"{number.source}, {number.note}" if number.note else number.source
+    noise = within_noise(gap, run)
+    return [
+        (arm, run.schedule, metric_label(number.metric), mean, number.value, gap, noise, source),
+    ]
+
+
+def _our_metric(number: PublishedNumber) -> str:
+    """Returns the metric of ours that a published number is compared with."""
+    if number.experiment == "voc":
+        return number.metric.replace("bbox/", "voc/")  # Pascal VOC's own AP.
+    if "test aug" in number.note:
+        return number.metric.replace("/", "_TTA/")
+    return number.metric

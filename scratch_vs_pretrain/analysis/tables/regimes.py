@@ -1,0 +1,160 @@
+"""Tables of several studies together: sizes of model (Table 3) and of data (Section 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.stats.comparison import (
+    Results,
+    by_study,
+    final_results,
+    gaps,
+    means,
+    notes,
+    pairs,
+)
+from scratch_vs_pretrain.analysis.tables.table import Cell, Table
+from scratch_vs_pretrain.errors import UserError
+
+MAIN = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
+AUGMENTED = tuple(metric.replace("/", "_TTA/") for metric in MAIN)
+
+
+def large_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
+    """Table 3: every arm of every study at its longest schedule, with all six main metrics.
+
+    Raises:
+        UserError: see :func:`.final_results`.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    studies, left_out = _studies(runs, best, alike=True)
+    for results in studies:
+        for arm in (results.scratch, *results.others):
+            schedule = results.longest(arm).schedule
+            finals = results.of(arm, schedule)
+            for aug, metrics in (("no", MAIN), ("yes", AUGMENTED)):
+                numbers = means(finals, metrics)
+                if not all(math.isnan(number.value) for number in numbers):
+                    rows.append((results.study, arm, schedule, aug, len(finals), *numbers))
+    header = ("study", "arm", "schedule", "test aug", "seeds", "box AP", "box AP50", "box AP75")
+    masks = ("mask AP", "mask AP50", "mask AP75")
+    title = "Final AP of every arm at its longest schedule"
+    return Table(title, (*header, *masks), tuple(rows), (*_notes(studies), *left_out))
+
+
+def less_data_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
+    """Section 5.2: box AP of both arms by the number of training images.
+
+    Raises:
+        UserError: see :func:`.final_results`.
+    """
+    studies, left_out = _studies(runs, best, alike=True)
+    return _beside(studies, left_out, ("bbox/AP",), "Box AP by the size of the training set")
+
+
+def voc_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
+    """Section 5.2: AP at IoU 0.5 of both arms, by PASCAL VOC's metric where that was evaluated.
+
+    Raises:
+        UserError: see :func:`.final_results`.
+    """
+    studies, left_out = _studies(runs, best, alike=True)
+    finals = [final for results in studies for final in results.finals.values()]
+    metric = "voc/AP50" if any("voc/AP50" in final.scores for final in finals) else "bbox/AP50"
+    return _beside(studies, left_out, (metric,), "Box AP at IoU 0.5")
+
+
+def summary_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
+    """Every study's arms side by side with the gap, for each task's AP.
+
+    Raises:
+        UserError: see :func:`.final_results`.
+    """
+    studies, left_out = _studies(runs, best)
+    metrics = ("bbox/AP", "segm/AP", "keypoints/AP")
+    return _beside(studies, left_out, metrics, "Every study at its longest")
+
+
+def _beside(
+    studies: Sequence[Results], left_out: Sequence[str], metrics: Sequence[str], title: str
+) -> Table:
+    rows = [row for results in studies for row in _rows(results, metrics)]
+    header = ("study", "training images", "metric", "seeds", "scratch", "scratch value")
+    others = ("pretrained", "pretrained value", "gap")
+    return Table(title, (*header, *others), tuple(rows), (*_notes(studies), *left_out))
+
+
+def _rows(results: Results, metrics: Sequence[str]) -> Iterator[tuple[Cell, ...]]:
+    known = {metric for final in results.finals.values() for metric in final.scores}
+    ours = results.longest(results.scratch)
+    for arm in results.others:
+        theirs = results.longest(arm)
+        first, second = (ours.arm, ours.schedule), (arm, theirs.schedule)
+        found = pairs(results, first, second)
+        for metric in metrics:
+            if metric in known:
+                yield (
+                    results.study,
+                    ours.train_images,
+                    metric,
+                    len(found),
+                    f"{ours.arm} {ours.schedule}",
+                    *means(results.of(*first), [metric]),
+                    f"{arm} {theirs.schedule}",
+                    *means(results.of(*second), [metric]),
+                    *gaps(found, [metric]),
+                )
+
+
+def _studies(
+    runs: Sequence[RunRecord], best: bool, *, alike: bool = False
+) -> tuple[list[Results], list[str]]:
+    """Returns each study's results, fewest training images first, and why others have none.
+
+    Raises:
+        UserError: none of the studies has two arms (the reason of the first); or, where they must
+            be `alike`, they are evaluated on different data.
+    """
+    found, refused = [], []
+    for members in by_study(runs).values():
+        try:
+            found.append(final_results(members, best=best))
+        except UserError as error:
+            refused.append(str(error))
+    if not found:
+        raise UserError(refused[0])
+    if alike:
+        _refuse_other_test_sets(found)
+    found.sort(key=lambda results: results.runs[0].train_images or 0)
+    return found, [f"Left out: {reason}." for reason in refused]
+
+
+def _refuse_other_test_sets(studies: Sequence[Results]) -> None:
+    """A data set of a study's own has the study's name, so names count where contents do not."""
+    seen: dict[str, tuple[str, str]] = {}
+    for results in studies:
+        for index, evaluation in results.finals.items():
+            digest = results.runs[index].test_set.get("sha256")
+            kind, value = ("content", digest) if digest else ("name", evaluation.dataset)
+            first, other = seen.setdefault(kind, (value, results.study))
+            if first != value:
+                raise UserError(
+                    f"studies {other} and {results.study} are evaluated on data of different "
+                    f"{kind} ({first:.40} and {value:.40}); they cannot share this table, but "
+                    "--kind summary"
+                )
+
+
+def _notes(studies: Sequence[Results]) -> tuple[str, ...]:
+    """Returns what holds for all studies, then what holds for some, with their names."""
+    held: dict[str, list[str]] = {}
+    for results in studies:
+        for note in notes(results):
+            held.setdefault(note, []).append(results.study)
+    common = [note for note, names in held.items() if len(names) == len(studies)]
+    others = [
+        f"{', '.join(names)}: {note}" for note, names in held.items() if len(names) < len(studies)
+    ]
+    return (*common, *others)

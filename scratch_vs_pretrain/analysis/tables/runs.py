@@ -1,0 +1,111 @@
+"""Tables of the runs themselves: how far each is, where and with what it trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.tables.table import Cell, Table
+from scratch_vs_pretrain.config import differences
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import RunFolder
+
+
+def differences_table(runs: Sequence[RunRecord]) -> Table:
+    """Compares the final configs of one run per arm, at its longest schedule.
+
+    Raises:
+        UserError: a config that is not plain YAML; names the file.
+    """
+    configs: dict[str, Any] = {}
+    for run in sorted(runs, key=lambda run: -run.iterations):
+        file = RunFolder(run.folder).config_file
+        if run.arm not in configs and file.exists():
+            configs[run.arm] = _config(file)
+    found = differences(configs) if len(configs) > 1 else {}
+    rows = [
+        (key, *(json.dumps(values.get(arm)) for arm in configs))
+        for key, values in found.items()
+        if key != "OUTPUT_DIR"
+    ]
+    notes = () if len(configs) > 1 else ("Fewer than two arms have a config.yaml here.",)
+    title = "Final configs at each arm's longest schedule, key by key"
+    return Table(title, ("key", *configs), tuple(rows), notes)
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        raise UserError(f"{file}: not plain YAML; is it a run's final config?") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not a mapping of config keys; is it a run's final config?")
+    return content
+
+
+def runs_table(runs: Sequence[RunRecord]) -> Table:
+    """Lists every run of a study, and those that only other arms have."""
+    rows: list[tuple[Cell, ...]] = [
+        (
+            run.arm,
+            run.schedule,
+            run.seed,
+            run.state,
+            run.iteration,
+            run.iterations,
+            None if run.seconds is None else run.seconds / 3600,
+            run.reason,
+        )
+        for run in runs
+    ]
+    header = ("arm", "schedule", "seed", "state", "iteration", "of", "hours", "reason")
+    return Table(
+        "Every run; those that are not finished enter no mean", header, (*rows, *_absent(runs))
+    )
+
+
+def _absent(runs: Sequence[RunRecord]) -> Iterator[tuple[Cell, ...]]:
+    """Yields the runs without a folder whose schedule and seed other arms of the study have."""
+    known = {(run.arm, run.schedule, run.seed) for run in runs}
+    seeds = sorted({run.seed for run in runs if run.seed is not None})
+    arms = runs[0].arm_order or tuple(dict.fromkeys(run.arm for run in runs))
+    for arm in arms:
+        mine = list(dict.fromkeys(run.schedule for run in runs if run.arm == arm))
+        for schedule in mine or dict.fromkeys(run.schedule for run in runs):
+            for seed in seeds:
+                if (arm, schedule, seed) not in known:
+                    yield (arm, schedule, seed, "no folder", None, None, None, None)
+
+
+def provenance_table(runs: Sequence[RunRecord]) -> Table:
+    """Lists every fact with its distinct values; more than one is worth a look."""
+    facts: dict[str, list[str]] = {}
+    for run in runs:
+        versions = run.provenance.get("versions")
+        known = {
+            "device": run.provenance.get("device"),
+            "host": run.provenance.get("host"),
+            "git commit": run.provenance.get("git_commit"),
+            "training data": _data(run.train_set),
+            "evaluation data": _data(run.test_set),
+            **(versions if isinstance(versions, dict) else {}),
+        }
+        for name, value in known.items():
+            text = "" if value is None else str(value)
+            if text and text not in facts.setdefault(str(name), []):
+                facts[str(name)].append(text)
+    rows = tuple((name, "; ".join(values)) for name, values in facts.items() if values)
+    return Table("Where, with what and on what the runs trained", ("", "value"), rows)
+
+
+def _data(data: Any) -> str | None:
+    names, images, digest = (data.get(key) for key in ("names", "images", "sha256"))
+    if not names:
+        return None
+    count = "" if images is None else f", {images:,} images"
+    return f"{', '.join(names)}{count}{f', sha256 {digest[:12]}' if digest else ''}"

@@ -1,0 +1,313 @@
+"""Runs a model over the test data sets of a config and scores it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils import comm
+from torch import nn
+
+from scratch_vs_pretrain.data.catalog import image_errors
+from scratch_vs_pretrain.data.loading import load_test_records
+from scratch_vs_pretrain.data.voc import is_voc
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.evaluation.coco_score import NUMBERS, score
+from scratch_vs_pretrain.evaluation.error_types import error_costs
+from scratch_vs_pretrain.evaluation.ground_truth import check_ground_truth, load_ground_truth
+from scratch_vs_pretrain.evaluation.tta import augmentation_problems, with_augmentation
+from scratch_vs_pretrain.evaluation.voc_score import NUMBERS as VOC_NUMBERS
+from scratch_vs_pretrain.evaluation.voc_score import VocScoreEvaluator
+from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, write_json
+from scratch_vs_pretrain.training.checkpoint import random_states, restore_random_states
+
+logger = logging.getLogger(__name__)
+
+# What Detectron2's tools/train_net.py adds to the name of a task scored with test augmentation.
+TTA = "_TTA"
+
+
+def tasks_of(cfg: Any) -> tuple[str, ...]:
+    """Returns the tasks that a config's model is scored on."""
+    asked = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
+    return tuple(task for task, on in asked.items() if on)
+
+
+def check_test_sets(cfg: Any) -> None:
+    """Checks before any training that every evaluation of a config will be possible.
+
+    Raises:
+        UserError: no test data set, or one without the ground truth that a task needs; or test
+            augmentation that cannot be done.
+    """
+    problems = augmentation_problems(cfg)
+    if problems:
+        raise UserError("; ".join(problems))
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty; name a data set to evaluate on")
+    for name in cfg.DATASETS.TEST:
+        check_ground_truth(name, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
+
+
+def evaluate_model(
+    cfg: Any,
+    model: nn.Module,
+    progress: Callable[[Iterable], Iterable] | None = None,
+    test_aug: bool = False,
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Evaluates a model on every data set of DATASETS.TEST; every process must call it.
+
+    Training goes on afterwards as if nothing had happened: the mode of each module and all random
+    states are put back.
+
+    Args:
+        cfg: the model's config.
+        model: returns Detectron2's ``{"instances": ...}`` for each image.
+        progress: wraps the iterable of batches, such as ``functools.partial(tqdm, leave=False)``;
+            called in the main process only.
+        test_aug: evaluate a second time with TEST.AUG, if the config has it. Those tasks are named
+            as Detectron2 does, ``bbox_TTA`` and ``segm_TTA``.
+
+    Returns:
+        One evaluation for each data set, as an evaluation file has it but for ``format`` and
+        ``iteration``, and the flat metrics of :func:`flat_metrics`. Both are empty in all
+        processes but the main one.
+
+    Raises:
+        UserError: see :func:`check_test_sets`; or an image that cannot be read.
+    """
+    if comm.is_main_process():  # which alone reads the ground truth
+        check_test_sets(cfg)
+    evaluations = []
+    ways = (False, True) if test_aug and cfg.TEST.AUG.ENABLED else (False,)
+    for name in cfg.DATASETS.TEST:
+        start = time.perf_counter()
+        tasks: dict[str, Any] = {}
+        for augmented in ways:
+            evaluator = CocoScoreEvaluator(name, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
+            scored = VocScoreEvaluator(name, evaluator) if is_voc(name) else evaluator
+            found = run_inference(cfg, model, name, scored, progress, test_aug=augmented)
+            tasks |= {task + TTA * augmented: numbers for task, numbers in found.items()}
+        if comm.is_main_process():
+            evaluations.append(
+                {
+                    "dataset": name,
+                    "images": evaluator.images,
+                    "seconds": round(time.perf_counter() - start, 3),
+                    "tasks": tasks,
+                }
+            )
+    return evaluations, flat_metrics(evaluations)
+
+
+def flat_metrics(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns COCO's numbers under Detectron2's names, such as ``bbox/AP75``, and VOC's.
+
+    Numbers without ground truth are left out. Those of the second and further data sets begin with
+    the data set's name.
+    """
+    defined = {**NUMBERS, "voc": VOC_NUMBERS}
+    return {
+        f"{evaluation['dataset'] + '/' if position else ''}{task}/{number}": numbers[number]
+        for position, evaluation in enumerate(evaluations)
+        for task, numbers in evaluation["tasks"].items()
+        for number in defined[task.removesuffix(TTA)]
+        if numbers[number] is not None
+    }
+
+
+def write_evaluation(
+    folder: RunFolder, iteration: int, evaluations: Sequence[Mapping[str, Any]]
+) -> Path:
+    """Writes what :func:`evaluate_model` returned after `iteration` completed iterations.
+
+    The first data set is the file's main one; further ones follow under ``others``.
+    """
+    first, *others = evaluations
+    content = {"format": FORMAT, "iteration": iteration, **first}
+    if others:
+        content["others"] = others
+    folder.evaluations.mkdir(parents=True, exist_ok=True)
+    path = folder.evaluation_file(iteration)
+    write_json(path, content)
+    return path
+
+
+def run_inference(
+    cfg: Any,
+    model: nn.Module,
+    dataset_name: str,
+    evaluator: DatasetEvaluator,
+    progress: Callable[[Iterable], Iterable] | None = None,
+    test_aug: bool = True,
+) -> dict[str, Any]:
+    """Feeds a data set to a model and the outputs to `evaluator`, and returns what that returns.
+
+    TEST.AUG is followed unless `test_aug` is False. Other Args and Raises: see
+    :func:`evaluate_model`.
+    """
+    states = random_states()
+    try:
+        mapper = _ReportingMapper(DatasetMapper(cfg, is_train=False))
+        # The loader draws a seed for its workers.
+        loader = build_detection_test_loader(
+            load_test_records(dataset_name),
+            mapper=mapper,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+        batches: Any = _ReadableBatches(loader)
+        if progress is not None and comm.is_main_process():
+            batches = progress(batches)
+        with _evaluation_mode(model), with_augmentation(cfg, model, test_aug) as detector:
+            return inference_on_dataset(detector, batches, evaluator)
+    finally:
+        restore_random_states(states)
+
+
+def score_results(
+    dataset_name: str,
+    results: list[dict[str, Any]],
+    tasks: Sequence[str],
+    keypoint_sigmas: Sequence[float] = (),
+) -> dict[str, Any]:
+    """Returns each task's entry of an evaluation file for COCO results on a registered data set."""
+    ground_truth = load_ground_truth(dataset_name)
+    sigmas = keypoint_sigmas or None
+    scores = {task: score(ground_truth, results, task, keypoint_sigmas=sigmas) for task in tasks}
+    for task, found in scores.items():
+        logger.info("%s of %s: %s", task, dataset_name, dict(found.numbers))
+    entries = {task: found.to_json() for task, found in scores.items()}
+    if "bbox" in entries:
+        entries["bbox"]["errors"] = error_costs(ground_truth, results)
+    return entries
+
+
+class CocoScoreEvaluator(DatasetEvaluator):
+    """Scores a model's outputs with :mod:`scratch_vs_pretrain.evaluation.coco_score`.
+
+    In contrast to Detectron2's COCOEvaluator it changes none of the model's outputs, gives every
+    number COCO defines, 0 where nothing was detected, and writes no file unless asked.
+
+    Attributes:
+        images: how many images were processed, by all processes after :meth:`evaluate`.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str],
+        keypoint_sigmas: Sequence[float] = (),
+        predictions_folder: Path | None = None,
+    ) -> None:
+        """
+        Args:
+            dataset_name: registered with Detectron2, in COCO format.
+            tasks: of "bbox", "segm", "keypoints", for which
+                :func:`~scratch_vs_pretrain.evaluation.ground_truth.check_ground_truth` finds all
+                that is needed; none is fine for a set without annotations.
+            keypoint_sigmas: TEST.KEYPOINT_OKS_SIGMAS; COCO's if empty.
+            predictions_folder: receives ``<dataset_name>.json``, a list of COCO results.
+        """
+        self._dataset_name = dataset_name
+        self._tasks = tuple(tasks)
+        self._keypoint_sigmas = tuple(keypoint_sigmas)
+        self._predictions_folder = predictions_folder
+        self.reset()
+
+    def reset(self) -> None:
+        self.images = 0
+        self._results: list[dict[str, Any]] = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            if instances.has("pred_keypoints"):
+                # instances_to_coco_json subtracts half a pixel in place.
+                instances.pred_keypoints = instances.pred_keypoints.clone()
+            self._results += instances_to_coco_json(instances, image["image_id"])
+            self.images += 1
+
+    def evaluate(self) -> dict[str, Any]:
+        """Returns each task's entry of an evaluation file; empty but in the main process."""
+        gathered = comm.gather((self.images, self._results))
+        if not comm.is_main_process():
+            return {}
+        self.images = sum(images for images, _ in gathered)
+        ground_truth = load_ground_truth(self._dataset_name)
+        results = self._with_dataset_categories(
+            itertools.chain.from_iterable(results for _, results in gathered), ground_truth
+        )
+        if self._predictions_folder is not None:
+            path = self._predictions_folder / f"{self._dataset_name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(results, allow_nan=False))
+        return score_results(self._dataset_name, results, self._tasks, self._keypoint_sigmas)
+
+    def _with_dataset_categories(
+        self, results: Iterable[dict[str, Any]], ground_truth: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Replaces the model's classes by the category ids of the annotation file."""
+        # As Detectron2 numbers them, by ascending id.
+        category_ids = dict(
+            enumerate(sorted(category["id"] for category in ground_truth["categories"]))
+        )
+        try:
+            return [{**r, "category_id": category_ids[r["category_id"]]} for r in results]
+        except KeyError as error:
+            raise UserError(
+                f"{self._dataset_name}: the model predicts class {error} but the data set has "
+                f"{len(category_ids)}; set MODEL.ROI_HEADS.NUM_CLASSES to {len(category_ids)}"
+            ) from None
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts each module's own mode back, even after an error; Detectron2's context does not."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+class _ReportingMapper:
+    """Hands an unreadable image's message through the loader's workers, which spoil exceptions."""
+
+    def __init__(self, mapper: DatasetMapper) -> None:
+        self._mapper = mapper
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        try:
+            with image_errors(record["file_name"]):
+                return self._mapper(record)
+        except UserError as error:
+            return {"error": str(error)}
+
+
+class _ReadableBatches:
+    """A loader's batches, up to the first image that cannot be read."""
+
+    def __init__(self, loader: torch.utils.data.DataLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for batch in self._loader:
+            for record in batch:
+                if "error" in record:
+                    raise UserError(record["error"])
+            yield batch

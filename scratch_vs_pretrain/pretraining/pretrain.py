@@ -1,0 +1,252 @@
+"""Classifier pre-training of a config's own backbone, on a folder of class folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling.checkpoint_file import load
+from scratch_vs_pretrain.modeling.norms import use_runnable_norms
+from scratch_vs_pretrain.modeling.weights import input_settings, write_backbone
+from scratch_vs_pretrain.pretraining.classifier import Classifier
+from scratch_vs_pretrain.pretraining.image_folder import ImageBatches, LabelledImages, find_images
+from scratch_vs_pretrain.pretraining.pretrain_spec import PretrainSpec
+from scratch_vs_pretrain.run_folder import write_atomically
+from scratch_vs_pretrain.training.provenance import provenance
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+_log = logging.getLogger(__name__)
+
+FORMAT = 1
+# The loss is looked at every so many batches: reading it waits for the device.
+LOOK_EVERY = 10
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What was trained, and how well.
+
+    Attributes:
+        file: the backbone weights, for ``load_backbone``.
+        accuracy: of the validation pictures, percent; None without any.
+        seconds: of training by this call, validation included.
+        metadata: as it is in the file.
+    """
+
+    file: Path
+    accuracy: float | None
+    seconds: float
+    metadata: dict[str, Any]
+
+
+def pretrain(
+    cfg: CfgNode,
+    image_folder: Path,
+    output_file: Path,
+    spec: PretrainSpec | None = None,
+    progress: bool = True,
+) -> PretrainResult:
+    """Trains a config's backbone as a classifier and writes its weights.
+
+    After each epoch everything is saved beside `output_file` (``.partial``), and a call with the
+    same arguments goes on from there; the result is the same. On CPU it depends on `spec` and the
+    pictures alone.
+
+    Args:
+        cfg: the detector's config; backbone, pixel statistics and channel order are its own.
+        image_folder: ``train/<class>/*`` and ``val/<class>/*``, or ``<class>/*``.
+        output_file: written atomically at the end.
+        spec: the recipe; None for ImageNet's.
+        progress: show progress bars.
+
+    Raises:
+        UserError: bad spec or pictures, an output that cannot be written, or a loss that diverges.
+    """
+    spec = spec or PretrainSpec()
+    spec.check()
+    _check_writable(output_file)
+    device = _device(spec.device)
+    images = find_images(image_folder, spec.validation_fraction, spec.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(spec.seed)
+        model = Classifier(cfg, len(images.classes))
+    norms = use_runnable_norms(model, device, world_size=1)
+    batches = ImageBatches(
+        images,
+        size=spec.image_size,
+        batch_size=spec.batch_size,
+        min_area=spec.min_area,
+        workers=spec.workers,
+        cache=spec.cache,
+        seed=spec.seed,
+        progress=progress,
+    )
+    metadata = {
+        **_describe(images, batches, spec),
+        "norms": norms,
+        "input": input_settings(cfg),
+        "config": cfg.dump(),
+        "versions": provenance(device.type)["versions"],
+    }
+    start = time.monotonic()
+    snapshot = _Snapshot(output_file.with_name(f"{output_file.name}.partial"), metadata)
+    accuracy = _train(model.to(device), batches, spec, snapshot, progress)
+    metadata["accuracy"] = accuracy
+    write_backbone(output_file, model.weights(), metadata)
+    snapshot.path.unlink(missing_ok=True)
+    return PretrainResult(output_file, accuracy, time.monotonic() - start, metadata)
+
+
+def _describe(images: LabelledImages, batches: ImageBatches, spec: PretrainSpec) -> dict[str, Any]:
+    shown = batches.images_per_epoch * spec.epochs
+    return {
+        "format": FORMAT,
+        "kind": "classification",
+        "images": len(images.train),
+        "validation_images": len(images.validation),
+        "classes": list(images.classes),
+        "epochs": spec.epochs,
+        "resolution": spec.image_size,
+        # One labelled object a picture.
+        "samples": {"images": shown, "instances": shown, "pixels": shown * spec.image_size**2},
+        "seed": spec.seed,
+        "spec": dataclasses.asdict(spec),
+    }
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """Everything after an epoch, so that a killed pre-training goes on with the next."""
+
+    path: Path
+    metadata: dict[str, Any]
+
+    def save(self, epochs: int, model: Classifier, optimizer: torch.optim.Optimizer) -> None:
+        buffer = io.BytesIO()
+        state = {
+            "metadata": self.metadata,
+            "epochs": epochs,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        torch.save(state, buffer)
+        try:
+            write_atomically(self.path, buffer.getvalue())
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+    def restore(self, model: Classifier, optimizer: torch.optim.Optimizer) -> int:
+        """Returns the number of epochs already trained, having restored what they left."""
+        if not self.path.exists():
+            return 0
+        state = load(self.path, str(self.path))
+        if not isinstance(state, dict) or state.get("metadata") != self.metadata:
+            _log.warning("%s is of another pre-training; starting anew", self.path)
+            return 0
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return state["epochs"]
+
+
+def _train(
+    model: Classifier,
+    batches: ImageBatches,
+    spec: PretrainSpec,
+    snapshot: _Snapshot,
+    progress: bool,
+) -> float | None:
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=spec.largest_rate,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+    )
+    done = snapshot.restore(model, optimizer)
+    accuracy = _accuracy(model, batches) if done else None
+    with tqdm(
+        total=spec.epochs * len(batches),
+        initial=done * len(batches),
+        desc="pre-training",
+        unit="batch",
+        disable=not progress,
+    ) as bar:
+        for epoch in range(done, spec.epochs):
+            _train_epoch(model, optimizer, batches, epoch, spec, bar)
+            snapshot.save(epoch + 1, model, optimizer)
+            accuracy = _accuracy(model, batches)
+            _log.info("epoch %d: validation accuracy %s %%", epoch + 1, accuracy)
+    return accuracy
+
+
+def _train_epoch(
+    model: Classifier,
+    optimizer: torch.optim.Optimizer,
+    batches: ImageBatches,
+    epoch: int,
+    spec: PretrainSpec,
+    bar: tqdm,
+) -> None:
+    device = model.device
+    steps = spec.epochs * len(batches)
+    model.train()
+    for step, (images, labels) in enumerate(batches.epoch(epoch), start=epoch * len(batches)):
+        for group in optimizer.param_groups:
+            group["lr"] = spec.rate(step, steps)
+        labels = labels.to(device, non_blocking=True)
+        scores = model(images.to(device, non_blocking=True))
+        loss = F.cross_entropy(scores, labels, label_smoothing=spec.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        bar.update()
+        if step % LOOK_EVERY == 0 or step == steps - 1:
+            if not loss.isfinite():
+                raise UserError(
+                    f"pre-training diverged at batch {step + 1} of {steps}; "
+                    f"lower learning_rate ({spec.largest_rate})"
+                )
+            correct = (scores.argmax(1) == labels).float().mean().item()
+            bar.set_postfix(loss=f"{loss.item():.2f}", accuracy=f"{100 * correct:.0f}%")
+
+
+@torch.no_grad()
+def _accuracy(model: Classifier, batches: ImageBatches) -> float | None:
+    device = model.device
+    model.eval()
+    right = [
+        (model(images.to(device)).argmax(1).cpu() == labels)
+        for images, labels in batches.validation()
+    ]
+    return 100 * torch.cat(right).float().mean().item() if right else None
+
+
+def _device(name: str | None) -> torch.device:
+    available = torch.cuda.is_available()
+    if name is None:
+        return torch.device("cuda" if available else "cpu")
+    if name != "cpu" and not (available and name.startswith("cuda")):
+        raise UserError(f"device: there is no {name} here; use cpu")
+    return torch.device(name)
+
+
+def _check_writable(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name the file to write the weights to")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
