@@ -1,5 +1,6 @@
 import importlib.util
 import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -31,6 +32,16 @@ def test_file_holds_the_tidy_frame(study, tmp_path):
     done = collect_into(study.root / "output", tmp_path / "runs.csv")
     assert (done.runs, done.read) == (2, 2)
     assert_holds(tmp_path / "runs.csv", study.root / "output")
+
+
+@pytest.mark.parametrize("endings", [(".csv", ".parquet"), (".parquet", ".csv")])
+def test_recorded_study(tmp_path, endings):
+    """The help's own example: every AP is in evaluations/ and again in metrics.json."""
+    root = Path(__file__).parents[2] / "notebooks" / "data" / "demo"
+    for ending in endings:
+        assert collect_into(root, tmp_path / f"runs{ending}").read == 6
+    assert_holds(tmp_path / "runs.csv", root)
+    assert len(pd.read_parquet(tmp_path / "runs.parquet")) == len(collect(root))
 
 
 def test_plain_detectron2_folders(folders, tmp_path):

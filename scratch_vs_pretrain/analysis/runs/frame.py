@@ -121,7 +121,8 @@ def pieces(index: int, run: RunRecord, reader: Reader = read) -> Iterator[Piece]
     metrics = reader(file, run.own)
     for name, curve in metrics.scores.items():
         new = ~np.isin(curve.iterations, evaluated)
-        yield Piece(index, name, curve.iterations[new], curve.values[new], file)
+        if new.any():
+            yield Piece(index, name, curve.iterations[new], curve.values[new], file)
     for name, curve in metrics.training.items():
         yield Piece(index, name, curve.iterations, curve.values, file)
 
