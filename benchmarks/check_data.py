@@ -33,9 +33,6 @@ def read(way: str, file: Path) -> dict[str, Any]:
     """Reads the file one way; returns CPU and wall seconds and what was read."""
     from pycocotools.coco import COCO
 
-    from scratch_vs_pretrain import _detectron2
-
-    _detectron2.prepare()
     from scratch_vs_pretrain.data.check import DataSet, check
 
     with contextlib.redirect_stdout(None):

@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+import scratch_vs_pretrain  # noqa: F401  (with it, Detectron2 imports)
+
 IMAGES, ANNOTATIONS, CATEGORIES, SUBSET = 118_287, 860_001, 80, 10_000
 TARGETS = {"first": (0.35, 0.5), "cached": (0.05, 0.5)}  # parts of the plain time and memory
 WAYS = ("plain", "first", "cached")
@@ -101,9 +103,6 @@ def _annotation(random: np.random.Generator, number: int, image: dict[str, Any])
 
 def load(way: str, file: Path, count: int) -> dict[str, Any]:
     """Loads the subset one way; returns CPU and wall seconds, peak MB and what was loaded."""
-    from scratch_vs_pretrain import _detectron2
-
-    _detectron2.prepare()
     from detectron2.data.build import filter_images_with_only_crowd_annotations
     from detectron2.data.datasets import load_coco_json, register_coco_instances
 

@@ -3,15 +3,22 @@
 Detectron2 v0.6 (2021) names things that NumPy and Pillow have removed since, and imports its
 compiled extension even where that is not used. :func:`prepare` supplies them, and only to v0.6:
 upstream main needs nothing and gets nothing.
+
+After ``import scratch_vs_pretrain`` the first import of Detectron2, whoever makes it, prepares it.
+In an environment that `uv sync` made, the wheel of v0.6 has a ``.pth`` file by which every process
+imports this package (packaging/detectron2-build-stub), so that there plain
+``import detectron2.modeling`` works, too. This module is therefore light: it imports nothing that
+Python has not imported when it starts.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import sys
 import types
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from scratch_vs_pretrain.errors import UserError
@@ -37,6 +44,8 @@ def source_folder() -> Path | None:
 
 def modules_digest(folder: Path) -> tuple[str, int]:
     """Returns the digest that :data:`V06_DIGEST` is to be compared with, and the module count."""
+    import hashlib
+
     modules = sorted(
         f"./{path.relative_to(folder).as_posix()}"
         for path in folder.rglob("*.py")
@@ -56,7 +65,7 @@ def is_v06(folder: Path) -> bool:
 
 @functools.cache
 def prepare() -> None:
-    """Makes ``import detectron2`` work; called by every subpackage that imports it.
+    """Makes ``import detectron2`` work.
 
     Raises:
         UserError: Detectron2 is not installed.
@@ -71,6 +80,26 @@ def prepare() -> None:
     if not any(folder.glob("_C*")):
         # Imported by layers/deform_conv.py and evaluation/fast_eval_api.py, called by neither here.
         sys.modules["detectron2._C"] = types.ModuleType("detectron2._C")
+
+
+class _Finder:
+    """Finds nothing, and prepares Detectron2 when a part of it is first looked for."""
+
+    @classmethod
+    def find_spec(
+        cls, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name.partition(".")[0] == "detectron2" and cls in sys.meta_path:
+            sys.meta_path.remove(cls)
+            if source_folder() is not None:
+                prepare()
+        return None
+
+
+def prepare_on_import() -> None:
+    """Lets the first import of Detectron2 in this process call :func:`prepare`."""
+    if _Finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Finder)
 
 
 def _restore_numpy_names() -> None:

@@ -138,8 +138,6 @@ def _imports() -> Iterator[Check]:
         if importlib.util.find_spec(module.partition(".")[0]) is None:
             continue
         try:
-            if module.startswith("detectron2"):
-                _detectron2.prepare()
             with warnings.catch_warnings(action="ignore"):
                 importlib.import_module(module)
         except Exception as error:

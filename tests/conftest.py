@@ -15,9 +15,8 @@ import pytest
 import torch
 import yaml
 
-from scratch_vs_pretrain import _detectron2
+import scratch_vs_pretrain  # noqa: F401  (with it, Detectron2 imports)
 
-_detectron2.prepare()
 torch.set_num_threads(1)
 
 WALL_CLOCK = ("time", "data_time", "eta_seconds", "rank_data_time")

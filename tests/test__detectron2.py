@@ -13,19 +13,19 @@ REPOSITORY = Path(__file__).parents[1]
 OLD_SOURCE = "from PIL import Image\ndefault = Image.LINEAR\n"
 NEW_SOURCE = "from PIL import Image\ndefault = Image.BILINEAR\n"
 
-# What prepare() may change, told before and after it.
+# What the first import of Detectron2 may change, told before and after it.
 OBSERVE = """
 import sys
 import numpy as np
 from PIL import Image
-from scratch_vs_pretrain import _detectron2
+import scratch_vs_pretrain
 
 def state():
     names = [name for name in ("int", "float", "str") if name in np.__dict__]
     return names, hasattr(Image, "LINEAR"), "detectron2._C" in sys.modules
 
 before = state()
-_detectron2.prepare()
+import detectron2
 print(before == state(), state())
 """
 
@@ -58,6 +58,66 @@ def v06():
     if folder is None or not _detectron2.is_v06(folder):
         pytest.skip("Detectron2 v0.6 is not what is installed here")
     return folder
+
+
+# Detectron2's setup.py in small, and what setuptools makes of it.
+SETUP = """
+from setuptools import setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+setup(
+    packages=["detectron2", "detectron2.data.transforms"],
+    ext_modules=[CppExtension("detectron2._C", [])],
+    cmdclass={"build_ext": BuildExtension},
+)
+"""
+
+
+class TestImport:
+    def test_this_package_alone_is_light(self):
+        code = """
+            import sys, time
+            before, start = set(sys.modules), time.process_time()
+            import scratch_vs_pretrain
+            seconds = time.process_time() - start
+            print(seconds < 0.1, {"numpy", "torch", "detectron2"} & set(sys.modules))
+        """
+        assert run_python(code) == "True set()"
+
+    def test_looking_for_detectron2_where_it_is_absent(self):
+        code = """
+            import sys
+            sys.path[:] = [path for path in sys.path if "site-packages" not in path]
+            import importlib.util, scratch_vs_pretrain
+            print(importlib.util.find_spec("detectron2"))
+            try:
+                import detectron2
+            except ModuleNotFoundError as error:
+                print(error)
+        """
+        assert run_python(code) == "None\nNo module named 'detectron2'"
+
+    def test_in_any_process_of_an_environment_that_uv_made(self, tmp_path):
+        """The wheel built by the stub has a file by which every process prepares Detectron2."""
+        source = tmp_path / "source"
+        make_package(source, OLD_SOURCE)
+        (source / "detectron2/layers.py").write_text("from detectron2 import _C\n")
+        (source / "setup.py").write_text(SETUP)
+        stub = REPOSITORY / "packaging/detectron2-build-stub/src"
+        subprocess.run(
+            [sys.executable, "setup.py", "-q", "build", "--build-lib", str(tmp_path / "site")],
+            cwd=source,
+            env={**os.environ, "PYTHONPATH": str(stub)},
+            check=True,
+        )
+        code = f"""
+            import site, sys
+            sys.path.insert(0, {str(tmp_path / "site")!r})
+            site.addsitedir(sys.path[0])
+            assert "numpy" not in sys.modules
+            import detectron2.layers
+            print(detectron2.layers._C.__name__)
+        """
+        assert run_python(code) == "detectron2._C"
 
 
 class TestDigest:
@@ -135,9 +195,8 @@ class TestPrepare:
                 "<xmax>20</xmax><ymax>30</ymax></bndbox></object></annotation>"
             )
         code = f"""
-            from scratch_vs_pretrain import _detectron2
-            _detectron2.prepare()
-            import detectron2.engine
+            import scratch_vs_pretrain
+            import detectron2.modeling
             from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
             records = load_voc_instances({str(tmp_path)!r}, "val", CLASS_NAMES)
             print([(str(r["image_id"]), r["annotations"][0]["bbox"]) for r in records])
@@ -158,8 +217,7 @@ class TestPrepare:
         package = make_package(tmp_path, OLD_SOURCE)
         (package / "_C.py").write_text("compiled = True\n")
         code = """
-            from scratch_vs_pretrain import _detectron2
-            _detectron2.prepare()
+            import scratch_vs_pretrain
             from detectron2 import _C
             print(_C.compiled)
         """

@@ -132,7 +132,6 @@ class TestEnvironment:
 class TestDataSets:
     def test_names_and_paths_are_detectron2s(self):
         pytest.importorskip("detectron2")
-        _detectron2.prepare()
         from detectron2.data import MetadataCatalog
         from detectron2.data.datasets import builtin
 
