@@ -209,8 +209,7 @@ class RunFolder:
             while not _try_lock(file, fcntl.LOCK_EX):
                 if time.monotonic() > end:
                     raise UserError(
-                        f"{self.path}: another process is training this run; "
-                        "wait for it, or choose another output folder"
+                        f"{self.path}: another process trains this run; wait until it has ended"
                     )
                 time.sleep(LOCK_SECONDS / 20)
             with _heartbeat(self.lock_file):

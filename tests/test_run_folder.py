@@ -286,7 +286,7 @@ class TestState:
 class TestLock:
     def test_second_owner_is_refused(self, run, owner):
         assert run.is_locked()
-        with pytest.raises(UserError, match="another process is training this run") as raised:
+        with pytest.raises(UserError, match="another process trains this run") as raised:
             run.lock().__enter__()
         assert str(run.path) in str(raised.value)
         assert run.read()["state"] == "running"

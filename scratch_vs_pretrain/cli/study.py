@@ -19,7 +19,7 @@ from scratch_vs_pretrain.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from scratch_vs_pretrain.study.cluster import Cluster
+    from scratch_vs_pretrain.study.slurm import Cluster
 
 
 def add_commands(commands: Commands) -> None:
@@ -128,13 +128,13 @@ def _add_run(commands: Commands) -> None:
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
-    from scratch_vs_pretrain.study.cluster import LAUNCHERS, minutes_of, parameter
+    from scratch_vs_pretrain.study.slurm import minutes_of, parameter
 
     group = parser.add_argument_group("a cluster's jobs (docs/clusters.md)")
     group.add_argument(
         "--launcher",
-        choices=LAUNCHERS,
-        help="submit every run as a job; local and debug try it on this machine",
+        choices=("slurm",),
+        help="submit every run as a job",
     )
     group.add_argument("--partition", metavar="P", help="of SLURM")
     group.add_argument(
@@ -177,12 +177,11 @@ def _read_by(function: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _cluster(options: argparse.Namespace) -> Cluster | None:
-    from scratch_vs_pretrain.study.cluster import Cluster
+    from scratch_vs_pretrain.study.slurm import Cluster
 
     if options.launcher is None:
         return None
     return Cluster(
-        options.launcher,
         options.gpus_per_run,
         options.nodes,
         options.time,
@@ -203,8 +202,7 @@ def _add_sharing(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.registry import tables_text
-    from scratch_vs_pretrain.study.launch import run_study
-    from scratch_vs_pretrain.study.run_queue import make_slots
+    from scratch_vs_pretrain.study.launch import make_slots, run_study
 
     study = read_study(options)
     cluster = _cluster(options)

@@ -11,13 +11,12 @@ from scratch_vs_pretrain.analysis.registry import draw, tables_text
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data.scenes import ClassificationSpec, ShapesSpec
 from scratch_vs_pretrain.data.shapes import make_classification, make_shapes
+from scratch_vs_pretrain.errors import say
 from scratch_vs_pretrain.pretraining.pretrain import pretrain
 from scratch_vs_pretrain.pretraining.pretrain_spec import PretrainSpec
 from scratch_vs_pretrain.run_folder import write_atomically
-from scratch_vs_pretrain.study.launch import run_study
-from scratch_vs_pretrain.study.messages import say
+from scratch_vs_pretrain.study.launch import make_slots, run_study
 from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.run_queue import make_slots
 from scratch_vs_pretrain.study.spec import Data, DataFiles, Evaluation, ScheduleSpec, Study
 
 STUDY_FILE = Path(__file__).parents[1] / "configs/studies/demo.yaml"

@@ -1,23 +1,177 @@
-"""Starts, skips, resumes and refuses the runs of a study; one process per run."""
+"""Trains the runs of a study: skips, resumes and refuses them, one process per run.
+
+Runs wait for a slot: a share of the processor, or some of the machine's GPUs.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from scratch_vs_pretrain.analysis.tables.live import live_table, status_text
+from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.study.cluster import Cluster
 from scratch_vs_pretrain.study.prepare import prepare
-from scratch_vs_pretrain.study.run_queue import RunQueue, Slot
-from scratch_vs_pretrain.study.slurm import Submission, queue_on
-from scratch_vs_pretrain.study.spec import Study
+from scratch_vs_pretrain.study.slurm import Cluster, Submission
+from scratch_vs_pretrain.study.spec import Run, Study
 from scratch_vs_pretrain.study.tune import pick_winner, search_study, with_recipe
-from scratch_vs_pretrain.training.branch import ENDED
+from scratch_vs_pretrain.training.branch import ENDED, is_ready, trunk_of
 from scratch_vs_pretrain.training.processes import signals_to
+
+POLL_SECONDS = 0.5
+
+# Exit status of `python -m scratch_vs_pretrain.training` when another process has the run.
+BUSY = 2
+
+# The devices of a slot as CUDA_VISIBLE_DEVICES names them; none where runs share the processor.
+Slot = tuple[str, ...]
+
+
+def make_slots(jobs: int, gpus: Iterable[str] = (), gpus_per_run: int = 1) -> list[Slot]:
+    """Returns the slots of this machine.
+
+    Args:
+        jobs: runs at the same time, where no GPUs are named.
+        gpus: the GPUs to use, by number or UUID.
+        gpus_per_run: how many of them train one run together.
+
+    Raises:
+        UserError: a GPU is named twice, or there are fewer than one run needs.
+    """
+    named = list(gpus)
+    if not named:
+        return [()] * jobs
+    twice = sorted({gpu for gpu in named if named.count(gpu) > 1})
+    if twice:
+        raise UserError(f"--gpus: {', '.join(twice)} is named twice; name every GPU once")
+    if len(named) < gpus_per_run:
+        raise UserError(
+            f"--gpus: names {len(named)}, fewer than --gpus-per-run {gpus_per_run}; "
+            "name more, or use fewer for each run"
+        )
+    ends = range(gpus_per_run, len(named) + 1, gpus_per_run)
+    return [tuple(named[end - gpus_per_run : end]) for end in ends]
+
+
+@dataclass
+class RunQueue:
+    """Runs of a study over a number of slots, each of which trains one at a time.
+
+    Attributes:
+        waiting: in the order in which they are to begin.
+        slots: of this machine.
+        verbose: show Detectron2's log.
+        show: called about twice a second, in place of the runs' own progress bars.
+        blocked: runs that cannot begin, and why; known at the end.
+    """
+
+    waiting: list[RunFolder]
+    slots: list[Slot]
+    verbose: bool = False
+    show: Callable[[], None] | None = None
+    running: dict[int, tuple[RunFolder, subprocess.Popen]] = field(default_factory=dict)
+    elsewhere: list[RunFolder] = field(default_factory=list)
+    blocked: dict[RunFolder, str] = field(default_factory=dict)
+    stopping: bool = False
+
+    def work(self) -> None:
+        """Returns when nothing runs and nothing can begin any more."""
+        while self.running or ((self.waiting or self.elsewhere) and not self.stopping):
+            self._collect()
+            self._take_over()
+            self._start()
+            self._block()
+            if self.show:
+                self.show()
+            time.sleep(POLL_SECONDS)
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Asks the runs to save and stop; asked twice, they stop at once."""
+        say("stopping at once" if self.stopping else "saving checkpoints; again to stop at once")
+        self.stopping = True
+        for _, process in self.running.values():
+            process.send_signal(signal.SIGTERM)
+
+    def _collect(self) -> None:
+        for slot, (folder, process) in list(self.running.items()):
+            if process.poll() is not None:
+                del self.running[slot]
+                if process.returncode == BUSY:
+                    self._wait_for(folder)
+
+    def _wait_for(self, folder: RunFolder) -> None:
+        say(f"{folder.path}: another process trains this run; waiting for it")
+        self.elsewhere.append(folder)
+
+    def _take_over(self) -> None:
+        """Runs that another launcher let go of come back into the queue."""
+        free = [folder for folder in self.elsewhere if not folder.is_locked()]
+        self.elsewhere = [folder for folder in self.elsewhere if folder not in free]
+        self.waiting += [folder for folder in free if folder.state() not in ENDED]
+
+    def _start(self) -> None:
+        for number in range(len(self.slots)):
+            ready = None
+            if number not in self.running and not self.stopping:
+                ready = next((folder for folder in self.waiting if is_ready(folder)), None)
+            if ready is None:
+                continue
+            self.waiting.remove(ready)
+            if ready.is_locked():
+                self._wait_for(ready)
+            else:
+                self.running[number] = ready, self._train(ready, number)
+
+    def _train(self, folder: RunFolder, number: int) -> subprocess.Popen:
+        """Starts the process that trains a run in the slot of this number."""
+        slot = self.slots[number]
+        command = [sys.executable, "-m", "scratch_vs_pretrain.training", str(folder.path)]
+        if len(slot) > 1:
+            command += ["--processes", str(len(slot))]
+        if self.verbose:
+            command.append("--verbose")
+        told = environment(os.environ, number, slot, len(self.slots))
+        if self.show:
+            told["SVP_BARS"] = "0"
+        return start_process(command, {**os.environ, **told})
+
+    def _block(self) -> None:
+        """Gives up branches whose trunk came to an end before them."""
+        active = [*self.waiting, *self.elsewhere, *(folder for folder, _ in self.running.values())]
+        for folder in list(self.waiting):
+            trunk = trunk_of(folder)
+            if trunk is None or trunk in active or trunk.is_locked() or is_ready(folder):
+                continue
+            self.waiting.remove(folder)
+            name = trunk.path.parent.name
+            if trunk.state() == "diverged":
+                # What it would repeat.
+                folder.update(state="diverged", reason=f"as its trunk, {name}, did")
+            else:
+                self.blocked[folder] = f"its trunk, {name}, is {trunk.state()}"
+
+
+def start_process(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen:
+    """Starts a process that Ctrl-C does not reach: it reaches this one, which passes it on."""
+    return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def environment(present: Mapping[str, str], number: int, slot: Slot, slots: int) -> dict[str, str]:
+    """Returns what a run's process is told by its environment: devices, threads, place."""
+    threads = max(1, len(os.sched_getaffinity(0)) // (slots * max(1, len(slot))))
+    told = {
+        "OMP_NUM_THREADS": present.get("OMP_NUM_THREADS", str(threads)),
+        "SVP_BAR_POSITION": str(number),
+    }
+    return {**told, "CUDA_VISIBLE_DEVICES": ",".join(slot)} if slot else told
 
 
 @dataclass(frozen=True)
@@ -56,10 +210,10 @@ def run_study(
     Args:
         study: what to train.
         output: below which the run folders lie.
-        slots: see :func:`scratch_vs_pretrain.study.run_queue.make_slots`.
+        slots: see :func:`make_slots`.
         verbose: show Detectron2's log.
         sharing: schedules of one arm and seed share their trunk.
-        cluster: runs are its jobs, and not started in `slots`; SLURM's are submitted only.
+        cluster: runs are submitted as its jobs, and not started in `slots`.
 
     Raises:
         UserError: as :func:`prepare`; or jobs that cannot be submitted.
@@ -71,20 +225,35 @@ def run_study(
         winner = pick_winner(study, [outcome.folder for outcome in outcomes], output)
         study = with_recipe(study, winner)
     folders = prepare(study, output, sharing)
-    # Seed by seed, so that the first pair is complete as early as possible.
-    runs = sorted(zip(study.runs(), folders, strict=True), key=lambda pair: pair[0].seed)
-    waiting = [folder for _, folder in runs if folder.state() not in ENDED]
+    waiting = [folder for folder in in_order(study, folders) if folder.state() not in ENDED]
     queue: RunQueue | Submission
     if cluster is None:
         queue = RunQueue(waiting, list(slots)[: max(1, len(waiting))], verbose)
     else:
-        queue = queue_on(cluster, output / "jobs", waiting)
+        queue = Submission(cluster, output / "jobs", waiting)
     wanted = bool(waiting) and isinstance(queue, RunQueue)
     with signals_to(queue.stop), _progress(output / study.name, wanted, verbose) as show:
         if isinstance(queue, RunQueue):
             queue.show = show
         queue.work()
     return [_outcome(folder, queue.blocked.get(folder)) for folder in folders]
+
+
+def in_order(study: Study, folders: Sequence[RunFolder]) -> list[RunFolder]:
+    """Returns the folders of a study's runs in the order in which they are to begin.
+
+    Pair by pair: all arms of one schedule and seed before the next, so that the first comparison
+    is there as early as possible; trunks before their branches, and seed by seed.
+    """
+    arms = [arm.name for arm in study.arms]
+    schedules = [spec.name for arm in study.arms for spec in arm.schedules]
+
+    def place(pair: tuple[Run, RunFolder]) -> tuple[int, bool, int, int]:
+        run, folder = pair
+        is_branch = trunk_of(folder) is not None
+        return run.seed, is_branch, schedules.index(run.schedule.name), arms.index(run.arm.name)
+
+    return [folder for _, folder in sorted(zip(study.runs(), folders, strict=True), key=place)]
 
 
 def _outcome(folder: RunFolder, blocked: str | None) -> Outcome:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.config import config_text, differences, load_config
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, write_json
 from scratch_vs_pretrain.study.audit import audit
 from scratch_vs_pretrain.study.initial_weights import check_initial_weights
-from scratch_vs_pretrain.study.messages import say
 from scratch_vs_pretrain.study.resolve import resolved_schedule, run_config, schedules_of
 from scratch_vs_pretrain.study.spec import Run, Study
 from scratch_vs_pretrain.study.switch import switched_study

@@ -1,8 +1,7 @@
 """Runs of a study as jobs, through submitit: ``svp run STUDY --launcher slurm``.
 
 A job is one run. When its time is nearly over or it is preempted, submitit asks it for a checkpoint
-and puts it back into the cluster's queue, where it goes on exactly. submitit's `local` and `debug`
-executors stand in for a cluster on one machine.
+and puts it back into the cluster's queue, where it goes on exactly.
 
 A job imports this module for each of its processes, which is why torch is not imported here.
 """
@@ -10,22 +9,24 @@ A job imports this module for each of its processes, which is why torch is not i
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import PARENT, SAME_REQUEST, RunFolder
-from scratch_vs_pretrain.study.cluster import NOTICE_SECONDS, Cluster
-from scratch_vs_pretrain.study.messages import say
 
-if TYPE_CHECKING:
-    from scratch_vs_pretrain.study.run_queue import RunQueue
+# A time-out is no failure: a run of several days is put back as often as it takes.
+MOST_REQUEUES = 1000
+
+# How long before its end a job is told.
+NOTICE_SECONDS = 180
 
 # Of the notice, what putting a job back may take.
 REQUEUE_SECONDS = 30
@@ -36,19 +37,125 @@ POLL_SECONDS = 0.2
 INTERRUPTED = 130
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """What every job of a study asks for.
+
+    Attributes:
+        gpus_per_run: that train one run together, one process each, over all its nodes.
+        nodes: machines that train one run together.
+        minutes: after which a job is stopped and put back.
+        partition: of the cluster; None for its default one.
+        max_parallel: jobs at the same time; None for as many as the cluster admits.
+        parameters: further options of sbatch, such as ``account`` or ``mem``.
+    """
+
+    gpus_per_run: int = 1
+    nodes: int = 1
+    minutes: int = 24 * 60
+    partition: str | None = None
+    max_parallel: int | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def executor(self, folder: Path, name: str = "svp", after: Sequence[str] = ()) -> Any:
+        """Returns submitit's executor, which keeps its files in `folder`.
+
+        Args:
+            folder: is made.
+            name: of the job.
+            after: what it waits for, as SLURM's ``--dependency`` names it.
+
+        Raises:
+            UserError: submitit is missing, or nothing can be submitted from here, or parameters
+                that it does not know.
+        """
+        try:
+            import submitit
+        except ImportError:
+            raise UserError(
+                "--launcher slurm needs submitit; run: pip install 'scratch-vs-pretrain[slurm]'"
+            ) from None
+        if self.gpus_per_run % self.nodes:
+            raise UserError(
+                f"--gpus-per-run {self.gpus_per_run} does not divide over --nodes {self.nodes}; "
+                "change one of them"
+            )
+        on_each = self.gpus_per_run // self.nodes
+        further: dict[str, Any] = {"kill-on-invalid-dep": "yes"}
+        try:
+            executor = submitit.AutoExecutor(
+                folder, cluster="slurm", slurm_max_num_timeout=MOST_REQUEUES
+            )
+            known = submitit.SlurmExecutor._valid_parameters()
+            further |= {key: v for key, v in self.parameters.items() if key not in known}
+            executor.update_parameters(
+                name=name,
+                nodes=self.nodes,
+                tasks_per_node=on_each,
+                gpus_per_node=on_each,
+                timeout_min=self.minutes,
+                slurm_partition=self.partition,
+                slurm_signal_delay_s=NOTICE_SECONDS,
+                slurm_dependency=",".join(after) or None,
+                slurm_additional_parameters=further,
+                **{f"slurm_{key}": v for key, v in self.parameters.items() if key in known},
+            )
+        except (NameError, ValueError, RuntimeError) as error:
+            raise UserError(f"--launcher slurm: {' '.join(str(error).split())}") from None
+        return executor
+
+
+def parameter(text: str) -> tuple[str, Any]:
+    """Returns name and value of ``KEY=VALUE``; ``KEY`` alone is a flag.
+
+    Raises:
+        ValueError: there is no name.
+    """
+    name, given, value = text.partition("=")
+    name = name.strip().lstrip("-").replace("-", "_")
+    if not name:
+        raise ValueError(f"{text!r} is not of the form KEY=VALUE")
+    if not given:
+        return name, True
+    return name, int(value) if value.isdecimal() else value
+
+
+# SLURM's --time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+
+
+def minutes_of(text: str) -> int:
+    """Returns the minutes of a time limit as SLURM writes it, rounded up.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no time limit such as 24:00:00, 90 or 2-12")
+    days, *rest = match.groups()
+    numbers = [int(number) for number in rest if number is not None]
+    if days is not None or len(numbers) == 3:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    else:
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    total = int(days or 0) * 24 * 60 + hours * 60 + minutes + (seconds > 0)
+    if total == 0:
+        raise ValueError(f"{text!r} is no time at all")
+    return total
+
+
 class TrainRun:
     """One run as submitit's job: it can be called, and be asked for a checkpoint."""
 
-    def __init__(self, folder: RunFolder, tasks: int = 1, processes: int = 1) -> None:
+    def __init__(self, folder: RunFolder, tasks: int = 1) -> None:
         """
         Args:
             folder: the run.
             tasks: that the cluster starts together, each of which makes this call.
-            processes: that each of them starts.
         """
         self.folder = folder
         self.tasks = tasks
-        self.processes = processes
         self._training: subprocess.Popen | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,12 +196,10 @@ class TrainRun:
             self._training.send_signal(signal.SIGTERM)
             while not self._has_ended() and time.monotonic() < end:
                 time.sleep(POLL_SECONDS)
-        return DelayedSubmission(TrainRun(self.folder, self.tasks, self.processes))
+        return DelayedSubmission(TrainRun(self.folder, self.tasks))
 
     def _start(self) -> subprocess.Popen:
         command = [sys.executable, "-m", "scratch_vs_pretrain.training", str(self.folder.path)]
-        if self.processes > 1:
-            command += ["--processes", str(self.processes)]
         # A cluster may signal every process of a job. The training stops when this one tells it.
         told = {PARENT: str(os.getpid()), SAME_REQUEST: str(NOTICE_SECONDS)}
         return subprocess.Popen(
@@ -125,52 +230,6 @@ class TrainRun:
 
 def _why(folder: RunFolder) -> str:
     return f"{folder.state()}: {folder.read().get('reason') or 'see its log.txt'}"
-
-
-def queue_on(cluster: Cluster, files: Path, waiting: Sequence[RunFolder]) -> RunQueue | Submission:
-    """Returns a queue that trains runs as jobs.
-
-    Args:
-        cluster: what each job asks for.
-        files: folder for submitit's files, which the cluster's machines can see.
-        waiting: the runs.
-
-    Raises:
-        UserError: as :meth:`Cluster.executor`.
-    """
-    if cluster.launcher == "slurm":
-        return Submission(cluster, files, list(waiting))
-    from scratch_vs_pretrain.study.run_queue import RunQueue
-
-    executor = cluster.executor(files)
-    debug = cluster.launcher == "debug"
-    counts = {"processes" if debug else "tasks": cluster.gpus_per_run}
-
-    def start(folder: RunFolder, _: int) -> LocalJob:
-        return LocalJob(executor.submit(TrainRun(folder, **counts)), debug)
-
-    slots = cluster.max_parallel or max(1, len(waiting))
-    return RunQueue(list(waiting), [()] * slots, starter=start)
-
-
-class LocalJob:
-    """A job of submitit's local or debug executor, as the queue handles processes."""
-
-    returncode = 0
-
-    def __init__(self, job: Any, debug: bool) -> None:
-        self._job = job
-        self._debug = debug
-
-    def poll(self) -> int | None:
-        """Returns None as long as the job runs; a debug job runs here, and now."""
-        if self._debug:
-            return 0 if self._job.exception() is None else 1
-        return 0 if self._job.done() else None
-
-    def send_signal(self, number: int) -> None:
-        """Ends the job, whatever the signal; its training saves and stops."""
-        self._job.cancel()
 
 
 @dataclass

@@ -1,21 +1,24 @@
-"""Runs as jobs: real ones through submitit's local executors, and what SLURM would be given."""
+"""Runs as jobs: a real one through submitit's local executor, and what SLURM would be given."""
 
 import os
 import re
 import signal
 import stat
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import submitit
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scratch_vs_pretrain import cli
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.cluster import Cluster
 from scratch_vs_pretrain.study.launch import run_study
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
-from scratch_vs_pretrain.study.slurm import TrainRun
+from scratch_vs_pretrain.study.slurm import Cluster, TrainRun, minutes_of, parameter
 from scratch_vs_pretrain.training import __main__ as worker
 
 SCHEDULES = [
@@ -114,12 +117,72 @@ def test_a_branch_whose_trunk_failed_does_not_begin(write_study, tmp_path):
         TrainRun(branch)()
 
 
-def test_the_debug_launcher_trains_here(write_study, tmp_path, capsys):
-    study = write_study(schedules=[{"iterations": 2, "name": "short"}])
-    command = ["run", str(study), "-o", str(tmp_path / "out"), "--launcher", "debug"]
-    assert cli.main(command) == 0
-    (run,) = prepare(load_study(study), tmp_path / "out")
-    assert run.state() == "finished"
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("90", 90),
+        ("90:00", 90),
+        ("90:01", 91),
+        ("24:00:00", 24 * 60),
+        ("1:30:30", 91),
+        ("2-12", 60 * 60),
+        ("2-12:30", 60 * 60 + 30),
+        ("1-0:0:1", 24 * 60 + 1),
+    ],
+)
+def test_time_limits_as_slurm_writes_them(text, minutes):
+    """The forms of sbatch's --time (https://slurm.schedmd.com/sbatch.html)."""
+    assert minutes_of(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "day", "24h", "1:2:3:4", "-3", "0", "0:00"])
+def test_what_is_no_time_limit(text):
+    with pytest.raises(ValueError, match="no time"):
+        minutes_of(text)
+
+
+@given(st.integers(0, 30), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_the_longest_form_is_the_sum_of_its_parts(days, hours, minutes, seconds):
+    total = (days * 24 + hours) * 60 + minutes + (seconds > 0)
+    text = f"{days}-{hours:02}:{minutes:02}:{seconds:02}"
+    if total:
+        assert minutes_of(text) == total
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("account=A", ("account", "A")),
+        ("cpus-per-task=8", ("cpus_per_task", 8)),
+        ("--mem=64GB", ("mem", "64GB")),
+        ("comment=a=b", ("comment", "a=b")),
+        ("exclusive", ("exclusive", True)),
+    ],
+)
+def test_parameters(text, found):
+    assert parameter(text) == found
+
+
+def test_a_parameter_without_a_name():
+    with pytest.raises(ValueError, match="KEY=VALUE"):
+        parameter("=3")
+
+
+def test_gpus_that_do_not_divide_over_the_nodes(tmp_path):
+    with pytest.raises(UserError, match="--gpus-per-run 3 does not divide over --nodes 2"):
+        Cluster(gpus_per_run=3, nodes=2).executor(tmp_path)
+
+
+def test_slurm_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"--launcher slurm: .*srun"):
+        Cluster().executor(tmp_path)
+
+
+def test_without_submitit(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match=r"pip install .*\[slurm\]"):
+        Cluster().executor(tmp_path)
 
 
 def tasks_of(folder):
@@ -138,13 +201,14 @@ def tasks_of(folder):
 
 
 def test_preempted_jobs_come_back_and_end_as_if_left_alone(
-    write_study, tmp_path, fork, ranks, ended, content_of_run, assert_equal
+    write_study, tmp_path, ranks, ended, content_of_run, assert_equal
 ):
     """A run of two tasks gets SLURM's signal, saves, is put back, and goes on exactly."""
     study = load_study(write_study(schedules=[{"iterations": 30, "name": "short"}]))
     (alone,), (run,) = (prepare(study, tmp_path / name) for name in ("alone", "out"))
-    cluster = Cluster("local", gpus_per_run=2, minutes=60)
-    launcher = fork(lambda: run_study(study, tmp_path / "out", cluster=cluster) and None)
+    executor = submitit.LocalExecutor(tmp_path / "out" / "jobs", max_num_timeout=5)
+    executor.update_parameters(tasks_per_node=2, timeout_min=60)
+    job = executor.submit(TrainRun(run, tasks=2))
     end = time.monotonic() + 300
     while not list(run.checkpoints.glob("0*.pth")):
         assert time.monotonic() < end
@@ -153,8 +217,8 @@ def test_preempted_jobs_come_back_and_end_as_if_left_alone(
     assert sorted(tasks) == [0, 1]
     for task in tasks.values():
         os.kill(task, signal.SIGUSR2)
-    ended(launcher)
-    assert run.read()["state"] == "finished", (tmp_path / "forks.log").read_text()
+    assert job.results() == ["finished", "finished"]
+    assert run.read()["state"] == "finished"
     (resume,) = run.read()["resumes"]
     assert 0 < resume["iteration"] < 30
     assert resume["exact"]
