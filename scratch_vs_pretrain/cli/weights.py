@@ -130,12 +130,11 @@ def _add_predict(commands: Commands) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
+    from scratch_vs_pretrain.progress import Bar
     from scratch_vs_pretrain.training.predict import predict
 
     def bar(batches: Iterable) -> Iterable:
-        return tqdm(batches, desc="predicting", unit="image", disable=None)
+        return Bar(batches, desc="predicting", unit="image")
 
     for file in predict(options.folder, options.dataset, options.output, bar):
         print(file)

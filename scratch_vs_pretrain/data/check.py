@@ -13,7 +13,6 @@ from typing import Any
 
 from detectron2.data.detection_utils import read_image
 from tabulate import tabulate  # type: ignore[import-untyped]
-from tqdm import tqdm
 
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data.catalog import image_errors
@@ -24,6 +23,7 @@ from scratch_vs_pretrain.data.kinds import BREAKS, KINDS, Note
 from scratch_vs_pretrain.data.records import Heads, findings
 from scratch_vs_pretrain.data.voc import is_voc, voc_content, voc_problems
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.progress import Bar
 
 _EXAMPLES = 3
 
@@ -244,7 +244,7 @@ def _look_at_images(
     folder: Path, names: Sequence[str], title: str, workers: int | None, progress: bool
 ) -> dict[str, _Look]:
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        looks = tqdm(
+        looks = Bar(
             pool.map(_look, (folder / name for name in names)),
             desc=title,
             total=len(names),

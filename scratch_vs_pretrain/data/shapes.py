@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from scratch_vs_pretrain.data.scenes import (
     CLASSES,
@@ -28,6 +27,7 @@ from scratch_vs_pretrain.data.scenes import (
     draw_scene,
 )
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.run_folder import read_json, write_json
 
 SPEC_FILE = "spec.json"
@@ -55,7 +55,7 @@ def make_classification(
     _make(folder, spec or ClassificationSpec(), "classification", _write_classes, progress)
 
 
-def _write_detection(folder: Path, spec: ShapesSpec, bar: tqdm) -> None:
+def _write_detection(folder: Path, spec: ShapesSpec, bar: Bar) -> None:
     from pycocotools import mask as rle
 
     (folder / "annotations").mkdir()
@@ -87,7 +87,7 @@ def _write_detection(folder: Path, spec: ShapesSpec, bar: tqdm) -> None:
         (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
-def _write_classes(folder: Path, spec: ShapesSpec, bar: tqdm) -> None:
+def _write_classes(folder: Path, spec: ShapesSpec, bar: Bar) -> None:
     for split, count in (("train", spec.train), ("val", spec.test)):
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True)
@@ -103,7 +103,7 @@ def _make(
     folder: Path,
     spec: ShapesSpec,
     kind: str,
-    write: Callable[[Path, ShapesSpec, tqdm], None],
+    write: Callable[[Path, ShapesSpec, Bar], None],
     progress: bool,
 ) -> None:
     """Writes a data set beside `folder` and moves it there complete, unless it is there."""
@@ -115,7 +115,7 @@ def _make(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(".partial", f".{folder.name}.", folder.parent) as partial,
-            tqdm(total=total, desc=kind, unit="image", disable=not progress) as bar,
+            Bar(total=total, desc=kind, unit="image", disable=not progress) as bar,
         ):
             made = Path(partial) / "made"
             made.mkdir()

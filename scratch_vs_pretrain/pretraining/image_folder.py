@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.progress import Bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,7 +125,7 @@ class ImageBatches:
         self._train: Batch | None = None
         self._validation: Batch | None = None
         if self.cached:
-            with tqdm(total=count, desc="reading", unit="image", disable=not progress) as bar:
+            with Bar(total=count, desc="reading", unit="image", disable=not progress) as bar:
                 self._train = self._decode_all(images.train, bar)
                 self._validation = self._decode_all(images.validation, bar)
 
@@ -170,7 +170,7 @@ class ImageBatches:
         for pictures, labels in batches:
             yield central(pictures).float(), labels
 
-    def _decode_all(self, samples: tuple[Sample, ...], bar: tqdm) -> Batch:
+    def _decode_all(self, samples: tuple[Sample, ...], bar: Bar) -> Batch:
         stored = self._whole.transforms[1].size[0]
         pictures = torch.empty((len(samples), 3, stored, stored), dtype=torch.uint8)
         labels = torch.empty(len(samples), dtype=torch.int64)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checkpoint_file import load
@@ -22,6 +21,7 @@ from scratch_vs_pretrain.modeling.weights import input_settings, write_backbone
 from scratch_vs_pretrain.pretraining.classifier import Classifier
 from scratch_vs_pretrain.pretraining.image_folder import ImageBatches, LabelledImages, find_images
 from scratch_vs_pretrain.pretraining.pretrain_spec import PretrainSpec
+from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.run_folder import write_atomically
 from scratch_vs_pretrain.training.provenance import provenance
 
@@ -176,7 +176,7 @@ def _train(
     )
     done = snapshot.restore(model, optimizer)
     accuracy = _accuracy(model, batches) if done else None
-    with tqdm(
+    with Bar(
         total=spec.epochs * len(batches),
         initial=done * len(batches),
         desc="pre-training",
@@ -197,7 +197,7 @@ def _train_epoch(
     batches: ImageBatches,
     epoch: int,
     spec: PretrainSpec,
-    bar: tqdm,
+    bar: Bar,
 ) -> None:
     device = model.device
     steps = spec.epochs * len(batches)

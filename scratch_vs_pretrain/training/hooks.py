@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable
 from types import FrameType
@@ -12,13 +11,10 @@ from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter
-from tqdm import tqdm
 
+from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.run_folder import SAME_REQUEST
 from scratch_vs_pretrain.training.distributed import Vote
-
-# How often bars are drawn: rarely where nobody watches, as in a log file.
-BAR_SECONDS = 0.5 if sys.stderr.isatty() else 15.0
 
 # Runs that train side by side each have a line.
 BAR_POSITION = int(os.environ.get("SVP_BAR_POSITION", "0"))
@@ -168,15 +164,13 @@ class ProgressHook(HookBase):
         self._evaluation = evaluation
 
     def before_train(self) -> None:
-        self._bar = tqdm(
+        self._bar = Bar(
             desc=self._title,
             total=self.trainer.max_iter,
             initial=self.trainer.start_iter,
             unit="it",
             position=BAR_POSITION,
             disable=NO_BARS,
-            dynamic_ncols=True,
-            mininterval=BAR_SECONDS,
         )
 
     def after_step(self) -> None:

@@ -17,7 +17,6 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import JSONWriter
 from torch import nn
-from tqdm import tqdm
 
 from scratch_vs_pretrain.data.stream import Samples, TrainingStream
 from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evaluation
@@ -29,6 +28,7 @@ from scratch_vs_pretrain.modeling.weights import (
     read_checkpoint,
     read_metadata,
 )
+from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.training import fast, metrics_log
 from scratch_vs_pretrain.training.background_score import BackgroundScores, detect, in_background
@@ -38,7 +38,6 @@ from scratch_vs_pretrain.training.distributed import share_buffers
 from scratch_vs_pretrain.training.exactness import deterministic_kernels, is_deterministic
 from scratch_vs_pretrain.training.hooks import (
     BAR_POSITION,
-    BAR_SECONDS,
     NO_BARS,
     CheckpointHook,
     EvaluationHook,
@@ -284,14 +283,13 @@ class Trainer(SimpleTrainer):
 
 
 def _evaluation_bar(batches: Iterable) -> Iterable:
-    return tqdm(
+    return Bar(
         batches,
         desc="  evaluating",
         unit="image",
         leave=False,
         position=BAR_POSITION + 1,
         disable=NO_BARS,
-        mininterval=BAR_SECONDS,
     )
 
 
