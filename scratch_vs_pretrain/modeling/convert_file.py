@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.checkpoint_file import local_file
-from scratch_vs_pretrain.modeling.conversion import convert
-from scratch_vs_pretrain.modeling.weights import (
-    LoadReport,
-    check_finite,
+from scratch_vs_pretrain.modeling.checkpoint_file import (
+    local_file,
     read_checkpoint,
     read_metadata,
     weights_sha256,
-    write_backbone,
 )
+from scratch_vs_pretrain.modeling.conversion import convert
+from scratch_vs_pretrain.modeling.weights import LoadReport, check_finite, write_backbone
 
 
 def convert_file(source: str | Path, output: Path, architecture: str) -> LoadReport:

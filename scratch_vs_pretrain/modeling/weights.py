@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.checkpoint_file import find_tensors, load, local_file
 from scratch_vs_pretrain.modeling.conversion import (
     BackboneWeights,
     describe,
@@ -57,49 +55,6 @@ class LoadReport:
     def summary(self) -> dict[str, Any]:
         """Returns the report for run.json: the loaded names are counted, the others listed."""
         return {**dataclasses.asdict(self), "loaded": len(self.loaded)}
-
-
-def weights_sha256(source: str | Path) -> str:
-    """Returns the sha256 of a checkpoint file.
-
-    Raises:
-        UserError: as :func:`local_file`.
-    """
-    with local_file(source).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
-    """Reads all tensors of a checkpoint, executing nothing that it holds.
-
-    ``.pkl`` files (of Detectron and Detectron2) may hold arrays and plain containers only, all
-    others go through ``torch.load(weights_only=True)``.
-
-    Args:
-        source: a path or URI, see :func:`local_file`.
-
-    Returns:
-        Names to tensors on the CPU. A state dict within a container such as "model" or "state_dict"
-        has its own names; further nesting is joined by dots ("teacher.backbone.conv1.weight").
-
-    Raises:
-        UserError: missing, truncated, no checkpoint, or something that could execute code.
-    """
-    tensors = find_tensors(load(local_file(source), str(source)))
-    if not tensors:
-        raise UserError(f"{source}: holds no tensors; give a checkpoint or a state dict")
-    return tensors
-
-
-def read_metadata(source: str | Path) -> dict[str, Any]:
-    """Returns what :func:`write_backbone` noted in a file, empty for files of other origin.
-
-    Raises:
-        UserError: as :func:`read_checkpoint`.
-    """
-    content = load(local_file(source), str(source))
-    metadata = content.get("svp") if isinstance(content, Mapping) else None
-    return dict(metadata) if isinstance(metadata, Mapping) else {}
 
 
 def write_backbone(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.weights import (
-    check_input,
-    match_backbone,
-    read_checkpoint,
-    read_metadata,
-)
+from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
+from scratch_vs_pretrain.modeling.weights import check_input, match_backbone
 from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import Study
 

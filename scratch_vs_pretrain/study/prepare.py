@@ -106,7 +106,7 @@ def _update_idle(folder: RunFolder, **changes: Any) -> None:
 def _describe(
     study: Study, run: Run, cfg: CfgNode, allowed: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    from scratch_vs_pretrain.modeling.weights import read_metadata, weights_sha256
+    from scratch_vs_pretrain.modeling.checkpoint_file import read_metadata, weights_sha256
 
     weights = run.arm.weights
     return {

@@ -26,7 +26,7 @@ from scratch_vs_pretrain.data import catalog
 from scratch_vs_pretrain.data.check import check_decodable
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
-from scratch_vs_pretrain.modeling.weights import weights_sha256
+from scratch_vs_pretrain.modeling.checkpoint_file import weights_sha256
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.training import branch, fast
 from scratch_vs_pretrain.training.checkpoint import Checkpointer

@@ -20,14 +20,10 @@ from torch import nn
 
 from scratch_vs_pretrain.data.stream import Samples, TrainingStream
 from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evaluation
+from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
 from scratch_vs_pretrain.modeling.checks import check_trainable
 from scratch_vs_pretrain.modeling.norms import use_runnable_norms
-from scratch_vs_pretrain.modeling.weights import (
-    check_input,
-    load_backbone,
-    read_checkpoint,
-    read_metadata,
-)
+from scratch_vs_pretrain.modeling.weights import check_input, load_backbone
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.training import fast, metrics_log

@@ -8,16 +8,14 @@ import torchvision
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-from scratch_vs_pretrain.modeling.conversion import ARCHITECTURE_NAMES
-from scratch_vs_pretrain.modeling.convert_file import convert_file
-from scratch_vs_pretrain.modeling.weights import (
-    input_settings,
-    load_backbone,
+from scratch_vs_pretrain.modeling.checkpoint_file import (
     read_checkpoint,
     read_metadata,
     weights_sha256,
-    write_backbone,
 )
+from scratch_vs_pretrain.modeling.conversion import ARCHITECTURE_NAMES
+from scratch_vs_pretrain.modeling.convert_file import convert_file
+from scratch_vs_pretrain.modeling.weights import input_settings, load_backbone, write_backbone
 
 
 def test_converted_file_fills_a_network_that_the_original_fills(make_full_cfg, tmp_path):

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+from scratch_vs_pretrain.modeling.checkpoint_file import (
+    read_checkpoint,
+    read_metadata,
+    weights_sha256,
+)
 from scratch_vs_pretrain.modeling.weights import (
     check_input,
     input_settings,
     load_backbone,
-    read_checkpoint,
-    read_metadata,
-    weights_sha256,
     write_backbone,
 )
 

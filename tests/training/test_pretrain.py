@@ -9,7 +9,8 @@ from PIL import Image
 from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-from scratch_vs_pretrain.modeling.weights import load_backbone, read_checkpoint, read_metadata
+from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
+from scratch_vs_pretrain.modeling.weights import load_backbone
 from scratch_vs_pretrain.pretraining import pretrain as module
 from scratch_vs_pretrain.pretraining.pretrain import pretrain
 from scratch_vs_pretrain.pretraining.pretrain_spec import PretrainSpec

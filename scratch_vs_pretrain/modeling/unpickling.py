@@ -1,0 +1,370 @@
+"""Pickles and torch's files, interpreted without executing anything that they hold.
+
+Python's own unpickler builds whatever a file names. Here each of a fixed list of names stands for
+code below, dtypes come by name, and arrays and tensors are cut out of the file's bytes after shape
+and size were checked. Everything else is refused.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import math
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def read_torch_or_pickle(path: Path) -> Any:
+    """Returns what torch or pickle wrote: plain values, and tensors, also for arrays.
+
+    Args:
+        path: torch's archives of today and files of before 2020, or any other pickle.
+
+    Raises:
+        Refused: the file holds something else, which could execute code.
+        Exception: of any kind, for bytes that are none of these.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(_LEGACY))
+    if start.startswith(b"PK\x03\x04"):
+        return _read_archive(path)
+    read = _read_legacy if start == _LEGACY else _Unpickler.open
+    return read(io.BytesIO(path.read_bytes()))
+
+
+class Refused(Exception):
+    """Carries what a pickle asked for and does not get."""
+
+
+class _Damaged(Exception):
+    """Something in a file does not fit the rest of it."""
+
+
+# NumPy's names of numbers, without byte order.
+_ARRAY_TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+_STORAGE_TYPES = {
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "CharStorage": torch.int8,
+    "ShortStorage": torch.int16,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A name that a pickle may hold, and what stands for calling it."""
+
+    name: str
+    call: Callable[..., Any]
+
+
+@dataclass
+class _Dtype:
+    code: str
+    order: str = "<"
+
+    def set_state(self, state: Any) -> None:
+        if (
+            not isinstance(state, tuple)
+            or (state[0], *state[2:]) != _PLAIN
+            or state[1] not in "<>=|"
+        ):
+            raise Refused("a numpy dtype with a state of its own")
+        self.order = ">" if state[1] == ">" else "<"
+
+    def tensor(self, data: Any, shape: Any, fortran: Any = False) -> Tensor:
+        if isinstance(data, str):  # of Python 2
+            data = data.encode("latin1")
+        sizes = _sizes(shape)
+        if not isinstance(data, bytes | bytearray):
+            raise Refused("a numpy array without bytes")
+        if math.prod(sizes) * int(self.code[1:]) != len(data):
+            raise _Damaged
+        stored = "u1" if self.code == "b1" else self.code  # a boolean byte may be 2
+        native = np.frombuffer(data, self.order + stored).astype(stored)
+        array = native.reshape(sizes, order="F" if fortran else "C")
+        return torch.from_numpy(array != 0 if self.code == "b1" else array)
+
+
+# What NumPy writes of numbers: version, no subarray, names or fields, default size and alignment.
+_PLAIN = (3, None, None, None, -1, -1, 0)
+
+
+class _Array:
+    """What stands for an array until its content is known."""
+
+
+def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Tensor:
+    return _dtype(dtype).tensor(data, shape, order == "F")
+
+
+def _dtype(value: Any) -> _Dtype:
+    if not isinstance(value, _Dtype):
+        raise Refused("an array of no plain dtype")
+    return value
+
+
+def _make_dtype(code: Any, *_: Any) -> _Dtype:
+    if code not in _ARRAY_TYPES:
+        raise Refused(f"a numpy dtype {str(code)[:20]!r}")
+    return _Dtype(code)
+
+
+@dataclass
+class _Storage:
+    """The numbers of one or several tensors."""
+
+    numbers: Tensor
+
+    def fill(self, data: bytes) -> None:
+        if len(data) != self.numbers.nbytes:
+            raise _Damaged
+        if data:
+            dtype = self.numbers.dtype
+            is_bool = dtype == torch.bool  # whose bytes may be 2
+            stored = torch.frombuffer(bytearray(data), dtype=torch.uint8 if is_bool else dtype)
+            self.numbers = self.numbers.copy_(stored)
+
+
+def _make_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    sizes, strides, (start,) = _sizes(size), _sizes(stride), _sizes((offset,))
+    if not isinstance(storage, _Storage) or len(sizes) != len(strides):
+        raise _Damaged
+    end = start + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) + 1
+    if (end if all(sizes) else start) > storage.numbers.numel():
+        raise _Damaged
+    return storage.numbers.as_strided(sizes, strides, start)
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, tuple | list) or not all(type(n) is int and n >= 0 for n in value):
+        raise _Damaged
+    return tuple(value)
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise Refused(f"_codecs.encode with {encoding}")
+    return text.encode("latin1")
+
+
+def _ordered(*pairs: Any) -> dict[Any, Any]:
+    return collections.OrderedDict(*pairs)
+
+
+def _beside(*_: Any) -> _Name:
+    """Stands for what training scripts keep beside weights, and nobody reads."""
+    return _Name("beside", _beside)
+
+
+def _call(function: Any, *arguments: Any) -> Any:
+    if not isinstance(function, _Name):
+        raise _Damaged
+    return function.call(*arguments)
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    "numpy.ndarray": _beside,
+    "numpy.dtype": _make_dtype,
+    "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
+    "numpy.core.multiarray.scalar": lambda dtype, data: _dtype(dtype).tensor(data, ()).item(),
+    "numpy.core.numeric._frombuffer": _array_of_buffer,
+    "collections.OrderedDict": _ordered,
+    "_codecs.encode": _encode,
+    "torch._utils._rebuild_tensor_v2": _make_tensor,
+    "torch._utils._rebuild_tensor": _make_tensor,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
+    "torch._tensor._rebuild_from_type_v2": lambda function, _, args, __: _call(function, *args),
+    "torch.storage._load_from_bytes": lambda data: _read_legacy(io.BytesIO(data)),
+    "torch.Size": lambda sizes=(): _sizes(sizes),
+    "builtins.set": lambda items=(): set(items),
+    **dict.fromkeys(
+        (
+            *(f"torch.{name}" for name in _STORAGE_TYPES),
+            *(str(dtype) for dtype in _STORAGE_TYPES.values()),
+            "torch.nn.parameter.Parameter",
+            "torch.device",
+            "collections.Counter",
+            "argparse.Namespace",
+            "builtins.bytearray",
+            "builtins.complex",
+        ),
+        _beside,
+    ),
+}
+
+
+class _Unpickler(pickle._Unpickler):
+    """Python's own interpreter of opcodes, without those that build objects in other ways."""
+
+    # What mypy is not told of it.
+    stack: list[Any]
+    memo: dict[int, Any]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, file: io.BytesIO, storage: Callable[..., _Storage] | None = None) -> None:
+        super().__init__(file, encoding="latin1")  # Detectron's files are from Python 2.
+        self._storage = storage
+
+    @classmethod
+    def open(cls, file: io.BytesIO, storage: Callable[..., _Storage] | None = None) -> Any:
+        return cls(file, storage).load()
+
+    def find_class(self, module: str, name: str) -> _Name:
+        # numpy.core is numpy._core since NumPy 2, builtins was __builtin__ in Python 2.
+        module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
+        call = _CALLS.get(f"{module}.{name}")
+        if call is None:
+            raise Refused(f"{module}.{name}")
+        return _Name(f"{module}.{name}", call)
+
+    def persistent_load(self, reference: Any) -> _Storage:
+        kind, type_, key, _, count, *view = reference
+        name = type_.name.removeprefix("torch.")
+        if kind != "storage" or not isinstance(key, str) or any(view) or self._storage is None:
+            raise _Damaged
+        return self._storage(key, _STORAGE_TYPES[name], *_sizes((count,)))
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        self.stack[-1] = _call(self.stack[-1], *arguments)
+
+    def load_build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, _Dtype):
+            target.set_state(state)
+        elif isinstance(target, _Array):
+            _, shape, dtype, fortran, data = state
+            self.stack[-1] = _dtype(dtype).tensor(data, shape, fortran)
+            for place in reversed(self.memo):
+                if self.memo[place] is target:
+                    self.memo[place] = self.stack[-1]
+                    break
+        elif not isinstance(target, _Name | collections.OrderedDict):
+            raise _Damaged
+
+    # load_newobj calls a class, as load_reduce does.
+    def load_newobj(self) -> None:
+        self.load_reduce()
+
+    def load_bytearray8(self) -> None:
+        # Python's own makes room for as many bytes as are announced.
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+
+    def load_append(self) -> None:
+        value = self.stack.pop()
+        self._top(list).append(value)
+
+    def load_appends(self) -> None:
+        items = self.pop_mark()
+        self._top(list).extend(items)
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()
+        self._top(set).update(items)
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._top(dict)[key] = value
+
+    def load_setitems(self) -> None:
+        items = iter(self.pop_mark())
+        self._top(dict).update(zip(items, items, strict=True))
+
+    def _top(self, kind: type) -> Any:
+        if not isinstance(self.stack[-1], kind):
+            raise _Damaged
+        return self.stack[-1]
+
+
+# The others build instances, call the extension registry, or read buffers out of band.
+_LEFT_OUT = ("inst", "obj", "newobj_ex", "ext1", "ext2", "ext4", "next_buffer", "readonly_buffer")
+_Unpickler.dispatch = {
+    code: getattr(_Unpickler, method.__name__)
+    for code, method in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
+    if method.__name__.removeprefix("load_") not in _LEFT_OUT
+}
+
+
+# How torch.save's files from before 2020 begin: a number and their version, each a pickle.
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_VERSION = 1001
+
+
+class _Storages:
+    """Makes each storage of a file once, and no more than the file can hold."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self.made: dict[str, _Storage] = {}
+
+    def __call__(self, key: str, dtype: torch.dtype, count: int) -> _Storage:
+        if key not in self.made:
+            self._left -= count * dtype.itemsize
+            if self._left < 0:
+                raise _Damaged
+            self.made[key] = _Storage(torch.zeros(count, dtype=dtype))
+        if (self.made[key].numbers.dtype, self.made[key].numbers.numel()) != (dtype, count):
+            raise _Damaged
+        return self.made[key]
+
+
+def _read_archive(path: Path) -> Any:
+    storages = _Storages(path.stat().st_size)
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl")
+        folder = name.removesuffix("data.pkl")
+        if f"{folder}constants.pkl" in archive.namelist():
+            raise Refused("a TorchScript program")
+        if f"{folder}byteorder" in archive.namelist():
+            _check_byte_order(archive.read(f"{folder}byteorder") == b"little")
+        content = _Unpickler.open(io.BytesIO(_stored(archive, name)), storages)
+        for key, storage in storages.made.items():
+            storage.fill(_stored(archive, f"{folder}data/{key}"))
+    return content
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
+    # torch compresses nothing; what is compressed may be larger than any memory.
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise _Damaged
+    return archive.read(name)
+
+
+def _read_legacy(file: io.BytesIO) -> Any:
+    storages = _Storages(len(file.getbuffer()))
+    if file.read(len(_LEGACY)) != _LEGACY or _Unpickler.open(file) != _LEGACY_VERSION:
+        raise _Damaged
+    _check_byte_order(_Unpickler.open(file)["little_endian"] is True)
+    content = _Unpickler.open(file, storages)
+    keys = _Unpickler.open(file)
+    if sorted(keys) != sorted(storages.made):
+        raise _Damaged
+    for key in keys:
+        storage = storages.made[key]
+        if int.from_bytes(file.read(8), "little") != storage.numbers.numel():
+            raise _Damaged
+        storage.fill(file.read(storage.numbers.nbytes))
+    return content
+
+
+def _check_byte_order(little: bool) -> None:
+    if not little:
+        raise Refused("numbers in the byte order of another processor")
