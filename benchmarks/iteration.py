@@ -117,8 +117,6 @@ class Side:
         ours = isinstance(trainer, Trainer)
         self.kernels = deterministic_kernels if ours else contextlib.nullcontext
         self.cuda = trainer.cfg.MODEL.DEVICE.startswith("cuda")
-        # Of the whole process; the sides take turns.
-        self.cudnn_benchmark = torch.backends.cudnn.benchmark
         trainer.iter = trainer.start_iter = 0
         trainer.storage = EventStorage(0)
         # Nobody is to see the progress bar; it is drawn all the same.
@@ -130,7 +128,6 @@ class Side:
     def run(self, iterations: int) -> float:
         """Trains some iterations; returns the seconds of processor time, on a GPU of a clock."""
         clock = time.perf_counter if self.cuda else time.process_time
-        torch.backends.cudnn.benchmark = self.cudnn_benchmark
         start = clock()
         # As TrainerBase.train does.
         with self.trainer.storage, self.kernels(self.trainer.cfg):
@@ -168,7 +165,6 @@ def build(side: str, cfg: Any, folder: Path) -> Side:
 def compare_speed(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """Yields images per second of both sides and the ratio, for each set of fast options."""
     cfg = make_config(arguments, folder)
-    torch.backends.cudnn.benchmark = False
     plain = build("plain", cfg, folder)
     weights = {k: v.clone() for k, v in plain.trainer._trainer.model.state_dict().items()}
     for number, options in enumerate(arguments.fast):

@@ -1,6 +1,6 @@
 """Paired scratch/pretrained detection experiments over Detectron2."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from scratch_vs_pretrain import _detectron2
 

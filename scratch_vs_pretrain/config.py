@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain import _detectron2
+from scratch_vs_pretrain import _detectron2, plugins
 from scratch_vs_pretrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,17 +45,16 @@ def add_svp_config(cfg: CfgNode) -> None:
     # iteration is always evaluated.
     cfg.SVP.EVAL_ITERATIONS = ()
 
-    # Detections are scored in a second process while training goes on: the same numbers, but their
-    # rows of metrics.json come later, when that is done. Not for PASCAL VOC. Off, because a run's
-    # files then depend on its speed, and because a CPU has nothing to spare for it.
-    cfg.SVP.EVAL_IN_BACKGROUND = False
-
     # Checkpoints kept in a run folder, the newest ones.
     cfg.SVP.KEEP_CHECKPOINTS = 2
 
     # On a GPU: only kernels that repeat themselves, so that a resumed run equals an uninterrupted
     # one bit for bit. Slower; an operation without such a kernel fails by name. On CPU always so.
     cfg.SVP.DETERMINISTIC = False
+
+    # Modules of the user's own, imported in every process before configs are read; filled in from
+    # the study's `imports`.
+    cfg.SVP.IMPORTS = ()
 
     # COCO-format data sets to register in every process: (name, annotation file, image folder).
     cfg.SVP.DATASETS = ()
@@ -76,13 +75,6 @@ def add_svp_config(cfg: CfgNode) -> None:
     cfg.SVP.FAST.PREFETCH = True
     # What concerns one image after another runs on the GPU beside what concerns all.
     cfg.SVP.FAST.OVERLAP = True
-    # cuDNN tries its algorithms for each new size of a batch: resuming is not exact, and a mask
-    # head's batches have a new size in nearly every iteration.
-    cfg.SVP.FAST.CUDNN_BENCHMARK = False
-    # Channels innermost in memory. It does not pay with GroupNorm.
-    cfg.SVP.FAST.CHANNELS_LAST = False
-    # torch.compile for backbone and FPN: resuming is not exact.
-    cfg.SVP.FAST.COMPILE_BACKBONE = False
 
     cfg.SVP.RESNETS = node()
     # Channels of the stem and of res2's output may be any multiple of 32 (Detectron2's builder
@@ -94,26 +86,66 @@ def add_svp_config(cfg: CfgNode) -> None:
     cfg.SVP.VGG.WIDTH = 64
 
 
-def default_config() -> CfgNode:
-    """Returns Detectron2's default config with the ``SVP`` node."""
+# Keys that older versions had, and what to do without them.
+_DELETE = "delete the line"
+REMOVED = {
+    "SVP.EVAL_IN_BACKGROUND": f"scoring is too fast to need it; {_DELETE}",
+    "SVP.FAST.CUDNN_BENCHMARK": f"resuming was not exact with it; {_DELETE}",
+    "SVP.FAST.CHANNELS_LAST": f"it did not pay; {_DELETE}",
+    "SVP.FAST.COMPILE_BACKBONE": f"resuming was not exact with it; {_DELETE}",
+}
+
+
+def default_config(imports: Sequence[str] = (), where: str = "--import") -> CfgNode:
+    """Returns Detectron2's default config with the ``SVP`` node and what users' modules add.
+
+    Args:
+        imports: modules to import first; see :mod:`~scratch_vs_pretrain.plugins`.
+        where: who names them, for messages.
+
+    Raises:
+        UserError: Detectron2 is not installed, or a module cannot be imported.
+    """
     _detectron2.prepare()
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
     add_svp_config(cfg)
+    cfg.SVP.IMPORTS = tuple(imports)
+    plugins.add_configs(plugins.import_modules(imports, where), cfg)
     return cfg
 
 
 def load_config(path: Path) -> CfgNode:
     """Returns the frozen config that a run folder's ``config.yaml`` holds.
 
+    It may be of an older version: keys that are no more (:data:`REMOVED`) are passed over.
+
     Raises:
-        UserError: as :func:`merge_file`.
+        UserError: as :func:`merge_file` and :func:`default_config`.
     """
-    cfg = default_config()
+    cfg = default_config(_imports(path), str(path))
+    removed = [(cfg.SVP.FAST if "FAST" in key else cfg.SVP, key.split(".")[-1]) for key in REMOVED]
+    for node, name in removed:
+        node[name] = False
     merge_file(cfg, path)
+    for node, name in removed:
+        del node[name]
     cfg.freeze()
     return cfg
+
+
+def _imports(path: Path) -> tuple[str, ...]:
+    """Returns ``SVP.IMPORTS`` of a file that :func:`config_text` made; () if it is another one."""
+    import yaml
+
+    try:
+        text = path.read_text()
+        content = yaml.load(text, Loader=yaml.CSafeLoader) if "IMPORTS:" in text else {}
+        names = content.get("SVP", {}).get("IMPORTS", ())
+    except (OSError, ValueError, AttributeError, yaml.YAMLError, RecursionError):
+        return ()  # whatever it is, merging it says so
+    return tuple(names) if all(isinstance(name, str) for name in names) else ()
 
 
 # What merging raises for bad input: yacs and fvcore validate with assertions and plain exceptions,
@@ -161,7 +193,7 @@ def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> N
     for key, value in overrides.items():
         before = flatten(cfg)
         if key not in before:
-            raise UserError(f"{where}: unknown config key {key}{nearest(key, before)}")
+            raise UserError(f"{where}: {_unknown(key, before)}")
         if isinstance(before[key], float) and type(value) is int:
             value = float(value)
         try:
@@ -219,6 +251,12 @@ def nearest(key: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def _unknown(key: str, known: Iterable[str]) -> str:
+    if key in REMOVED:
+        return f"{key} was removed in version 0.2: {REMOVED[key]}"
+    return f"unknown config key {key}{nearest(key, known)}"
+
+
 def _as_dict(node: Any) -> Any:
     return {k: _as_dict(v) for k, v in node.items()} if isinstance(node, dict) else node
 
@@ -243,7 +281,7 @@ _WRONG_TYPE = re.compile(
 def _explain(cfg: CfgNode, error: BaseException) -> str:
     text = _one_line(error).strip("'\"")
     if unknown := re.search(r"Non-existent config key: (\S+)", text):
-        return f"unknown config key {unknown[1]}{nearest(unknown[1], flatten(cfg))}"
+        return _unknown(unknown[1], flatten(cfg))
     if wrong := _WRONG_TYPE.search(text):
         kind, old, new, key = wrong.groups()
         if kind == "CfgNode":

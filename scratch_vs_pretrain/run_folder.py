@@ -7,7 +7,6 @@
         metrics.json                 Detectron2's, one JSON object a line, 0-based iterations
         evaluations/<iteration>.json every number of one evaluation, after <iteration> iterations
         predictions/                 detections that `svp predict` made, as COCO results
-        pending/<iteration>/         detections whose scoring goes on in the background
         log.txt                      Detectron2's log
         checkpoints/                 model, optimizer, schedule, random states
 
@@ -137,10 +136,6 @@ class RunFolder:
     def evaluation_file(self, iteration: int) -> Path:
         """Returns the file of the evaluation made after `iteration` completed iterations."""
         return self.evaluations / f"{iteration:07d}.json"
-
-    def pending(self, iteration: int) -> Path:
-        """Returns the folder of detections made after `iteration` iterations, not scored so far."""
-        return self.path / "pending" / f"{iteration:07d}"
 
     def read(self) -> dict[str, Any]:
         """Returns run.json's content, checked to be an object of a known format."""

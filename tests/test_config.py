@@ -31,6 +31,20 @@ def write(folder: Path, text: str, name: str = "config.yaml") -> Path:
     return file
 
 
+class TestRemovedKeys:
+    OLD = "SVP: {EVAL_IN_BACKGROUND: True, FAST: {CHANNELS_LAST: True, CUDNN_BENCHMARK: False}}\n"
+
+    def test_a_config_that_names_one_is_told_since_when_and_what_to_do(self, cfg, tmp_path):
+        with pytest.raises(UserError, match=r"removed in version 0\.2: .*; delete the line"):
+            merge_file(cfg, write(tmp_path, self.OLD))
+        with pytest.raises(UserError, match=r"study: SVP\.FAST\.CHANNELS_LAST was removed in"):
+            merge_overrides(cfg, {"SVP.FAST.CHANNELS_LAST": True}, "study")
+
+    def test_run_folders_of_older_versions_are_read(self, cfg, tmp_path):
+        found = load_config(write(tmp_path, self.OLD))
+        assert differences({"old": found, "now": cfg}) == {}
+
+
 class TestMergeFile:
     def test_inherits_from_its_base(self, cfg, tmp_path):
         write(tmp_path, "SOLVER: {BASE_LR: 0.5, MOMENTUM: 0.8}\n", "base.yaml")

@@ -142,26 +142,19 @@ def _add_errors(commands: Commands) -> None:
         "duplicate, background, missed",
         "svp errors output/demo\n"
         "svp errors output/demo --format markdown\n"
-        "svp errors output/old --annotations val.json --json",
+        "svp errors output/demo --json",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or above")
     add_format(parser)
     parser.add_argument(
         "--json", dest="format", action="store_const", const="json", help="as --format json"
     )
-    parser.add_argument(
-        "--annotations",
-        type=Path,
-        metavar="FILE",
-        help="of the evaluation data, for runs that were evaluated without error types: theirs "
-        "are told from the detections that `svp predict` wrote into the run folder",
-    )
 
 
 def _errors(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.tables.errors import errors_text
 
-    print(errors_text(options.runs, options.format, options.annotations))
+    print(errors_text(options.runs, options.format))
     return 0
 
 

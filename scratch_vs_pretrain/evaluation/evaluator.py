@@ -28,8 +28,8 @@ from scratch_vs_pretrain.evaluation.ground_truth import check_ground_truth, load
 from scratch_vs_pretrain.evaluation.tta import augmentation_problems, with_augmentation
 from scratch_vs_pretrain.evaluation.voc_score import NUMBERS as VOC_NUMBERS
 from scratch_vs_pretrain.evaluation.voc_score import VocScoreEvaluator
+from scratch_vs_pretrain.reproducibility import random_states, restore_random_states
 from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, write_json
-from scratch_vs_pretrain.training.checkpoint import random_states, restore_random_states
 
 logger = logging.getLogger(__name__)
 

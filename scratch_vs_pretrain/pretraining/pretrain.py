@@ -22,8 +22,8 @@ from scratch_vs_pretrain.pretraining.classifier import Classifier
 from scratch_vs_pretrain.pretraining.image_folder import ImageBatches, LabelledImages, find_images
 from scratch_vs_pretrain.pretraining.pretrain_spec import PretrainSpec
 from scratch_vs_pretrain.progress import Bar
+from scratch_vs_pretrain.reproducibility import provenance
 from scratch_vs_pretrain.run_folder import write_atomically
-from scratch_vs_pretrain.training.provenance import provenance
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

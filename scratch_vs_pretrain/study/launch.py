@@ -24,7 +24,7 @@ from scratch_vs_pretrain.study.slurm import Cluster, Submission
 from scratch_vs_pretrain.study.spec import Run, Study
 from scratch_vs_pretrain.study.tune import pick_winner, search_study, with_recipe
 from scratch_vs_pretrain.training.branch import ENDED, is_ready, trunk_of
-from scratch_vs_pretrain.training.processes import signals_to
+from scratch_vs_pretrain.training.distributed import signals_to
 
 POLL_SECONDS = 0.5
 

@@ -21,20 +21,27 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from scratch_vs_pretrain import plugins
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data import catalog
 from scratch_vs_pretrain.data.check import check_decodable
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
 from scratch_vs_pretrain.modeling.checkpoint_file import weights_sha256
+from scratch_vs_pretrain.reproducibility import provenance
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.training import branch, fast
+from scratch_vs_pretrain.training import branch
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
-from scratch_vs_pretrain.training.distributed import Ending, Endings, agreed, join, leave
+from scratch_vs_pretrain.training.distributed import (
+    Ending,
+    Endings,
+    agreed,
+    join,
+    leave,
+    train_in_processes,
+)
 from scratch_vs_pretrain.training.exactness import inexact_because, numerics
 from scratch_vs_pretrain.training.hooks import Interrupted
-from scratch_vs_pretrain.training.processes import train_in_processes
-from scratch_vs_pretrain.training.provenance import provenance
 from scratch_vs_pretrain.training.trainer import Trainer
 
 logger = logging.getLogger("scratch_vs_pretrain")
@@ -67,7 +74,8 @@ def train(folder: RunFolder) -> None:
     catalog.register(cfg)
     catalog.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     origin = {**provenance(cfg.MODEL.DEVICE), **numerics(cfg)}
-    inexact = [*inexact_because(run.get("provenance"), origin), *fast.inexact_because(cfg)]
+    origin["versions"] |= plugins.versions(cfg.SVP.IMPORTS)
+    inexact = inexact_because(run.get("provenance"), origin)
     if comm.is_main_process():  # which alone reads the ground truth
         check_test_sets(cfg)
         check_decodable(cfg.DATASETS.TEST)

@@ -4,46 +4,20 @@ from __future__ import annotations
 
 import io
 import logging
-import random
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.utils import comm
 
+from scratch_vs_pretrain.reproducibility import random_states
 from scratch_vs_pretrain.run_folder import write_atomically
 from scratch_vs_pretrain.training.distributed import agreed
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-
-
-def random_states() -> dict[str, Any]:
-    """Returns this process's random states, as types that ``weights_only`` loading admits."""
-    version, words, gauss = random.getstate()
-    _, key, position, has_gauss, cached = np.random.get_state(legacy=True)
-    states: dict[str, Any] = {
-        "python": [version, list(words), gauss],
-        "numpy": [torch.from_numpy(np.asarray(key, dtype=np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Puts the states of :func:`random_states` back."""
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    key, *rest = states["numpy"]
-    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
 
 
 class Checkpointer:

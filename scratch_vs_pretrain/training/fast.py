@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from detectron2.modeling.proposal_generator import RPN
 from torch import nn
 
-from scratch_vs_pretrain.training.exactness import is_deterministic
-from scratch_vs_pretrain.training.overlap import overlap
-
 logger = logging.getLogger(__name__)
+
+# Threads that filter proposals beside one another.
+PARTS = 4
 
 
 def options_in_force(cfg: Any) -> tuple[str, ...]:
@@ -29,20 +32,11 @@ def options_in_force(cfg: Any) -> tuple[str, ...]:
     asked = {name for name, on in cfg.SVP.FAST.items() if on and name != "ENABLED"}
     device = torch.device(cfg.MODEL.DEVICE)
     if device.type != "cuda":
-        asked -= {"PREFETCH", "OVERLAP", "CUDNN_BENCHMARK"}
-    if is_deterministic(cfg):
-        asked.discard("CUDNN_BENCHMARK")
+        asked -= {"PREFETCH", "OVERLAP"}
     if "BF16" in asked and not has_bf16(device):
         logger.warning("SVP.FAST.BF16 is left out: this machine would only emulate bfloat16")
         asked.remove("BF16")
     return tuple(sorted(asked))
-
-
-def inexact_because(cfg: Any) -> list[str]:
-    """Returns which options keep a resume from being exact."""
-    if "COMPILE_BACKBONE" in options_in_force(cfg):
-        return ["the compiled backbone depends on the image sizes that it met first"]
-    return []
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -58,30 +52,32 @@ def has_bf16(device: torch.device) -> bool:
 
 def prepare_model(model: nn.Module, options: tuple[str, ...]) -> None:
     """Changes a model in place for the options that concern it; call it before the optimizer."""
-    torch.backends.cudnn.benchmark = "CUDNN_BENCHMARK" in options
     if "BF16" in options and next(model.parameters()).is_cuda:
         keep_norms_narrow(model)
-    if "CHANNELS_LAST" in options:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if "COMPILE_BACKBONE" in options:
-        # A graph for the first image size, then one for all others.
-        model.backbone.compile()  # type: ignore[operator, union-attr]
     if "OVERLAP" in options:
         overlap(model)
 
 
 def keep_norms_narrow(model: nn.Module) -> None:
-    """Lets the GroupNorms of a model take and return what they are given, bfloat16 as it is.
+    """Replaces the GroupNorms in a model by ones that return what they are given, bfloat16 too.
 
     Autocast on GPUs, unlike on processors, would widen every feature map to float32 for them. The
     sums inside of the kernel are in float32 either way.
     """
-    for module in model.modules():
-        if type(module) is nn.GroupNorm:
-            module.__class__ = _NarrowGroupNorm
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.GroupNorm:
+                setattr(module, name, _NarrowGroupNorm.of(child))
 
 
 class _NarrowGroupNorm(nn.GroupNorm):
+    @classmethod
+    def of(cls, norm: nn.GroupNorm) -> _NarrowGroupNorm:
+        """Returns a norm with the parameters of another one."""
+        narrow = cls(norm.num_groups, norm.num_channels, norm.eps, affine=False)
+        narrow.weight, narrow.bias = norm.weight, norm.bias
+        return narrow.train(norm.training)
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         # What F.group_norm calls; autocast knows only that one by name.
         output, _, _ = torch.ops.aten.native_group_norm(
@@ -119,3 +115,86 @@ class _Autocast(nn.Module):
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         with torch.autocast(self._device_type, torch.bfloat16):
             return self._model(batch)
+
+
+def overlap(model: nn.Module) -> None:
+    """Changes a detector on a GPU in place: anchors are labelled while the backbone computes, and
+    the proposals of several images are filtered at once.
+
+    Both are many small kernels, between which Detectron2 waits for the GPU; on the main stream it
+    waits for all that was asked for before, and nothing else runs meanwhile. The computations, and
+    the random numbers they draw, stay as they are. A detector without a region proposal network
+    does, too.
+    """
+    rpn: Any = getattr(model, "proposal_generator", None)
+    if isinstance(rpn, RPN):
+        _label_beside(model, rpn)
+        rpn.predict_proposals = _in_parts(rpn, rpn.predict_proposals)
+
+
+def _label_beside(model: Any, rpn: Any) -> None:
+    """Labels need the ground truth, which is there before the backbone is asked for anything."""
+    stream, ready = torch.cuda.Stream(model.device), torch.cuda.Event()
+    preprocess, anchors_for = model.preprocess_image, rpn.anchor_generator.forward
+    label = rpn.label_and_sample_anchors
+
+    def preprocess_image(batch: list[dict[str, Any]]) -> Any:
+        images = preprocess(batch)
+        if model.training:
+            for sample in batch:
+                sample["instances"] = sample["instances"].to(model.device)
+            ready.record()
+        return images
+
+    def anchor_generator(features: list[torch.Tensor]) -> Any:
+        if not rpn.training:
+            return anchors_for(features)
+        # Of the features it takes the sizes alone.
+        stream.wait_event(ready)
+        with torch.cuda.stream(stream):
+            return anchors_for(features)
+
+    def label_and_sample_anchors(anchors: Any, instances: Any) -> Any:
+        with torch.cuda.stream(stream):
+            labels = label(anchors, instances)
+        torch.cuda.current_stream(model.device).wait_stream(stream)
+        return labels
+
+    model.preprocess_image = preprocess_image
+    rpn.anchor_generator.forward = anchor_generator
+    rpn.label_and_sample_anchors = label_and_sample_anchors
+
+
+def _in_parts(rpn: Any, predict: Callable[..., list]) -> Callable[..., list]:
+    """Returns ``RPN.predict_proposals`` that gives each of a few threads some of the images."""
+    device = next(rpn.parameters()).device
+    streams = [torch.cuda.Stream(device) for _ in range(PARTS)]
+    pool = ThreadPoolExecutor(PARTS, thread_name_prefix="proposals")
+
+    def predict_proposals(
+        anchors: Any, logits: list[torch.Tensor], deltas: list[torch.Tensor], sizes: list
+    ) -> list:
+        if not rpn.training:
+            return predict(anchors, logits, deltas, sizes)
+        main = torch.cuda.current_stream(device)
+        autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+
+        def part(number: int) -> list:
+            mine = slice(number * len(sizes) // PARTS, (number + 1) * len(sizes) // PARTS)
+            if mine.start == mine.stop:
+                return []
+            # A thread begins without the modes of the one that started it.
+            with (
+                torch.cuda.stream(streams[number]),
+                torch.autocast("cuda", autocast[1], enabled=autocast[0]),
+            ):
+                streams[number].wait_stream(main)
+                some_logits, some_deltas = ([level[mine] for level in x] for x in (logits, deltas))
+                return predict(anchors, some_logits, some_deltas, sizes[mine])
+
+        found = [one for some in pool.map(part, range(PARTS)) for one in some]
+        for stream in streams:
+            main.wait_stream(stream)
+        return found
+
+    return predict_proposals

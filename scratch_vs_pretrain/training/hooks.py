@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from detectron2.engine import HookBase
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import EventStorage, EventWriter
 
 from scratch_vs_pretrain.progress import Bar
-from scratch_vs_pretrain.run_folder import SAME_REQUEST
+from scratch_vs_pretrain.run_folder import SAME_REQUEST, write_atomically
 from scratch_vs_pretrain.training.distributed import Vote
 
 # Runs that train side by side each have a line.
@@ -23,6 +25,9 @@ NO_BARS = os.environ.get("SVP_BARS") == "0"
 
 # torchrun and terminals send the processes of a run the same request twice.
 SAME_REQUEST_SECONDS = float(os.environ.get(SAME_REQUEST, "1"))
+
+# JSONWriter's window_size: metrics.json has the median of so many values.
+WINDOW = 20
 
 # How often run.json is told the progress, at most.
 RECORD_SECONDS = 10
@@ -44,8 +49,7 @@ class EvaluationHook(HookBase):
     def __init__(self, evaluate: Callable[[int], dict[str, float]], period: int, at: Iterable[int]):
         """
         Args:
-            evaluate: maps the completed iterations to flat metrics such as ``bbox/AP``; to none
-                where they will be known later.
+            evaluate: maps the completed iterations to flat metrics such as ``bbox/AP``.
             period: TEST.EVAL_PERIOD.
             at: SVP.EVAL_ITERATIONS.
         """
@@ -59,9 +63,9 @@ class EvaluationHook(HookBase):
 
     def after_step(self) -> None:
         completed = self.trainer.iter + 1
-        if self.due(completed) and (found := self._evaluate(completed)):
-            self.latest = found
-            self.trainer.storage.put_scalars(smoothing_hint=False, **found)
+        if self.due(completed):
+            self.latest = self._evaluate(completed)
+            self.trainer.storage.put_scalars(smoothing_hint=False, **self.latest)
 
 
 class MetricsHook(HookBase):
@@ -182,3 +186,35 @@ class ProgressHook(HookBase):
 
     def after_train(self) -> None:
         self._bar.close()
+
+
+def recent_values(storage: EventStorage) -> dict[str, list[list[float]]]:
+    """Returns the last values of each metric as [value, iteration] pairs, for a checkpoint."""
+    return {
+        name: [[float(value), float(iteration)] for value, iteration in history.values()[-WINDOW:]]
+        for name, history in storage.histories().items()
+    }
+
+
+def restore_values(storage: EventStorage, values: dict[str, list[list[float]]]) -> None:
+    """Puts the values of :func:`recent_values` into a fresh storage."""
+    for name, pairs in values.items():
+        for value, iteration in pairs:
+            storage.histories()[name].update(value, iteration)
+
+
+def truncate_metrics(path: Path, completed: int) -> None:
+    """Drops the lines of metrics.json that a run resumed after `completed` iterations repeats."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if _iteration(line) < completed]
+    write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def _iteration(line: str) -> float:
+    """Returns a line's 0-based iteration; a line cut short by a kill counts as infinitely late."""
+    try:
+        content: Any = json.loads(line)
+    except json.JSONDecodeError:
+        return float("inf")
+    return content["iteration"]

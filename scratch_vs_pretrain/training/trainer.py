@@ -25,11 +25,11 @@ from scratch_vs_pretrain.modeling.checks import check_trainable
 from scratch_vs_pretrain.modeling.norms import use_runnable_norms
 from scratch_vs_pretrain.modeling.weights import check_input, load_backbone
 from scratch_vs_pretrain.progress import Bar
+from scratch_vs_pretrain.reproducibility import restore_random_states
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.training import fast, metrics_log
-from scratch_vs_pretrain.training.background_score import BackgroundScores, detect, in_background
+from scratch_vs_pretrain.training import fast
 from scratch_vs_pretrain.training.cascade_switch import switched_state
-from scratch_vs_pretrain.training.checkpoint import Checkpointer, restore_random_states
+from scratch_vs_pretrain.training.checkpoint import Checkpointer
 from scratch_vs_pretrain.training.distributed import share_buffers
 from scratch_vs_pretrain.training.exactness import deterministic_kernels, is_deterministic
 from scratch_vs_pretrain.training.hooks import (
@@ -39,6 +39,9 @@ from scratch_vs_pretrain.training.hooks import (
     EvaluationHook,
     MetricsHook,
     ProgressHook,
+    recent_values,
+    restore_values,
+    truncate_metrics,
 )
 
 logger = logging.getLogger(__name__)
@@ -143,11 +146,10 @@ class Trainer(SimpleTrainer):
         self.totals: dict[str, int] = {}
         self._recent: dict[str, Any] = {}
         self._seconds_before = 0.0
-        self._scores: BackgroundScores | None = None
         if checkpoint:
             self._restore(checkpoint)
         if comm.is_main_process():
-            metrics_log.truncate(folder.metrics_file, self.iter)
+            truncate_metrics(folder.metrics_file, self.iter)
         self._started = time.monotonic()
         self.register_hooks(self._hooks_of_run(title))
 
@@ -157,7 +159,7 @@ class Trainer(SimpleTrainer):
             super().train(self.iter, self.max_iter)
 
     def before_train(self) -> None:
-        metrics_log.restore(self.storage, self._recent)
+        restore_values(self.storage, self._recent)
         super().before_train()
 
     def count_samples(self) -> dict[str, int]:
@@ -177,8 +179,6 @@ class Trainer(SimpleTrainer):
     def _hooks_of_run(self, title: str) -> list[Any]:
         cfg = self.cfg
         evaluation = EvaluationHook(self._evaluate, cfg.TEST.EVAL_PERIOD, cfg.SVP.EVAL_ITERATIONS)
-        if comm.is_main_process() and in_background(cfg):
-            self._scores = BackgroundScores(self.folder, evaluation)
         writer = JSONWriter(str(self.folder.metrics_file)) if comm.is_main_process() else None
         return [
             hooks.IterationTimer(),
@@ -192,27 +192,18 @@ class Trainer(SimpleTrainer):
                 self.checkpointer.always,
                 goes_on=self.max_iter < cfg.SOLVER.MAX_ITER,
             ),
-            self._scores,
         ]
 
     def _evaluate(self, completed: int) -> dict[str, float]:
         # Test augmentation takes many times as long: at the end alone, not at a switch.
         last = completed == self.cfg.SOLVER.MAX_ITER
         share_buffers(self.network)
-        if in_background(self.cfg):
-            place = self.folder.pending(completed)
-            detect(self.cfg, self.network, place, _evaluation_bar, last)
-            if self._scores is not None:
-                self._scores.start(completed)
-            return {}
         evaluations, metrics = evaluate_model(self.cfg, self.network, _evaluation_bar, last)
         if comm.is_main_process():
             write_evaluation(self.folder, completed, evaluations)
         return metrics
 
     def _save(self, completed: int) -> None:
-        if self._scores is not None and completed in self.checkpointer.always:
-            self._scores.finish()  # A branch takes the evaluations with the checkpoint.
         self.count_samples()
         self.stream.unreadable = self.stream.unreadable.union(*comm.gather(self.stream.unreadable))
         progress = self.progress(completed)
@@ -225,7 +216,7 @@ class Trainer(SimpleTrainer):
                 "samples": self.totals,
                 "unreadable": sorted(self.stream.unreadable),
                 "seconds": progress["seconds"],
-                "recent": metrics_log.recent(self.storage),
+                "recent": recent_values(self.storage),
             },
         )
         if comm.is_main_process():

@@ -63,7 +63,7 @@ def test_a_finished_run_is_left_alone(plan_run):
         (2, {}),
         (3, {}),
         (2, {"SVP.FAST.ENABLED": True}),
-        (3, {"SVP.FAST.ENABLED": True, "SVP.FAST.CHANNELS_LAST": True}),
+        (3, {"SVP.FAST.ENABLED": True, "SVP.FAST.FUSED_OPTIMIZER": False}),
     ],
 )
 def test_a_stopped_run_goes_on_exactly(plan_run, assert_same, stop_after, overrides, train_until):

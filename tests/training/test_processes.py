@@ -21,7 +21,7 @@ from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
-from scratch_vs_pretrain.training import processes
+from scratch_vs_pretrain.training import distributed
 
 TRAINING = [sys.executable, "-m", "scratch_vs_pretrain.training"]
 
@@ -233,7 +233,7 @@ def test_real_processes(plan_run):
     finally:
         starter.kill()
     assert starter.returncode == worker.FAILED
-    assert time.monotonic() - killed < processes.END_SECONDS
+    assert time.monotonic() - killed < distributed.END_SECONDS
     assert folder.read()["state"] == "failed"
     assert "process 1 of 2 was killed by SIGKILL" in folder.read()["reason"]
     assert "process 1 of 2 was killed by SIGKILL" in errors
@@ -243,13 +243,13 @@ def test_real_processes(plan_run):
 def test_processes_stop_when_asked_and_when_alone(plan_run, monkeypatch, fork, ended):
     """The request is passed on; and they stop when the process that started them is killed."""
     folder = plan_run("run", 1000)
-    monkeypatch.setattr(processes, "_start", Fork)
-    starter = fork(processes.train_in_processes, folder, 2, False)
+    monkeypatch.setattr(distributed, "_start", Fork)
+    starter = fork(distributed.train_in_processes, folder, 2, False)
     wait_for(lambda: list(folder.checkpoints.glob("0*.pth")))
     os.kill(starter, signal.SIGTERM)
     assert ended(starter) == [worker.INTERRUPTED]
     assert folder.read()["state"] == "interrupted"
-    starter = fork(processes.train_in_processes, folder, 2, False)
+    starter = fork(distributed.train_in_processes, folder, 2, False)
     wait_for(lambda: folder.read()["resumes"])
     time.sleep(1)
     os.kill(starter, signal.SIGKILL)
@@ -271,9 +271,9 @@ def test_a_request_before_training_begins(plan_run, monkeypatch, fork, ended):
                 (folder.path / f"starting{rank}").touch()
                 time.sleep(60)
 
-    monkeypatch.setattr(processes, "_start", Slow)
+    monkeypatch.setattr(distributed, "_start", Slow)
     folder.update(state="running")
-    starter = fork(processes.train_in_processes, folder, 2, False)
+    starter = fork(distributed.train_in_processes, folder, 2, False)
     wait_for(lambda: len(list(folder.path.glob("starting*"))) == 2)
     os.kill(starter, signal.SIGTERM)
     assert ended(starter) == [worker.INTERRUPTED]

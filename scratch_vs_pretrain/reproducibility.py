@@ -1,17 +1,21 @@
-"""Where a run's numbers come from: versions, commit, machine."""
+"""What a result depends on: random states, and where it comes from (versions, commit, machine)."""
 
 from __future__ import annotations
 
 import datetime
 import importlib.metadata
 import platform
+import random
 import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.utils import comm
+
+from scratch_vs_pretrain import _detectron2
 
 PACKAGES = (
     "scratch-vs-pretrain",
@@ -25,10 +29,33 @@ PACKAGES = (
 )
 
 
+def random_states() -> dict[str, Any]:
+    """Returns this process's random states, as types that ``weights_only`` loading admits."""
+    version, words, gauss = random.getstate()
+    _, key, position, has_gauss, cached = np.random.get_state(legacy=True)
+    states: dict[str, Any] = {
+        "python": [version, list(words), gauss],
+        "numpy": [torch.from_numpy(np.asarray(key, dtype=np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Puts the states of :func:`random_states` back."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    key, *rest = states["numpy"]
+    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
 def provenance(device: str) -> dict[str, Any]:
     """Returns run.json's ``provenance`` for a run on `device` that starts now."""
-    from scratch_vs_pretrain import _detectron2
-
     folder = _detectron2.source_folder()
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -2,7 +2,7 @@ import subprocess
 
 import torch
 
-from scratch_vs_pretrain.training.provenance import git_commit, provenance
+from scratch_vs_pretrain.reproducibility import git_commit, provenance
 
 
 def test_names_what_a_number_depends_on():

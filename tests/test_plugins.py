@@ -1,0 +1,101 @@
+import sys
+
+import pytest
+from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY
+
+from scratch_vs_pretrain.config import config_text, default_config, load_config
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.plugins import add_configs, import_modules, versions
+
+PARTS = """
+from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY
+
+@BACKBONE_REGISTRY.register()
+def build_{name}(cfg, shape):
+    return None
+
+def add_config(cfg):
+    cfg.{name} = CfgNode({{"DEPTH": 3}})
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Writes modules of a package that can be imported; forgets them afterwards."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = set(sys.modules)
+
+    def write(package="users_project", **modules):
+        folder = tmp_path / package
+        folder.mkdir(exist_ok=True)
+        (folder / "__init__.py").write_text("__version__ = '1.2'\n")
+        for name, text in modules.items():
+            (folder / f"{name}.py").write_text(text)
+        return folder
+
+    yield write
+    for name in set(sys.modules) - known:
+        del sys.modules[name]
+
+
+def test_what_a_module_registers_and_adds_to_the_config(project, tmp_path):
+    project(parts=PARTS.format(name="MINE"))
+    cfg = default_config(["users_project.parts"])
+    assert "build_MINE" in BACKBONE_REGISTRY
+    assert (cfg.MINE.DEPTH, cfg.SVP.IMPORTS) == (3, ("users_project.parts",))
+    assert "MINE" not in default_config()
+
+
+def test_a_run_folders_config_says_what_to_import_first(project, tmp_path):
+    project(parts=PARTS.format(name="OURS"))
+    cfg = default_config(["users_project.parts"])
+    cfg.OURS.DEPTH = 5
+    file = tmp_path / "config.yaml"
+    file.write_text(config_text(cfg))
+    assert load_config(file).OURS.DEPTH == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("users_project.absent", "", "there is no module users_project.absent; install it"),
+        ("absent_project.parts", "", "there is no module absent_project; install it"),
+        ("users_project/parts.py", "", "is no module's name"),
+        ("..parts", "", "is no module's name"),
+        ("users_project.parts", "import absent", "importing users_project.parts fails: .*absent"),
+        ("users_project.parts", "1 / 0", "fails: ZeroDivisionError: division by zero"),
+        ("users_project.parts", "raise SystemExit(3)", "fails: SystemExit: 3"),
+        ("users_project.parts", "def", "fails: SyntaxError"),
+        (
+            "users_project.parts",
+            "from detectron2.modeling import BACKBONE_REGISTRY as R\n"
+            "@R.register()\ndef build_resnet_backbone(cfg, shape): ...\n",
+            "fails: AssertionError: An object named 'build_resnet_backbone' was already reg",
+        ),
+    ],
+)
+def test_a_module_that_cannot_be_imported(project, name, text, said):
+    project(parts=text)
+    with pytest.raises(UserError, match=said) as error:
+        import_modules([name], "study.yaml: imports")
+    assert str(error.value).startswith("study.yaml: imports: ")
+    assert "\n" not in str(error.value)
+
+
+def test_add_config_that_fails_is_named(project):
+    project(parts="def add_config(cfg): cfg.absent.key = 1")
+    modules = import_modules(["users_project.parts"], "--import")
+    with pytest.raises(UserError, match=r"users_project\.parts\.add_config fails: .*absent"):
+        add_configs(modules, CfgNode())
+
+
+def test_any_change_of_a_package_changes_its_version(project):
+    folder = project(parts="", other="")
+    import_modules(["users_project.parts"], "--import")
+    before = versions(["users_project.parts"])
+    assert before["users_project.parts"].startswith("1.2 (sha256 ")
+    assert versions(["users_project.parts"]) == before
+    (folder / "other.py").write_text("changed = 1\n")
+    assert versions(["users_project.parts"]) != before
