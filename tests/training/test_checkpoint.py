@@ -4,12 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from scratch_vs_pretrain.reproducibility import random_states, restore_random_states
 from scratch_vs_pretrain.training import checkpoint
-from scratch_vs_pretrain.training.checkpoint import (
-    Checkpointer,
-    random_states,
-    restore_random_states,
-)
+from scratch_vs_pretrain.training.checkpoint import Checkpointer
 
 
 def draw():
