@@ -1,0 +1,160 @@
+"""The answer to one question, does pre-training help?, in a few lines; docs/answer.md explains it.
+
+for answer in answers(load_runs("output/demo")):
+    print(answer.text())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.stats.comparison import by_study
+from scratch_vs_pretrain.analysis.stats.crossing import Worth
+from scratch_vs_pretrain.analysis.stats.evidence import settings
+from scratch_vs_pretrain.analysis.stats.lines import (
+    Line,
+    lines_of,
+    ranking,
+    setting_text,
+    worths,
+)
+from scratch_vs_pretrain.analysis.stats.part import Part, part_of
+from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, UNDECIDED
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer that one study gives.
+
+    Attributes:
+        study: its name.
+        setting: what was trained on what: one phrase.
+        metric: that decides.
+        margin: in AP.
+        parts: scratch against each other arm, at each size, largest first.
+        lines: the answer.
+        assuming: what it rests on beside the runs; empty if on nothing.
+        worth: in images, by size, of the first other arm.
+        decided: no line is undecided.
+    """
+
+    study: str
+    setting: str
+    metric: str
+    margin: float
+    parts: tuple[Part, ...]
+    lines: tuple[Line, ...]
+    assuming: str
+    worth: tuple[Worth, ...]
+
+    @property
+    def decided(self) -> bool:
+        return all(v.verdict != UNDECIDED for p in self.parts for v in p.judged.verdicts)
+
+    def text(self) -> str:
+        """Returns the answer for a terminal."""
+        head = f"Does pre-training help?   {self.setting}"
+        width = max(10, *(len(line.title) for line in self.lines)) + 2
+        lines = [f"{line.title:<{width}}{line.text}" for line in self.lines]
+        return "\n".join([head, *lines])
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the answer as JSON: lines, verdicts, what is needed, and the picture's data."""
+        return {
+            "study": self.study,
+            "setting": self.setting,
+            "metric": self.metric,
+            "margin": self.margin,
+            "assuming": self.assuming,
+            "lines": [plain(line) for line in self.lines],
+            "parts": [
+                {
+                    "name": part.name,
+                    "arms": [part.setting.scratch, part.setting.other],
+                    "size": part.setting.size,
+                    "verdicts": [plain(v) for v in part.judged.verdicts],
+                    "catch_up": plain(part.judged.catch_up),
+                    "needs": [plain(need) for need in part.needs],
+                    "picture": plain(part.picture),
+                }
+                for part in self.parts
+            ],
+            "worth": [plain(one) for one in self.worth],
+        }
+
+
+def plain(value: Any) -> Any:
+    """Returns dataclasses and arrays as JSON; what is not finite becomes null."""
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return {field.name: plain(getattr(value, field.name)) for field in fields}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def answers(
+    runs: Iterable[RunRecord], *, level: float = LEVEL, look: int = 1, looks: int = 1
+) -> tuple[Answer, ...]:
+    """Answers the question of each study.
+
+    Args:
+        runs: of one study or of several.
+        level: of all verdicts of one study together, over all looks.
+        look: which look at its growing evidence this is.
+        looks: how many there may be.
+
+    Raises:
+        UserError: a damaged run folder, a study without an arm from scratch or another one.
+    """
+    return tuple(
+        answer(members, level=level, look=look, looks=looks) for members in by_study(runs).values()
+    )
+
+
+def answer(
+    runs: Sequence[RunRecord], *, level: float = LEVEL, look: int = 1, looks: int = 1
+) -> Answer:
+    """Answers the question of one study; see :func:`answers`."""
+    found = settings(runs)
+    # Arms beside scratch are ranked among themselves too, which is a family of its own.
+    families = len(found) + (len({s.other for s in found}) > 1)
+    parts = tuple(part_of(setting, level, look, looks, families) for setting in found)
+    first = found[0]
+    worth = worths(found)
+    ranks = ranking(found, level, look, looks, families)
+    assuming = _assuming(parts)
+    return Answer(
+        first.study,
+        setting_text(first),
+        first.metric,
+        first.limits.margin,
+        parts,
+        lines_of(parts, worth, ranks, assuming),
+        assuming,
+        worth,
+    )
+
+
+def _assuming(parts: Sequence[Part]) -> str:
+    shown = [v for part in parts for v in part.judged.verdicts if v.assuming]
+    if not shown:
+        return ""
+    setting = parts[0].setting
+    said = []
+    if setting.sd is not None and any(v.seeds < LEAST_SEEDS for v in shown):
+        said.append(f"a noise of {setting.sd:g} AP ({setting.because})")
+    if setting.converged and any(v.claim == "end" for v in shown):
+        said.append(f"training that was long enough ({setting.converged})")
+    return " and ".join(said)

@@ -1,0 +1,269 @@
+"""Scratch against one other arm: from curves to the claims of an answer; pure, on arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
+from scratch_vs_pretrain.analysis.stats.verdicts import (
+    LEAST_SEEDS,
+    LEVEL,
+    OPEN,
+    UNDECIDED,
+    Claim,
+    Gate,
+    Verdict,
+    alpha_of,
+    gate,
+    judge,
+    spread,
+)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What the finished runs of one arm with one schedule scored.
+
+    Attributes:
+        schedule: its name.
+        length: planned iterations.
+        seeds: (n,) of the runs.
+        iterations: (k,) completed iterations at each evaluation, ascending.
+        values: (n, k) box AP in percent; NaN where a run has no such evaluation.
+        drops: iterations after which the rate is lower.
+    """
+
+    schedule: str
+    length: int
+    seeds: tuple[int, ...]
+    iterations: np.ndarray
+    values: np.ndarray
+    drops: tuple[int, ...] = ()
+
+    def of(self, seeds: Sequence[int], iterations: ArrayLike) -> np.ndarray:
+        """Returns the (n, k) values of these seeds at these iterations."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        columns = np.searchsorted(self.iterations, iterations)
+        return self.values[rows][:, columns]
+
+    def finals(self) -> dict[int, float]:
+        """Returns the value after the last planned iteration by seed, where there is one."""
+        if self.length not in self.iterations:
+            return {}
+        last = self.of(self.seeds, [self.length])[:, 0]
+        return {s: float(v) for s, v in zip(self.seeds, last, strict=True) if math.isfinite(v)}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The evidence on one question: does this arm's pre-training help?
+
+    Attributes:
+        scratch: by schedule, shortest first.
+        other: likewise.
+        margin: difference in AP that matters.
+        sd: standard deviation of the difference between two runs that the study assumes, in AP;
+            used below three seeds. None: it states none.
+        converged: the study states that its longest training is long enough; used where no
+            shorter schedule can show it.
+        early: share of the shorter training that counts as early.
+    """
+
+    scratch: tuple[Curves, ...]
+    other: tuple[Curves, ...]
+    margin: float = 0.5
+    sd: float | None = None
+    converged: bool = False
+    early: float = 0.5
+
+    def common(self) -> tuple[tuple[Curves, Curves], ...]:
+        """Returns both arms' curves of each schedule that they share, shortest first."""
+        theirs = {(c.length, c.drops): c for c in self.other}
+        return tuple(
+            (ours, theirs[ours.length, ours.drops])
+            for ours in self.scratch
+            if (ours.length, ours.drops) in theirs
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a contrast says.
+
+    Attributes:
+        early: whether pre-training helps over the first half of the shortest training.
+        at: at the end of the shortest schedule that both arms have.
+        end: at the end of each arm's longest schedule, if that is long enough.
+        until: iterations that count as early.
+        shortest: schedule of `at`; empty without a common one.
+        ends: the arms' longest schedules.
+        shorter: scratch's schedule at most half as long as its longest; empty without one.
+        gain: AP that scratch gains from there, mean over seeds; NaN where unknown.
+        catch_up: where the lead falls to the margin; None without curves of a common schedule.
+        catch_up_in: that schedule's name.
+    """
+
+    early: Verdict
+    at: Verdict
+    end: Verdict
+    until: float
+    shortest: str
+    ends: tuple[str, str]
+    shorter: str
+    gain: float
+    catch_up: Region | None
+    catch_up_in: str
+
+    @property
+    def verdicts(self) -> tuple[Verdict, Verdict, Verdict]:
+        return self.early, self.at, self.end
+
+
+def judge_contrast(
+    contrast: Contrast,
+    *,
+    level: float = LEVEL,
+    look: int = 1,
+    looks: int = 1,
+    families: int = 1,
+) -> Judged:
+    """Judges all claims together.
+
+    Args:
+        contrast: the evidence.
+        level: of all verdicts of one answer together, over all looks.
+        look: which look at the growing evidence this is.
+        looks: how many there may be.
+        families: contrasts that one answer holds; each may spend an equal part of the error.
+    """
+    alpha = alpha_of(level, look, looks) / families
+    early, until = early_leads(contrast)
+    common = contrast.common()
+    at = paired(*(c.finals() for c in common[0])) if common else np.empty(0)
+    ours, theirs = contrast.scratch[-1:], contrast.other[-1:]
+    end = paired(ours[0].finals(), theirs[0].finals()) if ours and theirs else np.empty(0)
+    shorter = _shorter(contrast.scratch), _shorter(contrast.other)
+    door = _gate(contrast, shorter)
+    claims = [_claim("early", early, contrast), _claim("at", at, contrast)]
+    last = _claim("end", end, contrast)
+    if door is not None:
+        assumed = door is OPEN
+        claims.append(replace(last, gate=door, assuming=last.assuming or assumed))
+    tested = dict(zip((c.name for c in claims), judge(claims, contrast.margin, alpha), strict=True))
+    if door is None:
+        (alone,) = judge([last], contrast.margin, alpha)
+        reason = "short" if alone.verdict != UNDECIDED or alone.reason == "noise" else alone.reason
+        tested["end"] = replace(alone, verdict=UNDECIDED, reason=reason)
+    where, schedule = _catch_up(contrast)
+    return Judged(
+        tested["early"],
+        tested["at"],
+        tested["end"],
+        until,
+        common[0][0].schedule if common else "",
+        (ours[0].schedule if ours else "", theirs[0].schedule if theirs else ""),
+        shorter[0].schedule if shorter[0] else "",
+        _mean(_gains(contrast.scratch, shorter[0])),
+        where,
+        schedule,
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _claim(name: str, leads: np.ndarray, contrast: Contrast) -> Claim:
+    found = spread(leads, contrast.sd)
+    return Claim(name, found, OPEN, math.isinf(found.df))
+
+
+def paired(scratch: dict[int, float], other: dict[int, float]) -> np.ndarray:
+    """Returns the (n,) leads of the seeds that both arms have."""
+    return np.array(list(_by_seed(scratch, other).values()), float)
+
+
+def _by_seed(scratch: dict[int, float], other: dict[int, float]) -> dict[int, float]:
+    return {seed: other[seed] - scratch[seed] for seed in scratch if seed in other}
+
+
+def early_leads(contrast: Contrast) -> tuple[np.ndarray, float]:
+    """Returns the mean lead over the early training by seed, and up to which iteration that is.
+
+    The mean is over iterations, not over evaluations, so that evaluating more often early does
+    not weigh more; and at the first, highest rate only, so that both arms are in one phase.
+    """
+    common = contrast.common()
+    if common:
+        ours, theirs = common[0]
+    elif contrast.scratch and contrast.other:
+        ours, theirs = contrast.scratch[0], contrast.other[0]
+    else:
+        return np.empty(0), math.nan
+    until = contrast.early * min(ours.length, theirs.length)
+    until = min([until, *ours.drops[:1], *theirs.drops[:1]])
+    at, leads = shared_leads(ours, theirs)
+    early = at <= until
+    at, leads = at[early], leads[:, early]
+    if len(at) < 2:
+        return leads.mean(axis=1) if len(at) else np.empty(0), until
+    return np.trapezoid(leads, at, axis=1) / (at[-1] - at[0]), until
+
+
+def shared_leads(ours: Curves, theirs: Curves) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (k,) iterations and (n, k) leads that all seeds of both arms have."""
+    seeds = [seed for seed in ours.seeds if seed in theirs.seeds]
+    at = np.intersect1d(ours.iterations, theirs.iterations)
+    if not seeds or not len(at):
+        return np.empty(0), np.empty((0, 0))
+    leads = theirs.of(seeds, at) - ours.of(seeds, at)
+    kept = np.isfinite(leads).any(axis=1)
+    known = np.isfinite(leads[kept]).all(axis=0)
+    return at[known], leads[kept][:, known]
+
+
+def _shorter(arm: Sequence[Curves]) -> Curves | None:
+    """Returns the longest schedule that is at most half as long as the arm's longest."""
+    fitting = [c for c in arm if 2 * c.length <= arm[-1].length]
+    return fitting[-1] if fitting else None
+
+
+def _gains(arm: Sequence[Curves], short: Curves | None) -> np.ndarray:
+    return np.empty(0) if short is None else paired(short.finals(), arm[-1].finals())
+
+
+def _gate(contrast: Contrast, shorter: Sequence[Curves | None]) -> Gate | None:
+    """Returns the gate of the end; None where nothing tells whether training was long enough."""
+    ours, theirs = shorter
+    if ours is None and theirs is None:
+        return OPEN if contrast.converged else None
+    arms, sd = (contrast.scratch, contrast.other), contrast.sd
+    gains = [
+        None if short is None else spread(_gains(arm, short), sd)
+        for arm, short in zip(arms, shorter, strict=True)
+    ]
+    change = None
+    if ours is not None and theirs is not None:
+        before = _by_seed(ours.finals(), theirs.finals())
+        after = _by_seed(arms[0][-1].finals(), arms[1][-1].finals())
+        # Four runs make a change of the lead, two a lead.
+        change = spread(paired(before, after), None if sd is None else sd * math.sqrt(2))
+    return gate(gains[0], gains[1], change, contrast.margin)
+
+
+def _catch_up(contrast: Contrast) -> tuple[Region | None, str]:
+    common = contrast.common()
+    if not common:
+        return None, ""
+    ours, theirs = common[-1]
+    at, leads = shared_leads(ours, theirs)
+    at, leads = at[at > 0], leads[:, at > 0]
+    if len(at) < 2 or (len(leads) < LEAST_SEEDS and contrast.sd is None):
+        return None, ours.schedule
+    grid, curves = smoothed(at, leads, ours.drops)
+    return region(grid, curves, contrast.margin, sd=contrast.sd), ours.schedule

@@ -1,0 +1,187 @@
+"""Where a falling mean lead reaches the margin, with a region that says how well that is known.
+
+Used for catch-up (a lead over iterations) and for the worth in images (a lead over data sizes).
+
+The region is Fieller's (1954, J. R. Stat. Soc. B 16): all points at which a two-sided t test over
+seeds does not reject "the mean lead here is the bound". Each seed's curve is smoothed alone by
+local quadratic regression (Cleveland 1979, JASA 74), which is linear in the evaluations, so that
+the t test stays exact for normal noise, whether evaluations of a run are independent or not, and
+however often a run is evaluated. No crossing of single noisy curves is ever taken: those come late
+by construction. ``benchmarks/verdicts.py`` measures how often the region holds the true point.
+
+Arrays may have leading axes, one entry for each simulated study.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL, bounds, spread
+
+# Of the smoother's window, to either side, and of the stretch over which a lead must stay inside
+# the bound: differences of log iterations. 0.5: from 0.6 to 1.6 times the iteration.
+WINDOW = 0.5
+STAY = 0.15
+POINTS = 300
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where the mean lead reaches a bound.
+
+    Attributes:
+        low: the earliest point that the data allow; infinite if the lead is above the bound up to
+            the end of the data, so that the point is censored.
+        high: the latest; infinite if the data allow that it is not reached by their end.
+        estimate: where the mean itself reaches it to stay; infinite if it does not, NaN unknown.
+        end: of the data.
+    """
+
+    low: float
+    high: float
+    estimate: float
+    end: float
+
+
+def smoothed(
+    iterations: ArrayLike, values: np.ndarray, drops: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Smooths curves over the logarithm of iterations; never across a drop of the rate.
+
+    Args:
+        iterations: (k,) of the evaluations, ascending, above 0.
+        values: (..., k).
+        drops: iterations after which the rate is another.
+
+    Returns:
+        (g,) iterations and (..., g) smoothed values.
+    """
+    at = np.asarray(iterations, float)
+    grid = np.geomspace(at[0], at[-1], POINTS) if len(at) > 1 else at
+    phase = np.searchsorted(drops, at, side="left")
+    weights = np.zeros((len(grid), len(at)))
+    known = np.unique(phase)
+    # A stretch whose own phase was not evaluated takes the nearest later evaluation's phase.
+    of = known[np.minimum(np.searchsorted(known, np.searchsorted(drops, grid)), len(known) - 1)]
+    for one in known:
+        rows, columns = np.flatnonzero(of == one), np.flatnonzero(phase == one)
+        weights[np.ix_(rows, columns)] = _local(np.log(at[columns]), np.log(grid[rows]))
+    return grid, values @ weights.T
+
+
+def _local(x: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Returns (g, k) weights of local quadratic regression, tricube in a window."""
+    degree = min(2, len(x) - 1)
+    distance = np.abs(grid[:, None] - x)
+    nearest = np.sort(distance, axis=1)[:, min(degree + 1, len(x) - 1)]
+    width = np.maximum(WINDOW, 1.01 * nearest)
+    tricube = np.clip(1 - (distance / width[:, None]) ** 3, 0, None) ** 3
+    powers = (x - grid[:, None])[..., None] ** np.arange(degree + 1)
+    weighted = powers * tricube[..., None]
+    inverse = np.linalg.pinv(np.swapaxes(powers, 1, 2) @ weighted)
+    return (inverse @ np.swapaxes(weighted, 1, 2))[:, 0]
+
+
+def regions(
+    grid: np.ndarray,
+    values: np.ndarray,
+    bound: float,
+    *,
+    sd: float | None = None,
+    alpha: float = 1 - LEVEL,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (...) low, high and estimate, as :class:`Region` has them.
+
+    Args:
+        grid: (g,) ascending, above 0.
+        values: (..., n, g) leads of n seeds.
+        bound: to be reached from above.
+        sd: assumed standard deviation of a lead, used below three seeds.
+        alpha: error of the region.
+    """
+    found = spread(np.swapaxes(values, -1, -2), sd)
+    low, high = bounds(found, alpha / 2)
+    known = np.isfinite(low).all(axis=-1)
+    near = low <= bound
+    first = np.argmax(near, axis=-1)
+    begins = np.where(near.any(axis=-1), grid[np.maximum(first - 1, 0)], math.inf)
+    ends = _stays(grid, high < bound)
+    estimate = _stays(grid, found.mean <= bound)
+    return (
+        np.where(known, begins, math.nan),
+        np.where(known, np.maximum(ends, begins), math.nan),
+        estimate,
+    )
+
+
+def _stays(grid: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Returns the first point from which `inside` holds over a stretch, or up to the end."""
+    until = np.searchsorted(grid, grid * math.exp(STAY))
+    outside = np.concatenate(
+        [np.zeros((*inside.shape[:-1], 1)), np.cumsum(~inside, axis=-1)], axis=-1
+    )
+    holds = outside[..., until] == outside[..., : len(grid)]
+    return np.where(holds.any(axis=-1), grid[np.argmax(holds, axis=-1)], math.inf)
+
+
+def region(grid: np.ndarray, values: np.ndarray, bound: float, **options: float | None) -> Region:
+    """Returns the region of one study; see :func:`regions`."""
+    low, high, estimate = regions(grid, values, bound, **options)  # type: ignore[arg-type]
+    return Region(float(low), float(high), float(estimate), float(grid[-1]))
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What pre-training is worth, in training images, at one size.
+
+    Attributes:
+        size: training images of the pretrained arm.
+        ratio: of images with which scratch reaches the same AP; infinite beyond the largest size.
+        low: its bounds; NaN where too few seeds allow none, `low` infinite where scratch needs
+            more than the largest size.
+        high: likewise; infinite where that is not excluded.
+        most: the largest ratio that the sizes can show.
+    """
+
+    size: int
+    ratio: float
+    low: float
+    high: float
+    most: float
+
+
+def worth_in_images(
+    sizes: ArrayLike, scratch: np.ndarray, other: np.ndarray, *, sd: float | None = None
+) -> tuple[Worth, ...]:
+    """Says for each size with how many times the images scratch reaches the other arm's AP.
+
+    Straight lines in log images join scratch's sizes, and are not continued beyond them
+    ("effective data transferred", Hernandez et al. 2021, arXiv 2102.01293).
+
+    Args:
+        sizes: (k,) training images, ascending.
+        scratch: (n, k) AP by seed.
+        other: (n, k) of the same seeds.
+        sd: assumed standard deviation of a lead, used below three seeds.
+    """
+    images = np.asarray(sizes, float)
+    found = []
+    for at, size in enumerate(images[:-1]):
+        grid = np.geomspace(size, images[-1], POINTS)
+        ours = np.array([np.interp(np.log(grid), np.log(images), row) for row in scratch])
+        where = region(grid, other[:, at, None] - ours, 0.0, sd=sd)
+        found.append(
+            Worth(
+                int(size),
+                where.estimate / size,
+                where.low / size,
+                where.high / size,
+                images[-1] / size,
+            )
+        )
+    return tuple(found)

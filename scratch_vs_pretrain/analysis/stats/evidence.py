@@ -1,0 +1,215 @@
+"""Run folders to the arrays that verdicts rest on: finished runs only, one setting at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scratch_vs_pretrain.analysis.runs.evaluations import evaluations
+from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.stats.comparison import final_results
+from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves
+from scratch_vs_pretrain.analysis.stats.thresholds import Thresholds, read_thresholds
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import RunFolder
+
+# The first that both arms have; VOC is scored at one IoU threshold alone.
+METRICS = ("keypoints/AP", "bbox/AP", "bbox/AP50", "segm/AP")
+NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+
+# Box AP by which two runs of one config on full COCO differ, as a standard deviation. Maintainers
+# say "usually less than 0.2" (github.com/open-mmlab/mmdetection/issues/3624) and +/- 0.2
+# (github.com/facebookresearch/Mask2Former/issues/46, where two runs gave 43.5 and 43.2).
+COCO_SD = 0.2
+COCO_TESTS = ("coco_2017_val", "keypoints_coco_2017_val")
+COCO_IMAGES = 56_000  # The training images of keypoints; those of boxes are 117,266.
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Scratch against one other arm in one setting: data, size, model, length.
+
+    Attributes:
+        study: its name.
+        scratch: the arm from random weights.
+        other: the arm that it is compared with.
+        runs: of both arms, with these training data.
+        size: training images, where the study varies them.
+        alone: the study has one other arm and one size.
+        limits: by which it is judged.
+        sd: noise that is assumed below three seeds; None if none is.
+        because: why.
+        converged: why the study says that its training is long enough; empty where it does not.
+    """
+
+    study: str
+    scratch: str
+    other: str
+    runs: tuple[RunRecord, ...]
+    size: int | None
+    alone: bool
+    limits: Thresholds
+    sd: float | None
+    because: str
+    converged: str
+
+    @property
+    def name(self) -> str:
+        """Names it among others: "less-data, 300 images"."""
+        parts = [self.study]
+        if not self.alone:
+            parts.append(self.other)
+            parts += [] if self.size is None else [f"{self.size:,} images"]
+        return ", ".join(parts)
+
+    @property
+    def images(self) -> int | None:
+        """Images of the training set."""
+        return self.runs[0].train_images
+
+    @property
+    def instances(self) -> float | None:
+        """Instances per training image that has any."""
+        train = self.runs[0].train_set
+        boxes, images = train.get("annotations"), train.get("labelled") or self.images
+        return boxes / images if boxes is not None and images else None
+
+    @property
+    def metric(self) -> str:
+        """The metric that decides."""
+        known = [
+            {name for run in self.of(arm) for name in _final_scores(run)}
+            for arm in (self.scratch, self.other)
+        ]
+        both = known[0] & known[1] or known[0] | known[1]
+        return next((metric for metric in METRICS if metric in both), "bbox/AP")
+
+    def of(self, arm: str) -> tuple[RunRecord, ...]:
+        """Returns the arm's runs."""
+        return tuple(run for run in self.runs if run.arm == arm)
+
+    def contrast(self, metric: str | None = None) -> Contrast:
+        """Returns the curves of a metric, by default of the one that decides."""
+        metric = metric or self.metric
+        return Contrast(
+            _arm(self.of(self.scratch), metric),
+            _arm(self.of(self.other), metric),
+            self.limits.margin,
+            self.sd,
+            bool(self.converged),
+            self.limits.early_share,
+        )
+
+
+def metric_name(metric: str) -> str:
+    """Returns a metric as one says it: "box AP"."""
+    task, _, score = metric.partition("/")
+    return f"{NAMES.get(task, task)} {score}"
+
+
+def settings(runs: Sequence[RunRecord]) -> tuple[Setting, ...]:
+    """Returns scratch against each other arm of one study, at each of its sizes, largest first.
+
+    Raises:
+        UserError: no arm from scratch, none beside it, other test data, or limits that differ.
+    """
+    sizes = sorted({_size(run) or 0 for run in runs}, reverse=True)
+    found = []
+    for size in sizes:
+        members = tuple(run for run in runs if (_size(run) or 0) == size)
+        results = final_results(members)
+        details = _details(members)
+        limits = read_thresholds(details["thresholds"], f"{members[0].folder}: thresholds")
+        for other in results.others:
+            pair = tuple(run for run in members if run.arm in (results.scratch, other))
+            sd, because = _noise(details["noise"], pair)
+            found.append(
+                Setting(
+                    results.study,
+                    results.scratch,
+                    other,
+                    pair,
+                    size or None,
+                    len(sizes) == len(results.others) == 1,
+                    limits,
+                    sd,
+                    because,
+                    details["converged"] or "",
+                )
+            )
+    return tuple(found)
+
+
+def _size(run: RunRecord) -> int | None:
+    return getattr(run, "size", None)
+
+
+def _details(runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """Returns by what the study says it is to be judged."""
+    first: dict[str, Any] | None = None
+    for run in runs:
+        content = RunFolder(run.folder).read()
+        thresholds = {k: v for k, v in run.thresholds.items() if k != "noise"}
+        if content.get("margin") is not None:
+            thresholds["margin"] = content["margin"]
+        found = {
+            "thresholds": thresholds,
+            "noise": content.get("noise"),
+            "converged": content.get("converged"),
+        }
+        if first is not None and found != first:
+            raise UserError(
+                f"study {run.study}: {runs[0].folder} and {run.folder} are to be judged by "
+                "different margins or noises; start the study with `svp run` again, which writes "
+                "its own into every run.json"
+            )
+        first = found
+    return first or {"thresholds": {}, "noise": None, "converged": None}
+
+
+def _noise(stated: Any, runs: Sequence[RunRecord]) -> tuple[float | None, str]:
+    if stated is not None:
+        return float(stated["sd"]), str(stated["because"])
+    images = runs[0].train_images or 0
+    tests = {name for run in runs for name in run.test_set.get("names", ())}
+    if images >= COCO_IMAGES and tests and tests <= set(COCO_TESTS):
+        return COCO_SD, "two runs on full COCO usually differ by less (mmdetection issue 3624)"
+    return None, ""
+
+
+def _arm(runs: Iterable[RunRecord], metric: str) -> tuple[Curves, ...]:
+    """Returns the curves of an arm's finished runs by schedule, shortest first."""
+    groups: dict[tuple[int, str], list[RunRecord]] = {}
+    for run in runs:
+        if run.state == "finished":
+            groups.setdefault((run.iterations, run.schedule), []).append(run)
+    return tuple(_curves(groups[key], metric) for key in sorted(groups))
+
+
+def _curves(runs: Sequence[RunRecord], metric: str) -> Curves:
+    scores = [
+        {e.iteration: e.scores.get(metric, math.nan) for e in evaluations(run.folder)}
+        for run in runs
+    ]
+    at = sorted({iteration for one in scores for iteration in one})
+    values = np.array([[one.get(i, math.nan) for i in at] for one in scores])
+    steps = RunFolder(runs[0].folder).read().get("steps", ())
+    return Curves(
+        runs[0].schedule,
+        runs[0].iterations,
+        tuple(run.seed or 0 for run in runs),
+        np.array(at, int),
+        values.reshape(len(runs), len(at)),
+        tuple(steps),
+    )
+
+
+def _final_scores(run: RunRecord) -> dict[str, float]:
+    if run.state != "finished":
+        return {}
+    last = [e for e in evaluations(run.folder) if e.iteration == run.iterations]
+    return {m: v for e in last for m, v in e.scores.items() if math.isfinite(v)}

@@ -1,0 +1,163 @@
+"""What would decide an undecided claim, and what it costs by the measured seconds of the runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.stats.contrast import (
+    Contrast,
+    Curves,
+    Judged,
+    early_leads,
+    paired,
+)
+from scratch_vs_pretrain.analysis.stats.evidence import Setting
+from scratch_vs_pretrain.analysis.stats.verdicts import (
+    LEAST_SD,
+    LEAST_SEEDS,
+    UNDECIDED,
+    Verdict,
+    alpha_of,
+    quantile,
+)
+
+MOST_SEEDS = 100
+
+
+@dataclass(frozen=True)
+class Need:
+    """Runs that would decide a claim.
+
+    Attributes:
+        claim: "early", "at" or "end".
+        kind: "seeds" (more of them), "length" (a longer schedule), or "runs" (that never finished).
+        seeds: pairs to add; None if more than 100.
+        iterations: length of the runs.
+        hours: of all of them together; None where the runs do not tell their time.
+        cpu: the hours are a processor's.
+    """
+
+    claim: str
+    kind: str
+    seeds: int | None
+    iterations: int
+    hours: float | None
+    cpu: bool
+
+    def text(self) -> str:
+        """Says it: "add 2 seeds, 0.4 GPU hours"."""
+        cost = "" if self.hours is None else f", {hours_text(self.hours, self.cpu)}"
+        if self.kind == "length":
+            each = f" for {self.seeds} seeds" if (self.seeds or 0) > 1 else ""
+            return f"add {self.iterations:,} iterations{each}{cost}, thanks to the shared trunk"
+        if self.seeds is None:
+            return f"not by {MOST_SEEDS} seeds: the lead is too near to the margin, or to 0"
+        return f"add {self.seeds} seed{'s' * (self.seeds > 1)}{cost}"
+
+
+def hours_text(hours: float, cpu: bool) -> str:
+    """Returns hours as one says them."""
+    unit = "CPU" if cpu else "GPU"
+    if hours < 0.095:
+        return f"{max(1, round(60 * hours))} {unit} minutes"
+    return f"{hours:.1f} {unit} hours" if hours < 100 else f"{hours:,.0f} {unit} hours"
+
+
+def needs_of(
+    setting: Setting, contrast: Contrast, judged: Judged, level: float, looks: int, families: int
+) -> tuple[Need, ...]:
+    """Returns what would decide each undecided claim, cheapest first."""
+    alpha = alpha_of(level, 1, looks) / families / len(judged.verdicts)
+    found = [
+        _need(setting, contrast, verdict, alpha)
+        for verdict in judged.verdicts
+        if verdict.verdict == UNDECIDED
+    ]
+    return tuple(sorted(found, key=lambda need: math.inf if need.hours is None else need.hours))
+
+
+def _need(setting: Setting, contrast: Contrast, verdict: Verdict, alpha: float) -> Need:
+    both = contrast.scratch[-1:] + contrast.other[-1:]
+    length = max((c.length for c in both), default=0) or max(r.iterations for r in setting.runs)
+    if verdict.reason == "short":
+        return _longer(setting, both, length, verdict)
+    common = contrast.common()
+    if verdict.claim != "end" and common:
+        length = common[0][0].length
+    planned = [r for r in setting.runs if r.iterations == length]
+    have = verdict.seeds
+    if verdict.reason in ("seeds", "nothing"):
+        more: int | None = LEAST_SEEDS - have
+    else:
+        fewest = seeds_to_decide(_leads(contrast, verdict), contrast.margin, alpha)
+        more = None if fewest is None else max(1, fewest - have)
+    cost = _pair_hours(planned or setting.runs)
+    hours = None if cost is None or more is None else more * cost
+    return Need(verdict.claim, "seeds", more, length, hours, _cpu(setting.runs))
+
+
+def _leads(contrast: Contrast, verdict: Verdict) -> np.ndarray:
+    if verdict.claim == "early":
+        return early_leads(contrast)[0]
+    pair = (
+        contrast.common()[0]
+        if verdict.claim == "at"
+        else (contrast.scratch[-1], contrast.other[-1])
+    )
+    return paired(pair[0].finals(), pair[1].finals())
+
+
+def _longer(setting: Setting, both: Sequence[Curves], length: int, verdict: Verdict) -> Need:
+    """Twice the longest training: from the first rate drop on, before which they are one run."""
+    seeds = max(LEAST_SEEDS, verdict.seeds)
+    total: float | None = 0.0
+    for curves in both:
+        arm = [r for r in setting.runs if r.schedule == curves.schedule and r.seconds]
+        rate = [(r.seconds or 0) * r.devices / 3600 / r.iteration for r in arm if r.iteration]
+        shared = min(curves.drops[:1] or (0,))
+        there = min(len(curves.seeds), seeds)
+        iterations = 2 * length * seeds - shared * there
+        total = None if total is None or not rate else total + iterations * float(np.mean(rate))
+    return Need(verdict.claim, "length", seeds, 2 * length, total, _cpu(setting.runs))
+
+
+def run_hours(run: RunRecord) -> float | None:
+    """Returns the device hours of one run alone, its trunk's included; None where unknown."""
+    return None if not run.seconds else run.seconds * run.devices / 3600
+
+
+def mean_hours(runs: Iterable[RunRecord]) -> float | None:
+    """Returns the mean hours of the finished ones of some runs."""
+    known = [run_hours(run) for run in runs if run.state == "finished"]
+    hours = [one for one in known if one is not None]
+    return float(np.mean(hours)) if hours else None
+
+
+def _pair_hours(runs: Sequence[RunRecord]) -> float | None:
+    arms = {run.arm for run in runs}
+    each = [mean_hours(run for run in runs if run.arm == arm) for arm in arms]
+    known = [one for one in each if one is not None]
+    return float(np.mean(known)) * 2 if known else None
+
+
+def _cpu(runs: Sequence[RunRecord]) -> bool:
+    return all(run.provenance.get("device") == "cpu" for run in runs)
+
+
+def seeds_to_decide(leads: np.ndarray, margin: float, alpha: float) -> int | None:
+    """Returns how many seeds decide a claim if mean and spread stay as they are.
+
+    Returns:
+        None if more than :data:`MOST_SEEDS`.
+    """
+    mean, sd = float(leads.mean()), max(float(leads.std(ddof=1)), LEAST_SD)
+    distance = max(mean, margin - mean)
+    for n in range(max(LEAST_SEEDS, len(leads)), MOST_SEEDS + 1):
+        if distance > quantile(1 - alpha, n - 1) * sd / math.sqrt(n):
+            return n
+    return None

@@ -1,0 +1,117 @@
+"""Scratch against one other arm: its verdicts, what they still need, and what a picture shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scratch_vs_pretrain.analysis.stats.contrast import (
+    Contrast,
+    Judged,
+    judge_contrast,
+    shared_leads,
+)
+from scratch_vs_pretrain.analysis.stats.crossing import Region
+from scratch_vs_pretrain.analysis.stats.evidence import Setting
+from scratch_vs_pretrain.analysis.stats.needs import Need, needs_of
+from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL, bounds, spread
+
+
+@dataclass(frozen=True)
+class Band:
+    """A mean over seeds with its pointwise 95 % interval.
+
+    Attributes:
+        iterations: (k,).
+        mean: (k,).
+        low: (k,), NaN below three seeds.
+        high: (k,).
+        seeds: how many.
+    """
+
+    iterations: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a picture of the answer shows: curves with bands, and where scratch catches up.
+
+    Attributes:
+        title: what is compared.
+        metric: "bbox/AP".
+        margin: in AP.
+        curves: of each arm's longest schedule, by arm, scratch first.
+        lead: of the longest schedule that both have; None without one.
+        catch_up: None where it cannot be judged.
+        drops: iterations after which the rate is lower, of scratch's longest schedule.
+    """
+
+    title: str
+    metric: str
+    margin: float
+    curves: dict[str, Band]
+    lead: Band | None
+    catch_up: Region | None
+    drops: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Scratch against one other arm at one size.
+
+    Attributes:
+        name: what it is among the others of its answer; empty if it is the only one.
+        setting: the runs.
+        judged: the verdicts.
+        picture: to draw.
+        needs: what would decide what is undecided, cheapest first.
+    """
+
+    name: str
+    setting: Setting
+    judged: Judged
+    picture: Picture
+    needs: tuple[Need, ...]
+
+
+def part_of(setting: Setting, level: float, look: int, looks: int, families: int) -> Part:
+    """Judges one setting, in its part of the error of an answer with so many families."""
+    contrast = setting.contrast()
+    judged = judge_contrast(contrast, level=level, look=look, looks=looks, families=families)
+    name = "" if setting.alone else setting.name.partition(", ")[2]
+    needs = needs_of(setting, contrast, judged, level, looks, families)
+    return Part(name, setting, judged, _picture(setting, contrast, judged), needs)
+
+
+def _picture(setting: Setting, contrast: Contrast, judged: Judged) -> Picture:
+    curves = {
+        name: _band(arm[-1].iterations, arm[-1].values)
+        for name, arm in ((setting.scratch, contrast.scratch), (setting.other, contrast.other))
+        if arm
+    }
+    common = contrast.common()
+    lead = _band(*shared_leads(*common[-1])) if common else None
+    longest = contrast.scratch[-1:]
+    return Picture(
+        f"{setting.name}: {setting.scratch} and {setting.other}",
+        setting.metric,
+        contrast.margin,
+        curves,
+        lead,
+        judged.catch_up,
+        longest[0].drops if longest else (),
+    )
+
+
+def _band(iterations: np.ndarray, values: np.ndarray) -> Band:
+    if not values.size:
+        nothing = np.empty(0)
+        return Band(nothing, nothing, nothing, nothing, 0)
+    columns = [spread(values[:, at]) for at in range(values.shape[1])]
+    low, high = np.array([bounds(c, (1 - LEVEL) / 2) for c in columns], float).T
+    return Band(iterations, np.array([float(c.mean) for c in columns]), low, high, len(values))

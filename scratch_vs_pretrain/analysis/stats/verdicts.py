@@ -1,0 +1,295 @@
+"""The rules of every verdict, as pure functions on arrays; docs/answer.md tells them in words.
+
+A claim is about a mean *lead*: box AP of the pretrained arm less that of scratch, paired by seed.
+Two null hypotheses belong to it. "It helps" needs the rejection of lead <= 0 (superiority), "it
+does not" that of lead >= margin (non-inferiority of scratch). The nulls of all claims of an answer
+are tested together by a closed test (Marcus, Peritz and Gabriel 1976, Biometrika 63) with
+Bonferroni's test of every intersection, as Holm's method is, over those sets of nulls that can be
+true at once (Shaffer 1986, JASA 81): no claim has lead <= 0 and lead >= margin, and scratch does
+not fall behind by the margin after a time at which it was not behind at all. So the chance that an
+answer holds any wrong verdict is at most 1 - level.
+
+Arrays may have leading axes, one entry for each simulated study.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+LEVEL = 0.95
+LEAST_SEEDS = 3
+
+# Differences never vary less than rounding makes them: the standard deviation of the difference
+# between two values that are each rounded to 0.1 AP. So no interval has width 0.
+LEAST_SD = 0.1 / math.sqrt(6)
+
+YES, NO, UNDECIDED = "yes", "no", "undecided"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean of values over seeds with its error.
+
+    Attributes:
+        mean: (...).
+        error: (...) standard error; NaN from too few seeds without an assumed noise.
+        df: degrees of freedom, infinite where the noise is assumed.
+        n: seeds.
+    """
+
+    mean: np.ndarray
+    error: np.ndarray
+    df: float
+    n: int
+
+    def p_above(self, bound: float) -> np.ndarray:
+        """Returns the p value of "the true mean is at most `bound`"; 1 where nothing is known."""
+        from scipy import special
+
+        with np.errstate(invalid="ignore"):
+            t = (self.mean - bound) / self.error
+        upper = special.ndtr(-t) if math.isinf(self.df) else special.stdtr(self.df, -t)
+        return np.where(np.isfinite(t), upper, 1.0)
+
+    def p_below(self, bound: float) -> np.ndarray:
+        """Returns the p value of "the true mean is at least `bound`"; 1 where nothing is known."""
+        mirrored = Spread(-self.mean, self.error, self.df, self.n)
+        return mirrored.p_above(-bound)
+
+
+def bounds(found: Spread, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the two (...) one-sided bounds of the mean, each wrong with probability `alpha`."""
+    reach = quantile(1 - alpha, found.df) * found.error
+    return found.mean - reach, found.mean + reach
+
+
+def quantile(p: float, df: float) -> float:
+    """Returns that of Student's distribution, of the normal one for infinite `df`."""
+    from scipy import special
+
+    return float(special.ndtri(p) if math.isinf(df) else special.stdtrit(df, p))
+
+
+def spread(values: ArrayLike, sd: float | None = None) -> Spread:
+    """Summarizes (..., n) values, one a seed.
+
+    Args:
+        values: of a single study NaN is left out.
+        sd: assumed standard deviation of a value; used below three seeds only, where the values
+            themselves cannot tell it.
+    """
+    given = np.asarray(values, float)
+    if given.ndim == 1:
+        given = given[np.isfinite(given)]
+    n = given.shape[-1]
+    mean = np.asarray(given.mean(axis=-1)) if n else np.full(given.shape[:-1], math.nan)
+    if n >= LEAST_SEEDS:
+        known = np.maximum(given.std(axis=-1, ddof=1), LEAST_SD)
+        return Spread(mean, known / math.sqrt(n), n - 1, n)
+    if sd is None or n == 0:
+        return Spread(mean, np.full(mean.shape, math.nan), math.nan, n)
+    return Spread(mean, np.full(mean.shape, max(sd, LEAST_SD) / math.sqrt(n)), math.inf, n)
+
+
+def alpha_of(level: float = LEVEL, look: int = 1, looks: int = 1) -> float:
+    """Returns the error that one look may spend of 1 - `level`: an equal part of it.
+
+    The sum over looks bounds the chance of ever being wrong, however the looks hang together.
+    """
+    if not 1 <= look <= looks:
+        raise ValueError(f"look {look} is not one of {looks}")
+    return (1 - level) / looks
+
+
+@functools.cache
+def possible_nulls(claims: int, last_free: bool = True) -> np.ndarray:
+    """Returns (c, 2 * claims) sets of nulls that can be true at once.
+
+    Columns are lead <= 0 of each claim, then lead >= margin of each, in the order of training.
+
+    Args:
+        claims: their number.
+        last_free: the last one may be false for another reason too, training that was too short:
+            both its nulls can then be true, after any others.
+    """
+    free = 1 if last_free and claims else 0
+    sets = set()
+    for states in itertools.product((0, 1, 2), repeat=claims - free):
+        # 0: not ahead, 1: between, 2: ahead by the margin.
+        if any(b == 2 and 0 in states[:at] for at, b in enumerate(states)):
+            continue
+        for ends in itertools.product((False, True), repeat=2 * free):
+            at_most = [state == 0 for state in states] + list(ends[:free])
+            at_least = [state == 2 for state in states] + list(ends[free:])
+            if any(at_most) or any(at_least):
+                sets.add((*at_most, *at_least))
+    return np.array(sorted(sets), bool).reshape(-1, 2 * claims)
+
+
+def adjust(p: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    """Returns (..., h) p values of the closed test from (..., h) single ones.
+
+    A null is rejected when every set that holds it is: with Bonferroni's test, when the smallest p
+    value in the set times the set's size is small.
+    """
+    sizes = sets.sum(axis=1)
+    worst = np.zeros_like(p)
+    for members, size in zip(sets, sizes, strict=True):
+        local = np.minimum(size * p[..., members].min(axis=-1), 1.0)
+        worst[..., members] = np.maximum(worst[..., members], local[..., None])
+    return worst
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    """Returns (k,) p values adjusted by Holm's method (1979, Scand. J. Statist. 6)."""
+    p = np.asarray(p, float)
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether training was long enough for a claim about its end.
+
+    Attributes:
+        yes: (...) p value against "longer training would help scratch by the margin".
+        no: (...) p value against "longer training would let scratch fall behind".
+    """
+
+    yes: np.ndarray
+    no: np.ndarray
+
+
+OPEN = Gate(np.zeros(()), np.zeros(()))
+SHUT = Gate(np.ones(()), np.ones(()))
+
+
+def gate(
+    gains: Spread | None, other_gains: Spread | None, change: Spread | None, margin: float
+) -> Gate:
+    """Judges convergence by what each arm gains from its next shorter schedule.
+
+    "Helps at the end" needs that scratch, which is behind, gains less than the margin. "No worse
+    at the end" needs that the other arm gains less than the margin, or that its lead has become
+    smaller with length: then it is not the one that more training would bring ahead. Two ways to
+    pass are tested at half the error each.
+
+    Args:
+        gains: of scratch, from a schedule at most half as long; None where there is none.
+        other_gains: of the pretrained arm.
+        change: of the lead, over the same two schedules of both arms.
+        margin: in AP.
+    """
+    yes = np.ones(()) if gains is None else gains.p_below(margin)
+    ways = [] if other_gains is None else [other_gains.p_below(margin)]
+    ways += [] if change is None else [change.p_below(0.0)]
+    no = np.minimum(len(ways) * functools.reduce(np.minimum, ways), 1.0) if ways else np.ones(())
+    return Gate(yes, no)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be said of one claim.
+
+    Attributes:
+        claim: "early", "at" or "end".
+        verdict: "yes" (pre-training helps), "no" (by less than the margin) or "undecided".
+        mean: lead in AP; NaN without a pair.
+        low: its bounds at the level at which the claim was tested; None where too few seeds and
+            no stated noise allow none.
+        high: likewise.
+        seeds: pairs.
+        assuming: rests on a noise, or a convergence, that the study states.
+        reason: why it is undecided: "seeds" (too few for any verdict), "noise" (more would do),
+            "short" (training), "nothing" (no pair was evaluated).
+    """
+
+    claim: str
+    verdict: str
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    assuming: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim about a mean lead.
+
+    Attributes:
+        name: "early", "at" or "end".
+        lead: over seeds.
+        gate: of convergence.
+        assuming: rests on what the study states.
+    """
+
+    name: str
+    lead: Spread
+    gate: Gate = OPEN
+    assuming: bool = False
+
+
+def decide(
+    claims: Sequence[Claim], margin: float, alpha: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tests claims together, in the order of training; the last may be gated.
+
+    Returns:
+        (..., m) whether each helps, whether each does not (by less than the margin; both together
+        say that the lead lies between 0 and the margin), and the error at which each was tested.
+    """
+    yes = [np.maximum(c.lead.p_above(0.0), c.gate.yes) for c in claims]
+    no = [np.maximum(c.lead.p_below(margin), c.gate.no) for c in claims]
+    p = np.stack(np.broadcast_arrays(*yes, *no), axis=-1)
+    m = len(claims)
+    sets = possible_nulls(m, claims[-1].gate is not OPEN)
+    adjusted = adjust(p, sets)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = np.where(p > 0, adjusted / p, 1.0).clip(1.0, m + 1)
+    decided = adjusted <= alpha
+    tested = np.where(decided, alpha / factor, np.inf)
+    tested = np.minimum(tested[..., :m], tested[..., m:])
+    tested = np.where(np.isinf(tested), alpha / sets.sum(axis=1).max(), tested)
+    return decided[..., :m], decided[..., m:], tested
+
+
+def judge(claims: Sequence[Claim], margin: float, alpha: float) -> tuple[Verdict, ...]:
+    """Returns the verdicts of one answer, of which any is wrong with at most `alpha`."""
+    if not claims:
+        return ()
+    yes, no, tested = decide(claims, margin, alpha)
+    return tuple(
+        _verdict(claim, bool(yes[at]), bool(no[at]), margin, float(tested[at]))
+        for at, claim in enumerate(claims)
+    )
+
+
+def _verdict(claim: Claim, yes: bool, no: bool, margin: float, alpha: float) -> Verdict:
+    lead = claim.lead
+    known = math.isfinite(lead.error)
+    low, high = map(float, bounds(lead, alpha)) if known else (None, None)
+    verdict = NO if no else YES if yes else UNDECIDED
+    reason = ""
+    if verdict == UNDECIDED:
+        if lead.n == 0:
+            reason = "nothing"
+        elif low is None or high is None:
+            reason = "seeds"
+        elif (low > 0 and claim.gate.yes > alpha) or (high < margin and claim.gate.no > alpha):
+            reason = "short"
+        else:
+            reason = "noise"
+    mean = float(lead.mean)
+    return Verdict(claim.name, verdict, mean, low, high, lead.n, claim.assuming, reason)
