@@ -138,7 +138,7 @@ def source(name: str) -> tuple[Path, Path]:
     ensure([name])
     if name not in DatasetCatalog:
         near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
-        hint = f"did you mean {near[0]}?" if near else "add it to SVP.DATASETS"
+        hint = f"did you mean {near[0]}?" if near else "state its files under data in a study"
         raise UserError(f"{name}: no such data set is registered; {hint}")
     known = MetadataCatalog.get(name)
     if known.get("json_file") is None or known.get("image_root") is None:

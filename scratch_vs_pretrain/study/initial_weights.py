@@ -1,6 +1,8 @@
-"""The initial weights of a study's arms, tried before anything is written."""
+"""The models and initial weights of a study's arms, tried before anything is written."""
 
 from __future__ import annotations
+
+import re
 
 import torch
 
@@ -10,25 +12,37 @@ from scratch_vs_pretrain.modeling.weights import check_input, match_backbone
 from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import Study
 
+# What fvcore's Registry says of a name that it does not hold.
+_UNKNOWN = re.compile(r"No object named '(.+)' found in '(.+)' registry")
 
-def check_initial_weights(study: Study) -> None:
-    """Checks that the checkpoint of every arm fills its backbone, before the other arms train.
+
+def check_models(study: Study) -> None:
+    """Checks that every arm's model can be built, and that its checkpoint fills its backbone.
 
     Raises:
-        UserError: a checkpoint is none, is of another network, or was trained with other pixels.
+        UserError: nothing of a name that the config gives; a checkpoint is none, is of another
+            network, or was trained with other pixels.
     """
     from detectron2.modeling import build_model
 
     for arm in study.arms:
-        if not arm.weights:
-            continue
         cfg = arm_config(study, arm, arm.schedules[-1])
         cfg.MODEL.DEVICE = "meta"
         try:
-            check_input(cfg, read_metadata(arm.weights), arm.weights)
+            if arm.weights:
+                check_input(cfg, read_metadata(arm.weights), arm.weights)
             with torch.device("meta"):
                 model = build_model(cfg)
-            state = read_checkpoint(arm.weights)
-            match_backbone(model, state, arm.weights, cfg.SVP.NORM_WEIGHTS)
+            if arm.weights:
+                state = read_checkpoint(arm.weights)
+                match_backbone(model, state, arm.weights, cfg.SVP.NORM_WEIGHTS)
         except UserError as error:
             raise UserError(f"{study.file}: arms.{arm.name}: {error}") from None
+        except KeyError as error:
+            if unknown := _UNKNOWN.search(str(error)):
+                name, registry = unknown.groups()
+                raise UserError(
+                    f"{study.file}: arms.{arm.name}: Detectron2 knows no {name} in its "
+                    f"{registry} registry; correct the name, or import the module that registers it"
+                ) from None
+            raise

@@ -11,11 +11,17 @@ from scratch_vs_pretrain.config import config_text, differences, load_config
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, write_json
 from scratch_vs_pretrain.study.audit import audit
-from scratch_vs_pretrain.study.initial_weights import check_initial_weights
-from scratch_vs_pretrain.study.resolve import resolved_schedule, run_config, schedules_of
+from scratch_vs_pretrain.study.initial_weights import check_models
+from scratch_vs_pretrain.study.resolve import (
+    arm_config,
+    resolved_schedule,
+    run_config,
+    schedules_of,
+)
 from scratch_vs_pretrain.study.spec import Run, Study
 from scratch_vs_pretrain.study.switch import switched_study
 from scratch_vs_pretrain.study.trunk import branches_of
+from scratch_vs_pretrain.training.branch import ENDED
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -34,15 +40,42 @@ def prepare(study: Study, output: Path, sharing: bool = True) -> list[RunFolder]
             is.
 
     Raises:
-        UserError: the arms differ in more than the study allows; initial weights do not fill their
-            backbone; a folder holds a run of another config or of other weights; or a folder cannot
-            be written. Nothing was started.
+        UserError: the arms differ in more than the study allows; as :func:`check_trainable`; a
+            folder holds a run of another config or of other weights; or a folder cannot be written.
+            Nothing was started.
     """
     allowed = {key: dict(values) for key, values in audit(study).allowed.items()}
-    check_initial_weights(study)
+    if any(run.folder(output).state() not in ENDED for run in study.runs()):
+        check_trainable(study)
     folders = [_prepare_run(study, run, allowed, output) for run in study.runs()]
     _plan_branches(study, output, sharing)
     return folders
+
+
+def check_trainable(study: Study) -> None:
+    """Tries what every run of a study needs, before any of them is written.
+
+    Raises:
+        UserError: a model cannot be built, initial weights do not fill its backbone, or a data set
+            is not known or not there.
+    """
+    from scratch_vs_pretrain.data import catalog, datasets
+
+    check_models(study)
+    for arm in study.arms:
+        cfg = arm_config(study, arm, arm.schedules[-1])
+        # The files of the study's own sets were read with it.
+        own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
+        names = [
+            name
+            for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+            if name not in own and not datasets.find_subset(name, own)
+        ]
+        try:
+            datasets.ensure(names)
+            catalog.check_files(names)
+        except UserError as error:
+            raise UserError(f"{study.file}: {error}") from None
 
 
 def _prepare_run(

@@ -110,3 +110,28 @@ def test_arms_that_differ_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=r"SOLVER.BASE_LR"):
         prepared(write_study(arms=arms), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+COCO = {
+    "DATASETS.TRAIN": ["coco_2017_train"],
+    "DATASETS.TEST": ["coco_2017_val"],
+    "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "overrides", "message"),
+    [
+        (None, COCO, "instances_train2017.json; set DETECTRON2_DATASETS to the folder"),
+        (None, COCO | {"DATASETS.TRAIN": ["my_train"]}, "my_train: no such data set"),
+        ("own", {"MODEL.BACKBONE.NAME": "build_mine"}, "no build_mine in its BACKBONE registry"),
+        ("own", {"MODEL.ROI_HEADS.NAME": "MyHeads"}, "no MyHeads in its ROI_HEADS registry"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_anything_is_written(
+    write_study, tmp_path, data, overrides, message
+):
+    fields = {} if data else {"data": None}
+    with pytest.raises(UserError, match=message):
+        prepared(write_study(overrides=overrides, **fields), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
