@@ -1,10 +1,10 @@
-"""Foreign parameter names into Detectron2's, for the backbone alone.
+"""Foreign parameter names into Detectron2's.
 
-Known layouts: Detectron2's (a backbone or a whole detector), torchvision's ResNets with any prefix
-(MoCo, SwAV, BYOL, DINO, ... wrap one), Caffe2 Detectron's, and VGG-16 as each of the three has it,
-fc6 and fc7 included. Names are matched exactly once the
-prefix is known; Detectron2's longest-suffix heuristic is not used, because it may match a wrong
-layer without saying so.
+Known layouts of backbones: Detectron2's (alone or in a detector), torchvision's ResNets with any
+prefix (MoCo, SwAV, BYOL, DINO, VISSL, MMPretrain, timm ... wrap one), Hugging Face's, Lightly's,
+Caffe2 Detectron's, and VGG-16 as three of them have it, fc6 and fc7 included; of other networks
+their own names. Names are matched exactly once the prefix is known; Detectron2's longest-suffix
+heuristic is not used, because it may match a wrong layer without saying so.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ ARCHITECTURE_NAMES = (*ARCHITECTURES, VGG16)
 MARKERS = {
     "detectron2": "stem.conv1.weight",
     "torchvision": "layer1.0.conv1.weight",
+    "Hugging Face": "embedder.embedder.convolution.weight",
+    "Lightly": "4.0.conv1.weight",
     "caffe2": "res2_0_branch2a_w",
     "detectron2 VGG": "conv5_3.weight",
     "torchvision VGG": "features.28.weight",
@@ -54,14 +56,41 @@ MARKERS = {
 # DINO's student, whose teacher is the one that DINO evaluates.
 NOT_THE_NETWORK = ("encoder_k", "momentum", "target", "student")
 
-_TORCHVISION_NAMES = (
-    (re.compile(r"^conv1\.(\w+)$"), r"stem.conv1.\1"),
-    (re.compile(r"^bn1\.(\w+)$"), r"stem.conv1.norm.\1"),
-    (re.compile(r"^layer(\d)\.(\d+)\.conv(\d)\.(\w+)$"), r"res{stage}.\2.conv\3.\4"),
-    (re.compile(r"^layer(\d)\.(\d+)\.bn(\d)\.(\w+)$"), r"res{stage}.\2.conv\3.norm.\4"),
-    (re.compile(r"^layer(\d)\.(\d+)\.downsample\.0\.(\w+)$"), r"res{stage}.\2.shortcut.\3"),
-    (re.compile(r"^layer(\d)\.(\d+)\.downsample\.1\.(\w+)$"), r"res{stage}.\2.shortcut.norm.\3"),
-)
+# Stage, block, convolution and parameter. torchvision counts stages from 1, Hugging Face stages and
+# convolutions from 0, Detectron2 stages from 2 and convolutions from 1.
+_PATTERNS = {
+    "torchvision": (
+        (r"conv1\.(?P<p>\w+)", "stem.conv1.{p}"),
+        (r"bn1\.(?P<p>\w+)", "stem.conv1.norm.{p}"),
+        (r"layer(?P<s>\d)\.(?P<b>\d+)\.conv(?P<c>\d)\.(?P<p>\w+)", "res{s}.{b}.conv{c}.{p}"),
+        (r"layer(?P<s>\d)\.(?P<b>\d+)\.bn(?P<c>\d)\.(?P<p>\w+)", "res{s}.{b}.conv{c}.norm.{p}"),
+        (r"layer(?P<s>\d)\.(?P<b>\d+)\.downsample\.0\.(?P<p>\w+)", "res{s}.{b}.shortcut.{p}"),
+        (r"layer(?P<s>\d)\.(?P<b>\d+)\.downsample\.1\.(?P<p>\w+)", "res{s}.{b}.shortcut.norm.{p}"),
+    ),
+    "Hugging Face": tuple(
+        (f"{place}\\.{kind}\\.(?P<p>\\w+)", f"{name}.{norm}{{p}}")
+        for place, name in (
+            (r"embedder\.embedder", "stem.conv1"),
+            (
+                r"encoder\.stages\.(?P<s>\d)\.layers\.(?P<b>\d+)\.layer\.(?P<c>\d)",
+                "res{s}.{b}.conv{c}",
+            ),
+            (r"encoder\.stages\.(?P<s>\d)\.layers\.(?P<b>\d+)\.shortcut", "res{s}.{b}.shortcut"),
+        )
+        for kind, norm in (("convolution", ""), ("normalization", "norm."))
+    ),
+}
+_COUNT_FROM = {"torchvision": {"s": 1, "c": 0}, "Hugging Face": {"s": 2, "c": 1}}
+# Lightly keeps torchvision's children in a Sequential, by their places.
+_PLACES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+# Networks that are none of the known, by a key that they have.
+_FAMILIES = {
+    "Swin transformer": r"layers\.0\.blocks\.0\.attn\.(w_msa\.)?relative_position_bias_table$",
+    "vision transformer (ViT)": r"(blocks|layers)\.0\.(attn|ln1|norm1)\."
+    r"|layer\.0\.attention\.(attention\.query|q_proj)\.",
+    "ConvNeXt": r"stages\.0\.(blocks\.|layers\.)?0\.(conv_dw|dwconv|depthwise)",
+}
 _BACKBONE_NAME = re.compile(r"^(stem|res[2-5])\.")
 
 _FC_LAYERS = ("box_head.fc1", "box_head.fc2")
@@ -82,6 +111,7 @@ _VGG_LAYERS = {
     ),
     "caffe2 VGG": dict(zip(("fc6", "fc7"), _FC_LAYERS, strict=True)),
 }
+_OWN_NAMES = "its own"
 _VGG_KEY = re.compile(r"^(.+)[._](w|weight|b|bias)$")
 
 
@@ -92,7 +122,7 @@ class BackboneWeights:
     Attributes:
         tensors: e.g. ``stem.conv1.weight``, ``res2.0.conv1.norm.running_mean``.
         others: keys of the checkpoint that are no part of the backbone, as they are there.
-        layout: a key of :data:`MARKERS`.
+        layout: a key of :data:`MARKERS`, or "its own" for the names of the network itself.
         prefix: what stood before the backbone's names.
         norm: "BN" (with running statistics), "fused BN" (Caffe2: statistics multiplied into scale
             and shift), "affine" (scale and shift alone, as GroupNorm has) or "" for none.
@@ -105,17 +135,26 @@ class BackboneWeights:
     norm: str
 
 
-def to_detectron2(state: Mapping[str, Tensor], source: str = "the checkpoint") -> BackboneWeights:
+def to_detectron2(
+    state: Mapping[str, Tensor],
+    source: str = "the checkpoint",
+    network: nn.Module | None = None,
+) -> BackboneWeights:
     """Finds the backbone in a state dict and renames it. Tensors are passed on as they are.
 
     Args:
         state: parameter and buffer names to tensors.
         source: what messages call the checkpoint.
+        network: the bottom-up network that is to take them. A ResNet or VGG-16 of Detectron2's
+            names if not given; any other takes its own names, or what its method
+            ``name_in_files(name)`` says.
 
     Raises:
         UserError: no known layout; or several networks, none of which is the obvious one.
     """
-    layout, prefix = _locate(state, source)
+    own = _names_in_files(network)
+    markers = {_OWN_NAMES: next(iter(own))} if own else MARKERS
+    layout, prefix = _locate(state, source, markers, _family_of(network))
     # In a VGG detector fc6 and fc7 are beside the backbone.
     heads = f"{prefix.removesuffix('backbone.')}roi_heads."
     tensors: dict[str, Tensor] = {}
@@ -125,7 +164,8 @@ def to_detectron2(state: Mapping[str, Tensor], source: str = "the checkpoint") -
         if layout == "detectron2 VGG" and key.startswith(heads):
             name = _rename(key.removeprefix(heads), layout)
         elif key.startswith(prefix):
-            name = _rename(key.removeprefix(prefix), layout)
+            rest = key.removeprefix(prefix)
+            name = own.get(rest) if own else _rename(rest, layout)
         if name is None:
             others.append(key)
         elif name in tensors:
@@ -133,6 +173,21 @@ def to_detectron2(state: Mapping[str, Tensor], source: str = "the checkpoint") -
         else:
             tensors[name] = tensor
     return BackboneWeights(tensors, tuple(others), layout, prefix, _norm(tensors, state, layout))
+
+
+def _names_in_files(network: nn.Module | None) -> dict[str, str]:
+    """Returns the name in files of each tensor of a network, empty for ResNet and VGG-16."""
+    names = list(network.state_dict()) if network else []
+    if not {MARKERS["detectron2"], MARKERS["detectron2 VGG"]}.isdisjoint(names):
+        return {}
+    in_files = getattr(network, "name_in_files", str)
+    return {in_files(name): name for name in names}
+
+
+def _family_of(network: nn.Module | None) -> str:
+    if network is None:
+        return "ResNet or VGG-16"
+    return "VGG-16" if hasattr(network, "conv5_3") else type(network).__name__
 
 
 def convert(
@@ -200,35 +255,71 @@ def describe(tensors: Mapping[str, Tensor]) -> str:
     return f"; they are those of a {' or '.join(names)}" if names else ""
 
 
-def _locate(state: Mapping[str, Tensor], source: str) -> tuple[str, str]:
-    for layout, marker in MARKERS.items():
+def _locate(
+    state: Mapping[str, Tensor], source: str, markers: Mapping[str, str], wanted: str
+) -> tuple[str, str]:
+    for layout, marker in markers.items():
         prefixes = [
             key.removesuffix(marker) for key in state if key == marker or key.endswith(f".{marker}")
         ]
         if len(prefixes) > 1:
-            prefixes = [p for p in prefixes if not any(word in p for word in NOT_THE_NETWORK)]
-            if len(prefixes) != 1:
-                found = ", ".join(p or "(none)" for p in prefixes) or "copies only"
+            originals = [p for p in prefixes if not any(word in p for word in NOT_THE_NETWORK)]
+            if len(originals) == 0 or not all(
+                _same_network(state, originals[0], other) for other in originals[1:]
+            ):
+                found = ", ".join(p or "(none)" for p in originals) or "copies only"
                 raise UserError(
                     f"{source}: holds several networks, with the prefixes {found}; "
                     "save the state dict of the one you mean"
                 )
+            prefixes = originals
         if prefixes:
             return layout, prefixes[0]
-    some = ", ".join(list(state)[:5])
+    for family, pattern in _FAMILIES.items():
+        key = next((key for key in state if re.search(pattern, key)), None)
+        if key and markers is MARKERS:
+            raise UserError(
+                f"{source}: these are the weights of a {family} ({key}), but a {wanted} is to take "
+                "them; give a checkpoint of the config's architecture"
+            )
     raise UserError(
-        f"{source}: no ResNet or VGG-16 with the names of Detectron2, torchvision or Caffe2 "
-        f"Detectron in it; its first keys are {some}"
+        f"{source}: no {wanted} with names that are known (its own, Detectron2's, torchvision's, "
+        "Hugging Face's, Lightly's, Caffe2 Detectron's) in it; its first keys are "
+        f"{', '.join(list(state)[:5])}"
     )
+
+
+def _same_network(state: Mapping[str, Tensor], one: str, other: str) -> bool:
+    """Tells whether a network is there twice: OpenSelfSup keeps its encoder under two names."""
+    pairs = [
+        (tensor, state.get(one + k[len(other) :]))
+        for k, tensor in state.items()
+        if k.startswith(other)
+    ]
+    common = [(a, b) for a, b in pairs if b is not None]
+    return bool(common) and all(torch.equal(a, b) for a, b in common)
 
 
 def _rename(key: str, layout: str) -> str | None:
     if layout in _VGG_LAYERS:
         return _from_vgg(key, _VGG_LAYERS[layout])
-    if layout == "torchvision":
-        return _from_torchvision(key)
+    if layout == "Lightly":
+        place, _, rest = key.partition(".")
+        key, layout = f"{_PLACES.get(place)}.{rest}", "torchvision"
+    if layout in _PATTERNS:
+        return _from_pattern(key, layout)
     name = convert_basic_c2_names([key])[0] if layout == "caffe2" else key
     return name if _BACKBONE_NAME.match(name) else None
+
+
+def _from_pattern(key: str, layout: str) -> str | None:
+    for pattern, name in _PATTERNS[layout]:
+        match = re.fullmatch(pattern, key)
+        if match:
+            found = match.groupdict()
+            counted = {k: int(found[k]) + n for k, n in _COUNT_FROM[layout].items() if k in found}
+            return name.format(**found | counted)
+    return None
 
 
 def _from_vgg(key: str, layers: Mapping[str, str]) -> str | None:
@@ -240,20 +331,10 @@ def _from_vgg(key: str, layers: Mapping[str, str]) -> str | None:
     return layer and f"{layer}.{'weight' if match[2].startswith('w') else 'bias'}"
 
 
-def _from_torchvision(key: str) -> str | None:
-    for pattern, name in _TORCHVISION_NAMES:
-        match = pattern.match(key)
-        if match:
-            # torchvision counts stages from 1, Detectron2 from 2.
-            stage = int(match[1]) + 1 if key.startswith("layer") else 0
-            return match.expand(name.replace("{stage}", str(stage)))
-    return None
-
-
 def _norm(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], layout: str) -> str:
     if any(name.endswith(".running_mean") for name in tensors):
         return "BN"
-    if not any(".norm." in name for name in tensors):
+    if not any("norm" in name or "bn" in name for name in tensors):
         return ""
     fused = layout == "caffe2" and any(key.endswith("_bn_s") for key in state)
     return "fused BN" if fused else "affine"

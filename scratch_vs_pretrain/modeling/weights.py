@@ -117,7 +117,7 @@ def match_backbone(
     if norm_weights not in NORM_WEIGHTS:
         raise UserError(f"SVP.NORM_WEIGHTS: {norm_weights!r}; use {' or '.join(NORM_WEIGHTS)}")
     bottom_up = pretrained_part(model)
-    weights = to_detectron2(state, source)
+    weights = to_detectron2(state, source, bottom_up)
     tensors = dict(weights.tensors)
     statistics = _unused_statistics(weights, bottom_up, norm_weights, source)
     for name in statistics:

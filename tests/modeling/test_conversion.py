@@ -4,6 +4,7 @@ import torchvision
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+from scratch_vs_pretrain.modeling.checkpoint_file import find_tensors
 from scratch_vs_pretrain.modeling.conversion import (
     ARCHITECTURES,
     convert,
@@ -173,11 +174,150 @@ def test_the_trained_encoder_is_used_not_its_copy(used, other):
     assert f"{other}conv1.weight" in weights.others
 
 
-def test_two_networks_that_are_alike_are_refused():
-    state = meta_state("resnet18")
-    two = {f"{prefix}.{name}": t for prefix in ("left", "right") for name, t in state.items()}
+def test_two_networks_are_refused_unless_they_are_the_same():
+    state = small_state()
+    left = {f"left.{name}": tensor for name, tensor in state.items()}
+    right = {f"right.{name}": tensor.clone() for name, tensor in state.items()}
+    weights = to_detectron2(left | right)
+    assert weights.prefix == "left."
+    right["right.layer2.0.conv1.weight"][0] += 1
     with pytest.raises(UserError, match=r"several networks, with the prefixes left\., right\."):
-        to_detectron2(two, "w.pth")
+        to_detectron2(left | right, "w.pth")
+
+
+def small_state():
+    """torchvision's names of an R18, with shapes of one number per channel."""
+    torch.manual_seed(0)
+    return {
+        name: torch.randn(tensor.shape[:1]) if tensor.ndim else tensor.new_zeros((), device="cpu")
+        for name, tensor in meta_state("resnet18").items()
+    }
+
+
+def hugging_face_name(name):
+    """transformers' convert_resnet_to_pytorch in reverse, for basic blocks."""
+    stem = {"conv1": "convolution", "bn1": "normalization"}
+    first, *rest = name.split(".")
+    if first in stem:
+        return ".".join(["resnet.embedder.embedder", stem[first], *rest])
+    if first == "fc":
+        return f"classifier.1.{rest[0]}"
+    block, layer, *end = rest
+    place = f"resnet.encoder.stages.{int(first[-1]) - 1}.layers.{block}"
+    if layer == "downsample":
+        kind = ("convolution", "normalization")[int(end[0])]
+        return f"{place}.shortcut.{kind}.{end[1]}"
+    kind = "convolution" if layer.startswith("conv") else "normalization"
+    return f"{place}.layer.{int(layer[-1]) - 1}.{kind}.{end[0]}"
+
+
+LIGHTLY_PLACES = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+# Each maker returns a file of that project: its top level, and the names below it.
+PROJECTS = {
+    "OpenSelfSup MoCo": lambda s: {
+        "state_dict": {
+            **{f"encoder_q.0.{k}": t for k, t in s.items()},
+            **{f"encoder_k.0.{k}": t + 1 for k, t in s.items()},
+            **{f"backbone.{k}": t for k, t in s.items()},
+            "encoder_q.1.mlp.0.weight": torch.zeros(2),
+            "queue": torch.zeros(2),
+        }
+    },
+    "OpenSelfSup BYOL": lambda s: {
+        "state_dict": {
+            **{f"online_net.0.{k}": t for k, t in s.items()},
+            **{f"target_net.0.{k}": t + 1 for k, t in s.items()},
+            **{f"backbone.{k}": t for k, t in s.items()},
+        }
+    },
+    "MMPretrain": lambda s: {
+        "meta": {"epoch": 200},
+        "state_dict": {
+            **{f"backbone.{k}": t for k, t in s.items()},
+            **{f"target_net.module.0.{k}": t + 1 for k, t in s.items()},
+            "neck.fc0.weight": torch.zeros(2),
+        },
+    },
+    "VISSL": lambda s: {
+        "classy_state_dict": {
+            "base_model": {
+                "model": {
+                    "trunk": {f"_feature_blocks.{k}": t for k, t in s.items()},
+                    "heads": {"0.clf.0.weight": torch.zeros(2)},
+                }
+            }
+        }
+    },
+    "Hugging Face": lambda s: {hugging_face_name(k): t for k, t in s.items()},
+    "Lightly": lambda s: {
+        "state_dict": {
+            f"backbone.{LIGHTLY_PLACES[k.split('.')[0]]}.{k.partition('.')[2]}": t
+            for k, t in s.items()
+            if not k.startswith("fc.")
+        }
+        | {"projection_head.layers.0.weight": torch.zeros(2)}
+    },
+    "MoCo v3": lambda s: {
+        "state_dict": {
+            **{f"module.base_encoder.{k}": t for k, t in s.items()},
+            **{f"module.momentum_encoder.{k}": t + 1 for k, t in s.items()},
+            "module.predictor.0.weight": torch.zeros(2),
+        }
+    },
+    "DINO": lambda s: {
+        "student": {f"module.backbone.{k}": t + 1 for k, t in s.items()},
+        "teacher": {f"backbone.{k}": t for k, t in s.items()},
+    },
+    "SwAV": lambda s: (
+        {f"module.{k}": t for k, t in s.items()} | {"module.prototypes.weight": torch.zeros(2)}
+    ),
+    "VICReg": lambda s: {"model": {f"module.backbone.{k}": t for k, t in s.items()}},
+    "DETR": lambda s: {
+        "model": {f"backbone.0.body.{k}": t for k, t in s.items()}
+        | {"transformer.encoder.layers.0.norm1.weight": torch.zeros(2)}
+    },
+    "Hugging Face DETR": lambda s: {
+        f"model.backbone.conv_encoder.model.{k}": t for k, t in s.items()
+    },
+    "torchvision, timm": lambda s: s,
+}
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_checkpoints_of_public_projects_give_the_same_backbone(project):
+    state = small_state()
+    expected = to_detectron2(state).tensors
+    assert len(expected) == 120
+    found = to_detectron2(find_tensors(PROJECTS[project](state))).tensors
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+TRANSFORMERS = {
+    "MAE": ["cls_token", "pos_embed", "blocks.0.norm1.weight", "blocks.0.attn.qkv.weight"],
+    "DINOv2": ["blocks.0.ls1.gamma", "blocks.0.attn.proj.weight"],
+    "DINOv3": ["storage_tokens", "rope_embed.periods", "blocks.0.attn.qkv.bias_mask"],
+    "MMPretrain": ["backbone.cls_token", "backbone.layers.0.ln1.weight"],
+    "Hugging Face": ["vit.encoder.layer.0.attention.attention.query.weight"],
+}
+
+
+@pytest.mark.parametrize("keys", TRANSFORMERS.values(), ids=TRANSFORMERS)
+def test_a_vision_transformer_for_a_resnet_names_both_families(keys, make_cfg):
+    state = {key: torch.zeros(1) for key in keys}
+    with pytest.raises(
+        UserError, match=r"w\.pth: these are the weights of a vision transformer .*a ResNet is to"
+    ):
+        to_detectron2(state, "w.pth", build_bottom_up(make_cfg()))
+
+
+def test_swin_and_convnext_are_named():
+    for key, family in (
+        ("layers.0.blocks.0.attn.relative_position_bias_table", "Swin transformer"),
+        ("stages.0.blocks.0.conv_dw.weight", "ConvNeXt"),
+    ):
+        with pytest.raises(UserError, match=f"weights of a {family}"):
+            to_detectron2({key: torch.zeros(1)})
 
 
 def test_detectors_give_their_backbone(make_cfg):
@@ -192,7 +332,5 @@ def test_detectors_give_their_backbone(make_cfg):
 
 
 def test_unknown_layout_is_refused_with_its_keys():
-    with pytest.raises(
-        UserError, match=r"w\.pth: no ResNet or VGG-16 .* first keys are blocks\.0\.attn"
-    ):
-        to_detectron2({"blocks.0.attn": torch.zeros(1)}, "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth: no ResNet or VGG-16 .* first keys are some\.w"):
+        to_detectron2({"some.w": torch.zeros(1)}, "w.pth")
