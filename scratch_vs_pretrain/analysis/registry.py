@@ -1,39 +1,87 @@
-"""What the commands print and draw, from run folders to text and figures."""
+"""Every table and figure by its name, from run folders to text and files.
+
+A new one is a function of runs and a line here; commands, report and API take it from here.
+Functions are named as texts: a list of choices must not wait for pandas and matplotlib.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import inspect
+import pkgutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.stats.comparison import by_study
-from scratch_vs_pretrain.analysis.stats.samples import budget_table, budgets
-from scratch_vs_pretrain.analysis.tables import pairing, regimes
-from scratch_vs_pretrain.analysis.tables import pairs as tables
-from scratch_vs_pretrain.analysis.tables.published import published_table
 from scratch_vs_pretrain.analysis.tables.table import Table, render
 from scratch_vs_pretrain.errors import UserError
 
-Maker = Callable[..., Table]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-TABLES: dict[str, Maker] = {
-    "schedules": tables.schedules_table,
-    "metrics": tables.metrics_table,
-    "gaps": pairing.gap_table,
-    "catch-up": pairing.catch_up_table,
-    "samples": lambda runs: budget_table(budgets(runs)),
+    from scratch_vs_pretrain.analysis.runs.records import RunRecord
+
+TABLES = {
+    "schedules": "tables.pairs:schedules_table",
+    "metrics": "tables.pairs:metrics_table",
+    "gaps": "tables.pairs:gap_table",
+    "catch-up": "tables.pairs:catch_up_table",
+    "samples": "stats.samples:samples_table",
 }
-
-# Tables of all studies together.
-JOINT: dict[str, Maker] = {
-    "large": regimes.large_table,
-    "less-data": regimes.less_data_table,
-    "voc": regimes.voc_table,
-    "summary": regimes.summary_table,
+# Of all studies together.
+JOINT = {
+    "large": "tables.studies:large_table",
+    "less-data": "tables.studies:less_data_table",
+    "voc": "tables.studies:voc_table",
+    "summary": "tables.studies:summary_table",
 }
 KINDS = (*TABLES, *JOINT)
 OF_FINAL_NUMBERS = ("schedules", "metrics", "gaps", *JOINT)
+PUBLISHED = ("paper", "zoo")
+
+FIGURES = {
+    "ap": ("figures.curves:ap_figure", "every AP of both arms"),
+    "loss": ("figures.curves:loss_figure", "AP and training loss, a row for each study"),
+    "overlay": ("figures.curves:overlay_figure", "all schedules"),
+    "bars": ("figures.bars:bars_figure", "final AP, a group for each study"),
+    "samples": ("figures.bars:samples_figure", "what each arm has seen"),
+    "iou": ("figures.curves:iou_figure", "the final gap at each IoU threshold"),
+}
+OF_SEVERAL = ("loss", "bars")
+# They need what this package writes into a run folder.
+OF_OWN_RUNS = ("bars", "samples", "iou")
+
+
+def tables(
+    runs: Sequence[RunRecord], kind: str, *, against: str | None = None, best: bool = False
+) -> list[Table]:
+    """Returns one table for each study of `runs`, or one of all together.
+
+    Args:
+        runs: of any studies.
+        kind: one of :data:`KINDS`.
+        against: "paper" or "zoo": our numbers of this kind beside those published.
+        best: of each run's best evaluation instead of its final one, and says so.
+
+    Raises:
+        UserError: an unknown kind, runs that do not belong in one table, or a kind that is not
+            about final numbers together with `against` or `best`.
+    """
+    from scratch_vs_pretrain.analysis.stats.comparison import by_study
+
+    _known(kind, KINDS, "kind of table")
+    if (against or best) and (kind not in OF_FINAL_NUMBERS or (against and best)):
+        option = f"--against {against}" if against else "--best"
+        with_what = "--best" if against and best else f"--kind {kind}"
+        raise UserError(f"{option} does not go with {with_what}; leave one of them out")
+    studies = by_study(runs).values()
+    if against:
+        from scratch_vs_pretrain.analysis.tables.published import published_table
+
+        _known(against, PUBLISHED, "publication")
+        return [published_table(members, against, kind) for members in studies]
+    make = _function({**TABLES, **JOINT}[kind])
+    options = {"best": True} if best else {}
+    return [make(part, **options) for part in ([runs] if kind in JOINT else studies)]
 
 
 def tables_text(
@@ -44,60 +92,85 @@ def tables_text(
     against: str | None = None,
     best: bool = False,
 ) -> str:
-    """Returns one table per study below `folders`, or of all together, as `formats.render` does.
+    """Returns :func:`tables` of the runs below `folders`, as `table.render` writes them."""
+    from scratch_vs_pretrain.analysis.runs.records import load_runs
+
+    found = tables(load_runs(folders), kind, against=against, best=best)
+    return "\n".join(render(table, form) for table in found)
+
+
+def figure(runs: Sequence[RunRecord], name: str, **options: Any) -> Figure:
+    """Draws one of :data:`FIGURES`.
 
     Args:
-        folders: hold run folders.
-        kind: one of :data:`KINDS`.
-        form: one of :data:`.formats.FORMATS`.
-        against: "paper" or "zoo": our numbers of this kind beside those published.
-        best: of each run's best evaluation instead of its final one, and says so.
+        runs: bars stand in their order.
+        name: a key of :data:`FIGURES`.
+        options: of its function; None stands for its default.
 
     Raises:
-        UserError: no runs there, runs that do not belong in one table, or a kind that is not about
-            final numbers together with `against` or `best`.
+        UserError: an unknown name, runs of several studies where the figure is of one, an option
+            that the figure does not have, or what its function raises.
     """
-    if (against or best) and (kind not in OF_FINAL_NUMBERS or (against and best)):
-        option = f"--against {against}" if against else "--best"
-        with_what = "--best" if against and best else f"--kind {kind}"
-        raise UserError(f"{option} does not go with {with_what}; leave one of them out")
-    runs = load_runs(folders)
-    options = {"best": True} if best else {}
-    if against:
-        made = [published_table(part, against, kind) for part in by_study(runs).values()]
-    elif kind in JOINT:
-        made = [JOINT[kind](runs, **options)]
-    else:
-        made = [TABLES[kind](part, **options) for part in by_study(runs).values()]
-    return "\n".join(render(table, form) for table in made)
+    from scratch_vs_pretrain.analysis.stats.comparison import by_study
+
+    _known(name, FIGURES, "figure")
+    function = _function(FIGURES[name][0])
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given.keys() - inspect.signature(function).parameters.keys():
+        option = {"metrics": "metric", "labels": "label"}.get(key, key)
+        raise UserError(f"--{option}: figure {name} has no such option; leave it out")
+    studies = list(by_study(runs))
+    if len(studies) > 1 and name not in OF_SEVERAL:
+        raise UserError(
+            f"these are runs of {len(studies)} studies ({', '.join(studies)}), and figure {name} "
+            "is of one; name the folder of one"
+        )
+    return function(runs, **given)
 
 
 def draw(
     folders: Path | Sequence[Path],
-    figure: str,
+    name: str,
     files: Iterable[Path],
     *,
     labels: Mapping[str, str] | None = None,
     **options: Any,
 ) -> None:
-    """Draws one of :data:`FIGURES` from the runs below `folders` into each of `files`.
-
-    Args:
-        folders: bars stand in their order.
-        figure: its name.
-        files: `.png`, `.svg` or `.pdf`.
-        labels: names of studies under bars.
-        options: x, metrics, band and schedule of the figure's function, where it has them and
-            they are not None.
+    """Draws a :func:`figure` of the runs below `folders` into each of `files`.
 
     Raises:
-        UserError: no runs, runs of several studies where a figure is of one, an option that the
-            figure does not have, or a file that cannot be written.
+        UserError: as :func:`figure`; or no runs, or a file that cannot be written.
     """
-    from scratch_vs_pretrain.analysis.figures import named as figures
-    from scratch_vs_pretrain.analysis.figures.files import save_figure
+    from scratch_vs_pretrain.analysis.figures.style import save_figure
+    from scratch_vs_pretrain.analysis.runs.records import find_runs, load_runs
 
     roots = (folders,) if isinstance(folders, Path) else tuple(folders)
-    drawn = figures.make(roots, figure, {"labels": labels or None, **options})
+    found = in_order(roots, load_runs(roots) if name in OF_OWN_RUNS else find_runs(roots))
+    drawn = figure(found, name, labels=labels or None, **options)
     for file in files:
         save_figure(drawn, file)
+
+
+def in_order(roots: Sequence[Path], runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
+    """Returns runs in the order of the folders that they lie below.
+
+    A shell's pattern gives less-100, less-1000, less-300: that order is nobody's wish.
+    """
+    if list(roots) == sorted(roots):
+        return tuple(runs)
+    places = [root.resolve() for root in roots]
+
+    def place(run: RunRecord) -> int:
+        path = run.folder.resolve()
+        return next(k for k, root in enumerate(places) if path == root or root in path.parents)
+
+    return tuple(sorted(runs, key=place))
+
+
+def _function(name: str) -> Any:
+    return pkgutil.resolve_name(f"scratch_vs_pretrain.analysis.{name}")
+
+
+def _known(name: str, choices: Iterable[str], what: str) -> None:
+    if name not in choices:
+        raise UserError(f"unknown {what} {name!r}; choose one of {', '.join(choices)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib.resources
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-import numpy as np
-import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from scratch_vs_pretrain.analysis.figures import curves
-from scratch_vs_pretrain.analysis.figures.files import figure_bytes
-from scratch_vs_pretrain.analysis.figures.iou_gap import iou_figure
-from scratch_vs_pretrain.analysis.figures.overlay import overlay_figure
-from scratch_vs_pretrain.analysis.runs.frame import tidy
-from scratch_vs_pretrain.analysis.runs.metrics import Curve, Metrics, read_metrics
+from scratch_vs_pretrain.analysis.figures.curves import (
+    ap_figure,
+    iou_figure,
+    loss_figure,
+    overlay_figure,
+)
+from scratch_vs_pretrain.analysis.figures.style import figure_bytes
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.comparison import (
     by_study,
@@ -30,14 +28,11 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
     gaps,
     means,
     pairs,
-    scratch_arm,
 )
 from scratch_vs_pretrain.analysis.stats.conclusions import conclude
 from scratch_vs_pretrain.analysis.stats.contest import NOT_ENOUGH
-from scratch_vs_pretrain.analysis.stats.cost import PIXELS, with_costs
 from scratch_vs_pretrain.analysis.tables import pairs as tables
 from scratch_vs_pretrain.analysis.tables.errors import errors_table
-from scratch_vs_pretrain.analysis.tables.pairing import catch_up_table, gap_table
 from scratch_vs_pretrain.analysis.tables.published import published_table
 from scratch_vs_pretrain.analysis.tables.runs import (
     differences_table,
@@ -49,12 +44,11 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 
 FIGURES: dict[str, Callable[..., Figure]] = {
-    "AP versus the length of training": curves.ap_figure,
-    "Box AP and training loss": curves.loss_figure,
+    "AP versus the length of training": ap_figure,
+    "Box AP and training loss": loss_figure,
     "All schedules": overlay_figure,
+    "AP gap at each IoU threshold": iou_figure,
 }
-
-COUNTS_APART = 50  # logged rows
 
 TableMaker = Callable[[Sequence[RunRecord]], Table]
 
@@ -120,10 +114,13 @@ def report_html(folder: Path) -> str:
 def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
     notes: list[str] = []
     made: list[Table] = []
-    frame = with_costs(tidy(runs, _read), runs)
-    catch_up = functools.partial(catch_up_table, frame=frame)
     make: TableMaker
-    makers = (tables.schedules_table, tables.metrics_table, gap_table, catch_up)
+    makers = (
+        tables.schedules_table,
+        tables.metrics_table,
+        tables.gap_table,
+        tables.catch_up_table,
+    )
     for make in makers:
         try:
             made.append(make(runs))
@@ -138,7 +135,7 @@ def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
         description=str(RunFolder(runs[0].folder).read().get("description") or ""),
         summary=_summary(runs),
         tables=tuple(map(_html, _each_note_once(made))),
-        figures=tuple(_figures(runs, frame, number, notes)),
+        figures=tuple(_figures(runs, number, notes)),
         notes=tuple(dict.fromkeys(notes)),
         differences=_html(differences_table(runs)),
         runs=_html(runs_table(runs)),
@@ -182,43 +179,17 @@ def _summary(runs: Sequence[RunRecord]) -> str:
     return " ".join(sentences)
 
 
-def _figures(
-    runs: Sequence[RunRecord], frame: pd.DataFrame, number: int, notes: list[str]
-) -> Iterator[Drawn]:
+def _figures(runs: Sequence[RunRecord], number: int, notes: list[str]) -> Iterator[Drawn]:
     one_schedule = len({(run.arm, run.schedule) for run in runs}) == len({r.arm for r in runs})
-    makers: dict[str, Callable[..., Figure]] = {
-        **FIGURES,
-        "AP gap at each IoU threshold": functools.partial(
-            iou_figure, scratch=scratch_arm(runs) or "scratch"
-        ),
-    }
-    for index, (title, make) in enumerate(makers.items()):
+    for index, (title, make) in enumerate(FIGURES.items()):
         if make is overlay_figure and one_schedule:
             continue
         try:
-            svg = figure_bytes(make(frame), ".svg").decode()
+            svg = figure_bytes(make(runs), ".svg").decode()
         except UserError as error:
             notes.append(f"{title}: {error}.")
             continue
         yield Drawn(title, Markup(_inline(svg, f"f{number}-{index}-")))
-
-
-def _read(file: Path, own: bool) -> Metrics:
-    """Reads what is drawn; of rates the changes, and of counts some: they rise evenly."""
-    metrics = read_metrics(file, own=own)
-    training = {}
-    for name in ("total_loss", "lr", PIXELS):
-        if name not in metrics.training:
-            continue
-        curve = metrics.training[name]
-        kept = np.ones(len(curve.values), bool)
-        if name == "lr":
-            changes = np.diff(curve.values) != 0
-            kept[1:-1] = changes[1:] | changes[:-1]
-        elif name == PIXELS:
-            kept[:-1] = np.arange(len(kept) - 1) % COUNTS_APART == 0
-        training[name] = Curve(curve.iterations[kept], curve.values[kept])
-    return Metrics(metrics.scores, training)
 
 
 def _inline(svg: str, prefix: str) -> str:

@@ -5,6 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from scratch_vs_pretrain.analysis import AXES, BANDS
+from scratch_vs_pretrain.analysis.registry import (
+    FIGURES,
+    KINDS,
+    PUBLISHED,
+    TABLES,
+    draw,
+    tables_text,
+)
 from scratch_vs_pretrain.cli.options import Commands, add_command, add_format, read_labels
 
 
@@ -32,17 +41,16 @@ def _add_table(commands: Commands) -> None:
         "svp table output/less-data-* --kind less-data",
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
-    kinds = ("schedules", "metrics", "gaps", "catch-up", "samples")
     parser.add_argument(
         "--kind",
-        choices=(*kinds, "large", "less-data", "voc", "summary"),
+        choices=KINDS,
         default="schedules",
-        help=f"of each study: {', '.join(kinds)}; of all together: the others "
+        help=f"of each study: {', '.join(TABLES)}; of all together: the others "
         "(default: %(default)s)",
     )
     add_format(parser)
     parser.add_argument(
-        "--against", choices=("paper", "zoo"), help="beside the numbers that were published"
+        "--against", choices=PUBLISHED, help="beside the numbers that were published"
     )
     parser.add_argument(
         "--best",
@@ -52,8 +60,6 @@ def _add_table(commands: Commands) -> None:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.registry import tables_text
-
     text = tables_text(
         options.folders, options.kind, options.format, against=options.against, best=options.best
     )
@@ -79,23 +85,20 @@ def _add_plot(commands: Commands) -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
     parser.add_argument(
         "--figure",
-        choices=("ap", "loss", "overlay", "bars", "samples", "iou"),
+        choices=FIGURES,
         default="ap",
-        help="ap: every AP of both arms; loss: AP and training loss, a row for each study; "
-        "overlay: all schedules; bars: final AP, a group for each study; samples: what each arm "
-        "has seen; iou: the final gap at each IoU threshold (default: %(default)s)",
+        help="; ".join(f"{name}: {what}" for name, (_, what) in FIGURES.items())
+        + " (default: %(default)s)",
     )
     parser.add_argument(
         "--x",
-        choices=("iterations", "images", "epochs", "pixels", "gpu-hours"),
+        choices=AXES,
         help="of curves; pixels include those of pre-training (default: iterations)",
     )
     parser.add_argument(
         "--metric", action="append", metavar="NAME", help="such as keypoints/AP; may be repeated"
     )
-    parser.add_argument(
-        "--band", choices=("range", "std"), help="of curves over seeds (default: range)"
-    )
+    parser.add_argument("--band", choices=BANDS, help="of curves over seeds (default: range)")
     parser.add_argument(
         "--schedule", metavar="NAME", help="of ap and loss (default: each arm's longest)"
     )
@@ -117,8 +120,6 @@ def _add_plot(commands: Commands) -> None:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.registry import draw
-
     draw(
         options.folders,
         options.figure,
@@ -142,7 +143,7 @@ def _add_errors(commands: Commands) -> None:
         "duplicate, background, missed",
         "svp errors output/demo\n"
         "svp errors output/demo --format markdown\n"
-        "svp errors output/demo --json",
+        "svp errors output/demo --json > errors.json",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or above")
     add_format(parser)

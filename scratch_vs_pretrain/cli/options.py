@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scratch_vs_pretrain.analysis.tables.table import FORMATS
 from scratch_vs_pretrain.errors import UserError
 
 # Commands import what they need when they run: `svp table` must not wait for torch.
@@ -64,8 +65,7 @@ def add_output(parser: argparse.ArgumentParser, default: Path = OUTPUT) -> None:
 
 def add_format(parser: argparse.ArgumentParser) -> None:
     """Adds ``--format``, of a table."""
-    formats = ("text", "markdown", "csv", "latex", "html", "json")
-    parser.add_argument("--format", choices=formats, default="text")
+    parser.add_argument("--format", choices=FORMATS, default="text")
 
 
 def read_study(options: argparse.Namespace, need_weights: bool = True) -> Study:

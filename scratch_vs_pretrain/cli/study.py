@@ -78,10 +78,10 @@ def _budget(options: argparse.Namespace) -> int:
     found = study_budgets(read_study(options, need_weights=False))
     print(render(budget_table(found), options.format), end="")
     if options.output:
-        from scratch_vs_pretrain.analysis.figures.budget_figure import samples_figure
-        from scratch_vs_pretrain.analysis.figures.files import save_figure
+        from scratch_vs_pretrain.analysis.figures.bars import budget_figure
+        from scratch_vs_pretrain.analysis.figures.style import save_figure
 
-        save_figure(samples_figure(found), options.output)
+        save_figure(budget_figure(found), options.output)
         print(options.output)
     return 0
 

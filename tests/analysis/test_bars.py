@@ -1,7 +1,8 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.figures.bars import bars_figure
+from scratch_vs_pretrain.analysis.figures.bars import bars_figure, budget_figure, short_count
 from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.stats.samples import Budget, Budgets, Counts, Pretraining
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -27,20 +28,19 @@ def test_a_group_for_each_study(folders):
     assert texts == ["40.0", "scratch", "39.0", "pretrained", "42.0", "41.0"]
 
 
-def test_bars_that_do_not_begin_at_zero_say_so(folders):
+def test_bars_begin_at_zero(folders):
     folders.run("scratch", curve={600: 40.0})
     folders.run("pretrained", curve={600: 39.0})
     figure = bars_figure(load_runs(folders.root), metrics=["bbox/AP"])
-    assert [bar.get_y() for bar in figure.axes[0].patches] == [35, 35]
-    assert "Bars begin at 35, not at zero." in caption(figure)
-
-
-def test_bars_that_differ_much_begin_at_zero(folders):
-    folders.run("scratch", curve={600: 3.0})
-    folders.run("pretrained", curve={600: 10.0})
-    figure = bars_figure(load_runs(folders.root), metrics=["bbox/AP"])
     assert {bar.get_y() for bar in figure.axes[0].patches} == {0}
-    assert "zero" not in caption(figure)
+    assert figure.axes[0].get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [(1008, "1,008"), (9999, "9,999"), (64_320, "64.3k"), (0, "0")]
+)
+def test_counts_are_not_rounded_where_there_is_room(value, label):
+    assert short_count(value) == label
 
 
 def test_mean_and_range_over_seeds(three_pairs):
@@ -82,3 +82,57 @@ def test_what_cannot_be_drawn(folders):
         bars_figure(runs, labels={"x": "y"})
     with pytest.raises(UserError, match=r"no finished run here has bbox/XY; there is bbox/AP,"):
         bars_figure(runs, metrics=["bbox/XY"])
+
+
+ROWS = (
+    Budget("scratch", "6x", Pretraining(Counts()), Counts(60, 600, 6000)),
+    Budget("pre$trained", "2x", Pretraining(Counts(100, 100, 500), True), Counts(20, 200, 2000)),
+)
+
+
+def bars(ax):
+    """Returns (left, width) of the bars, from top to bottom."""
+    return [(patch.get_x(), patch.get_width()) for patch in ax.patches]
+
+
+def test_a_panel_each_of_stacked_bars():
+    figure = budget_figure(Budgets("s", ROWS, False, ("A note.",)))
+    images, instances, pixels = figure.axes
+    assert bars(images) == [(0, 0), (0, 60), (0, 100), (100, 20)]
+    assert bars(instances) == [(0, 0), (0, 600), (0, 100), (100, 200)]
+    assert bars(pixels) == [(0, 0), (0, 6000), (0, 500), (500, 2000)]
+    assert [text.get_text() for text in pixels.texts] == ["6,000", "2,500"]
+    assert [label.get_text() for label in images.get_yticklabels()] == [
+        "scratch 6x",
+        r"pre\$trained 2x",
+    ]
+
+
+def test_labels_and_caption_stay_within_the_figure():
+    notes = ("What is assumed takes many words, and these have to be wrapped. " * 6,)
+    figure = budget_figure(Budgets("s", ROWS, True, notes))
+    figure.draw_without_rendering()
+    width, height = figure.canvas.get_width_height()
+    for text in [figure._supxlabel, *(text for ax in figure.axes for text in ax.texts)]:
+        box = text.get_window_extent()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= width
+        assert box.y1 <= height
+    assert "Counted during training." in figure._supxlabel.get_text().replace("\n", " ")
+
+
+def test_unknown_counts_are_named():
+    row = Budget("scratch", "6x", Pretraining(Counts()), Counts(60, None, None))
+    images, instances, _ = budget_figure(Budgets("s", (row,), False, ())).axes
+    assert bars(images) == [(0, 0), (0, 60)]
+    assert not instances.patches
+    assert [text.get_text() for text in instances.texts] == ["unknown"]
+
+
+@pytest.mark.parametrize("rows", [1, 10])
+def test_bars_keep_their_height(rows):
+    figure = budget_figure(Budgets("s", ROWS[:1] * rows, True, ()))
+    figure.draw_without_rendering()
+    points = figure.axes[0].get_window_extent().height * 72 / figure.dpi
+    assert points / rows > 15

@@ -1,59 +1,68 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from scratch_vs_pretrain.analysis.figures.lines import (
+    Line,
+    arm_names,
+    choose_metrics,
+    draw_line,
     known_metrics,
+    label_arms,
     lines_of,
-    named_arms,
+    metric_title,
     of_schedule,
-    rate_drops,
+    sentences,
+    subject,
 )
-from scratch_vs_pretrain.analysis.runs.records import collect
+from scratch_vs_pretrain.analysis.figures.style import arm_styles, new_figure
+from scratch_vs_pretrain.analysis.runs.records import RunRecord, find_runs
 from scratch_vs_pretrain.errors import UserError
 
 
 def test_mean_and_band_over_seeds(folders):
     for seed, shift in enumerate((0.0, 1.0, 5.0)):
         folders.run("scratch", seed, curve={100: 10 + shift, 600: 30 + shift})
-    (line,) = lines_of(collect(folders.root), "bbox/AP", "iterations", "range")
+    (line,) = lines_of(find_runs(folders.root), "bbox/AP", "iterations", "range")
     assert line.x.tolist() == [100, 600]
     assert line.mean.tolist() == [12, 32]
     assert (line.low.tolist(), line.high.tolist()) == ([10, 30], [15, 35])
     assert (line.seeds, line.complete) == (3, True)
-    (line,) = lines_of(collect(folders.root), "bbox/AP", "iterations", "std")
+    (line,) = lines_of(find_runs(folders.root), "bbox/AP", "iterations", "std")
     np.testing.assert_allclose(line.high - line.mean, np.std([0, 1, 5], ddof=1))
 
 
 def test_mean_is_over_the_same_seeds_everywhere(folders):
     folders.run("scratch", 0, curve={100: 10.0, 300: 20.0, 600: 30.0})
     folders.run("scratch", 1, curve={100: 12.0, 300: None, 600: 40.0})
-    (line,) = lines_of(collect(folders.root), "bbox/AP", "iterations", "range")
+    (line,) = lines_of(find_runs(folders.root), "bbox/AP", "iterations", "range")
     assert line.x.tolist() == [100, 600]
 
 
 def test_unfinished_runs_are_lines_of_their_own(folders):
     folders.run("scratch", 0, curve={100: 10.0, 600: 30.0})
     folders.run("scratch", 1, curve={100: 50.0}, state="diverged", iteration=120)
-    whole, part = lines_of(collect(folders.root), "bbox/AP", "iterations", "range")
+    whole, part = lines_of(find_runs(folders.root), "bbox/AP", "iterations", "range")
     assert (whole.complete, whole.mean.tolist()) == (True, [10, 30])
     assert (part.complete, part.mean.tolist()) == (False, [50])
 
 
 def test_x_axes(folders):
     folders.run("scratch", curve={100: 10.0, 600: 30.0})
-    frame = collect(folders.root)
-    assert lines_of(frame, "bbox/AP", "images", "range")[0].x.tolist() == [800, 4800]
-    assert lines_of(frame, "bbox/AP", "epochs", "range")[0].x.tolist() == [0.4, 2.4]
+    runs = find_runs(folders.root)
+    assert lines_of(runs, "bbox/AP", "images", "range")[0].x.tolist() == [800, 4800]
+    assert lines_of(runs, "bbox/AP", "epochs", "range")[0].x.tolist() == [0.4, 2.4]
     with pytest.raises(UserError, match="'miles'"):
-        lines_of(frame, "bbox/AP", "miles", "range")
+        lines_of(runs, "bbox/AP", "miles", "range")
     with pytest.raises(UserError, match="'wide'"):
-        lines_of(frame, "bbox/AP", "images", "wide")
+        lines_of(runs, "bbox/AP", "images", "wide")
 
 
 def test_axis_that_is_not_known(folders):
     folders.metrics(folders.root / "theirs", [19, 39])
     with pytest.raises(UserError, match="how many images"):
-        lines_of(collect(folders.root), "total_loss", "images", "range")
+        lines_of(find_runs(folders.root), "total_loss", "images", "range")
 
 
 def test_logged_values_are_smoothed_and_scores_are_not(folders):
@@ -61,49 +70,120 @@ def test_logged_values_are_smoothed_and_scores_are_not(folders):
     folders.metrics(folder, range(0, 12_000, 10))
     with (folder / "metrics.json").open("a") as file:
         file.write('{"iteration": 6000, "total_loss": 1000.0}\n')
-    (line,) = lines_of(collect(folders.root), "total_loss", "iterations", "range")
+    (line,) = lines_of(find_runs(folders.root), "total_loss", "iterations", "range")
     assert line.mean.max() < 3.1
     assert len(line.x) == 600
     assert line.x[-1] == 11_991
 
 
-def test_rate_drops_come_from_the_logged_rate(folders):
-    folders.run("scratch", iterations=600)
-    folders.run("pretrained", iterations=600)
-    frame = collect(folders.root)
-    assert rate_drops(frame, "iterations") == dict.fromkeys(("scratch", "pretrained"), (400, 520))
-    assert set(rate_drops(frame, "images").values()) == {(3200, 4160)}
-    assert rate_drops(frame[frame.metric == "bbox/AP"], "images") == {}
+def test_rate_drops_are_those_of_the_plan(folders):
+    """The log, a row in 20 iterations, knows them less well."""
+    folders.run("scratch", iterations=600, steps=[53, 533])
+    (line,) = lines_of(find_runs(folders.root), "bbox/AP", "iterations", "range")
+    assert line.drops == (53, 533)
+    (line,) = lines_of(find_runs(folders.root), "bbox/AP", "images", "range")
+    assert line.drops == (8 * 53, 8 * 533)
+
+
+def test_rate_drops_of_a_plain_detectron2_folder(folders):
+    folders.metrics(folders.root / "theirs", range(0, 100, 20))
+    config = folders.root / "theirs" / "config.yaml"
+    config.write_text("SOLVER: {STEPS: [53, 90], IMS_PER_BATCH: 4}\n")
+    (line,) = lines_of(find_runs(folders.root), "total_loss", "images", "range")
+    assert line.drops == (4 * 53,)  # It has not come to the second.
 
 
 def test_arms_are_named_by_study_where_there_are_several(folders):
     folders.run("scratch", study="a")
     folders.run("scratch", study="b")
     folders.metrics(folders.root / "output" / "theirs", [19])
-    assert list(named_arms(collect(folders.root)).arm.cat.categories) == [
+    assert list(arm_names(find_runs(folders.root)).values()) == [
         "a scratch", "b scratch", "output/theirs",
     ]  # fmt: skip
-    one = named_arms(collect(folders.root / "output" / "a"))
-    assert list(one.arm.cat.categories) == ["scratch"]
+    one = arm_names(find_runs(folders.root / "output" / "a"))
+    assert list(one.values()) == ["scratch"]
 
 
 def test_longest_schedule_of_each_arm(folders):
     folders.run("scratch", iterations=900)
     folders.run("scratch", iterations=600)
     folders.run("pretrained", iterations=600)
-    frame = collect(folders.root)
-    longest = of_schedule(frame, None)[["arm", "schedule"]].astype(str).drop_duplicates()
-    assert longest.to_numpy().tolist() == [["scratch", "900it"], ["pretrained", "600it"]]
-    assert set(of_schedule(frame, "600it").schedule) == {"600it"}
+    runs = find_runs(folders.root)
+    longest = [(run.arm, run.schedule) for run in of_schedule(runs, None)]
+    assert longest == [("scratch", "900it"), ("pretrained", "600it")]
+    assert {run.schedule for run in of_schedule(runs, "600it")} == {"600it"}
     with pytest.raises(UserError, match=r"schedule 2x; there is .*600it"):
-        of_schedule(frame, "2x")
+        of_schedule(runs, "2x")
 
 
 def test_metric_nobody_logged(folders):
     folders.run()
-    frame = collect(folders.root)
-    assert known_metrics(frame, None) == ("bbox/AP", "segm/AP")
+    runs = find_runs(folders.root)
+    assert known_metrics(runs, None) == ("bbox/AP", "segm/AP")
     with pytest.raises(UserError, match=r"no run here has bbox/XY; there is bbox/AP,"):
-        known_metrics(frame, ["bbox/AP", "bbox/XY"])
+        known_metrics(runs, ["bbox/AP", "bbox/XY"])
     with pytest.raises(UserError, match="no run here has an AP; there is lr"):
-        known_metrics(frame[frame.metric.isin(["lr"])], None)
+        choose_metrics(["lr"], None)
+
+
+STYLES = arm_styles(["scratch", "pretrained"])
+
+
+def line(arm="scratch", schedule="2x", seeds=1, complete=True, x=(1, 2, 3)):
+    mean = np.arange(len(x), dtype=float)
+    return Line(arm, schedule, np.array(x), mean, mean - 1, mean + 1, seeds, complete)
+
+
+@pytest.mark.parametrize(
+    ("metric", "title"),
+    [
+        ("bbox/AP", "Box AP (%)"),
+        ("keypoints/AP75", "Keypoint AP75 (%)"),
+        ("total_loss", "Training loss"),
+        ("loss_cls", "loss_cls"),
+    ],
+)
+def test_metric_title(metric, title):
+    assert metric_title(metric) == title
+
+
+def test_line_is_drawn_from_a_point_on_with_its_band():
+    _, (ax,) = new_figure(1)
+    draw_line(ax, line(seeds=3), STYLES["scratch"], start=1)
+    assert ax.lines[0].get_xdata().tolist() == [2, 3]
+    assert ax.lines[0].get_marker() == "o"
+    (band,) = ax.collections
+    assert band.get_paths()[0].vertices[:, 0].min() == 2
+
+
+def test_many_points_have_no_markers():
+    _, (ax,) = new_figure(1)
+    draw_line(ax, line(x=range(100)), STYLES["scratch"])
+    assert ax.lines[0].get_marker() == "None"
+
+
+def test_label_stands_at_the_end_of_an_early_line():
+    _, (ax,) = new_figure(1)
+    lines = [line(x=(1, 2)), line("pretrained", x=(5, 10))]
+    for each in lines:
+        draw_line(ax, each, STYLES[each.arm])
+    ax.set_xlim(0, 10)
+    label_arms(ax, lines, STYLES)
+    assert {text.get_text(): text.xy[0] for text in ax.texts} == {"scratch": 2, "pretrained": 10}
+
+
+def test_captions():
+    text = " ".join(
+        sentences([[line(seeds=3), line(seeds=2), line(complete=False)]], "std", ["total_loss"])
+    )
+    assert "mean of 2 or 3 seeds; band: one standard deviation" in text
+    assert "Dashed" in text
+    assert "smoothed" in text
+    assert list(sentences([[line()]], "range", ["bbox/AP"])) == ["One run per line."]
+
+
+def test_subject_names_schedules_where_there_is_one_for_each_arm():
+    runs = [RunRecord(Path("s"), "s")]
+    assert subject(runs, [[line(), line("pretrained")]]) == "s, 2x."
+    assert subject(runs, [[line(), line("pretrained", "1x")]]) == "s: scratch 2x, pretrained 1x."
+    assert subject(runs, [[line(), line(schedule="3x")]]) == "s."

@@ -11,11 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scratch_vs_pretrain.analysis.figures.lines import rate_drops
-from scratch_vs_pretrain.analysis.report import _read, report_html, write_report
-from scratch_vs_pretrain.analysis.runs.frame import tidy
-from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.stats.cost import with_costs
+from scratch_vs_pretrain.analysis.report import report_html, write_report
 from scratch_vs_pretrain.errors import UserError
 
 DEMO = Path(__file__).parents[2] / "notebooks" / "data" / "demo"
@@ -104,16 +100,6 @@ def test_half_finished_studies_are_reported(folders):
     assert "diverged" in text
     assert "NaN loss" in text
     assert "no folder" in text
-
-
-def test_what_is_left_out_is_not_missed():
-    runs = load_runs(DEMO)
-    read, whole = (with_costs(tidy(runs, *reader), runs) for reader in ((_read,), ()))
-    drops = rate_drops(whole, "pixels")
-    assert drops.keys() == {"scratch", "pretrained"}
-    assert len(read) < 0.5 * len(whole)
-    for arm, places in rate_drops(read, "pixels").items():
-        assert places == pytest.approx(drops[arm], rel=1e-3)
 
 
 def test_bad_input(folders, tmp_path):

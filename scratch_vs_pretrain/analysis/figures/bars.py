@@ -1,30 +1,34 @@
-"""Final AP of all arms in several settings, as grouped bars (the paper's Figure 5)."""
+"""Bars: final AP of all arms in several settings, and samples seen (the paper's Figures 5, 2)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from scratch_vs_pretrain.analysis.figures.lines import choose_metrics
-from scratch_vs_pretrain.analysis.figures.panels import metric_title, name_axes
+from scratch_vs_pretrain.analysis.figures.lines import choose_metrics, metric_title, name_axes
 from scratch_vs_pretrain.analysis.figures.style import (
     PAGE_WIDTH,
     SMALL_TEXT_SIZE,
+    TEXT_SIZE,
     Style,
     add_caption,
     arm_styles,
     new_figure,
     plain,
+    short_number,
     shortened,
 )
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, by_study, final_results
+from scratch_vs_pretrain.analysis.stats.samples import Budget, Budgets, Counts, budgets
 from scratch_vs_pretrain.errors import UserError
 
 # Scores with test augmentation are "bbox_TTA/AP", Detectron2's name.
@@ -36,6 +40,12 @@ FILLED = 0.84
 
 # More groups than these need the width of a page for one panel.
 MOST_GROUPS = 4
+
+PANELS = ("images", "instances", "pixels")
+BAR_HEIGHT = 0.7
+# Room at the right of the longest bar for its number.
+ROOM = 1.22
+LIGHTER = 0.55
 
 
 @dataclass(frozen=True)
@@ -87,14 +97,16 @@ def bars_figure(
     logged = {name for g in groups for found in g.scores.values() for s in found for name in s}
     metrics = choose_metrics(logged, metrics, "finished run")
     arms = list(dict.fromkeys(arm for group in groups for arm in group.scores))
-    styles = arm_styles(arms)
+    (scratch,) = {results.scratch for results in studies} if len(studies) == 1 else {"scratch"}
+    styles = arm_styles(arms, scratch)
     if len(groups) > MOST_GROUPS:
         height = 2.2 * len(metrics) + 0.7
         figure, axes = new_figure(1, rows=len(metrics), width=PAGE_WIDTH, height=height)
     else:
         figure, axes = new_figure(len(metrics))
-    bases = [_draw(ax, groups, styles, metric) for ax, metric in zip(axes, metrics, strict=True)]
-    add_caption(figure, _caption(groups, styles, metrics, bases))
+    for ax, metric in zip(axes, metrics, strict=True):
+        _draw(ax, groups, styles, metric)
+    add_caption(figure, _caption(groups, styles, metrics))
     return figure
 
 
@@ -117,61 +129,48 @@ def _augmented(scores: Mapping[str, float]) -> dict[str, float]:
     return {name.replace(TTA, "/"): value for name, value in scores.items() if TTA in name}
 
 
-def _draw(ax: Axes, groups: Sequence[Group], styles: Mapping[str, Style], metric: str) -> float:
-    """Draws one panel and returns where its bars begin."""
+def _draw(ax: Axes, groups: Sequence[Group], styles: Mapping[str, Style], metric: str) -> None:
+    """Draws one panel; its bars begin at zero, so that their lengths compare."""
     width = FILLED / len(styles)
-    values = {(k, arm): g.values(arm, metric) for k, g in enumerate(groups) for arm in styles}
-    base = _base([value for found in values.values() for value in found])
     named = set()
-    for (k, arm), found in values.items():
-        if len(found) == 0:
-            continue
-        x = k + (list(styles).index(arm) - (len(styles) - 1) / 2) * width
-        mean, top = float(found.mean()), float(found.max())
-        ax.bar(x, mean - base, 0.94 * width, bottom=base, color=styles[arm].color)
-        if len(found) > 1:
-            ax.vlines(x, found.min(), top, color="black", linewidth=1)
-        ax.annotate(
-            f"{mean:.1f}",
-            (x, top),
-            xytext=(0, 2),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=SMALL_TEXT_SIZE,
-        )
-        if arm not in named:
-            named.add(arm)
-            ax.annotate(
-                plain(arm),
-                (x, base),
-                xytext=(0, 4),
-                textcoords="offset points",
-                rotation=90,
-                ha="center",
-                va="bottom",
-                fontsize=SMALL_TEXT_SIZE,
-                color="white",
-            )
-    ax.set_ylim(bottom=base)
+    for k, group in enumerate(groups):
+        for place, (arm, style) in enumerate(styles.items()):
+            found = group.values(arm, metric)
+            if len(found) == 0:
+                continue
+            x = k + (place - (len(styles) - 1) / 2) * width
+            mean, top = float(found.mean()), float(found.max())
+            ax.bar(x, mean, 0.94 * width, color=style.color)
+            if len(found) > 1:
+                ax.vlines(x, found.min(), top, color="black", linewidth=1)
+            _write(ax, f"{mean:.1f}", x, top, 2)
+            if arm not in named:
+                named.add(arm)
+                _write(ax, plain(arm), x, 0, 4, rotation=90, color="white")
+    ax.set_ylim(bottom=0)
     ax.set_xticks(range(len(groups)), [plain(shortened(g.label, 14)) for g in groups])
     ax.tick_params(axis="x", length=0)
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     name_axes(ax, metric_title(metric), "")
-    return base
 
 
-def _base(values: Sequence[float]) -> float:
-    """Returns 0, or a multiple of 5 below bars that are all long beside their differences."""
-    low, high = min(values, default=0.0), max(values, default=0.0)
-    return max(0.0, 5 * math.floor((low - 1.5 * (high - low) - 2) / 5)) if low > 0 else 0.0
+def _write(ax: Axes, text: str, x: float, y: float, above: float, **more: Any) -> None:
+    ax.annotate(
+        text,
+        (x, y),
+        xytext=(0, above),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=SMALL_TEXT_SIZE,
+        **more,
+    )
 
 
 def _caption(
     groups: Sequence[Group],
     styles: Mapping[str, Style],
     metrics: Sequence[str],
-    bases: Sequence[float],
 ) -> Iterator[str]:
     schedules = {
         arm: {g.study.longest(arm).schedule for g in groups if arm in g.scores} for arm in styles
@@ -182,11 +181,76 @@ def _caption(
     if counts and max(counts) > 1:
         seeds = " or ".join(map(str, sorted(counts)))
         yield f"Bars: mean of {seeds} seeds; lines: lowest to highest."
-    if any(bases):
-        starts = " and ".join(f"{base:g}" for base in dict.fromkeys(bases))
-        yield f"Bars begin at {starts}, not at zero."
     missing = [
         f"{arm} of {g.label}" for g in groups for arm, found in g.scores.items() if not found
     ]
     if missing:
         yield f"Not finished: {', '.join(missing)}."
+
+
+def samples_figure(runs: Sequence[RunRecord]) -> Figure:
+    """Draws what the finished runs of one study have seen, see :func:`.samples.budgets`."""
+    return budget_figure(budgets(runs))
+
+
+def budget_figure(found: Budgets) -> Figure:
+    """Draws a bar for every arm and schedule: images, instances and pixels, pre-training first."""
+    height = 1.5 + 0.3 * len(found.rows) + 0.16 * len(found.notes)
+    figure, axes = new_figure(len(PANELS), width=PAGE_WIDTH, height=height)
+    styles = arm_styles(dict.fromkeys(row.arm for row in found.rows))
+    for ax, panel in zip(axes, PANELS, strict=True):
+        for place, row in enumerate(found.rows):
+            _draw_bar(ax, place, row, panel, styles[row.arm].color)
+        ax.set_title(panel, fontsize=TEXT_SIZE, loc="left")
+        ax.set_xlim(0, _longest(found, panel) * ROOM)
+        ax.set_ylim(len(found.rows) - 0.5, -0.5)
+        ax.grid(visible=False)
+        ax.spines["bottom"].set_visible(False)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    axes[0].set_yticks(
+        range(len(found.rows)),
+        [f"{row.arm} {row.schedule}".replace("$", r"\$") for row in found.rows],
+        fontsize=TEXT_SIZE,
+    )
+    axes[0].tick_params(axis="y", length=0)
+    how = "Counted during training." if found.counted else "Expected before training."
+    parts = "Hatched: pre-training; plain: detection training. " if _pretrained(found) else ""
+    add_caption(figure, [f"{parts}{how}", *found.notes])
+    return figure
+
+
+def _draw_bar(ax: Axes, place: int, row: Budget, panel: str, color: str) -> None:
+    before, training = (_of(counts, panel) for counts in (row.pretraining.counts, row.training))
+    if training is None:
+        ax.annotate("unknown", (0, place), fontsize=SMALL_TEXT_SIZE, va="center", color="0.35")
+        return
+    start = before or 0
+    light = tuple(1 - LIGHTER * (1 - part) for part in to_rgb(color))
+    ax.barh(place, start, BAR_HEIGHT, color=light, hatch="////", edgecolor="white", linewidth=0)
+    ax.barh(place, training, BAR_HEIGHT, left=start, color=color)
+    ax.annotate(
+        short_count(start + training),
+        (start + training, place),
+        xytext=(3, 0),
+        textcoords="offset points",
+        fontsize=SMALL_TEXT_SIZE,
+        va="center",
+    )
+
+
+def _of(counts: Counts, panel: str) -> int | None:
+    return getattr(counts, panel)
+
+
+def short_count(value: int) -> str:
+    """Returns a count for a label: exact below 10,000, with three digits above."""
+    return f"{value:,}" if value < 10_000 else short_number(float(f"{value:.3g}"))
+
+
+def _longest(found: Budgets, panel: str) -> int:
+    return max((_of(row.total, panel) or 0 for row in found.rows), default=0) or 1
+
+
+def _pretrained(found: Budgets) -> bool:
+    return any(row.pretraining.counts.images for row in found.rows)

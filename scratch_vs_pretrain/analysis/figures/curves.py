@@ -1,73 +1,82 @@
-"""AP and training loss versus the length of training (the paper's Figures 1 and 6 to 8).
-
-Takes the tidy frame of :func:`.runs.collect`; with the columns of :func:`.costs.with_costs` the
-axis can also be a cost.
-"""
+"""AP and training loss versus the length of training (the paper's Figures 1, 3, 4 and 6 to 8),
+and the final gap at each IoU threshold."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import pandas as pd
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from scratch_vs_pretrain.analysis.figures.lines import (
+    TASKS,
     Line,
-    known_metrics,
-    lines_of,
-    named_arms,
-    of_schedule,
-    rate_drops,
-)
-from scratch_vs_pretrain.analysis.figures.panels import (
     draw_line,
+    known_metrics,
     label_arms,
+    line_of,
+    lines_of,
     metric_title,
     name_axes,
+    of_schedule,
     sentences,
+    styles_of,
     subject,
 )
 from scratch_vs_pretrain.analysis.figures.style import (
+    PAGE_WIDTH,
     ROW_HEIGHT,
+    SMALL_TEXT_SIZE,
     Style,
     add_caption,
-    arm_styles,
+    label_ends,
     new_figure,
 )
 from scratch_vs_pretrain.analysis.runs.metrics import is_score
-from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, axis_title
+from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.stats.comparison import by_study, final_results, pairs
+from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, axis_title, names
+from scratch_vs_pretrain.errors import UserError
 
 HEIGHT = 2.9
 DROP_COLOR = "0.75"
 
 
 def ap_figure(
-    frame: pd.DataFrame,
+    runs: Sequence[RunRecord],
     *,
     metrics: Sequence[str] | None = None,
     x: str = "iterations",
     band: str = "range",
     schedule: str | None = None,
+    marked: tuple[float, float | None] | None = None,
 ) -> Figure:
     """Draws metrics versus the length of training, a panel each and a line per arm.
 
     Args:
-        frame: the tidy frame.
+        runs: any.
         metrics: default: box, mask and keypoint AP as far as they were evaluated.
-        x: one of :data:`.costs.X_AXES`.
+        x: one of :data:`.analysis.AXES`.
         band: "range" (lowest to highest seed) or "std" (one standard deviation).
         schedule: default: the longest of each arm.
+        marked: the region of x in which scratch catches up; None at its end: not by the last.
 
     Raises:
         UserError: a metric nobody logged, an unknown x, band or schedule, or x is not known.
     """
-    metrics = known_metrics(frame, metrics)
-    return _figure({"": of_schedule(named_arms(frame), schedule)}, metrics, x, band)
+    chosen = of_schedule(runs, schedule)
+    figure = _figure({"": chosen}, known_metrics(chosen, metrics), x, band)
+    if marked is not None:
+        for ax in figure.axes:
+            right = ax.get_xlim()[1] if marked[1] is None else marked[1]
+            ax.axvspan(marked[0], right, color="0.5", alpha=0.15, linewidth=0, zorder=0)
+    return figure
 
 
 def loss_figure(
-    frame: pd.DataFrame,
+    runs: Sequence[RunRecord],
     *,
     metrics: Sequence[str] | None = None,
     x: str = "iterations",
@@ -82,40 +91,40 @@ def loss_figure(
     Raises:
         UserError: see :func:`ap_figure`.
     """
-    logged = set(frame[frame.value.notna()].metric)
-    main = "keypoints/AP" if "keypoints/AP" in logged else "bbox/AP"
-    metrics = known_metrics(frame, [*(metrics or [main]), "total_loss"])
-    if frame.study.nunique() == 1:
-        return _figure({"": of_schedule(named_arms(frame), schedule)}, metrics, x, band)
-    studies = [
-        (part.images.div(part.epochs).max(), str(name), part)
-        for name, part in frame.groupby("study", observed=True, sort=False)
-    ]
-    sizes = {size for size, *_ in studies}
-    told_apart = len(sizes) == len(studies) and not any(map(pd.isna, sizes))
+    metrics = known_metrics(runs, [*(metrics or [_main(runs)]), "total_loss"])
+    studies = list(by_study(runs).values())
+    if len(studies) == 1:
+        return _figure({"": of_schedule(runs, schedule)}, metrics, x, band)
+    studies.sort(key=lambda members: members[0].train_images or 0)
+    sizes = [members[0].train_images for members in studies]
+    told_apart = len(set(sizes)) == len(sizes) and None not in sizes
     rows = {
-        f", {size:,.0f} training images" if told_apart else f", {name}": of_schedule(
-            named_arms(part), schedule
+        f", {size:,} training images" if told_apart else f", {members[0].study}": of_schedule(
+            members, schedule
         )
-        for size, name, part in sorted(studies, key=lambda study: study[:2])
+        for size, members in zip(sizes, studies, strict=True)
     }
     return _figure(rows, metrics, x, band)
 
 
-def _figure(rows: dict[str, pd.DataFrame], metrics: Sequence[str], x: str, band: str) -> Figure:
-    """Draws a row of panels for each frame; `rows` has the end of its panels' titles."""
+def _main(runs: Sequence[RunRecord]) -> str:
+    return "keypoints/AP" if any("keypoints/AP" in names(run) for run in runs) else "bbox/AP"
+
+
+def _figure(
+    rows: Mapping[str, Sequence[RunRecord]], metrics: Sequence[str], x: str, band: str
+) -> Figure:
+    """Draws a row of panels for some runs each; `rows` has the end of its panels' titles."""
     panels = [
-        (frame, title, metric, lines_of(frame, metric, x, band))
-        for title, frame in rows.items()
+        (styles_of(runs), title, metric, lines_of(runs, metric, x, band))
+        for title, runs in rows.items()
         for metric in metrics
     ]
-    everything = pd.concat(rows.values())
-    styles = arm_styles(dict.fromkeys(a for f in rows.values() for a in f.arm.cat.categories))
+    everything = [run for runs in rows.values() for run in runs]
     height = HEIGHT + ROW_HEIGHT * (len(rows) - 1)
     figure, axes = new_figure(len(metrics), rows=len(rows), height=height)
-    dropped = False
-    for ax, (frame, title, metric, lines) in zip(axes, panels, strict=True):
-        dropped |= _draw_drops(ax, lines, rate_drops(frame, x), styles)
+    for ax, (styles, title, metric, lines) in zip(axes, panels, strict=True):
+        _draw_drops(ax, lines, styles)
         for line in lines:
             draw_line(ax, line, styles[line.arm])
         last_row = ax in axes[-len(metrics) :]
@@ -124,6 +133,7 @@ def _figure(rows: dict[str, pd.DataFrame], metrics: Sequence[str], x: str, band:
         if is_score(metric) and ax.get_ylim()[0] < 0.3 * ax.get_ylim()[1]:
             ax.set_ylim(bottom=0)
     drawn = [lines for *_, lines in panels]
+    dropped = any(line.drops for lines in drawn for line in lines)
     add_caption(
         figure,
         [
@@ -133,19 +143,16 @@ def _figure(rows: dict[str, pd.DataFrame], metrics: Sequence[str], x: str, band:
             *axis_sentences(x, everything),
         ],
     )
-    for ax, lines in zip(axes, drawn, strict=True):
+    for ax, (styles, _, _, lines) in zip(axes, panels, strict=True):
         label_arms(ax, lines, styles)
     return figure
 
 
-def _draw_drops(
-    ax: Axes,
-    lines: Sequence[Line],
-    drops: dict[str, tuple[float, ...]],
-    styles: dict[str, Style],
-) -> bool:
+def _draw_drops(ax: Axes, lines: Sequence[Line], styles: Mapping[str, Style]) -> None:
     """Draws where rates drop: in grey what all arms share, the rest in the arm's colour."""
-    mine = {line.arm: drops.get(line.arm, ()) for line in lines}
+    mine: dict[str, tuple[float, ...]] = {}
+    for line in lines:
+        mine.setdefault(line.arm, line.drops)
     shared = len(set(mine.values())) == 1
     for arm, places in mine.items():
         for place in places:
@@ -153,4 +160,143 @@ def _draw_drops(
             ax.axvline(place, color=color, linewidth=0.8, linestyle=":", zorder=0)
         if shared:
             break
-    return any(mine.values())
+
+
+def overlay_figure(
+    runs: Sequence[RunRecord],
+    *,
+    metrics: Sequence[str] | None = None,
+    x: str = "iterations",
+    band: str = "range",
+) -> Figure:
+    """Draws all finished schedules of all arms, with the leaps where their rates drop.
+
+    A panel for each metric, by default the main one. What a branch has from its trunk is drawn
+    once, as the trunk's, where that is finished.
+
+    Raises:
+        UserError: see :func:`ap_figure`; or no run is finished.
+    """
+    metrics = known_metrics(runs, metrics or [_main(runs)])
+    panels = [
+        [line for line in lines_of(runs, metric, x, band) if line.complete] for metric in metrics
+    ]
+    if not any(panels):
+        raise UserError("no run here is finished; the overlay shows whole schedules")
+    styles = styles_of(runs)
+    figure, axes = new_figure(len(metrics), width=PAGE_WIDTH, height=3.6)
+    for ax, metric, lines in zip(axes, metrics, panels, strict=True):
+        whole = {(line.arm, line.schedule) for line in lines}
+        for line in lines:
+            _draw_whole(ax, line, styles[line.arm], shared=(line.arm, line.trunk) in whole)
+        name_axes(ax, metric_title(metric), axis_title(x, runs))
+        ax.set_xlim(left=0)
+        ax.margins(y=0.08)
+    branches = any(line.own for lines in panels for line in lines)
+    dots = "Dots: where a schedule leaves the constant-rate trunk that all longer ones share."
+    add_caption(
+        figure,
+        [
+            subject(runs, panels),
+            *sentences(panels, band, metrics),
+            *([dots] if branches else []),
+            *axis_sentences(x, runs),
+        ],
+    )
+    for ax, lines in zip(axes, panels, strict=True):
+        _label_schedules(ax, lines, styles)
+    return figure
+
+
+def _draw_whole(ax: Axes, line: Line, style: Style, *, shared: bool) -> None:
+    leaves = max(0, line.own - 1)  # The trunk's last point.
+    draw_line(ax, line, style, marked=False, start=leaves if shared else 0)
+    if line.own:
+        ax.plot(line.x[leaves], line.mean[leaves], ".", markersize=5, color=style.color)
+    ax.plot(line.x[-1], line.mean[-1], style.marker, markersize=4, color=style.color)
+
+
+def _label_schedules(ax: Axes, lines: Sequence[Line], styles: Mapping[str, Style]) -> None:
+    """Names the longest schedules right of the axes, the others at their ends inside."""
+    longest = {line.arm: line for line in sorted(lines, key=lambda line: line.x[-1])}
+    for line in lines:
+        if line is not longest[line.arm]:
+            rivals = [o.mean[-1] for o in lines if o.schedule == line.schedule and o is not line]
+            above = not rivals or line.mean[-1] >= max(rivals)
+            ax.annotate(
+                line.schedule,
+                (line.x[-1], line.mean[-1]),
+                xytext=(0, 5 if above else -5),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if above else "top",
+                fontsize=SMALL_TEXT_SIZE,
+                color=styles[line.arm].color,
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            )
+    label_ends(
+        ax,
+        [
+            (line.mean[-1], f"{line.arm} {line.schedule}", styles[line.arm].color)
+            for line in longest.values()
+        ],
+    )
+
+
+def iou_figure(runs: Sequence[RunRecord], *, band: str = "range") -> Figure:
+    """Draws the final AP gap at each IoU threshold, scratch less each other arm, paired by seed.
+
+    A gap that rises to the right says that pre-training helps localization least (the paper's
+    third observation).
+
+    Args:
+        runs: of one study.
+        band: over seeds.
+
+    Raises:
+        UserError: no finished pair with AP per threshold.
+    """
+    results = final_results(runs)
+    scratch = results.scratch
+    panels: dict[str, list[Line]] = {}
+    styles = {}
+    for arm in results.others:
+        ends = [(one, results.longest(one).schedule) for one in (scratch, arm)]
+        found = pairs(results, *ends)
+        name = f"{scratch} - {arm}"
+        styles[name] = styles_of(runs)[arm]
+        for task in TASKS:
+            metrics = sorted(m for a, _ in found for m in a.scores if m.startswith(f"{task}/AP@"))
+            gaps = {
+                metric: [
+                    a.scores.get(metric, np.nan) - b.scores.get(metric, np.nan) for a, b in found
+                ]
+                for metric in metrics
+            }
+            gaps = {metric: values for metric, values in gaps.items() if np.isfinite(values).all()}
+            if gaps:
+                x = np.array([float(metric.partition("@")[2]) for metric in gaps])
+                line = line_of(name, "", x, np.array(list(gaps.values())), band)
+                panels.setdefault(task, []).append(line)
+    if not panels:
+        raise UserError(
+            "no seed has both arms finished and evaluated at each IoU threshold; "
+            "the figure needs one such pair"
+        )
+    figure, axes = new_figure(len(panels))
+    for ax, (task, lines) in zip(axes, panels.items(), strict=True):
+        ax.axhline(0, color="0.5", linewidth=0.8)
+        for line in lines:
+            draw_line(ax, line, styles[line.arm])
+        name_axes(ax, f"{TASKS[task]} AP gap", "IoU threshold")
+    add_caption(
+        figure,
+        [
+            f"{subject(runs, [])} Final AP at each arm's longest schedule, paired by seed; above "
+            f"0, {scratch} is better.",
+            *sentences(panels.values(), band, []),
+        ],
+    )
+    for ax, lines in zip(axes, panels.values(), strict=True):
+        label_arms(ax, lines, styles)
+    return figure

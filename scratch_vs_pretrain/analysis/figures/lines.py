@@ -1,29 +1,45 @@
-"""From the tidy frame to the lines of a figure."""
+"""A line of a figure, from runs: its numbers, how it is drawn, and what the caption says of it."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Sequence
+import functools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
+from matplotlib.axes import Axes
 
+from scratch_vs_pretrain.analysis import BANDS
+from scratch_vs_pretrain.analysis.figures.style import (
+    TEXT_SIZE,
+    Style,
+    arm_styles,
+    label_ends,
+    label_point,
+)
 from scratch_vs_pretrain.analysis.runs.metrics import is_score
-from scratch_vs_pretrain.analysis.runs.records import UNKNOWN
-from scratch_vs_pretrain.analysis.stats.cost import axis_column
+from scratch_vs_pretrain.analysis.runs.records import UNKNOWN, RunRecord
+from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
+from scratch_vs_pretrain.analysis.stats.cost import cost, curve, names
 from scratch_vs_pretrain.errors import UserError
 
-BANDS = ("range", "std")
+TASKS = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint", "voc": "VOC box"}
+BAND_SENTENCES = {
+    "range": "band: lowest to highest seed.",
+    "std": "band: one standard deviation to either side.",
+}
 
 # States whose curves are complete; of a plain Detectron2 folder the state is unknown.
 COMPLETE = ("finished", UNKNOWN)
 
 # Points of a logged curve under one median, so that about 60 independent ones are left.
 SMOOTH_POINTS = 60
-
 # More points of such a curve than a figure is pixels wide only make its file large.
 MOST_POINTS = 600
+MOST_MARKERS = 30
+
+# A line that ends in this part of its panel's width has its label in the panel.
+ROOM_FOR_LABEL = 0.7
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class Line:
     """One curve of a figure: the mean over complete runs, or one run that is not complete.
 
     Attributes:
-        arm: the arm, or the study where arms are unknown.
+        arm: what the arm is called, see :func:`arm_names`.
         schedule: its schedule.
         x: (n,) on the figure's axis.
         mean: (n,) over seeds, at iterations that all seeds have.
@@ -39,6 +55,7 @@ class Line:
         high: (n,) upper edge.
         seeds: runs behind it.
         complete: False for a run that is not finished.
+        drops: where on the axis the learning rate drops.
         trunk: the schedule from which a branch has its first points; None elsewhere.
         own: the first of its points that is not its trunk's.
     """
@@ -51,34 +68,33 @@ class Line:
     high: np.ndarray
     seeds: int
     complete: bool
+    drops: tuple[float, ...] = ()
     trunk: str | None = None
     own: int = 0
 
 
-def named_arms(frame: pd.DataFrame) -> pd.DataFrame:
-    """Returns the frame with arms that are unique: "study arm" where there are several studies."""
-    several = frame.study.nunique() > 1
-    pairs = frame[["study", "arm"]].drop_duplicates().astype(str)
-    names = {
-        (study, arm): study if arm == UNKNOWN else f"{study} {arm}" if several else arm
-        for study, arm in pairs.itertuples(index=False)
+def arm_names(runs: Sequence[RunRecord]) -> dict[tuple[str, str], str]:
+    """Returns what each (study, arm) is called: "study arm" where there are several studies."""
+    several = len(by_study(runs)) > 1
+    return {
+        (run.study, run.arm): run.study
+        if run.arm == UNKNOWN
+        else f"{run.study} {run.arm}"
+        if several
+        else run.arm
+        for run in runs
     }
-    order = list(dict.fromkeys(names.values()))
-    # By codes: a name for each of millions of rows takes seconds.
-    code = np.full((len(frame.study.cat.categories), len(frame.arm.cat.categories)), -1)
-    for (study, arm), name in names.items():
-        place = frame.study.cat.categories.get_loc(study), frame.arm.cat.categories.get_loc(arm)
-        code[place] = order.index(name)
-    codes = np.empty(0, np.int64)
-    if len(frame):
-        codes = code[frame.study.cat.codes, frame.arm.cat.codes]
-    categories = pd.Index(order, dtype=object)
-    return frame.assign(arm=pd.Categorical.from_codes(codes, categories=categories))
 
 
-def known_metrics(frame: pd.DataFrame, metrics: Sequence[str] | None) -> tuple[str, ...]:
+def styles_of(runs: Sequence[RunRecord]) -> dict[str, Style]:
+    """Returns the style of each arm by what it is called."""
+    scratch = scratch_arm(runs) if len(by_study(runs)) == 1 else None
+    return arm_styles(arm_names(runs).values(), scratch)
+
+
+def known_metrics(runs: Sequence[RunRecord], metrics: Sequence[str] | None) -> tuple[str, ...]:
     """Returns the metrics to draw, as :func:`choose_metrics` among those with a value."""
-    return choose_metrics(set(frame[frame.value.notna()].metric), metrics)
+    return choose_metrics({name for run in runs for name in names(run)}, metrics)
 
 
 def choose_metrics(
@@ -101,100 +117,183 @@ def choose_metrics(
     return chosen
 
 
-def of_schedule(frame: pd.DataFrame, schedule: str | None) -> pd.DataFrame:
-    """Returns the rows of one schedule, by default of each arm's longest.
+def of_schedule(runs: Sequence[RunRecord], schedule: str | None) -> list[RunRecord]:
+    """Returns the runs of one schedule, by default of each arm's longest.
 
     Raises:
         UserError: nobody trained that schedule.
     """
     if schedule is None:
-        ends = frame.groupby(["arm", "schedule"], observed=True).iteration.max()
-        longest = set(ends.groupby("arm", observed=True).idxmax())
-        return frame[pd.MultiIndex.from_frame(frame[["arm", "schedule"]]).isin(longest)]
-    if schedule not in set(frame.schedule):
-        raise UserError(
-            f"no run has the schedule {schedule}; there is {', '.join(set(frame.schedule))}"
-        )
-    return frame[frame.schedule == schedule]
+        longest: dict[tuple[str, str], RunRecord] = {}
+        for run in sorted(runs, key=lambda run: run.iterations):
+            longest[run.study, run.arm] = run
+        return [run for run in runs if run.schedule == longest[run.study, run.arm].schedule]
+    found = [run for run in runs if run.schedule == schedule]
+    if not found:
+        there = ", ".join(dict.fromkeys(run.schedule for run in runs))
+        raise UserError(f"no run has the schedule {schedule}; there is {there}")
+    return found
 
 
-def lines_of(frame: pd.DataFrame, metric: str, x: str, band: str) -> list[Line]:
+def lines_of(runs: Sequence[RunRecord], metric: str, x: str, band: str) -> list[Line]:
     """Returns the metric's lines: per arm and schedule the mean, then each incomplete run.
 
     Raises:
         UserError: unknown x or band, or x cannot be told from the runs.
     """
-    column = axis_column(x, frame)
     if band not in BANDS:
         raise UserError(f"unknown band {band!r}; choose one of {', '.join(BANDS)}")
-    rows = frame[(frame.metric == metric) & frame.value.notna()]
-    lines = []
-    for (arm, schedule), group in rows.groupby(["arm", "schedule"], observed=True, sort=True):
-        complete = group.state.isin(COMPLETE)
-        parts = [group[complete]]
-        parts += [run for _, run in group[~complete].groupby("seed", dropna=False)]
-        for index, part in enumerate(parts):
-            part = part.assign(seed=part.seed.fillna(-1))
-            table = part.pivot(index="iteration", columns="seed", values="value").dropna()
-            if table.empty:
-                continue
-            if not is_score(metric):
-                table = _smoothed(table)
-            places = part.pivot(index="iteration", columns="seed", values=column)
-            at = _position(places.loc[table.index], str(part.source.iloc[0]), x)
-            line = line_of(str(arm), str(schedule), at, table, band, index == 0)
-            copied = part[part.trunk.notna()]
-            if len(copied):
-                own = int(np.searchsorted(table.index, copied.iteration.max(), side="right"))
-                line = dataclasses.replace(line, trunk=str(copied.trunk.iloc[0]), own=own)
-            lines.append(line)
-    return sorted(lines, key=lambda line: not line.complete)
+    called = arm_names(runs)
+    groups: dict[tuple[str, str, str], list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault((run.study, run.arm, run.schedule), []).append(run)
+    whole, parts = [], []
+    for (study, arm, _), members in groups.items():
+        complete = [run for run in members if run.state in COMPLETE]
+        name = called[study, arm]
+        whole.append(_line(name, complete, metric, x, band))
+        parts += [_line(name, [r], metric, x, band) for r in members if r not in complete]
+    return [line for line in (*whole, *parts) if line is not None]
 
 
-def _smoothed(table: pd.DataFrame) -> pd.DataFrame:
-    table = table.rolling(1 + len(table) // SMOOTH_POINTS, min_periods=1).median()
-    every = -(-len(table) // MOST_POINTS)
-    return table.iloc[(len(table) - 1) % every :: every]
-
-
-def _position(places: pd.DataFrame, source: str, x: str) -> np.ndarray:
-    """Returns where rows lie on an axis: the mean over seeds."""
-    values = places.to_numpy(float, na_value=np.nan)
-    if np.isnan(values).any():
+def _line(arm: str, runs: Sequence[RunRecord], metric: str, x: str, band: str) -> Line | None:
+    found = [(run, curve(run, metric)) for run in runs]
+    found = [(run, one) for run, one in found if len(one.iterations)]
+    if not found:
+        return None
+    shared = functools.reduce(np.intersect1d, [one.iterations for _, one in found])
+    if len(shared) == 0:
+        return None
+    values = np.stack([one.values[np.isin(one.iterations, shared)] for _, one in found], axis=1)
+    if not is_score(metric):
+        values, every = _smoothed(values), -(-len(shared) // MOST_POINTS)
+        kept = slice((len(shared) - 1) % every, None, every)
+        shared, values = shared[kept], values[kept]
+    places = np.mean([cost(run, x, shared) for run, _ in found], axis=0)
+    run = found[0][0]
+    if np.isnan(places).any():
         raise UserError(
-            f"{source}: its run does not say how many {x} an iteration has; draw it over iterations"
+            f"{run.folder}: does not say how many {x} an iteration has; draw it over iterations"
         )
-    return values.mean(axis=1)
+    # A mean over runs; of one that stopped, those that it came to.
+    drops = [i for i in run.steps if i <= shared[-1]]
+    at = np.mean([cost(one, x, np.array(drops)) for one, _ in found], axis=0)
+    copied = run.branch_of is not None and shared[0] <= run.branch_at
+    return line_of(
+        arm,
+        run.schedule,
+        places,
+        values,
+        band,
+        complete=run.state in COMPLETE,
+        drops=tuple(at[np.isfinite(at)].tolist()),
+        trunk=run.branch_of if copied else None,
+        own=int(np.searchsorted(shared, run.branch_at, side="right")) if copied else 0,
+    )
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    import pandas as pd
+
+    window = 1 + len(values) // SMOOTH_POINTS
+    return pd.DataFrame(values).rolling(window, min_periods=1).median().to_numpy()
 
 
 def line_of(
-    arm: str, schedule: str, x: np.ndarray, table: pd.DataFrame, band: str, complete: bool
+    arm: str, schedule: str, x: np.ndarray, values: np.ndarray, band: str, **more: object
 ) -> Line:
-    """Returns the line of a table with a row per x and a column per seed."""
-    values = table.to_numpy(float)
+    """Returns the line of (n, seeds) values at (n,) places; `more` are the line's other fields."""
     mean = values.mean(axis=1)
     low, high = values.min(axis=1), values.max(axis=1)
     if band == "std":
         deviation = values.std(axis=1, ddof=1) if values.shape[1] > 1 else np.zeros(len(mean))
         low, high = mean - deviation, mean + deviation
-    return Line(arm, schedule, x, mean, low, high, values.shape[1], complete)
+    more = {"complete": True, **more}
+    return Line(arm, schedule, x, mean, low, high, values.shape[1], **more)  # type: ignore[arg-type]
 
 
-def rate_drops(frame: pd.DataFrame, x: str) -> dict[str, tuple[float, ...]]:
-    """Returns per arm where the learning rate falls to half or less, a mean over runs.
+def draw_line(ax: Axes, line: Line, style: Style, *, marked: bool = True, start: int = 0) -> None:
+    """Draws a line with its band, from its point number `start` on."""
+    few = marked and len(line.x) <= MOST_MARKERS
+    x = line.x[start:]
+    ax.plot(
+        x,
+        line.mean[start:],
+        color=style.color,
+        marker=style.marker if few else None,
+        markersize=3,
+        linewidth=1.4 if line.complete else 0.9,
+        linestyle="-" if line.complete else "--",
+    )
+    if line.seeds > 1:
+        low, high = line.low[start:], line.high[start:]
+        ax.fill_between(x, low, high, color=style.color, alpha=0.2, linewidth=0)
 
-    It falls between one logged row and the next.
+
+def name_axes(ax: Axes, title: str, x: str) -> None:
+    """Says above the panel what it shows, and below over what."""
+    ax.set_title(title, loc="left", fontsize=TEXT_SIZE)
+    ax.set_xlabel(x, fontsize=TEXT_SIZE)
+
+
+def metric_title(metric: str) -> str:
+    """Returns a metric's name for readers: "bbox/AP" is "Box AP (%)"."""
+    task, _, name = metric.partition("/")
+    if task in TASKS and is_score(metric):
+        return f"{TASKS[task]} {name} (%)"
+    return {"total_loss": "Training loss"}.get(metric, metric)
+
+
+def label_arms(ax: Axes, lines: Sequence[Line], styles: Mapping[str, Style]) -> None:
+    """Labels each arm once, at its complete line's end where it has one.
+
+    Args:
+        ax: axes whose limits are final.
+        lines: drawn in it.
+        styles: of the arms.
     """
-    column = axis_column(x, frame)
-    drops: dict[str, list[float]] = {}
-    rates = frame[frame.metric == "lr"].sort_values("iteration")
-    for (arm, _), runs in rates.groupby(["arm", "schedule"], observed=True):
-        places: dict[int, list[float]] = {}
-        for _, run in runs.groupby("seed", dropna=False):
-            rate = run.value.to_numpy()
-            fell = np.flatnonzero(rate[1:] <= 0.5 * rate[:-1])
-            at = run[column].to_numpy(float, na_value=np.nan)
-            for iteration, place in zip(run.iteration.to_numpy()[fell], at[fell], strict=True):
-                places.setdefault(int(iteration), []).append(float(place))
-        drops.setdefault(str(arm), []).extend(float(np.mean(p)) for p in places.values())
-    return {arm: tuple(sorted(set(found))) for arm, found in drops.items() if found}
+    first: dict[str, Line] = {}
+    for line in lines:
+        first.setdefault(line.arm, line)
+    _, right = ax.get_xlim()
+    early = [line for line in first.values() if line.x[-1] < ROOM_FOR_LABEL * right]
+    for line in early:
+        label_point(ax, line.x[-1], line.mean[-1], line.arm, styles[line.arm].color)
+    label_ends(
+        ax,
+        [
+            (line.mean[-1], line.arm, styles[line.arm].color)
+            for line in first.values()
+            if line not in early
+        ],
+    )
+
+
+def subject(runs: Sequence[RunRecord], panels: Iterable[Sequence[Line]]) -> str:
+    """Names the studies and, for one schedule an arm, the schedules."""
+    studies = ", ".join(by_study(runs))
+    schedules: dict[str, str] = {}
+    for line in (line for lines in panels for line in lines):
+        if schedules.setdefault(line.arm, line.schedule) != line.schedule:
+            return f"{studies}."
+    found = set(schedules.values()) - {UNKNOWN}
+    if len(found) == 1:
+        return f"{studies}, {found.pop()}."
+    if found:
+        return f"{studies}: {', '.join(f'{arm} {name}' for arm, name in schedules.items())}."
+    return f"{studies}."
+
+
+def sentences(panels: Iterable[Sequence[Line]], band: str, metrics: Iterable[str]) -> Iterator[str]:
+    """Yields what a caption must say about lines."""
+    lines = [line for panel in panels for line in panel]
+    complete = {line.seeds for line in lines if line.complete}
+    if complete and max(complete) > 1:
+        counts = " or ".join(map(str, sorted(complete)))
+        yield f"Lines: mean of {counts} seeds; {BAND_SENTENCES[band]}"
+    elif complete:
+        yield "One run per line."
+    if not all(line.complete for line in lines):
+        yield "Dashed: runs that are not finished, one line each."
+    if not all(is_score(metric) for metric in metrics):
+        yield "What training logs is smoothed by a running median."

@@ -1,16 +1,23 @@
-"""What all figures share: colours, labels at line ends, captions. No pyplot, no global state."""
+"""What all figures share: colours, labels, captions, files. No pyplot, no global state."""
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import write_atomically
 
 # Okabe and Ito's palette, without the yellow that white paper swallows. Scratch is always the
 # first; the others take theirs in the study's order. Markers tell them apart without colour.
@@ -33,6 +40,12 @@ LABEL_LINES = 3
 # Points: a label stands so far right of its line's end.
 LABEL_DISTANCE = 6
 
+FILES: dict[str, dict[str, Any]] = {
+    ".png": {"metadata": {"Software": None}, "dpi": 200},
+    ".svg": {"metadata": {"Date": None, "Creator": None}},
+    ".pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
+}
+
 
 @dataclass(frozen=True)
 class Style:
@@ -42,12 +55,12 @@ class Style:
     marker: str
 
 
-def arm_styles(arms: Iterable[str]) -> dict[str, Style]:
-    """Returns each arm's style; `arms` in the study's order."""
+def arm_styles(arms: Iterable[str], scratch: str | None = "scratch") -> dict[str, Style]:
+    """Returns each arm's style; `arms` in the study's order, `scratch` the one from scratch."""
     styles = {}
     others = 0
     for arm in arms:
-        if arm == "scratch":
+        if arm == scratch:
             styles[arm] = Style(SCRATCH_COLOR, SCRATCH_MARKER)
         else:
             styles[arm] = Style(COLORS[others % len(COLORS)], MARKERS[others % len(MARKERS)])
@@ -212,3 +225,25 @@ def shortened(text: str, width: int = LABEL_WIDTH) -> str:
 def plain(text: str) -> str:
     """Keeps matplotlib from reading a name as TeX."""
     return text.replace("$", r"\$")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, SVG or PDF by the path's ending; equal figures give equal bytes.
+
+    Raises:
+        UserError: another ending, or the folder is missing or cannot be written.
+    """
+    if path.suffix.lower() not in FILES:
+        raise UserError(f"{path}: figures are written as {', '.join(FILES)}; choose one of them")
+    try:
+        write_atomically(path, figure_bytes(figure, path.suffix.lower()))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def figure_bytes(figure: Figure, ending: str) -> bytes:
+    """Returns a figure in the format of an ending of :data:`FILES`."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "scratch_vs_pretrain", "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=ending[1:], **FILES[ending])
+    return buffer.getvalue()

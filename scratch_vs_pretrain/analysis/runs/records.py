@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ class RunRecord:
         reason: why it diverged or failed.
         iterations: planned iterations, 0 where unknown.
         iteration: completed iterations.
+        steps: completed iterations at which the learning rate drops.
         images_per_batch: None where unknown.
         from_scratch: the arm starts from random weights.
         init: the initial weights: "name", "weights", "sha256", "pretraining".
@@ -65,6 +68,7 @@ class RunRecord:
     reason: str | None = None
     iterations: int = 0
     iteration: int = 0
+    steps: tuple[int, ...] = ()
     images_per_batch: int | None = None
     from_scratch: bool = False
     init: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -204,6 +208,7 @@ def _record(folder: RunFolder) -> RunRecord:
         reason=get("reason", kind=str, default=None),
         iterations=get("iterations", kind=int),
         iteration=get("iteration", kind=int, default=0),
+        steps=_steps(get("steps", kind=list, default=[])),
         images_per_batch=get("images_per_batch", kind=int, default=None),
         from_scratch=init.get("name", get("arm", kind=str)) == "scratch",
         init=init,
@@ -224,6 +229,10 @@ def _record(folder: RunFolder) -> RunRecord:
     )
 
 
+def _steps(listed: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(step for step in listed if type(step) is int)
+
+
 def _inexact(resumes: Sequence[Any]) -> tuple[str, ...]:
     reasons = (resume.get("inexact_because", []) for resume in resumes if isinstance(resume, dict))
     return tuple(dict.fromkeys(str(reason) for some in reasons for reason in some))
@@ -242,14 +251,19 @@ def _data_set(data: Mapping[str, Any], part: str, file: Path) -> dict[str, Any]:
 def _plain_record(folder: Path, study: str) -> RunRecord:
     import yaml
 
-    batch = None
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        batch = config["SOLVER"]["IMS_PER_BATCH"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        pass  # The images seen stay unknown.
-    batch = batch if type(batch) is int else None
-    return RunRecord(folder=folder, study=study, images_per_batch=batch, own=False)
+    solver: Any = {}
+    # Without it the images seen and the rate's drops stay unknown.
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        solver = yaml.safe_load((folder / "config.yaml").read_text())["SOLVER"]
+    solver = solver if isinstance(solver, dict) else {}
+    batch, steps = solver.get("IMS_PER_BATCH"), solver.get("STEPS")
+    return RunRecord(
+        folder=folder,
+        study=study,
+        images_per_batch=batch if type(batch) is int else None,
+        steps=_steps(steps if isinstance(steps, (list, tuple)) else ()),
+        own=False,
+    )
 
 
 def _ordered(runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
@@ -260,7 +274,13 @@ def _ordered(runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
 
 def _sort_key(run: RunRecord) -> tuple[Any, ...]:
     place = run.arm_order.index(run.arm) if run.arm in run.arm_order else len(run.arm_order)
-    return (run.study, place, run.arm, run.iterations, run.schedule, run.seed or 0)
+    return (natural(run.study), place, run.arm, run.iterations, run.schedule, run.seed or 0)
+
+
+def natural(name: str) -> tuple[list[tuple[str, int]], str]:
+    """Returns a sort key by which "less-300" comes before "less-1000"."""
+    parts = re.findall(r"([^0-9]*)([0-9]{0,18})", name)
+    return [(text, int(number or -1)) for text, number in parts], name
 
 
 def _refuse_twins(runs: Sequence[RunRecord]) -> None:

@@ -1,57 +1,95 @@
-"""What training has cost at each row of the tidy frame: the x axes of figures and tables."""
+"""A run's numbers over its iterations, and what training had cost at each of them."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
+from scratch_vs_pretrain.analysis import AXES
+from scratch_vs_pretrain.analysis.runs.evaluations import evaluations
+from scratch_vs_pretrain.analysis.runs.metrics import Curve, Metrics, read_metrics
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.samples import pretraining
 from scratch_vs_pretrain.errors import UserError
-
-# Column of the frame and title of each axis.
-AXES = {
-    "iterations": ("iteration", "iterations"),
-    "images": ("images", "images"),
-    "epochs": ("epochs", "epochs"),
-    "pixels": ("pixels", "pixels, those of pre-training included"),
-    "gpu-hours": ("gpu_hours", "GPU hours"),
-}
-X_AXES = tuple(AXES)
+from scratch_vs_pretrain.run_folder import RunFolder
 
 PIXELS = "samples/pixels"
+NOTHING = Curve(np.empty(0, np.int64), np.empty(0))
 
 
-def with_costs(frame: pd.DataFrame, runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Returns the tidy frame of `runs` with what only their ``run.json`` tells of each row.
+def names(run: RunRecord) -> set[str]:
+    """Returns the metrics of which a run has any value."""
+    logged = _logged(run)
+    curves = {**logged.scores, **logged.training}
+    found = {name for name, curve in curves.items() if np.isfinite(curve.values).any()}
+    return found | {
+        name
+        for evaluation in _evaluated(run)
+        for name, value in evaluation.scores.items()
+        if np.isfinite(value)
+    }
 
-    Returns:
-        the frame with the columns ``pixels`` (those of pre-training too, see
-        :func:`.budget.pretraining`) and ``gpu_hours`` (seconds of training and evaluation times
-        devices; a branch's include its trunk's), NaN where unknown; ``assumed``, whether the
-        pixels rest on an assumed pre-training; ``cpu``, whether the hours are a processor's.
+
+def curve(run: RunRecord, metric: str) -> Curve:
+    """Returns the finite values of a metric by completed iterations, ascending.
+
+    A score comes from ``evaluations/``, and from ``metrics.json`` where an iteration has no file
+    there; everything else from ``metrics.json``.
     """
-    pixels, hours = np.full((2, len(frame)), np.nan)
-    assumed, cpu = np.zeros((2, len(frame)), bool)
-    keys = ["study", "arm", "schedule", "seed"]
-    groups = frame.assign(seed=frame.seed.fillna(-1)).groupby(keys, observed=True).indices
-    places: dict[Any, Any] = dict(groups)
-    for run in runs:
-        seed = -1 if run.seed is None else run.seed
-        rows = places.get((run.study, run.arm, run.schedule, seed))
-        if rows is None:
-            continue
-        part = frame.iloc[rows]
-        pixels[rows] = _pixels(run, part)
-        if run.seconds and run.iteration:
-            hours[rows] = run.devices / 3600 * _seconds(run, part.iteration.to_numpy(float))
-        assumed[rows] = pretraining(run.init).assumed
-        cpu[rows] = run.provenance.get("device") == "cpu"
-    return frame.assign(pixels=pixels, gpu_hours=hours, assumed=assumed, cpu=cpu)
+    logged = _logged(run)
+    found = logged.scores.get(metric) or logged.training.get(metric) or NOTHING
+    values = dict(zip(found.iterations.tolist(), found.values.tolist(), strict=True))
+    for evaluation in _evaluated(run):
+        if metric in evaluation.scores:
+            values[evaluation.iteration] = evaluation.scores[metric]
+    finite = sorted((i, value) for i, value in values.items() if np.isfinite(value))
+    iterations, numbers = zip(*finite, strict=True) if finite else ((), ())
+    return Curve(np.array(iterations, np.int64), np.array(numbers, float))
+
+
+def cost(run: RunRecord, x: str, iterations: np.ndarray) -> np.ndarray:
+    """Returns where completed iterations lie on an axis of :data:`AXES`, NaN where unknown.
+
+    Pixels include those of pre-training. GPU hours are seconds of training and evaluation times
+    devices; a branch's include its trunk's.
+
+    Raises:
+        UserError: there is no such axis.
+    """
+    if x not in AXES:
+        raise UserError(f"unknown x axis {x!r}; choose one of {', '.join(AXES)}")
+    at = np.asarray(iterations, float)
+    if x == "iterations":
+        return at
+    if x == "pixels":
+        return _pixels(run, at)
+    if x == "gpu-hours":
+        hours = run.devices / 3600 * _seconds(run, at) if run.seconds and run.iteration else np.nan
+        return np.full(len(at), hours)
+    images = at * (run.images_per_batch or np.nan)
+    return images if x == "images" else images / (run.train_images or np.nan)
+
+
+def _evaluated(run: RunRecord) -> tuple:
+    return evaluations(run.folder) if run.own else ()
+
+
+def _logged(run: RunRecord) -> Metrics:
+    file = RunFolder(run.folder).metrics_file
+    if not file.exists():
+        return Metrics({}, {})
+    status = file.stat()
+    return _read(file, run.own, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+# A report's figures and tables all ask for the same numbers.
+@functools.lru_cache(maxsize=128)
+def _read(file: Path, own: bool, state: tuple[int, int, int]) -> Metrics:
+    return read_metrics(file, own=own)
 
 
 def _seconds(run: RunRecord, at: np.ndarray) -> np.ndarray:
@@ -63,15 +101,14 @@ def _seconds(run: RunRecord, at: np.ndarray) -> np.ndarray:
     return np.interp(at, x, [knots[iteration] for iteration in x])
 
 
-def _pixels(run: RunRecord, rows: pd.DataFrame) -> np.ndarray:
-    """Returns the pixels seen at each row: between logged counts training sees them evenly."""
-    counted = rows[(rows.metric == PIXELS) & rows.value.notna()].sort_values("iteration")
-    x, y = counted.iteration.to_numpy(float), counted.value.to_numpy(float)
+def _pixels(run: RunRecord, at: np.ndarray) -> np.ndarray:
+    """Returns the pixels seen at each iteration: between logged counts, evenly."""
+    counted = curve(run, PIXELS)
+    x, y = counted.iterations.astype(float), counted.values
     total = run.samples.get("pixels")
     if total is not None and run.iteration > x.max(initial=0):
         x, y = np.append(x, run.iteration), np.append(y, total)
     before = pretraining(run.init).counts.pixels
-    at = rows.iteration.to_numpy(float)
     if before is None or len(x) == 0:
         return np.full(len(at), np.nan)
     seen = np.interp(at, np.append(0, x), np.append(0, y))
@@ -100,26 +137,23 @@ def total_hours(runs: Sequence[RunRecord]) -> Hours | None:
     return Hours((alone - shared) / 3600, alone / 3600)
 
 
-def axis_column(x: str, frame: pd.DataFrame) -> str:
-    """Returns the frame's column of an axis.
-
-    Raises:
-        UserError: there is no such axis (without :func:`with_costs` only the first three).
-    """
-    if x not in AXES or AXES[x][0] not in frame.columns:
-        raise UserError(f"unknown x axis {x!r}; choose one of {', '.join(X_AXES)}")
-    return AXES[x][0]
+def on_processors(runs: Sequence[RunRecord]) -> bool:
+    """Tells whether all runs trained without a GPU, so that their hours are a processor's."""
+    return all(run.provenance.get("device") == "cpu" for run in runs)
 
 
-def axis_title(x: str, frame: pd.DataFrame) -> str:
-    """Returns what stands under an axis; a processor's hours are not called GPU hours."""
-    return "CPU hours" if x == "gpu-hours" and frame.cpu.all() else AXES[x][1]
+def axis_title(x: str, runs: Sequence[RunRecord]) -> str:
+    """Returns what stands under an axis."""
+    return "CPU hours" if x == "gpu-hours" and on_processors(runs) else AXES[x]
 
 
-def axis_sentences(x: str, frame: pd.DataFrame) -> Iterator[str]:
+def axis_sentences(x: str, runs: Sequence[RunRecord]) -> Iterator[str]:
     """Yields what a caption must say about an axis."""
-    if x == "pixels" and frame.assumed.any():
-        arms = ", ".join(frame[frame.assumed].arm.astype(str).unique())
-        yield f"Assumed of {arms}: pre-training on ImageNet, 100 epochs of 224 x 224 pixels."
+    arms = dict.fromkeys(run.arm for run in runs if pretraining(run.init).assumed)
+    if x == "pixels" and arms:
+        yield (
+            f"Assumed of {', '.join(arms)}: pre-training on ImageNet, 100 epochs of 224 x 224 "
+            "pixels."
+        )
     if x == "gpu-hours":
         yield "Hours include evaluations."

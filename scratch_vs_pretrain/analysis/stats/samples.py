@@ -170,6 +170,11 @@ def assumptions(rows: Iterable[Budget]) -> tuple[str, ...]:
     )
 
 
+def samples_table(runs: Sequence[RunRecord]) -> Table:
+    """Returns the table of what the finished runs of one study have seen."""
+    return budget_table(budgets(runs))
+
+
 def budget_table(found: Budgets) -> Table:
     """Returns the table of a study's budgets: pre-training, training and both together."""
     rows: list[tuple[Cell, ...]] = []

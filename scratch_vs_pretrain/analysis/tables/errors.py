@@ -1,4 +1,4 @@
-"""``svp errors``: what each type of error costs each arm; the types are those of :mod:`.tide`."""
+"""``svp errors``: what each type of error costs each arm (``evaluation/error_types.py``)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,26 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
     pairs,
 )
 from scratch_vs_pretrain.analysis.tables.table import Cell, Estimate, Table, render
-from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.error_types import ERROR_TYPES
 
+ERROR_TYPES = ("classification", "localization", "both", "duplicate", "background", "missed")
 COSTS = tuple(f"bbox/dAP-{kind}" for kind in ERROR_TYPES)
 EXCESS = "bbox/dAP-excess"
 ROWS = ("bbox/AP50", *COSTS, EXCESS)
 LABELS = ("box AP50", *ERROR_TYPES, "classification less localization")
+FALLBACK = ("bbox/AP50", "bbox/AP75")
+
+MEANING = (
+    "Costs: by how much box AP50 rises when all errors of a type are mended (TIDE's dAP, "
+    "arXiv 2008.08115). They do not add up."
+)
+UNTOLD = (
+    "These evaluations were written before they had the costs of errors. A gap that is larger at "
+    "AP75 than at AP50 says that boxes lie less well."
+)
 
 
 def errors_text(roots: Iterable[Path], form: str) -> str:
-    """Returns one table per study of the runs below `roots`, as `formats.render` does.
-
-    Args:
-        roots: hold run folders.
-        form: one of ``formats.FORMATS``.
+    """Returns one table per study of the runs below `roots`, as `table.render` does.
 
     Raises:
         UserError: see :func:`errors_table`; or no runs there.
@@ -45,37 +50,46 @@ def errors_text(roots: Iterable[Path], form: str) -> str:
 def errors_table(runs: Sequence[RunRecord]) -> Table:
     """Returns what each type of error costs each arm of a study at its longest schedule.
 
-    Args:
-        runs: of one study.
+    Evaluations without error costs are compared by what they have, AP at two thresholds.
 
     Raises:
-        UserError: see :func:`.results.final_results`; or a final evaluation without error costs.
+        UserError: see :func:`.comparison.final_results`.
     """
     results = final_results(runs)
-    finals = {index: _with_excess(final) for index, final in results.finals.items()}
-    results = dataclasses.replace(results, finals=finals)
+    results = dataclasses.replace(
+        results, finals={index: _with_excess(final) for index, final in results.finals.items()}
+    )
+    told = has_costs(results)
+    metrics, labels = (ROWS, LABELS) if told else (FALLBACK, ("box AP50", "box AP75"))
     scratch = (results.scratch, results.longest(results.scratch).schedule)
     found = results.of(*scratch)
     header = ["cost of errors", f"{scratch[0]} {scratch[1]}"]
-    columns: list[list[Cell]] = [["seeds", *LABELS], [len(found), *means(found, ROWS)]]
+    columns: list[list[Cell]] = [["seeds", *labels], [len(found), *means(found, metrics)]]
     said: list[str] = []
     for arm in results.others:
         other = (arm, results.longest(arm).schedule)
         theirs, paired = results.of(*other), pairs(results, scratch, other)
         header += [f"{arm} {other[1]}", f"{results.scratch} - {arm}"]
-        columns.append([len(theirs), *means(theirs, ROWS)])
-        columns.append([len(paired), *gaps(paired, ROWS)])
+        columns.append([len(theirs), *means(theirs, metrics)])
+        columns.append([len(paired), *gaps(paired, metrics)])
         said += _sentence(results, arm, paired)
     return Table(
         f"{results.study}: AP50 that each type of error costs at the longest schedule of each arm",
         tuple(header),
         tuple(zip(*columns, strict=True)),
-        (
-            *said,
-            "Costs: by how much box AP50 rises when all errors of a type are mended (TIDE's dAP, "
-            "arXiv 2008.08115). They do not add up.",
-            *notes(results),
-        ),
+        (*said, MEANING if told else UNTOLD, *notes(results)),
+    )
+
+
+def has_costs(results: Results) -> bool:
+    """Tells whether any final evaluation says what errors cost."""
+    return any(cost in final.scores for final in results.finals.values() for cost in COSTS)
+
+
+def _with_excess(final: Evaluation) -> Evaluation:
+    classification, localization = (final.scores.get(cost, math.nan) for cost in COSTS[:2])
+    return dataclasses.replace(
+        final, scores={**final.scores, EXCESS: classification - localization}
     )
 
 
@@ -103,13 +117,3 @@ def _sentence(
 def _shown(cost: Estimate) -> str:
     reach = "" if cost.half_width is None else f" ± {cost.half_width:.1f}"
     return f"{cost.value:+.1f}{reach}"
-
-
-def _with_excess(final: Evaluation) -> Evaluation:
-    if not any(cost in final.scores for cost in COSTS):
-        raise UserError(
-            f"{final.file}: has no error costs, because an older version wrote it; train the run "
-            "again, or leave it out"
-        )
-    excess = final.scores.get(COSTS[0], math.nan) - final.scores.get(COSTS[1], math.nan)
-    return dataclasses.replace(final, scores={**final.scores, EXCESS: excess})

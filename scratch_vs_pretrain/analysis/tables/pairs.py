@@ -1,8 +1,14 @@
-"""The paper's tables from run folders; see :mod:`.results` for what their numbers are."""
+"""Tables of one study: both arms side by side, their gap, and where scratch catches up.
+
+What their numbers are: :mod:`.stats.comparison`.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import (
@@ -13,8 +19,27 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
     notes,
     pairs,
 )
-from scratch_vs_pretrain.analysis.stats.paired import NOISE_ON_COCO
+from scratch_vs_pretrain.analysis.stats.contest import Contest, contests
+from scratch_vs_pretrain.analysis.stats.paired import (
+    NOISE_ON_COCO,
+    SEEDS_FOR_P,
+    Gap,
+    catch_up,
+    catch_up_over_seeds,
+    paired_gap,
+)
 from scratch_vs_pretrain.analysis.tables.table import Cell, Estimate, Table
+
+AXES = ("iterations", "images", "pixels", "gpu-hours")
+NOT_REACHED = "not reached"
+
+GAP_NOTES = (
+    "t and BCa: 95 % intervals of the mean gap, from three seeds on; BCa is too narrow for few "
+    "seeds (docs/benchmarks.md), so the t interval decides what is within noise.",
+    f"p: two-sided, over all sign flips, from {SEEDS_FOR_P} seeds on; below it cannot fall under "
+    "0.05.",
+)
+
 
 TASKS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 MAIN = ("AP", "AP50", "AP75")
@@ -55,6 +80,7 @@ def schedules_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
         (*header, *(metric_label(metric) for metric in metrics)),
         tuple(rows),
         (*notes(results), *_notes_on_unlike_schedules(results)),
+        details=(*header[2:], "mask AP50", "mask AP75", "box AP50", "box AP75"),
     )
 
 
@@ -118,3 +144,170 @@ def metric_label(metric: str) -> str:
     """Returns a metric's name in tables: "bbox/AP75" is "box AP75"."""
     task, name = metric.split("/")
     return f"{TASKS[task]} {name}"
+
+
+def gap_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
+    """Returns the final gap, scratch less each other arm, paired by seed, with its statistics.
+
+    Args:
+        runs: of one study.
+        best: as for :func:`.results.final_results`.
+
+    Raises:
+        UserError: see :func:`.results.final_results`.
+    """
+    results = final_results(runs, best=best)
+    scratch = results.longest(results.scratch)
+    rows: list[tuple[Cell, ...]] = []
+    for arm in results.others:
+        other = results.longest(arm)
+        found = pairs(results, (scratch.arm, scratch.schedule), (arm, other.schedule))
+        for metric in metrics_of(results, MAIN):
+            values = [(a.scores.get(metric), b.scores.get(metric)) for a, b in found]
+            finite = [(a, b) for a, b in values if a is not None and b is not None]
+            finite = [(a, b) for a, b in finite if math.isfinite(a - b)]
+            if finite:
+                gap = paired_gap(*zip(*finite, strict=True))
+                rows.append((_arms(scratch, other), metric_label(metric), *_cells(gap, other)))
+    header = ("arms", "metric", "seeds", "gap", "t low", "t high", "BCa low", "BCa high", "p")
+    return Table(
+        f"{results.study}: final AP of {scratch.arm} less the other arm's, paired by seed",
+        (*header, "within noise"),
+        tuple(rows),
+        (*notes(results), *GAP_NOTES),
+        details=(*(("arms",) if len(results.others) == 1 else ()), "BCa low", "BCa high"),
+    )
+
+
+def _arms(scratch: RunRecord, other: RunRecord) -> str:
+    return f"{scratch.arm} {scratch.schedule} - {other.arm} {other.schedule}"
+
+
+def _cells(gap: Gap, run: RunRecord) -> tuple[Cell, ...]:
+    t, bca = gap.t_interval or (None, None), gap.bca_interval or (None, None)
+    reach = None if gap.t_interval is None else (gap.t_interval[1] - gap.t_interval[0]) / 2
+    mean = Estimate(gap.mean, signed=True)
+    ends = [None if end is None else Estimate(end, signed=True) for end in (*t, *bca)]
+    p = None if gap.p is None else f"{gap.p:.3f}"
+    noise = within_noise(Estimate(gap.mean, reach), run)
+    return (len(gap.differences), mean, *ends, p, noise)
+
+
+def catch_up_table(runs: Sequence[RunRecord]) -> Table:
+    """Returns from where on scratch stays no further behind than the study's margin.
+
+    Both arms are taken at their longest schedule. Against the other arm "at the same point", and
+    against its final value; in iterations, images, pixels with those of pre-training, and GPU
+    hours, as far as they are known.
+
+    Raises:
+        UserError: see :func:`.results.final_results`.
+    """
+    from scratch_vs_pretrain.analysis.stats.cost import total_hours
+
+    results = final_results(runs)
+    found = contests(results)
+    hours = total_hours(runs)
+    spent = () if hours is None else (_spent(hours.spent, hours.alone),)
+    margins = dict.fromkeys(f"{c.limits.margin:g} {metric_label(c.metric)}" for c in found)
+    header = ("arms", "value", "in", "other's end", "seeds", "reached", "from", "low", "high")
+    return Table(
+        f"{results.study}: from where {results.scratch} stays within {', '.join(margins)}",
+        (*header, "by seed"),
+        tuple(row for contest in found for row in _catch_up_rows(contest)),
+        (*notes(results), *_catch_up_notes(runs), *spent),
+        details=("arms", "other's end", "by seed"),
+    )
+
+
+def _catch_up_rows(contest: Contest) -> Iterator[tuple[Cell, ...]]:
+    from scratch_vs_pretrain.analysis.stats.cost import cost, curve
+
+    longest = [contest.results.longest(arm) for arm in (contest.scratch, contest.other)]
+    ours, theirs = (
+        {r.seed: r for r in contest.runs(run.arm) if r.state == "finished"} for run in longest
+    )
+    both = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+    lines = [[curve(run, contest.metric) for run in pair] for pair in both]
+    kept = [k for k, pair in enumerate(lines) if all(len(one.values) for one in pair)]
+    both, lines = [both[k] for k in kept], [lines[k] for k in kept]
+    trained = contest.best_ap() >= contest.limits.least_ap
+    for at_end in (False, True) if both else ():
+        for axis in AXES:
+            x = [
+                [cost(run, axis, one.iterations) for run, one in zip(pair, line, strict=True)]
+                for pair, line in zip(both, lines, strict=True)
+            ]
+            if any(np.isnan(at).any() for pair in x for at in pair):
+                continue
+            apart = not at_end and any(one[-1] < two[0] for one, two in x)
+            last = sum(float(two[-1]) for _, two in x) / len(x)
+            points = [
+                catch_up(
+                    one_x,
+                    one.values,
+                    two_x,
+                    two.values,
+                    delta=contest.limits.margin,
+                    at_end=at_end,
+                )
+                for (one_x, two_x), (one, two) in zip(x, lines, strict=True)
+            ]
+            value = "its last" if at_end else "at the same point"
+            reason = "it begins later" if apart else None if trained else _untrained(contest)
+            cells = _points(points, axis, reason)
+            yield (_arms(*longest), value, axis, _amount(last, axis), *cells)
+
+
+def _untrained(contest: Contest) -> str:
+    return f"nothing: both end under {contest.limits.least_ap:g} AP"
+
+
+def _points(points: list[float | None], axis: str, reason: str | None) -> tuple[Cell, ...]:
+    """Returns the cells from "seeds" on; `reason`: why there is no point to speak of."""
+    if reason is not None:
+        return (len(points), None, reason, None, None, None)
+    summary = catch_up_over_seeds(points)
+    low, high = summary.interval or (None, None)
+    reached = sum(point is not None for point in points)
+    each = [_text(point, axis) for point in points]
+    ends = [None if end is None else _amount(end, axis) for end in (low, high)]
+    mean: Cell = NOT_REACHED if summary.mean is None else _amount(summary.mean, axis)
+    return (len(points), reached, mean, *ends, ", ".join(each) if len(each) > 1 else None)
+
+
+def _amount(value: float, axis: str) -> Cell:
+    return _hours(value) if axis == "gpu-hours" else round(value)
+
+
+def _text(value: float | None, axis: str) -> str:
+    if value is None:
+        return NOT_REACHED
+    return _hours(value) if axis == "gpu-hours" else f"{value:,.0f}"
+
+
+def _hours(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def _catch_up_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
+    from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, on_processors
+
+    yield (
+        "From: the mean over seeds, where every seed reached it; low and high: its 95 % t "
+        "interval, from three seeds on. Straight lines join evaluations; beyond its end the other "
+        "arm keeps its last value."
+    )
+    yield "Pixels include those of pre-training; hours include evaluations."
+    yield from axis_sentences("pixels", runs)
+    if on_processors(runs):
+        yield "Hours are a processor's."
+
+
+def _spent(spent: float, alone: float) -> str:
+    if math.isclose(spent, alone):
+        return f"All runs together: {_hours(spent)} hours."
+    return (
+        f"All runs together: {_hours(spent)} hours, a trunk that schedules share counted once; "
+        f"each alone: {_hours(alone)}."
+    )

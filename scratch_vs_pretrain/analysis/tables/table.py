@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,12 @@ LATEX = str.maketrans(
     }
 )
 MISSING = "\N{EN DASH}"
+
+# Points: the text of LaTeX's article class, the room at a column's sides, and the width of a digit
+# in sizes that can be read.
+PAGE = 345
+SEPARATION = 3
+SIZES = {"small": 4.7, "footnotesize": 4.3, "scriptsize": 3.8}
 
 # A spreadsheet would execute a cell that begins so.
 FORMULA = ("=", "+", "-", "@")
@@ -61,18 +69,25 @@ class Table:
         header: column names.
         rows: cells; None is a missing value.
         notes: sentences printed under the table.
+        details: columns that LaTeX leaves out, the first ones first, where a page is too narrow.
     """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """Shows the table in a notebook."""
+        return render(self, "html")
 
 
 def render(table: Table, form: str = "text") -> str:
     """Returns the table as text of one of :data:`FORMATS`, ending in a line end.
 
-    Whatever came from users' files is escaped. LaTeX needs the package booktabs. In CSV numbers
+    Whatever came from users' files is escaped. LaTeX says which packages it needs, and leaves out
+    columns that a page has no room for (and says so under the table). In CSV numbers
     have six decimals, half-widths columns of their own, and every row repeats the notes in its
     last column. In JSON a mean over seeds is an object with its value and its half-width.
 
@@ -85,19 +100,64 @@ def render(table: Table, form: str = "text") -> str:
         return _csv(table)
     if form == "json":
         return _json(table)
+    if form == "latex":
+        return _latex(table)
     title, *notes = (_escape(text, form) for text in (table.title, *table.notes))
     body = _body(table, form)
     if form == "html":
         items = "".join(f"<li>{note}</li>\n" for note in notes)
         body = body.replace("<table>", f"<table>\n<caption>{title}</caption>", 1)
         return f"{body}\n<ul>\n{items}</ul>\n" if notes else f"{body}\n"
-    if form == "latex":
-        below = "".join(f"\\par\\footnotesize {note}\n" for note in notes)
-        head = f"\\begin{{table}}\n\\centering\n\\caption{{{title}}}\n"
-        return f"{head}{body}\n{below}\\end{{table}}\n"
     if form == "markdown":
         return f"**{title}**\n\n{body}\n\n" + "".join(f"- {note}\n" for note in notes)
     return f"{title}\n\n{body}\n\n" + "".join(f"{note}\n" for note in notes)
+
+
+def _latex(table: Table) -> str:
+    columns = list(table.header)
+    dropped: list[str] = []
+    for column in (*table.details, None):
+        size = next((size for size, at in SIZES.items() if _width(table, columns, at) < PAGE), None)
+        if size is not None or column is None:
+            break
+        columns.remove(column)
+        dropped.append(column)
+    kept = [k for k, column in enumerate(table.header) if column in columns]
+    small = dataclasses.replace(
+        table,
+        header=tuple(columns),
+        rows=tuple(tuple(row[k] for k in kept) for row in table.rows),
+    )
+    body = _body(small, "latex")
+    packages = ["booktabs"]
+    if size is None:
+        packages.append("graphicx")
+        body = f"\\resizebox{{\\textwidth}}{{!}}{{%\n{body}}}"
+    left_out = [f"Left out for the width of the page: {', '.join(dropped)}."] if dropped else []
+    below = (f"\\par\\footnotesize {_escape(note, 'latex')}\n" for note in table.notes)
+    return "\n".join(
+        [
+            f"% Needs \\usepackage{{{','.join(packages)}}}.",
+            *(f"% {note}" for note in left_out),
+            "\\begin{table}",
+            "\\centering",
+            f"\\{size or 'small'}",
+            f"\\setlength{{\\tabcolsep}}{{{SEPARATION:g}pt}}",
+            f"\\caption{{{_escape(table.title, 'latex')}}}",
+            f"{body}",
+            "".join(below) + "\\end{table}\n",
+        ]
+    )
+
+
+def _width(table: Table, columns: Sequence[str], character: float) -> float:
+    """Returns about how many points a LaTeX table is wide, at a width of its digits."""
+    total = 0.0
+    for k, column in enumerate(table.header):
+        if column in columns:
+            lines = [*column.rsplit(" ", 1), *(_text(row[k]) for row in table.rows)]
+            total += character * max(map(len, lines)) + 2 * SEPARATION
+    return total
 
 
 def _body(table: Table, form: str) -> str:
@@ -109,11 +169,11 @@ def _body(table: Table, form: str) -> str:
         "latex": "latex_raw",
         "html": "unsafehtml",
     }[form]
-    header = [_escape(column, form) for column in table.header]
-    if form == "text":
-        header = ["\n".join(column.rsplit(" ", 1)) for column in header]
     rows = [[_shown(cell, form) for cell in row] for row in table.rows]
-    left = [all(isinstance(row[k], str) for row in table.rows) for k in range(len(header))]
+    left = [all(isinstance(row[k], str) for row in table.rows) for k in range(len(table.header))]
+    header = [
+        _heading(column, form, is_text) for column, is_text in zip(table.header, left, strict=True)
+    ]
     align = ["left" if is_text else "right" for is_text in left]
     body = tabulate(
         rows, header, tablefmt=name, disable_numparse=True, colalign=align if rows else None
@@ -122,6 +182,16 @@ def _body(table: Table, form: str) -> str:
         for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
             body = body.replace(r"\hline", rule, 1)
     return body
+
+
+def _heading(column: str, form: str, left: bool) -> str:
+    """Returns a column's name, in two lines where that makes the column narrower."""
+    words = [_escape(part, form) for part in column.rsplit(" ", 1)]
+    if form == "text":
+        return "\n".join(words)
+    if form == "latex" and len(words) > 1:
+        return f"\\shortstack[{'l' if left else 'r'}]{{{words[0]}\\\\{words[1]}}}"
+    return _escape(column, form)
 
 
 def _shown(cell: Cell, form: str) -> str:

@@ -3,10 +3,9 @@ import json
 import pytest
 
 from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.tables.errors import COSTS, errors_table, errors_text
+from scratch_vs_pretrain.analysis.tables.errors import ERROR_TYPES, errors_table
 from scratch_vs_pretrain.analysis.tables.table import Estimate
-from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.error_types import ERROR_TYPES
+from scratch_vs_pretrain.evaluation import error_types as evaluation
 
 BOX = [0.0, 0.0, 10.0, 10.0]
 MISPLACED = [0.0, 0.0, 10.0, 4.0]
@@ -75,14 +74,14 @@ def test_unfinished_runs_are_left_out_and_named(folders):
     assert any("scratch 600it seed 1 (failed" in note for note in table.notes)
 
 
-def test_an_evaluation_without_costs_is_named(folders):
-    for arm in ("scratch", "pretrained"):
-        folders.run(arm)
-    with pytest.raises(UserError, match=r"0000600\.json: has no error costs"):
-        errors_text([folders.root], "text")
+def test_evaluations_without_costs_are_compared_by_what_they_have(folders):
+    folders.run("scratch", curve={600: 30.0})
+    folders.run("pretrained", curve={600: 31.5})
+    found, table = rows(folders)
+    assert [cell.value for cell in found["box AP50"]] == [50.0, 51.5, -1.5]
+    assert [cell.value for cell in found["box AP75"]] == [28.0, 29.5, -1.5]
+    assert "before they had the costs of errors" in table.notes[0]
 
 
-def test_every_type_has_a_row(folders):
-    pair(folders, (7.0, 3.0))
-    assert len(COSTS) == 6
-    assert list(rows(folders)[0])[2:8] == list(ERROR_TYPES)
+def test_the_types_are_those_of_the_evaluation():
+    assert ERROR_TYPES == evaluation.ERROR_TYPES

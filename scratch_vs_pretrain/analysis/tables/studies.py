@@ -41,7 +41,13 @@ def large_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     header = ("study", "arm", "schedule", "test aug", "seeds", "box AP", "box AP50", "box AP75")
     masks = ("mask AP", "mask AP50", "mask AP75")
     title = "Final AP of every arm at its longest schedule"
-    return Table(title, (*header, *masks), tuple(rows), (*_notes(studies), *left_out))
+    return Table(
+        title,
+        (*header, *masks),
+        tuple(rows),
+        (*_notes(studies), *left_out),
+        details=("seeds", "schedule", "mask AP50", "mask AP75", "box AP50", "box AP75"),
+    )
 
 
 def less_data_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
@@ -83,7 +89,13 @@ def _beside(
     rows = [row for results in studies for row in _rows(results, metrics)]
     header = ("study", "training images", "metric", "seeds", "scratch", "scratch value")
     others = ("pretrained", "pretrained value", "gap")
-    return Table(title, (*header, *others), tuple(rows), (*_notes(studies), *left_out))
+    return Table(
+        title,
+        (*header, *others),
+        tuple(rows),
+        (*_notes(studies), *left_out),
+        details=("seeds", "scratch", "pretrained", "training images"),
+    )
 
 
 def _rows(results: Results, metrics: Sequence[str]) -> Iterator[tuple[Cell, ...]]:

@@ -2,7 +2,16 @@ import re
 
 import pytest
 
-from scratch_vs_pretrain.analysis.registry import KINDS, OF_FINAL_NUMBERS, tables_text
+from scratch_vs_pretrain.analysis.registry import (
+    FIGURES,
+    KINDS,
+    OF_FINAL_NUMBERS,
+    draw,
+    figure,
+    in_order,
+    tables_text,
+)
+from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.analysis.tables.table import FORMATS
 from scratch_vs_pretrain.errors import UserError
 
@@ -74,3 +83,61 @@ def test_beside_what_was_published(folders, by, source):
     text = tables_text(folders.root, "schedules", "text", against=by)
     assert source in text
     assert ("The zoo's own arms differ" in text) == (by == "zoo")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_each_figure(folders, name):
+    for arm in ("scratch", "pretrained"):
+        folders.run(arm, samples={"images": 1, "instances": 2, "pixels": 3})
+    assert figure(load_runs(folders.root), name, x=None).axes
+
+
+def test_options_reach_the_figure(three_pairs):
+    runs = load_runs(three_pairs.root)
+    (ax,) = figure(runs, "ap", metrics=["bbox/AP75"], x="epochs").axes
+    assert (ax.get_title("left"), ax.get_xlabel()) == ("Box AP75 (%)", "epochs")
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("iou", "x"), ("bars", "band"), ("ap", "labels"), ("overlay", "schedule")]
+)
+def test_option_that_a_figure_does_not_have(three_pairs, name, option):
+    with pytest.raises(UserError, match=rf"--{option.removesuffix('s')}: figure {name} has no"):
+        figure(load_runs(three_pairs.root), name, **{option: "a"})
+
+
+def test_names_that_are_not_there(three_pairs):
+    runs = load_runs(three_pairs.root)
+    with pytest.raises(UserError, match=r"unknown figure 'pie'; choose one of ap, loss"):
+        figure(runs, "pie")
+    with pytest.raises(UserError, match=r"unknown kind of table 'all'; choose one of schedules"):
+        tables_text(three_pairs.root, "all", "text")
+
+
+def test_figures_of_one_study_refuse_several(folders, tmp_path):
+    folders.run("scratch", study="a")
+    folders.run("scratch", study="b")
+    with pytest.raises(UserError, match=r"2 studies \(a, b\), and figure ap is of one; name the"):
+        draw(folders.root, "ap", [tmp_path / "a.svg"])
+    assert not (tmp_path / "a.svg").exists()
+    assert len(figure(load_runs(folders.root), "loss").axes) == 4
+
+
+def test_bars_stand_in_the_order_of_the_folders(folders):
+    for study in ("a", "b"):
+        for arm in ("scratch", "pretrained"):
+            folders.run(arm, study=study)
+    roots = [folders.root / "output" / name for name in ("b", "a")]
+    labels = figure(in_order(roots, load_runs(roots)), "bars").axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == ["b", "a"]
+
+
+def test_sizes_stand_as_numbers_do(folders):
+    """A shell's pattern, and a sort of texts, give 100, 1000, 300."""
+    sizes = (100, 1000, 300, 3000)
+    for size in sizes:
+        for arm in ("scratch", "pretrained"):
+            folders.run(arm, study=f"less-{size}", losses=False)
+    roots = [folders.root / "output" / f"less-{size}" for size in sizes]
+    order = dict.fromkeys(run.study for run in in_order(roots, load_runs(roots)))
+    assert list(order) == ["less-100", "less-300", "less-1000", "less-3000"]

@@ -1,9 +1,12 @@
 import itertools
+import re
+import xml.etree.ElementTree as ET
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scratch_vs_pretrain.analysis.figures.curves import ap_figure
 from scratch_vs_pretrain.analysis.figures.style import (
     SCRATCH_COLOR,
     SMALL_TEXT_SIZE,
@@ -12,9 +15,12 @@ from scratch_vs_pretrain.analysis.figures.style import (
     arm_styles,
     label_ends,
     new_figure,
+    save_figure,
     short_number,
     spread,
 )
+from scratch_vs_pretrain.analysis.runs.records import find_runs
+from scratch_vs_pretrain.errors import UserError
 
 labels = st.lists(st.tuples(st.floats(-300, 300), st.floats(1, 60)), max_size=12)
 
@@ -127,3 +133,27 @@ def test_colours_of_arms_differ_for_colour_blind_readers():
         "#CC79A7",
     }
     assert len({style.marker for style in styles.values()}) == 4
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_equal_figures_give_equal_bytes(three_pairs, tmp_path, suffix):
+    for name in ("a", "b"):
+        save_figure(ap_figure(find_runs(three_pairs.root)), tmp_path / f"{name}.{suffix}")
+    content = (tmp_path / f"a.{suffix}").read_bytes()
+    assert content == (tmp_path / f"b.{suffix}").read_bytes()
+    assert content.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
+    assert not re.search(rb"CreationDate|<dc:date>", content)
+
+
+def test_names_from_files_are_drawn_and_not_interpreted(folders, tmp_path):
+    folders.run("<b>$x_1$&amp", arm_order=["<b>$x_1$&amp"])
+    save_figure(ap_figure(find_runs(folders.root)), tmp_path / "a.svg")
+    ET.parse(tmp_path / "a.svg")
+
+
+def test_figure_that_cannot_be_saved(three_pairs, tmp_path):
+    figure = ap_figure(find_runs(three_pairs.root), metrics=["bbox/AP"])
+    with pytest.raises(UserError, match=r"\.png, \.svg, \.pdf"):
+        save_figure(figure, tmp_path / "a.gif")
+    with pytest.raises(UserError, match="cannot be written"):
+        save_figure(figure, tmp_path / "none" / "a.png")

@@ -1,7 +1,7 @@
 import pytest
 
 from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.tables.regimes import (
+from scratch_vs_pretrain.analysis.tables.studies import (
     large_table,
     less_data_table,
     summary_table,
