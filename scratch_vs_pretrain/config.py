@@ -41,6 +41,9 @@ def add_svp_config(cfg: CfgNode) -> None:
     # Every so many iterations a line is added to metrics.json.
     cfg.SVP.LOG_PERIOD = 20
 
+    # TensorBoard's events in the run folder's `tensorboard`, where tensorboard is installed.
+    cfg.SVP.TENSORBOARD = True
+
     # Evaluations beside those of TEST.EVAL_PERIOD, after this many completed iterations. The last
     # iteration is always evaluated.
     cfg.SVP.EVAL_ITERATIONS = ()

@@ -51,6 +51,7 @@ def write_study(tiny_shapes, tmp_path):
             "SOLVER.WARMUP_ITERS": 2,
             "SOLVER.CHECKPOINT_PERIOD": 2,
             "SVP.LOG_PERIOD": 2,
+            "SVP.TENSORBOARD": False,
             "MODEL.FPN.OUT_CHANNELS": 32,
             "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
             "TEST.DETECTIONS_PER_IMAGE": 10,

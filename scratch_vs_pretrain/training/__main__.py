@@ -171,12 +171,16 @@ def _record(folder: RunFolder, ending: Ending) -> int:
     return ending.status
 
 
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Prints no traceback: a full disk is told of by what cannot do without it."""
+
+
 @contextlib.contextmanager
 def logging_to(folder: RunFolder | None, verbose: bool) -> Iterator[None]:
     """Sends Detectron2's and this package's log to log.txt, with `verbose` to stderr as well."""
     root = logging.getLogger()
-    file = logging.FileHandler(folder.log_file) if folder else logging.NullHandler()
-    handlers: list[logging.Handler] = [file]
+    handlers: list[logging.Handler] = [_LogFile(folder.log_file)] if folder else []
     if verbose:
         handlers.append(logging.StreamHandler())
     for handler in handlers:
@@ -192,7 +196,8 @@ def logging_to(folder: RunFolder | None, verbose: bool) -> Iterator[None]:
         root.setLevel(level)
         for handler in handlers:
             root.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):
+                handler.close()
 
 
 def train_folder(folder: RunFolder, verbose: bool) -> int:

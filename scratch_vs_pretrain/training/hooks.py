@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.util
 import json
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from detectron2.engine import HookBase
-from detectron2.utils.events import EventStorage, EventWriter
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+)
+from fvcore.common.history_buffer import HistoryBuffer
 
 from scratch_vs_pretrain.progress import Bar
-from scratch_vs_pretrain.run_folder import SAME_REQUEST, write_atomically
+from scratch_vs_pretrain.run_folder import SAME_REQUEST, RunFolder, write_atomically
 from scratch_vs_pretrain.training.distributed import Vote
 
 # Runs that train side by side each have a line.
@@ -75,14 +85,14 @@ class MetricsHook(HookBase):
     is no multiple of its period can be lost.
     """
 
-    def __init__(self, writer: EventWriter | None, period: int, evaluation: EvaluationHook):
+    def __init__(self, writers: Sequence[EventWriter], period: int, evaluation: EvaluationHook):
         """
         Args:
-            writer: None in all processes but the main one.
+            writers: none in all processes but the main one.
             period: SVP.LOG_PERIOD.
             evaluation: registered before this hook.
         """
-        self._writer = writer
+        self._writers = writers
         self._period = period
         self._evaluation = evaluation
         self._recorded = time.monotonic()
@@ -96,16 +106,19 @@ class MetricsHook(HookBase):
         self.trainer.storage.put_scalars(
             smoothing_hint=False, **{f"samples/{name}": count for name, count in totals.items()}
         )
-        if self._writer is None:
+        if not self._writers:
             return
-        self._writer.write()
+        for writer in self._writers:
+            writer.write()
         if time.monotonic() - self._recorded > RECORD_SECONDS:
             self._recorded = time.monotonic()
             self.trainer.folder.update(**self.trainer.progress(completed))
 
     def after_train(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        for writer in self._writers:
+            # Each write was flushed: what is left is what failed to be written, and ended the run.
+            with contextlib.suppress(OSError):
+                writer.close()
 
 
 class CheckpointHook(HookBase):
@@ -186,6 +199,40 @@ class ProgressHook(HookBase):
 
     def after_train(self) -> None:
         self._bar.close()
+
+
+class _Events(TensorboardXWriter):
+    """TensorBoard's events, on disk when a write returns, as metrics.json is."""
+
+    def __init__(self, folder: Path, completed: int) -> None:
+        # TensorBoard drops what an earlier start wrote of iterations that this one repeats. Its
+        # writer's thread would flush by itself, and print a traceback if the disk is full.
+        super().__init__(str(folder), WINDOW, purge_step=completed, flush_secs=10**9)
+
+    def write(self) -> None:
+        super().write()
+        self._writer.flush()
+
+
+def make_writers(folder: RunFolder, cfg: Any, completed: int, last: int) -> list[EventWriter]:
+    """Returns what writes a run's metrics: metrics.json, TensorBoard's events, log.txt.
+
+    Args:
+        folder: the run's.
+        cfg: its config.
+        completed: iterations before this start.
+        last: iterations at the end, for the log's ETA.
+    """
+    writers: list[EventWriter] = [JSONWriter(str(folder.metrics_file))]
+    if cfg.SVP.TENSORBOARD and importlib.util.find_spec("tensorboard"):
+        writers.append(_Events(folder.path / "tensorboard", completed))
+    # The last, because it puts the ETA among the metrics.
+    return [*writers, CommonMetricPrinter(last)]
+
+
+def keep_recent(storage: EventStorage) -> None:
+    """Lets a fresh storage keep of each metric the values that are smoothed over, not all."""
+    storage.histories().default_factory = functools.partial(HistoryBuffer, WINDOW)
 
 
 def recent_values(storage: EventStorage) -> dict[str, list[list[float]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,9 @@ def predict(
     registration.register(cfg)
     _check_dataset(cfg, dataset)
     model = load_model(folder, cfg)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        # Of Detectron2 v0.6's calls of a newer torch; training's go into its log.
+        warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
         evaluator = CocoScoreEvaluator(dataset, tasks=(), predictions_folder=Path(scratch))
         run_inference(cfg, model, dataset, evaluator, progress)
         results = read_json(Path(scratch) / f"{dataset}.json")

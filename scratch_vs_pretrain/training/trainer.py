@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import datetime
+import errno
 import logging
 import time
 from collections.abc import Iterable
@@ -15,10 +16,11 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import JSONWriter
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from scratch_vs_pretrain.data.stream import Samples, TrainingStream
+from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evaluation
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
 from scratch_vs_pretrain.modeling.checks import check_trainable
@@ -39,12 +41,16 @@ from scratch_vs_pretrain.training.hooks import (
     EvaluationHook,
     MetricsHook,
     ProgressHook,
+    keep_recent,
+    make_writers,
     recent_values,
     restore_values,
     truncate_metrics,
 )
 
 logger = logging.getLogger(__name__)
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def rate_factor(cfg: Any, iteration: int) -> float:
@@ -101,6 +107,8 @@ class Trainer(SimpleTrainer):
         totals: samples seen by all processes, as of the last :meth:`count_samples`.
     """
 
+    iter: int
+
     def __init__(
         self, cfg: Any, folder: RunFolder, title: str = "", until: int | None = None
     ) -> None:
@@ -154,9 +162,32 @@ class Trainer(SimpleTrainer):
         self.register_hooks(self._hooks_of_run(title))
 
     def train(self) -> None:  # type: ignore[override]
-        """Trains what is left of the run."""
-        with deterministic_kernels(self.cfg):
-            super().train(self.iter, self.max_iter)
+        """Trains what is left of the run, as Detectron2's ``TrainerBase.train`` does.
+
+        That one logs a traceback of whatever ends a training, and keeps all metrics in memory.
+
+        Raises:
+            UserError: a full disk, or one that fails.
+        """
+        self.start_iter = self.iter
+        with deterministic_kernels(self.cfg), EventStorage(self.iter) as self.storage:
+            keep_recent(self.storage)
+            try:
+                self.before_train()
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter = self.max_iter
+            except OSError as error:
+                if error.errno not in DISK_ERRORS:
+                    raise
+                raise UserError(
+                    f"{self.folder.path}: {error.strerror}; make room, and start the run again"
+                ) from error
+            finally:
+                self.after_train()
 
     def before_train(self) -> None:
         restore_values(self.storage, self._recent)
@@ -179,12 +210,16 @@ class Trainer(SimpleTrainer):
     def _hooks_of_run(self, title: str) -> list[Any]:
         cfg = self.cfg
         evaluation = EvaluationHook(self._evaluate, cfg.TEST.EVAL_PERIOD, cfg.SVP.EVAL_ITERATIONS)
-        writer = JSONWriter(str(self.folder.metrics_file)) if comm.is_main_process() else None
+        writers = (
+            make_writers(self.folder, cfg, self.iter, self.max_iter)
+            if comm.is_main_process()
+            else []
+        )
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
             evaluation,
-            MetricsHook(writer, cfg.SVP.LOG_PERIOD, evaluation),
+            MetricsHook(writers, cfg.SVP.LOG_PERIOD, evaluation),
             ProgressHook(title, evaluation) if comm.is_main_process() else None,
             CheckpointHook(
                 self._save,

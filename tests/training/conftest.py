@@ -62,6 +62,7 @@ NARROW = {
     "SOLVER.BASE_LR": 0.001,
     "SOLVER.WARMUP_ITERS": 2,
     "SVP.GROUP_SIZE": 1,
+    "SVP.TENSORBOARD": False,
     "DATALOADER.NUM_WORKERS": 0,
     "SEED": 0,
 }

@@ -72,6 +72,29 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint(
     assert_equal(content_of_run(folder), content_of_run(alone))
 
 
+@pytest.mark.parametrize("overrides", [{}, {"SVP.TENSORBOARD": True}])
+def test_a_full_disk_when_metrics_are_written(
+    at_iteration, plan_run, train, alone, content_of_run, assert_equal, tmp_path, capfd, overrides
+):
+    folder = plan_run(**overrides)
+
+    def fill():
+        # The largest file by far but for checkpoints, so that it is the first to find no room.
+        with folder.metrics_file.open("a") as file:
+            file.write("\n" * 50_000)
+        size = folder.metrics_file.stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
+
+    assert train(folder, lambda: at_iteration(3, fill)) == worker.FAILED
+    assert folder.read()["state"] == "failed"
+    printed = capfd.readouterr().err + (tmp_path / "forks.log").read_text()
+    assert "failed: " in printed
+    assert "File too large; make room" in printed
+    assert "Traceback" not in printed + folder.log_file.read_text()
+    assert train(folder) == worker.FINISHED
+    assert_equal(content_of_run(folder), content_of_run(alone))
+
+
 def test_a_data_loader_worker_dies(at_iteration, plan_run, train):
     def kill():
         (loader,) = multiprocessing.active_children()

@@ -1,4 +1,5 @@
 import json
+import math
 import signal
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from scratch_vs_pretrain.training.hooks import (
     EvaluationHook,
     Interrupted,
     is_due,
+    keep_recent,
     recent_values,
     restore_values,
     truncate_metrics,
@@ -120,14 +122,29 @@ def test_smoothed_values_do_not_notice_a_resume(tmp_path):
     assert resumed == whole == {"iteration": 7, "loss": 3.5}
 
 
-def test_recent_values_are_bounded():
-    with EventStorage(0) as storage:
-        for iteration in range(50):
-            storage.iter = iteration
-            storage.put_scalar("loss", iteration)
-        pairs = recent_values(storage)["loss"]
-    assert len(pairs) == WINDOW
-    assert pairs[-1] == [49.0, 49.0]
+def test_a_storage_keeps_what_is_smoothed_over(tmp_path):
+    """Not every value ever logged; metrics.json is the same to the last bit."""
+
+    def log(name, bounded):
+        with EventStorage(0) as storage:
+            if bounded:
+                keep_recent(storage)
+            writer = JSONWriter(str(tmp_path / name))
+            for storage.iter in range(2000):
+                storage.put_scalar("loss", math.sin(storage.iter))
+                with storage.name_scope("stage0"):
+                    storage.put_scalar("accuracy", 1 / (1 + storage.iter))
+                if storage.iter % 20 == 19:
+                    writer.write()
+            writer.close()
+            return storage
+
+    storage = log("bounded.json", bounded=True)
+    kept = {name: len(history.values()) for name, history in storage.histories().items()}
+    assert kept == {"loss": WINDOW, "stage0/accuracy": WINDOW}
+    assert recent_values(storage)["loss"][-1] == [math.sin(1999), 1999.0]
+    log("whole.json", bounded=False)
+    assert (tmp_path / "bounded.json").read_text() == (tmp_path / "whole.json").read_text()
 
 
 @pytest.mark.parametrize("end", ["\n", '\n{"iteration": 39, "lo'])
