@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing import event_accumulator
 
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.parse import load_study
@@ -81,6 +82,23 @@ def test_a_stopped_run_goes_on_exactly(plan_run, assert_same, stop_after, overri
     assert [resume["iteration"] for resume in stopped.read()["resumes"]] == [stop_after]
     assert stopped.read()["samples"] == alone.read()["samples"]
     assert_same(alone, stopped)
+
+
+def test_tensorboard_and_log_after_iterations_that_are_repeated(plan_run, train_until, metrics_of):
+    folder = plan_run(overrides={"SVP.TENSORBOARD": True})
+    train_until(folder, 4)
+    Checkpointer(folder.checkpoints, 1).file(4).unlink()
+    assert worker.main([str(folder.path)]) == worker.FINISHED
+    losses = {row["iteration"]: row["total_loss"] for row in metrics_of(folder)}
+    assert list(losses) == [1, 3, 5]
+    events = event_accumulator.EventAccumulator(str(folder.path / "tensorboard")).Reload()
+    points = {point.step: point.value for point in events.Scalars("total_loss")}
+    assert points == pytest.approx(losses)
+    assert len(events.Scalars("total_loss")) == 3
+    lines = [line for line in folder.log_file.read_text().splitlines() if "iter: " in line]
+    assert len(lines) == 4  # iterations 1 and 3, and again 3, and 5
+    assert all(f"total_loss: {losses[5]:.4g}" in line and "lr: " in line for line in lines[-1:])
+    assert "eta: " in lines[1]
 
 
 def test_both_arms_see_the_same_images(write_study, tiny_backbone, tmp_path, monkeypatch):
