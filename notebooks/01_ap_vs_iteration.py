@@ -11,67 +11,60 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
-# # AP versus iterations
+# # Does pre-training help?
 #
-# Both arms of a study over the length of training, as in the paper's Figure 1. `RUNS` is any folder
-# that holds the runs of one study: set it to your own output. The one here is a recorded run of
-# `svp demo --seeds 3` without its checkpoints. Nothing below needs torch or Detectron2.
+# The answer of a study and the curves behind it. `RUNS` is any folder that holds the runs of one
+# study: set it to your own output. The one here is a recorded run of `svp demo --seeds 3` without
+# its checkpoints. Nothing below needs torch or Detectron2.
 
 # %%
-from pathlib import Path
+from scratch_vs_pretrain import answer, figure, load_runs, table
 
-from IPython.display import Image, Markdown
+RUNS = "data/demo"
 
-from scratch_vs_pretrain.analysis.figures.curves import ap_figure
-from scratch_vs_pretrain.analysis.figures.files import figure_bytes
-from scratch_vs_pretrain.analysis.figures.iou_gap import iou_figure
-from scratch_vs_pretrain.analysis.runs.frame import tidy
-from scratch_vs_pretrain.analysis.runs.records import find_runs
-from scratch_vs_pretrain.analysis.stats.cost import with_costs
-from scratch_vs_pretrain.analysis.tables.pairing import catch_up_table
-from scratch_vs_pretrain.analysis.tables.table import render
-
-RUNS = Path("data/demo")
+# %%
+runs = load_runs(RUNS)
+print(answer(runs).text())
 
 # %% [markdown]
-# Every number of every run in one tidy table:
+# The curves, with a band from the lowest to the highest seed. Dotted: the learning rate drops.
 
 # %%
-runs = find_runs(RUNS)
-frame = with_costs(tidy(runs), runs)
+figure(runs, "ap")
+
+# %% [markdown]
+# Every number of every run is in one tidy table:
+
+# %%
+frame = runs.frame()
 frame[["arm", "seed", "iteration", "metric", "value", "state"]].sample(5, random_state=0)
 
 # %% [markdown]
-# The curves. Pre-training leads early; training from scratch closes in.
+# By how much scratch is behind each other arm at each evaluation, in box AP, over seeds:
 
 # %%
-Image(figure_bytes(ap_figure(frame), ".png"), width=720)
-
-# %% [markdown]
-# The lead of the pretrained arm at each evaluation, in box AP, over seeds:
-
-# %%
+scratch = next(run.arm for run in runs if run.from_scratch)
 box = frame[frame.metric == "bbox/AP"]
 ap = box.pivot_table("value", ["iteration", "seed"], "arm", observed=True)
-(ap.pretrained - ap.scratch).groupby("iteration").agg(["mean", "min", "max"]).round(1)
+behind = ap.drop(columns=scratch).sub(ap[scratch], axis=0)
+behind.groupby("iteration").agg(["mean", "min", "max"]).round(1)
 
 # %% [markdown]
 # Iterations are one way to count what training costs. In pixels the pretrained arm begins where its
 # pre-training ended:
 
 # %%
-Image(figure_bytes(ap_figure(frame, x="pixels"), ".png"), width=720)
+figure(runs, "ap", x="pixels")
 
 # %% [markdown]
 # From where on scratch has caught up, which may be nowhere:
 
 # %%
-Markdown(render(catch_up_table(runs), "markdown"))
+table(runs, "catch-up")
 
 # %% [markdown]
 # And where the difference lies: the gap at each IoU threshold.
 
 # %%
-Image(figure_bytes(iou_figure(frame), ".png"), width=720)
+figure(runs, "iou")

@@ -11,7 +11,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # Data regimes
 #
@@ -21,40 +20,30 @@
 # shows). Nothing below needs torch or Detectron2.
 
 # %%
-from pathlib import Path
+from scratch_vs_pretrain import figure, load_runs, table
 
-from IPython.display import Image, Markdown
-
-from scratch_vs_pretrain.analysis.figures.curves import loss_figure
-from scratch_vs_pretrain.analysis.figures.files import figure_bytes
-from scratch_vs_pretrain.analysis.runs.frame import tidy
-from scratch_vs_pretrain.analysis.runs.records import find_runs
-from scratch_vs_pretrain.analysis.stats.cost import with_costs
-from scratch_vs_pretrain.analysis.tables.regimes import less_data_table
-from scratch_vs_pretrain.analysis.tables.table import render
-
-RUNS = Path("data/demo_regimes")
+RUNS = "data/demo_regimes"
 
 # %% [markdown]
 # Final box AP of both arms by the number of training images:
 
 # %%
-runs = find_runs(RUNS)
-Markdown(render(less_data_table(runs), "markdown"))
+runs = load_runs(RUNS)
+table(runs, "less-data")
 
 # %% [markdown]
 # AP and training loss, a row for each size. An arm whose training loss is as low and whose AP is
 # lower fits its images as well and generalizes worse.
 
 # %%
-frame = with_costs(tidy(runs), runs)
-Image(figure_bytes(loss_figure(frame), ".png"), width=720)
+figure(runs, "loss")
 
 # %% [markdown]
 # How often each image was seen, the loss at the end (the median of the last tenth of what was
 # logged) and the final AP:
 
 # %%
+frame = runs.frame()
 frame["images in the set"] = (frame.images / frame.epochs).round().astype(int)
 cells = ["images in the set", "arm"]
 last = frame[

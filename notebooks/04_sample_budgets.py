@@ -20,43 +20,31 @@
 # torch or Detectron2. How samples are counted: `docs/budgets.md`.
 
 # %%
-from pathlib import Path
+from scratch_vs_pretrain import figure, load_runs, table
 
-from IPython.display import Image, Markdown
-
-from scratch_vs_pretrain.analysis.figures.budget_figure import samples_figure
-from scratch_vs_pretrain.analysis.figures.files import figure_bytes
-from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.stats.samples import budget_table, budgets
-from scratch_vs_pretrain.analysis.tables.table import render
-
-RUNS = Path("data/demo")
+RUNS = "data/demo"
 
 # %% [markdown]
 # The table: what the weights of an arm had seen before the study, what its runs have seen in
 # training (means over seeds), and both.
 
 # %%
-seen = budgets(load_runs(RUNS))
-Markdown(render(budget_table(seen), "markdown"))
+runs = load_runs(RUNS)
+table(runs, "samples")
 
 # %% [markdown]
 # The figure:
 
 # %%
-Image(figure_bytes(samples_figure(seen), ".png"), width=900)
+figure(runs, "samples")
 
 # %% [markdown]
-# How many times as much the pretrained arms have seen, all in all:
+# How many times as much as scratch each arm has seen, all in all:
 
 # %%
-scratch = next(row.total for row in seen.rows if not row.pretraining.counts.images)
-for row in seen.rows:
-    images, instances, pixels = (
-        getattr(row.total, unit) / getattr(scratch, unit)
-        for unit in ("images", "instances", "pixels")
-    )
-    print(
-        f"{row.arm} {row.schedule}: {images:.1f}x the images, "
-        f"{instances:.1f}x the instances, {pixels:.1f}x the pixels of scratch"
-    )
+# An arm's last row is the sum.
+totals = {row[0]: row[3:] for row in table(runs, "samples").rows}
+scratch = totals[next(run.arm for run in runs if run.from_scratch)]
+for arm, total in totals.items():
+    images, instances, pixels = (one / other for one, other in zip(total, scratch, strict=True))
+    print(f"{arm}: {images:.1f}x images, {instances:.1f}x instances, {pixels:.1f}x pixels")

@@ -1,5 +1,6 @@
 """Notebooks are what their scripts say, were executed, and show their figures."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ SCRIPTS = sorted(NOTEBOOKS.glob("*.py"))
 
 def cells(notebook):
     return [(cell.cell_type, cell.source.strip()) for cell in notebook.cells]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda file: file.stem)
+def test_notebooks_use_the_public_functions_alone(script):
+    assert re.findall(r"^(?:from|import) +(\S+)", script.read_text(), re.MULTILINE) == [
+        "scratch_vs_pretrain"
+    ]
 
 
 def test_every_notebook_has_a_script():
@@ -30,6 +38,6 @@ def test_notebook_is_its_script_executed(script):
     assert counts == list(range(counts[0], counts[0] + len(counts)))
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
-    drawing = [cell for cell in code if cell.source.startswith("Image(")]
+    drawing = [cell for cell in code if cell.source.startswith("figure(")]
     assert all("image/png" in cell.outputs[0].data for cell in drawing)
     assert str(NOTEBOOKS.parent) not in str(outputs)

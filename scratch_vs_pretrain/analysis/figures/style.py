@@ -47,6 +47,13 @@ FILES: dict[str, dict[str, Any]] = {
 }
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        return figure_bytes(self, ".png"), {"width": round(100 * self.get_figwidth())}
+
+
 @dataclass(frozen=True)
 class Style:
     """How an arm looks in every figure."""
@@ -85,7 +92,7 @@ def new_figure(
         if rows == 1 and panels > 2:
             columns, rows = 2, -(-panels // 2)
             height += (rows - 1) * ROW_HEIGHT
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = ShownFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat[panels if rows > 1 and columns < panels else axes.size :]:
