@@ -34,7 +34,7 @@ import torchvision
 from tqdm import tqdm
 
 from scratch_vs_pretrain.config import config_text, default_config, merge_file, merge_overrides
-from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.scenes import ShapesSpec
 from scratch_vs_pretrain.data.shapes import make_shapes
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -146,7 +146,7 @@ def build(side: str, cfg: Any, folder: Path) -> Side:
     from detectron2.engine import DefaultTrainer
     from detectron2.utils.env import seed_all_rng
 
-    catalog.register(cfg)
+    register(cfg)
     if side == "ours":
         run = RunFolder(folder / "ours")
         run.path.mkdir()

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import sys
 import types
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 from scratch_vs_pretrain.errors import UserError
 
@@ -115,3 +117,52 @@ def _restore_pillow_names() -> None:
 
     if not hasattr(Image, "LINEAR"):
         Image.LINEAR = Image.BILINEAR  # type: ignore[attr-defined]
+
+
+def registered_names() -> set[str]:
+    """Returns the names of all registered data sets, see :func:`registered`."""
+    if "detectron2.data.datasets" in sys.modules:
+        from detectron2.data import DatasetCatalog
+
+        return set(DatasetCatalog.list())
+    return set(_built_in_sets())
+
+
+def registered(name: str) -> dict[str, Any] | None:
+    """Returns the metadata of a registered data set, None where there is none.
+
+    As long as nothing has imported ``detectron2.data``, which takes torch and seconds, those of
+    the built-in COCO, LVIS and VOC sets are read from its source and hold paths alone.
+    """
+    if "detectron2.data.datasets" in sys.modules:
+        from detectron2.data import DatasetCatalog, MetadataCatalog
+
+        return MetadataCatalog.get(name).as_dict() if name in DatasetCatalog else None
+    return _built_in_sets().get(name)
+
+
+@functools.cache
+def _built_in_sets() -> dict[str, dict[str, Any]]:
+    """Reads data/datasets/builtin.py (v0.6: lines 33-135 and 211-224), without running it."""
+    import ast
+
+    root = os.getenv("DETECTRON2_DATASETS", "datasets")
+    source = source_folder()
+    if source is None:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for node in ast.walk(ast.parse((source / "data/datasets/builtin.py").read_text())):
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                match key, value:
+                    case (
+                        ast.Constant(str(name)),
+                        ast.Tuple([ast.Constant(str(images)), ast.Constant(str(file))]),
+                    ) if file.endswith(".json"):
+                        paths = {"image_root": images, "json_file": file}
+                        found[name] = {k: os.path.join(root, path) for k, path in paths.items()}
+        match node:
+            case ast.Tuple([ast.Constant(str(name)), ast.Constant(str(tree)), ast.Constant(split)]):
+                if name.startswith("voc_"):
+                    found[name] = {"dirname": os.path.join(root, tree), "split": split}
+    return found

@@ -38,6 +38,11 @@ def add_svp_config(cfg: CfgNode) -> None:
     # in run.json and replaced by the next readable image; beyond this share training stops.
     cfg.SVP.MAX_UNREADABLE = 0.01
 
+    # The share of a data set's instances that may be dropped because they cannot be learnt. Beyond
+    # it, and where all of a category is dropped or numbers do not mean what COCO means by them,
+    # training is refused; 1.0 trains all the same.
+    cfg.SVP.MAX_DROPPED = 0.05
+
     # Every so many iterations a line is added to metrics.json.
     cfg.SVP.LOG_PERIOD = 20
 

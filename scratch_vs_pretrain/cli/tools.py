@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from scratch_vs_pretrain.cli.options import Commands, add_command, positive
@@ -21,27 +22,44 @@ def _add_subset(commands: Commands) -> None:
         "show what is in a data set or a subset of one, or write it to a file",
         "svp subset coco_2017_train_10k\n"
         "svp subset coco_2017_train_1k_s3 --list\n"
-        "svp subset coco_2017_train_10pct --export train_10pct.json",
+        "svp subset coco_2017_train_10pct --export train_10pct.json\n"
+        "svp subset train_500 --study my_study.yaml",
     )
     parser.add_argument(
         "name",
         metavar="NAME",
         help="DATASET_SIZE or DATASET_SIZE_sSEED; a size is 500, 3.5k, 10pct, ...",
     )
+    parser.add_argument(
+        "--study",
+        type=Path,
+        metavar="FILE",
+        help="a study file; its own data sets are called train and test",
+    )
     parser.add_argument("--export", type=Path, metavar="FILE.json", help="write COCO JSON")
     parser.add_argument("--list", action="store_true", help="print the image ids, one a line")
 
 
 def _subset(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.data.subset_report import export, image_ids, subset_text
+    from scratch_vs_pretrain.data.datasets import coco_of, export, subset_text
 
+    name = _own(options.study, options.name) if options.study else options.name
+    file = coco_of(name)
     if options.export:
-        print(export(options.name, options.export))
+        print(export(file, options.export))
     if options.list:
-        print("\n".join(map(str, image_ids(options.name))))
+        print("\n".join(map(str, file.ids())))
     if not (options.export or options.list):
-        print(subset_text(options.name))
+        print(subset_text(name, file))
     return 0
+
+
+def _own(study_file: Path, name: str) -> str:
+    """Registers a study's data sets; returns the name that ``train``, ``test_10`` or such means."""
+    from scratch_vs_pretrain.study.data_sets import register_sets
+
+    study = register_sets(study_file)
+    return f"{study}_{name}" if re.match("(train|test)(-|_|$)", name) else name
 
 
 def _add_check_data(commands: Commands) -> None:
@@ -49,8 +67,8 @@ def _add_check_data(commands: Commands) -> None:
         commands,
         "check-data",
         _check_data,
-        "read data sets once, images included, and list what is wrong or odd; exit 1 if training "
-        "would break",
+        "read data sets once, images included; say whether a number trained on them can be trusted "
+        "(exit 1 if not), and list what is wrong or odd",
         "svp check-data coco_2017_val\n"
         "svp check-data coco_2017_train --no-images\n"
         "svp check-data my_study.yaml --json > report.json",

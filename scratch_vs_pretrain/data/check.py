@@ -1,27 +1,34 @@
-"""Reads data sets once, images included, and lists everything that is wrong or odd in them."""
+"""Whether a number trained on data sets can be trusted: reads them once, images included, and lists
+everything that is wrong or odd in them."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detectron2.data.detection_utils import read_image
+from PIL import Image
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data.catalog import image_errors
-from scratch_vs_pretrain.data.coco import entry_problems, form_problems, without_gc
+from scratch_vs_pretrain.data.coco import CocoFile, Note, open_coco, without_gc
 from scratch_vs_pretrain.data.datasets import annotations_of, location
-from scratch_vs_pretrain.data.image_facts import ImageFacts, image_facts
-from scratch_vs_pretrain.data.kinds import BREAKS, KINDS, Note
-from scratch_vs_pretrain.data.records import Heads, findings
-from scratch_vs_pretrain.data.voc import is_voc, voc_content, voc_problems
+from scratch_vs_pretrain.data.findings import KINDS, MENDED, MOST_DROPPED, SEVERE, Heads
+from scratch_vs_pretrain.data.judge import findings
+from scratch_vs_pretrain.data.pictures import (
+    ImageFacts,
+    eight_bits,
+    image_errors,
+    image_facts,
+    locate,
+)
+from scratch_vs_pretrain.data.voc import is_voc, voc_file
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.progress import Bar
 
@@ -36,20 +43,34 @@ class Report:
         images: how many there are, by data set.
         found: examples by (data set, kind), in the order of :data:`KINDS`.
         opened: whether the images were looked at, too.
+        hints: what to change in the program that exported a data set.
     """
 
     images: dict[str, int] = field(default_factory=dict)
     found: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     opened: bool = True
+    hints: list[str] = field(default_factory=list)
 
     @property
     def breaks(self) -> bool:
-        """Whether anything would break training."""
-        return any(KINDS[kind].means == BREAKS for _, kind in self.found)
+        """Whether a number trained on the data cannot be trusted, or there will be none."""
+        return any(KINDS[kind].means in SEVERE for _, kind in self.found)
+
+    def verdict(self) -> str:
+        """Answers whether a number trained on the data can be trusted, in one line."""
+        severe = Counter({key: len(notes) for key, notes in self.found.items()})
+        if self.breaks:
+            wrong = [(key, n) for key, n in severe.items() if KINDS[key[1]].means in SEVERE]
+            named = "; ".join(f"{name}: {kind} ({n:,})" for (name, kind), n in wrong)
+            return f"no: {named}"
+        mended = sum(n for (_, kind), n in severe.items() if KINDS[kind].means == MENDED)
+        unseen = "" if self.opened else ", as far as the annotations tell"
+        return f"yes, with {mended:,} repairs{unseen}" if mended else f"yes{unseen}"
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything, with every example."""
         return {
+            "trust": self.verdict(),
             "images": self.images,
             "images_opened": self.opened,
             "breaks_training": self.breaks,
@@ -58,22 +79,23 @@ class Report:
                 | {"training": KINDS[kind].fate, "count": len(notes), "where": notes}
                 for (name, kind), notes in self.found.items()
             ],
+            "hints": self.hints,
         }
 
     def text(self) -> str:
-        """Returns the table that `svp check-data` prints."""
+        """Returns the verdict and the table that `svp check-data` prints."""
         rows = [
-            (name, kind, KINDS[kind].text(), len(notes), "; ".join(notes[:_EXAMPLES]))
+            (name, kind, KINDS[kind].text(), f"{len(notes):,}", "; ".join(notes[:_EXAMPLES]))
             for (name, kind), notes in self.found.items()
         ]
         looked = ", ".join(f"{name}: {count:,} images" for name, count in self.images.items())
         looked += "" if self.opened else " (annotations alone, no image was opened)"
+        answer = f"Can a number trained on this be trusted? {self.verdict()}"
         if not rows:
-            return f"{looked}\nnothing to report"
+            return f"{answer}\n{looked}\nnothing to report"
         header = ("data set", "found", "means", "count", "for example")
         table = tabulate(rows, header, tablefmt="plain", disable_numparse=True)
-        verdict = "this would break training" if self.breaks else "nothing breaks training"
-        return f"{looked}\n{table}\n{verdict}"
+        return "\n".join([answer, looked, table, *self.hints])
 
 
 @dataclass(frozen=True)
@@ -87,6 +109,7 @@ class DataSet:
         voc: whether it is a VOC tree.
         heads: what is to be learnt from it; None for all that it has.
         unreadable: the share of images that may be undecodable.
+        dropped: the share of instances that may be dropped.
     """
 
     name: str
@@ -95,10 +118,14 @@ class DataSet:
     voc: bool = False
     heads: Heads | None = None
     unreadable: float = 0.0
+    dropped: float = MOST_DROPPED
 
 
 def registered_set(
-    name: str, heads: Heads | None = None, unreadable: float | None = None
+    name: str,
+    heads: Heads | None = None,
+    unreadable: float | None = None,
+    dropped: float = MOST_DROPPED,
 ) -> DataSet:
     """Returns a data set by its registered name.
 
@@ -106,13 +133,14 @@ def registered_set(
         name: of the set.
         heads: see :class:`DataSet`.
         unreadable: see :class:`DataSet`; by default what training admits.
+        dropped: see :class:`DataSet`.
 
     Raises:
         UserError: no such data set, or its files are missing.
     """
     if unreadable is None:
         unreadable = default_config().SVP.MAX_UNREADABLE
-    return DataSet(name, *location(name), is_voc(name), heads, unreadable)
+    return DataSet(name, *location(name), is_voc(name), heads, unreadable, dropped)
 
 
 def check(
@@ -133,41 +161,56 @@ def check(
         UserError: annotations that cannot be read at all.
     """
     notes: list[tuple[str, Note]] = []
-    contents: dict[str, set[str]] = {}
+    contents: dict[str, set[tuple[str, str]]] = {}
     report = Report(opened=images)
     for one in sets:
         with without_gc():
-            looks, found = _check_set(one, workers, progress, images)
-        report.images[one.name] = len(looks)
+            file, looks, found = _check_set(one, workers, progress, images)
+        report.images[one.name] = len(file.images)
+        report.hints += export_hints(file, {note.kind for note in found})
         notes += [(one.name, note) for note in found]
         for name, look in looks.items():
             if look.digest:
-                contents.setdefault(look.digest, set()).add(f"{one.name} {name}")
+                contents.setdefault(look.digest, set()).add((one.name, name))
     for where in contents.values():
-        if len({text.split(" ", 1)[0] for text in where}) > 1:
-            notes.append(
-                ("all", Note("same image in several data sets", " = ".join(sorted(where))))
-            )
+        names = Counter(name for name, _ in where)
+        for name in (name for name, count in names.items() if count > 1):
+            same = " = ".join(sorted(image for owner, image in where if owner == name))
+            notes.append((name, Note("same image twice in a data set", same)))
+        if len(names) > 1:
+            same = " = ".join(sorted(f"{name} {image}" for name, image in where))
+            notes.append(("all", Note("same image in several data sets", same)))
     for kind in KINDS:
         for name, note in notes:
             if note.kind == kind:
                 report.found.setdefault((name, kind), []).append(note.where)
+    report.hints = list(dict.fromkeys(report.hints))
     return report
 
 
 def _check_set(
     one: DataSet, workers: int | None, progress: bool, images: bool
-) -> tuple[dict[str, _Look], list[Note]]:
-    """Returns what was seen of each image of a data set, by its name, and all findings."""
-    content, unusable = _voc(one) if one.voc else _coco(one.annotations)
-    names = [image["file_name"] for image in content["images"]]
-    looks = dict.fromkeys(names, _Look(there=True))
+) -> tuple[CocoFile, dict[str, _Look], list[Note]]:
+    """Returns a data set's usable entries, what was seen of each image, by its name, and all
+    findings."""
+    file = voc_file(one.name, strict=False) if one.voc else open_coco(one.annotations)
+    if file.unusable and "it has no list of" in file.unusable[0]:
+        raise UserError(f"{one.annotations}: {file.unusable[0]}")
+    names = [image["file_name"] for image in file.images]
+    located = locate(one.images, names)
+    kind = "unusable XML" if one.voc else "unusable entry"
+    notes = [Note(kind, problem) for problem in (*file.unusable, *located.unusable.values())]
+    renamed = located.renamed.items() if images else ()
+    notes += [Note("file of another name", f"{name} ({used})") for name, used in renamed]
+    inside = [image for image in file.images if image["file_name"] not in located.unusable]
+    file = dataclasses.replace(file, images=inside)
+    looks: dict[str, _Look] = {}
     if images:
-        looks = _look_at_images(one.images, names, one.name, workers, progress)
+        looks = _look_at_images(one.images, located.files, one.name, workers, progress)
+        notes += _image_notes(looks, one.unreadable * len(names))
     facts = {name: look.facts for name, look in looks.items() if look.facts}
-    seen = _image_notes(looks, one.unreadable * len(names))
-    judged = findings(content, facts, one.heads or _all_heads(content))
-    return looks, [*unusable, *seen, *judged]
+    heads = one.heads or _all_heads(file)
+    return file, looks, notes + findings(file, facts, heads, one.dropped)
 
 
 def check_decodable(names: Sequence[str]) -> None:
@@ -178,7 +221,8 @@ def check_decodable(names: Sequence[str]) -> None:
     """
     for name in names:
         _, folder = location(name)
-        looks = _look_at_images(folder, annotations_of(name).file_names, name, None, False)
+        files = locate(folder, annotations_of(name).file_names).files
+        looks = _look_at_images(folder, files, name, None, False)
         broken = [f"{file} ({look.problem})" for file, look in looks.items() if look.problem]
         if broken:
             raise UserError(
@@ -187,47 +231,9 @@ def check_decodable(names: Sequence[str]) -> None:
             )
 
 
-def _coco(file: Path) -> tuple[dict[str, Any], list[Note]]:
-    """Returns the entries of a COCO file that can be used, and what is wrong with the others."""
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{file}: cannot read the annotations ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error}); is it truncated?") from None
-    problems = list(form_problems(content))
-    usable: dict[str, Any] = {}
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise UserError(f"{file}: {problems[0]}")
-        good = content[key]
-        if problems and (wrong := entry_problems(key, good)):
-            good = [entry for number, entry in enumerate(good) if number not in wrong]
-        if key != "annotations":  # of several with one id the first
-            unique = {entry["id"]: entry for entry in reversed(good)}
-            good = list(reversed(unique.values()))
-        usable[key] = good
-    return usable, [Note("unusable entry", problem) for problem in problems]
-
-
-def _voc(one: DataSet) -> tuple[dict[str, Any], list[Note]]:
-    """Returns the images of a VOC set that can be used, and what is wrong or odd in the XML."""
-    problems, images = voc_problems(one.name)
-    notes = [Note("unusable XML", problem) for problem in problems]
-    for image in images:
-        file = f"{image.identity}.xml"
-        if image.file_name not in (None, f"{image.identity}.jpg"):
-            notes.append(Note("XML names another file", f"{file} ({image.file_name})"))
-        if not image.plain:
-            notes.append(Note("XML with fractions or without flags", file))
-    return voc_content(one.name, images), notes
-
-
-def _all_heads(content: Mapping[str, Any]) -> Heads:
-    masks = any(one.get("segmentation") for one in content["annotations"] if not one.get("iscrowd"))
-    named = (category.get("keypoints") for category in content["categories"])
-    names = next((names for names in named if isinstance(names, list)), [])
-    return Heads(masks, len(names))
+def _all_heads(file: CocoFile) -> Heads:
+    facts = file.facts
+    return Heads(facts.masks, len(facts.keypoints))
 
 
 @dataclass(frozen=True)
@@ -241,29 +247,36 @@ class _Look:
 
 
 def _look_at_images(
-    folder: Path, names: Sequence[str], title: str, workers: int | None, progress: bool
+    folder: Path, files: Mapping[str, str], title: str, workers: int | None, progress: bool
 ) -> dict[str, _Look]:
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         looks = Bar(
-            pool.map(_look, (folder / name for name in names)),
+            pool.map(_look, (folder / file for file in files.values())),
             desc=title,
-            total=len(names),
+            total=len(files),
             unit="image",
             disable=not progress,
         )
-        return dict(zip(names, looks, strict=True))
+        return dict(zip(files, looks, strict=True))
 
 
 def _look(file: Path) -> _Look:
+    from detectron2.data.detection_utils import read_image
+
     if not file.is_file():
         return _Look(there=False)
     try:
         with image_errors(file):
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            read_image(str(file), "BGR")
+            facts = image_facts(file)
+            if facts and facts.deep:
+                with Image.open(file) as image:
+                    eight_bits(image)
+            else:
+                read_image(str(file), "BGR")
     except UserError as error:
         return _Look(there=True, problem=str(error).removeprefix(f"{file}: "))
-    return _Look(there=True, digest=digest, facts=image_facts(file))
+    return _Look(there=True, digest=digest, facts=facts)
 
 
 def _image_notes(looks: Mapping[str, _Look], most_undecodable: float) -> list[Note]:
@@ -273,4 +286,75 @@ def _image_notes(looks: Mapping[str, _Look], most_undecodable: float) -> list[No
     return [
         *(Note("missing image", name) for name in missing),
         *(Note(kind, where) for where in broken),
+    ]
+
+
+# What a file shows of the program that exported it, and what to change there, by kind of finding.
+_EXPORTS: dict[str, dict[str, str]] = {
+    "Roboflow": {
+        "annotation id 0": "it numbers annotations from 0; nothing is to be done",
+        "EXIF-rotated image": "switch Auto-Orient on when the version is generated",
+        "size that contradicts the boxes": "switch Auto-Orient on, and export the images of the "
+        "same version",
+        "same image twice in a data set": "augmented copies are part of the version; generate one "
+        "without augmentation",
+        "same image in several data sets": "split before augmenting, or generate without it",
+    },
+    "CVAT": {
+        "missing image": "tick `Save images` in the export dialog",
+        "no mask": "rectangles have no mask in its COCO 1.0; draw polygons, or set "
+        "MODEL.MASK_ON: False",
+        "instances lost": "rectangles have no mask in its COCO 1.0; draw polygons, or set "
+        "MODEL.MASK_ON: False",
+    },
+    "Label Studio": {
+        "missing image": "export as `COCO with images`, and give its images folder",
+        "unusable entry": "export as `COCO with images`: the plain export has paths of its server",
+        "file of another name": "its export writes paths of the machine it ran on",
+        "categories numbered from 0": 'write category="1", "2", ... into the labels of the '
+        "labelling interface",
+        "instances lost": "rectangle labels have no mask; use polygon or brush labels, or set "
+        "MODEL.MASK_ON: False",
+    },
+    "labelme": {
+        "polygon of fewer than three points": "lines, points and rectangles are no polygons; draw "
+        "polygons",
+        "instances lost": "only its polygons become masks; draw polygons, or set "
+        "MODEL.MASK_ON: False",
+        "missing image": "convert with labelme2coco.py, which copies the images to JPEGImages",
+    },
+    "VGG Image Annotator": {
+        "ids of two kinds": "its COCO export writes image_id as text; write the numbers that "
+        "images have",
+        "unknown category": "give each region the attribute that holds the category",
+        "instances lost": "its COCO export writes image_id as text, and regions without the "
+        "attribute that holds the category have none",
+    },
+}
+
+
+def exporter(file: CocoFile) -> str | None:
+    """Returns which annotation program wrote a file, as far as that can be seen."""
+    stated = str(file.info).lower()
+    for name in ("Roboflow", "Label Studio", "VGG Image Annotator", "CVAT", "labelme"):
+        if name.lower() in stated:
+            return name
+    first = file.annotations[0] if file.annotations else {}
+    if isinstance(first.get("attributes"), dict) and "occluded" in first["attributes"]:
+        return "CVAT"
+    if any(".rf." in image["file_name"] for image in file.images[:1]):
+        return "Roboflow"
+    if any(category["name"] in ("_background_", "__ignore__") for category in file.categories):
+        return "labelme"
+    return None
+
+
+def export_hints(file: CocoFile, kinds: Set[str]) -> list[str]:
+    """Returns what to change where a file was exported, of what was found in it."""
+    name = exporter(file)
+    remedies = _EXPORTS.get(name or "", {})
+    return [
+        f"This looks like an export of {name} ({kind}): {remedies[kind]}."
+        for kind in KINDS
+        if kind in kinds and kind in remedies
     ]

@@ -1,4 +1,8 @@
-"""Reads a COCO annotation file once, checks its form and keeps what is asked of it again."""
+"""COCO annotation files: read once, normalised, and what follows from them.
+
+Entries that mean what they should but are spelt differently are put right here, once, and noted.
+Whether an entry can be trained on is judged in :mod:`scratch_vs_pretrain.data.check`.
+"""
 
 from __future__ import annotations
 
@@ -9,47 +13,115 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from scratch_vs_pretrain.errors import UserError
 
-# What training needs of each entry. Identities are integers in COCO, strings elsewhere.
+# What is needed of each entry. Identities are integers in COCO, strings elsewhere.
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "images": {"id": (int, str), "file_name": str, "height": int, "width": int},
     "annotations": {"id": (int, str), "image_id": (int, str), "category_id": int, "bbox": list},
     "categories": {"id": int, "name": str},
 }
-
-# What each annotation must have so that a task can be scored, beside ids and category.
-_SCORED_BY = {
-    "bbox": ("bbox", "area"),
-    "segm": ("segmentation", "area"),
-    "keypoints": ("keypoints", "num_keypoints", "bbox", "area"),
+_WHOLE: dict[str, tuple[str, ...]] = {
+    "images": ("id", "height", "width"),
+    "annotations": ("id", "image_id", "category_id"),
+    "categories": ("id",),
 }
+_NUMBER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+_CROWD = {"0": 0, "false": 0, "": 0, "1": 1, "true": 1}
+
 COCO_KEYPOINTS = 17
 # The mean of COCO's 17, for keypoints whose categories state none.
 USUAL_SIGMA = 0.067
 
+Entry = dict[str, Any]
+Identity = int | str
+
+
+@dataclass(frozen=True)
+class Note:
+    """One finding: its kind, a key of :data:`scratch_vs_pretrain.data.check.KINDS`, and where."""
+
+    kind: str
+    where: str
+
+
+@dataclass(frozen=True, eq=False)
+class CocoFile:
+    """An annotation file, or a VOC tree as one.
+
+    Attributes:
+        path: of the file, or of the list of a VOC tree's images.
+        sha256: of the file.
+        images, annotations, categories: the entries that can be used, normalised.
+        unusable: what keeps the file or others of its entries from being used.
+        notes: what was spelt in another way.
+        info: what the file says of itself.
+    """
+
+    path: Path
+    sha256: str
+    images: list[Entry]
+    annotations: list[Entry]
+    categories: list[Entry]
+    unusable: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+    info: Any = None
+
+    def ids(self) -> list[Identity]:
+        """Returns the image ids, ascending, numbers before texts."""
+        return sorted(map(itemgetter("id"), self.images), key=id_order)
+
+    @functools.cached_property
+    def facts(self) -> AnnotationFile:
+        """What has to be known of the file where its annotations are not loaded."""
+        categories = sorted(self.categories, key=itemgetter("id"))
+        instances = [entry for entry in self.annotations if not entry.get("iscrowd")]
+        masks = list(map(dict.get, instances, repeat("segmentation")))
+        names, sigmas, unfit = _keypoints(categories)
+        return AnnotationFile(
+            file_names=tuple(map(itemgetter("file_name"), self.images)),
+            annotations=len(self.annotations),
+            categories=tuple(category["name"] for category in categories),
+            keypoints=names,
+            skeleton=_skeleton(categories, len(names)),
+            usable=not set(map(itemgetter("id"), self.images)).isdisjoint(
+                map(itemgetter("image_id"), instances)
+            ),
+            sha256=self.sha256,
+            sigmas=sigmas,
+            masks=any(masks),
+            labelled=not unfit and any(map(dict.get, instances, repeat("keypoints"))),
+            run_lengths=dict in set(map(type, masks)),
+            lacks=dict(_lacks(self.annotations, len(names) or COCO_KEYPOINTS, unfit)),
+        )
+
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """What has to be known of an annotation file before its annotations are loaded.
+    """What has to be known of an annotation file where its annotations are not loaded.
 
     Attributes:
         file_names: of all images, relative to the image folder.
         annotations: their number.
         categories: names in the order of the category ids.
-        keypoints: names of the keypoints, empty where the categories have none.
-        skeleton: pairs of positions in `keypoints`, counted from 1.
-        sigmas: of object keypoint similarity, one a keypoint, or empty where none are stated.
+        keypoints: names of the keypoints, empty where the categories have none in common.
+        skeleton: pairs of positions in `keypoints`, counted from 1; only drawn, never learnt.
         usable: whether any image has an annotation that is no crowd.
         masks, labelled: whether any annotation that is no crowd has a mask, or keypoints.
         run_lengths: whether any of those masks is one of run lengths, no polygons.
-        lacks: the first thing that keeps a task from being scored, by task.
+        sigmas: of object keypoint similarity, one a keypoint, or empty where none are stated.
+        lacks: what keeps a task from being scored, by task.
         sha256: of the file.
     """
 
@@ -67,6 +139,101 @@ class AnnotationFile:
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 
+# Files that somebody holds; annotations of a large one take gigabytes, so nobody else keeps them.
+_HELD: weakref.WeakValueDictionary[tuple[Path, int, int], CocoFile] = weakref.WeakValueDictionary()
+
+
+def open_coco(path: Path) -> CocoFile:
+    """Reads an annotation file, unless it is held already and has its size and time still.
+
+    Raises:
+        UserError: it is missing or no JSON. What is not in COCO format is told by `unusable`.
+    """
+    key = _state(path)
+    held = _HELD.get(key)
+    if held is None:
+        data = read_bytes(path)
+        with without_gc():
+            held = coco_file(path, hashlib.sha256(data).hexdigest(), parse(path, data))
+        _HELD[key] = held
+    return held
+
+
+def read_coco(path: Path, optional: Sequence[str] = ()) -> CocoFile:
+    """Reads an annotation file of which every entry is to be used.
+
+    Args:
+        path: of the file.
+        optional: lists that may be missing, such as "annotations".
+
+    Raises:
+        UserError: it is missing, no JSON, or not in COCO format; the message names the entry.
+    """
+    file = open_coco(path)
+    for problem in file.unusable:
+        if not any(problem.endswith(f"no list of {key}") for key in optional):
+            raise UserError(f"{path}: {problem}")
+    return file
+
+
+def read_annotations(path: Path) -> AnnotationFile:
+    """Returns the facts of an annotation file, once per process until its size or time changes.
+
+    Raises:
+        UserError: as :func:`read_coco`.
+    """
+    return _facts(*_state(path))
+
+
+@functools.lru_cache(maxsize=16)
+def _facts(path: Path, size: int, modified: int) -> AnnotationFile:
+    return read_coco(path).facts
+
+
+def coco_file(path: Path, sha256: str, content: Any) -> CocoFile:
+    """Returns COCO JSON as a file: its entries normalised, those that cannot be used left out."""
+    unusable: list[str] = []
+    notes: list[Note] = []
+    lists: dict[str, list[Entry]] = {}
+    for key in ("categories", "images", "annotations"):
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            unusable.append(f"not in COCO format; it has no list of {key}")
+            entries = []
+        if not _plainly_good(key, entries):
+            numbers = _category_numbers(content.get("categories"))
+            normal = [
+                _normal(key, number, one, numbers, notes) for number, one in enumerate(entries)
+            ]
+            wrong = {n: text for n, one in enumerate(normal) if (text := entry_problem(key, one))}
+            unusable += [f"not in COCO format; {key}[{n}] {text}" for n, text in wrong.items()]
+            entries = [one for number, one in enumerate(normal) if number not in wrong]
+        if key != "annotations":  # of several with one id the first
+            unique = {entry["id"]: entry for entry in reversed(entries)}
+            if len(unique) < len(entries):
+                unusable += _repeated(key, entries)
+                entries = list(reversed(unique.values()))
+        lists[key] = entries
+    order = [f"no list of {key}" for key in ("images", "annotations", "categories")]
+    unusable.sort(key=lambda text: next((n for n, one in enumerate(order) if one in text), 3))
+    info = content.get("info") if isinstance(content, dict) else None
+    return CocoFile(path, sha256, **lists, unusable=tuple(unusable), notes=tuple(notes), info=info)
+
+
+def entry_problem(key: str, entry: Any) -> str | None:
+    """Returns what keeps an entry of the list `key` from being read, None if it can be."""
+    for name, kind in _FIELDS[key].items():
+        if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+            return f"has no valid {name}"
+    if key == "annotations":
+        bbox = entry["bbox"]
+        if len(bbox) != 4 or not all(isinstance(value, (int, float)) for value in bbox):
+            return f"has bbox {bbox}; give [x, y, w, h]"
+        if entry.get("iscrowd", 0) not in (0, 1):
+            return f"has iscrowd {entry['iscrowd']!r}; give 0 or 1"
+    return None
+
+
 @contextlib.contextmanager
 def without_gc() -> Iterator[None]:
     """Collects no garbage inside; parsing JSON makes none, and looking takes half the time."""
@@ -79,171 +246,172 @@ def without_gc() -> Iterator[None]:
             gc.enable()
 
 
-def read_annotations(file: Path) -> AnnotationFile:
-    """Reads an annotation file, once per process as long as its size and time stay the same.
+def _state(path: Path) -> tuple[Path, int, int]:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the annotations ({error.strerror})") from None
+    return path, state.st_size, state.st_mtime_ns
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns what an annotation file holds.
 
     Raises:
-        UserError: it is missing, no JSON, or not in COCO format; the message names the entry.
+        UserError: it cannot be read.
     """
     try:
-        stat = file.stat()
-        return _read(file, stat.st_size, stat.st_mtime_ns)
+        return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{file}: cannot read the annotations ({error.strerror})") from None
+        raise UserError(f"{path}: cannot read the annotations ({error.strerror})") from None
 
 
-@functools.lru_cache(maxsize=16)
-def _read(file: Path, size: int, modified: int) -> AnnotationFile:
-    data = file.read_bytes()
-    try:
-        with without_gc():
-            content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error}); is it truncated?") from None
-    for problem in form_problems(content):
-        raise UserError(f"{file}: {problem}")
-    images, annotations = content["images"], content["annotations"]
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    instances = [entry for entry in annotations if not entry.get("iscrowd")]
-    annotated = {entry["image_id"] for entry in instances}
-    keypoints, skeleton = _keypoints(file, categories)
-    lacks = {
-        task: find_lack(content, task, len(keypoints) or COCO_KEYPOINTS) for task in _SCORED_BY
-    }
-    return AnnotationFile(
-        file_names=tuple(image["file_name"] for image in images),
-        annotations=len(annotations),
-        categories=tuple(category["name"] for category in categories),
-        keypoints=keypoints,
-        skeleton=skeleton,
-        usable=any(image["id"] in annotated for image in images),
-        sha256=hashlib.sha256(data).hexdigest(),
-        sigmas=_sigmas(file, categories, len(keypoints)),
-        masks=any(entry.get("segmentation") for entry in instances),
-        labelled=any(entry.get("keypoints") for entry in instances),
-        run_lengths=any(isinstance(entry.get("segmentation"), dict) for entry in instances),
-        lacks={task: lack for task, lack in lacks.items() if lack},
-    )
+def parse(path: Path, data: bytes) -> Any:
+    """Returns an annotation file's JSON.
 
-
-def form_problems(content: Any) -> Iterator[str]:
-    """Finds what keeps JSON from being read as COCO's; each says where.
-
-    What can be left out or mended entry by entry is none: see
-    :mod:`scratch_vs_pretrain.data.records`.
+    Raises:
+        UserError: it is none.
     """
-    problems: dict[str, dict[int, str]] = {}
-    for key in _FIELDS:
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            yield f"not in COCO format; it has no list of {key}"
-            return
-        problems[key] = entry_problems(key, entries)
-        for number, problem in problems[key].items():
-            yield f"not in COCO format; {key}[{number}] {problem}"
-    for key in ("images", "categories"):
-        known: set[Any] = set()
-        for number, entry in enumerate(content[key]):
-            if number in problems[key]:
-                continue
-            if entry["id"] in known:
-                yield (
-                    f"{key}[{number}] has the id {entry['id']!r} of one before it; give each an "
-                    "id of its own"
-                )
-            known.add(entry["id"])
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass  # NaN and lone surrogates are no JSON, but Python and pycocotools read them
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); is it truncated?") from None
 
 
-def entry_problems(key: str, entries: list[Any]) -> dict[int, str]:
-    """Returns what keeps entries of the list `key` from being read, by their position."""
-    if _plainly_good(key, entries):
-        return {}
-    found = ((number, entry_problem(key, entry)) for number, entry in enumerate(entries))
-    return {number: problem for number, problem in found if problem}
+def id_order(identity: Identity) -> tuple[bool, Identity]:
+    """Returns what image ids are ordered by: numbers before texts."""
+    return isinstance(identity, str), identity
+
+
+def by_id(images: Iterable[Entry]) -> list[Entry]:
+    """Returns images in the order of their ids, numbers before texts."""
+    return sorted(images, key=lambda image: id_order(image["id"]))
 
 
 def _plainly_good(key: str, entries: list[Any]) -> bool:
-    """Tells that :func:`entry_problem` finds nothing in any entry, looking at one field of all at
-    a time, which takes a tenth of the time. False where that is not certain."""
+    """Tells that there is nothing to normalise or to leave out in any entry, looking at one field
+    of all at a time, which takes a tenth of the time. False where that is not certain."""
     try:
         columns = {name: list(map(itemgetter(name), entries)) for name in _FIELDS[key]}
+        for name, kind in _FIELDS[key].items():
+            kinds = {*(kind if isinstance(kind, tuple) else (kind,))}
+            if not set(map(type, columns[name])) <= kinds:
+                return False
+        if key == "annotations":
+            crowds = set(map(dict.get, entries, repeat("iscrowd"), repeat(0)))
+            numbers = set(map(type, itertools.chain.from_iterable(columns["bbox"])))
+            four = set(map(len, columns["bbox"])) <= {4} and numbers <= {int, float}
+            return four and crowds <= {0, 1} and float not in set(map(type, crowds))
     except (KeyError, TypeError):
         return False
-    for name, kind in _FIELDS[key].items():
-        if not set(map(type, columns[name])) <= {*(kind if isinstance(kind, tuple) else (kind,))}:
-            return False
-    if key == "images":
-        return not any(name.startswith("/") or ".." in name for name in columns["file_name"])
-    if key == "annotations":
-        numbers = set(map(type, itertools.chain.from_iterable(columns["bbox"])))
-        return set(map(len, columns["bbox"])) <= {4} and numbers <= {int, float}
     return True
 
 
-def entry_problem(key: str, entry: Any) -> str | None:
-    """Returns what keeps an entry of the list `key` from being read, None if it can be."""
-    for name, kind in _FIELDS[key].items():
-        if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
-            return f"has no valid {name}"
-    if key == "images":
-        name = entry["file_name"]
-        if name.startswith("/") or ".." in name.split("/"):
-            return f"is {name}, which leads out of the image folder"
-    if key == "annotations":
-        bbox = entry["bbox"]
-        if len(bbox) != 4 or not all(isinstance(value, (int, float)) for value in bbox):
-            return f"has bbox {bbox}; give [x, y, w, h]"
-    return None
+def _category_numbers(categories: Any) -> dict[str, int]:
+    """Returns the number of each category id that is text: the one it reads as, if all do, or
+    else its place in alphabetical order, which is Detectron2's."""
+    entries = categories if isinstance(categories, list) else ()
+    ids = [one.get("id") for one in entries if isinstance(one, dict)]
+    texts = sorted({one for one in ids if isinstance(one, str)})
+    if all(map(_NUMBER.fullmatch, texts)) and len({int(text) for text in texts}) == len(texts):
+        return {text: int(text) for text in texts}
+    return {text: n for n, text in enumerate(texts, 1)} if len(texts) == len(ids) else {}
 
 
-def find_lack(content: Mapping[str, Any], task: str, keypoints: int) -> str | None:
-    """Returns what keeps COCO JSON from being the ground truth of a task, None if nothing does.
+def _normal(
+    key: str, number: int, entry: Any, numbers: Mapping[str, int], notes: list[Note]
+) -> Any:
+    """Returns an entry with each value as COCO has it, where no doubt is what is meant."""
+    if not isinstance(entry, dict):
+        return entry
+    changes: Entry = {}
+    for name in _WHOLE[key]:
+        value = entry.get(name)
+        if isinstance(value, float) and value.is_integer():
+            changes[name] = int(value)
+        elif isinstance(value, str) and (name == "category_id" or key == "categories"):
+            fallback = int(value) if _NUMBER.fullmatch(value) else value
+            changes[name] = numbers.get(value, fallback)
+    if key == "categories" and isinstance(entry.get("name"), (int, float)):
+        changes["name"] = str(entry["name"])
+    crowd = entry.get("iscrowd", 0)
+    if key == "annotations" and type(crowd) not in (int, bool):
+        plain = str(crowd).strip().lower() if isinstance(crowd, str) else crowd
+        if plain is None or (isinstance(plain, float) and plain in (0, 1)):
+            changes["iscrowd"] = int(plain or 0)
+        elif isinstance(plain, str) and plain in _CROWD:
+            changes["iscrowd"] = _CROWD[plain]
+    for name, value in changes.items():
+        if value != entry[name] or type(value) is not type(entry[name]):
+            notes.append(Note("other spelling", f"{key}[{number}].{name} ({entry[name]!r})"))
+    return {**entry, **changes} if changes else entry
 
-    Args:
-        content: of a file; annotations need not be there.
-        task: "bbox", "segm" or "keypoints".
-        keypoints: their number.
-    """
-    annotations = content.get("annotations")
-    if not annotations:
-        return "there are no annotations"
-    for annotation in annotations:
-        for key in _SCORED_BY[task]:
-            if annotation.get(key) in (None, []):
-                return f"annotation {annotation.get('id')} has no {key}"
-        if task == "keypoints" and len(annotation["keypoints"]) != 3 * keypoints:
-            found = len(annotation["keypoints"]) // 3
-            return f"annotation {annotation.get('id')} has {found} keypoints, not {keypoints}"
-    return None
+
+def _repeated(key: str, entries: Sequence[Entry]) -> Iterator[str]:
+    known: set[Identity] = set()
+    for number, entry in enumerate(entries):
+        if entry["id"] in known:
+            yield (
+                f"{key}[{number}] has the id {entry['id']!r} of one before it; give each an id of "
+                "its own"
+            )
+        known.add(entry["id"])
 
 
-def _sigmas(file: Path, categories: list[dict[str, Any]], keypoints: int) -> tuple[float, ...]:
-    stated: Any = next((one["sigmas"] for one in categories if one.get("sigmas")), [])
-    numbers = isinstance(stated, list) and all(isinstance(one, (int, float)) for one in stated)
+def _keypoints(categories: Sequence[Entry]) -> tuple[tuple[str, ...], tuple[float, ...], str]:
+    """Returns names and sigmas of keypoints, or why the categories do not state them in common."""
+    described = [category["keypoints"] for category in categories if category.get("keypoints")]
+    if not described:
+        return (), (), ""
+    names = described[0]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return (), (), "the keypoints of a category are no list of names"
+    if any(other != names for other in described):
+        return (), (), "the categories have different keypoints"
+    sigmas: Any = next((one["sigmas"] for one in categories if one.get("sigmas")), [])
+    numbers = isinstance(sigmas, list) and all(isinstance(one, (int, float)) for one in sigmas)
     if (
         not numbers
-        or len(stated) not in (0, keypoints)
-        or not all(0 < one < math.inf for one in stated)
+        or len(sigmas) not in (0, len(names))
+        or not all(0 < s < math.inf for s in sigmas)
     ):
-        raise UserError(f"{file}: the sigmas of a category must be {keypoints} positive numbers")
-    return tuple(float(one) for one in stated)
+        return (), (), f"the sigmas of a category are not {len(names)} positive numbers"
+    return tuple(names), tuple(map(float, sigmas)), ""
 
 
-def _keypoints(
-    file: Path, categories: list[dict[str, Any]]
-) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
-    described = [category for category in categories if category.get("keypoints")]
-    if not described:
-        return (), ()
-    names = described[0]["keypoints"]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{file}: the keypoints of a category must be a list of names")
-    if any(category["keypoints"] != names for category in described):
-        raise UserError(f"{file}: its categories have different keypoints; they must share them")
+def _skeleton(categories: Sequence[Entry], keypoints: int) -> tuple[tuple[int, int], ...]:
+    """Returns the first category's bones; of one that makes no sense none, because training
+    needs no skeleton and it is only drawn."""
+    stated = next((one.get("skeleton") for one in categories if one.get("keypoints")), None)
     try:
-        skeleton = tuple((int(a), int(b)) for a, b in described[0].get("skeleton") or ())
-        if any(not 1 <= end <= len(names) for bone in skeleton for end in bone):
-            raise ValueError
+        bones = tuple((int(a), int(b)) for a, b in stated or ())
     except (OverflowError, TypeError, ValueError):
-        raise UserError(f"{file}: the skeleton must be pairs of 1 to {len(names)}") from None
-    return tuple(names), skeleton
+        return ()
+    return bones if all(1 <= end <= keypoints for bone in bones for end in bone) else ()
+
+
+def _lacks(annotations: Sequence[Entry], keypoints: int, unfit: str) -> Iterator[tuple[str, str]]:
+    """Finds what keeps annotations from being the ground truth of a task."""
+    if not annotations:
+        yield from dict.fromkeys(("bbox", "segm", "keypoints"), "there are no annotations").items()
+        return
+    if not any(map(dict.get, annotations, repeat("segmentation"))):
+        yield "segm", "no annotation has a mask"
+    if unfit:
+        yield "keypoints", unfit
+        return
+    for entry in annotations:
+        stated = entry.get("keypoints")
+        if not isinstance(stated, list) or not stated:
+            yield "keypoints", f"annotation {entry['id']} has no keypoints"
+            return
+        if len(stated) != 3 * keypoints:
+            yield (
+                "keypoints",
+                f"annotation {entry['id']} has {len(stated) // 3} keypoints, not {keypoints}",
+            )
+            return

@@ -1,36 +1,52 @@
 """What a data set's name means: registers a config's own sets and subsets with Detectron2.
 
 Every process that resolves names goes through :func:`ensure`, so a name alone is enough anywhere.
+Nothing here needs torch but registering itself.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import (
-    builtin_meta,
-    load_coco_json,
-    register_coco_instances,
-    register_pascal_voc,
+from scratch_vs_pretrain._detectron2 import registered, registered_names
+from scratch_vs_pretrain.data.coco import (
+    AnnotationFile,
+    CocoFile,
+    Entry,
+    read_annotations,
+    read_coco,
+    without_gc,
 )
-
-from scratch_vs_pretrain.data.coco import AnnotationFile, read_annotations, without_gc
-from scratch_vs_pretrain.data.subset_cache import SubsetFile, subset_file
-from scratch_vs_pretrain.data.subsets import ALIASES, Subset, parse_subset
-from scratch_vs_pretrain.data.voc import is_voc, voc_index, voc_location
+from scratch_vs_pretrain.data.pictures import locate
+from scratch_vs_pretrain.data.subsets import (
+    ALIASES,
+    Subset,
+    SubsetFile,
+    digest,
+    parse_subset,
+    subset_file,
+)
+from scratch_vs_pretrain.data.voc import is_voc, voc_file, voc_location
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 _BONE_COLOUR = (102, 204, 255)
 _SUBSETS: dict[str, SubsetFile] = {}
+_NAMED_FILES = 3
+# COCO's sizes: areas in pixels, of the image as it is on disk.
+SMALL, LARGE = 32**2, 96**2
 
 
 def register(cfg: CfgNode) -> None:
@@ -44,13 +60,15 @@ def register(cfg: CfgNode) -> None:
         UserError: an entry is no such triple, its annotation file cannot be used, or its name
             stands for other files already; a subset cannot be drawn, or is to be evaluated on.
     """
+    from detectron2.data.datasets import register_coco_instances
+
     for entry in cfg.SVP.DATASETS:
         name, annotations, images = _triple(entry)
-        if name not in DatasetCatalog:
+        known = registered(name)
+        if known is None:
             metadata = _keypoint_metadata(read_annotations(Path(annotations)))
             register_coco_instances(name, metadata, annotations, images)
             continue
-        known = MetadataCatalog.get(name)
         paths = [os.path.abspath(known.get(key, "")) for key in ("json_file", "image_root")]
         if paths != [annotations, images]:
             raise UserError(
@@ -74,7 +92,7 @@ def find_subset(name: str, more: Iterable[str] = ()) -> Subset | None:
     Raises:
         UserError: it reads like a subset's but makes no sense.
     """
-    full = {*DatasetCatalog.list(), *more, *ALIASES} - _SUBSETS.keys()
+    full = {*registered_names(), *more, *ALIASES} - _SUBSETS.keys()
     return None if name in full else parse_subset(name, full)
 
 
@@ -87,15 +105,13 @@ def ensure(names: Iterable[str]) -> None:
         UserError: a subset makes no sense, or cannot be drawn from its base.
     """
     for name in names:
-        if name in DatasetCatalog:
+        if registered(name) is not None:
             continue
         if name in ALIASES:
-            annotations, images = source(ALIASES[name])
-            _register(name, ALIASES[name], annotations, images)
+            _register(name, ALIASES[name], *source(name))
         elif subset := find_subset(name):
-            annotations, images = source(subset.base)
-            _SUBSETS[name] = subset_file(subset, annotations)
-            _register(name, subset.base, _SUBSETS[name].file, images)
+            ensure([subset.base])
+            _register(name, subset.base, *source(name))
 
 
 def refuse_subsets(names: Iterable[str], more: Iterable[str] = ()) -> None:
@@ -115,9 +131,24 @@ def annotations_of(name: str) -> AnnotationFile:
         UserError: as :func:`source`, or the file cannot be used.
     """
     if is_voc(name):
-        return voc_index(name)
+        return voc_file(name).facts
     file, _ = source(name)
     return _SUBSETS[name].index if name in _SUBSETS else read_annotations(file)
+
+
+def coco_of(name: str, optional: Sequence[str] = ()) -> CocoFile:
+    """Returns a data set's annotations; those of a VOC tree as COCO's.
+
+    Args:
+        name: as registered.
+        optional: lists that may be missing, such as "annotations".
+
+    Raises:
+        UserError: as :func:`location`, or the annotations cannot be used.
+    """
+    if is_voc(name):
+        return voc_file(name)
+    return read_coco(source(name)[0], optional)
 
 
 def location(name: str) -> tuple[Path, Path]:
@@ -130,23 +161,29 @@ def location(name: str) -> tuple[Path, Path]:
 
 
 def source(name: str) -> tuple[Path, Path]:
-    """Returns the annotation file and image folder of a data set, registering it if need be.
+    """Returns the annotation file and image folder of a data set; that of a subset is made.
 
     Raises:
         UserError: no such data set, it is not in COCO format, or its annotation file is missing.
     """
-    ensure([name])
-    if name not in DatasetCatalog:
-        near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+    if name in ALIASES and registered(name) is None:
+        return source(ALIASES[name])
+    if subset := find_subset(name):
+        annotations, images = source(subset.base)
+        if name not in _SUBSETS:
+            _SUBSETS[name] = subset_file(subset, annotations)
+        return _SUBSETS[name].file, images
+    known = registered(name)
+    if known is None:
+        near = difflib.get_close_matches(name, registered_names(), n=1)
         hint = f"did you mean {near[0]}?" if near else "state its files under data in a study"
         raise UserError(f"{name}: no such data set is registered; {hint}")
-    known = MetadataCatalog.get(name)
     if known.get("json_file") is None or known.get("image_root") is None:
         raise UserError(f"{name}: is not in COCO format; choose a COCO-format data set")
-    annotations = Path(known.json_file)
+    annotations = Path(known["json_file"])
     if not annotations.is_file():
         raise UserError(f"{name}: no such annotation file as {annotations}{remedy(name)}")
-    return annotations, Path(known.image_root)
+    return annotations, Path(known["image_root"])
 
 
 def remedy(name: str) -> str:
@@ -156,7 +193,176 @@ def remedy(name: str) -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class DataSummary:
+    """What identifies the data of a run.
+
+    Attributes:
+        names: of the data sets, as registered.
+        images, annotations: in all of them together, crowds and empty images included.
+        categories: names in the order of the category ids.
+        sha256: of the annotation file; with several data sets, of their digests, one a line.
+    """
+
+    names: tuple[str, ...]
+    images: int
+    annotations: int
+    categories: tuple[str, ...]
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what run.json records."""
+        return {
+            "names": list(self.names),
+            "images": self.images,
+            "annotations": self.annotations,
+            "sha256": self.sha256,
+        }
+
+
+def describe(names: Sequence[str]) -> DataSummary:
+    """Returns what identifies registered data sets.
+
+    Raises:
+        UserError: a name is not registered, an annotation file cannot be used, or the data sets
+            differ in their categories.
+    """
+    files = [annotations_of(name) for name in names]
+    for name, file in zip(names, files, strict=True):
+        if file.categories != files[0].categories:
+            raise UserError(
+                f"{name}: its categories differ from those of {names[0]}; "
+                "data sets that are used together must share them"
+            )
+    digests = [file.sha256 for file in files]
+    lines = "".join(f"{digest}\n" for digest in digests)
+    return DataSummary(
+        names=tuple(names),
+        images=sum(len(file.file_names) for file in files),
+        annotations=sum(file.annotations for file in files),
+        categories=files[0].categories if files else (),
+        sha256=digests[0] if len(digests) == 1 else hashlib.sha256(lines.encode()).hexdigest(),
+    )
+
+
+def check_files(names: Sequence[str]) -> None:
+    """Checks, without opening the images, that data sets can be trained or evaluated on.
+
+    Raises:
+        UserError: a name is not registered, an annotation file cannot be used or has no image
+            with an annotation that is no crowd, or images are missing.
+    """
+    for name in names:
+        annotations, images = location(name)
+        index = annotations_of(name)
+        if not index.usable:
+            raise UserError(
+                f"{annotations}: no image has an annotation (other than a crowd); "
+                f"there is nothing to train or evaluate on in {name}"
+            )
+        if not images.is_dir():
+            raise UserError(f"{name}: no such image folder as {images}{remedy(name)}")
+        located = locate(images, index.file_names)
+        for problem in located.unusable.values():
+            raise UserError(f"{annotations}: {problem}")
+        if missing := located.missing:
+            named = ", ".join(missing[:_NAMED_FILES]) + (", .." if missing[_NAMED_FILES:] else "")
+            raise UserError(
+                f"{images}: {len(missing)} of the {len(index.file_names)} images of {name} are "
+                f"missing: {named}; restore them or take them out of {annotations}"
+            )
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Counts of one data set.
+
+    Attributes:
+        images: all of them.
+        empty: images without an instance.
+        instances: annotations that are no crowds.
+        crowds: annotations that are.
+        present: categories that have instances, with their number, in the order of the ids.
+        absent: categories that have none.
+        sizes: instances that are small, medium and large by COCO's definition.
+    """
+
+    images: int
+    empty: int
+    instances: int
+    crowds: int
+    present: Mapping[str, int]
+    absent: tuple[str, ...]
+    sizes: Mapping[str, int]
+
+
+def statistics(file: CocoFile) -> Statistics:
+    """Counts what the file holds. An instance without ``area`` counts with its box's."""
+    instances = [entry for entry in file.annotations if not entry.get("iscrowd")]
+    of_category = Counter(map(itemgetter("category_id"), instances))
+    sizes = Counter(map(_size, instances))
+    annotated = set(map(itemgetter("image_id"), instances))
+    categories = sorted(file.categories, key=itemgetter("id"))
+    return Statistics(
+        images=len(file.images),
+        empty=sum(image["id"] not in annotated for image in file.images),
+        instances=len(instances),
+        crowds=len(file.annotations) - len(instances),
+        present={c["name"]: of_category[c["id"]] for c in categories if of_category[c["id"]]},
+        absent=tuple(c["name"] for c in categories if not of_category[c["id"]]),
+        sizes={size: sizes[size] for size in ("small", "medium", "large")},
+    )
+
+
+def subset_text(name: str, file: CocoFile) -> str:
+    """Returns the description of a data set as `svp subset` prints it."""
+    found = statistics(file)
+    sizes = ", ".join(f"{number:,} {size}" for size, number in found.sizes.items())
+    listed = sorted(found.present.items(), key=lambda item: -item[1])
+    present = ", ".join(f"{category} {number:,}" for category, number in listed)
+    absent = ", ".join(found.absent)
+    rows = {
+        "images": f"{found.images:,} ({found.empty:,} without instances)",
+        "instances": f"{found.instances:,}, and {found.crowds:,} crowds",
+        "instances per image": f"{found.instances / found.images:.2f}" if found.images else "-",
+        "sizes": sizes,
+        "categories present": f"{len(found.present)}: {present}" if present else "0",
+        "categories absent": f"{len(found.absent)}: {absent}" if absent else "0",
+        "sha256 of the image ids": digest(file.ids()),
+    }
+    width = max(map(len, rows))
+    return "\n".join([name, *(f"  {title:{width}}  {text}" for title, text in rows.items())])
+
+
+def export(file: CocoFile, target: Path) -> Path:
+    """Copies a data set's annotations to a new COCO file and returns it.
+
+    Raises:
+        UserError: the target is there already or cannot be written.
+    """
+    if file.path.suffix != ".json":
+        raise UserError(f"{file.path}: is no COCO file; only those can be exported")
+    if target.exists():
+        raise UserError(f"{target}: exists already; choose another file name")
+    try:
+        write_atomically(target, file.path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from None
+    return target
+
+
+def _size(entry: Entry) -> str:
+    _, _, width, height = entry["bbox"]
+    area = entry.get("area")
+    if not isinstance(area, (int, float)):
+        area = width * height
+    # COCO's ranges include both ends; the smaller one gets what lies on a border.
+    return "small" if area <= SMALL else "medium" if area <= LARGE else "large"
+
+
 def _register(name: str, base: str, annotations: Path, images: Path) -> None:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     metadata = {**MetadataCatalog.get(base).as_dict(), "json_file": str(annotations)}
     del metadata["name"]
     DatasetCatalog.register(name, functools.partial(_load, str(annotations), str(images), name))
@@ -164,6 +370,8 @@ def _register(name: str, base: str, annotations: Path, images: Path) -> None:
 
 
 def _load(annotations: str, images: str, name: str) -> list[dict[str, Any]]:
+    from detectron2.data.datasets import load_coco_json
+
     with without_gc():
         return load_coco_json(annotations, images, name)
 
@@ -176,10 +384,12 @@ def _register_voc(entry: Any) -> None:
         raise UserError(
             f"SVP.VOC_DATASETS: {entry} must be [name, root, split, year, [class, ...]]"
         ) from None
+    from detectron2.data.datasets import register_pascal_voc
+
     root = os.path.abspath(root)
-    if name not in DatasetCatalog:
+    if registered(name) is None:
         register_pascal_voc(name, root, split, year, classes)
-    known = MetadataCatalog.get(name)
+    known = registered(name) or {}
     facts = [known.get(key) for key in ("dirname", "split", "year", "thing_classes")]
     if facts != [root, split, year, classes]:
         raise UserError(
@@ -202,6 +412,8 @@ def _keypoint_metadata(file: AnnotationFile) -> dict[str, Any]:
     names = file.keypoints
     if not names:
         return {}
+    from detectron2.data.datasets import builtin_meta
+
     pairs = ((name, name.replace("left", "right")) for name in names)
     rules = [(names[a - 1], names[b - 1], _BONE_COLOUR) for a, b in file.skeleton]
     if names == builtin_meta.COCO_PERSON_KEYPOINT_NAMES:

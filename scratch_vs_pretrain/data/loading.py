@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 import logging
 import os
 from collections import defaultdict
@@ -12,20 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detectron2.data.build import (
-    filter_images_with_few_keypoints,
-    filter_images_with_only_crowd_annotations,
-)
-
-from scratch_vs_pretrain.data.catalog import describe
-from scratch_vs_pretrain.data.coco import entry_problem, without_gc
-from scratch_vs_pretrain.data.datasets import location
-from scratch_vs_pretrain.data.image_facts import facts_of_images
-from scratch_vs_pretrain.data.kinds import KINDS, MENDED, Note
-from scratch_vs_pretrain.data.records import Heads, judge
-from scratch_vs_pretrain.data.voc import is_voc, voc_content
+from scratch_vs_pretrain.data.coco import CocoFile, Entry, Note, by_id, without_gc
+from scratch_vs_pretrain.data.datasets import coco_of, describe, location
+from scratch_vs_pretrain.data.findings import KINDS, MENDED, SEVERE, Heads
+from scratch_vs_pretrain.data.judge import judge
+from scratch_vs_pretrain.data.pictures import DEEP, facts_of_images, locate
+from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import read_json
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -69,19 +62,21 @@ def load_training_records(cfg: CfgNode) -> TrainingRecords:
     names = list(cfg.DATASETS.TRAIN)
     if not names:
         raise UserError("DATASETS.TRAIN: is empty; name a data set to train on")
+    files = [coco_of(name) for name in names]  # held, so that each is parsed once
     describe(names)
     records: list[dict[str, Any]] = []
     notes: list[Note] = []
-    for name in names:
-        found, remarks = _load(name, heads_of(cfg))
+    for name, file in zip(names, files, strict=True):
+        with without_gc():
+            found, remarks = _judged(name, file, heads_of(cfg), cfg.SVP.MAX_DROPPED)
+        _refuse_severe(name, remarks)
         records += found
         notes += remarks
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = filter_images_with_only_crowd_annotations(records)
-    if cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE > 0:
-        records = filter_images_with_few_keypoints(
-            records, cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-        )
+        records = [one for one in records if _has_instance(one)]
+    fewest = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    if cfg.MODEL.KEYPOINT_ON and fewest > 0:
+        records = [one for one in records if _keypoints_of(one) >= fewest]
     if not records:
         raise UserError(
             f"DATASETS.TRAIN: cannot train on {', '.join(names)}: no image has an instance to "
@@ -108,18 +103,8 @@ def load_test_records(name: str) -> list[dict[str, Any]]:
 def _test_records(
     name: str, listing: Path, folder: Path, size: int, modified: int
 ) -> list[dict[str, Any]]:
-    if is_voc(name):
-        images = voc_content(name)["images"]
-    else:
-        content = read_json(listing)
-        images = content.get("images") if isinstance(content, dict) else None
-        if not isinstance(images, list):
-            raise UserError(f"{listing}: not in COCO format; it has no list of images")
-        for number, image in enumerate(images):
-            if problem := entry_problem("images", image):
-                raise UserError(f"{listing}: images[{number}] {problem}")
-        images = _by_id(images)
-    return _judged(folder, {"images": images, "annotations": [], "categories": []}, Heads())[0]
+    file = coco_of(name, ("annotations", "categories"))
+    return _judged(name, dataclasses.replace(file, annotations=[]), Heads(), 1)[0]
 
 
 def count_repairs(notes: Sequence[Note]) -> dict[str, int]:
@@ -133,25 +118,45 @@ def count_repairs(notes: Sequence[Note]) -> dict[str, int]:
     return {kind: len(where) for kind, where in sorted(found.items())}
 
 
-def _load(name: str, heads: Heads) -> tuple[list[dict[str, Any]], list[Note]]:
-    listing, folder = location(name)
-    with without_gc():
-        if is_voc(name):
-            return _judged(folder, voc_content(name), heads)
-        content = json.loads(listing.read_bytes())
-        content["images"] = _by_id(content["images"])
-        return _judged(folder, content, heads)
-
-
 def _judged(
-    folder: Path, content: Mapping[str, Any], heads: Heads
+    name: str, file: CocoFile, heads: Heads, most_dropped: float
 ) -> tuple[list[dict[str, Any]], list[Note]]:
-    facts = facts_of_images(folder, [image["file_name"] for image in content["images"]])
-    records, notes = judge(content, facts, heads)
+    _, folder = location(name)
+    images = file.images if is_voc(name) else by_id(file.images)
+    located = locate(folder, [image["file_name"] for image in images])
+    for problem in located.unusable.values():
+        raise UserError(f"{file.path}: {problem}")
+    facts = facts_of_images(folder, located.files)
+    file = dataclasses.replace(file, images=images)
+    records, notes = judge(file, facts, heads, most_dropped)
     for record in records:
-        record["file_name"] = os.path.join(folder, record["file_name"])
-    return records, notes
+        deep = record["file_name"] in facts and facts[record["file_name"]].deep
+        path = os.path.join(folder, located.files[record["file_name"]])
+        record["file_name"] = DEEP + path if deep else path
+    renamed = (f"{name} ({file})" for name, file in located.renamed.items())
+    return records, [*notes, *(Note("file of another name", where) for where in renamed)]
 
 
-def _by_id(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(images, key=lambda image: (isinstance(image["id"], str), image["id"]))
+def _refuse_severe(name: str, notes: Sequence[Note]) -> None:
+    severe = [note for note in notes if KINDS[note.kind].means in SEVERE]
+    if severe:
+        first = severe[0]
+        more = f" (and {len(severe) - 1} more)" if severe[1:] else ""
+        raise UserError(
+            f"{name}: cannot train on it: {first.kind}: {first.where}{more}; `svp check-data` "
+            "lists all, and SVP.MAX_DROPPED: 1.0 trains all the same"
+        )
+
+
+def _has_instance(record: Entry) -> bool:
+    """As filter_images_with_only_crowd_annotations of Detectron2's data/build.py."""
+    return any(one.get("iscrowd", 0) == 0 for one in record["annotations"])
+
+
+def _keypoints_of(record: Entry) -> int:
+    """As filter_images_with_few_keypoints of Detectron2's data/build.py counts them."""
+    return sum(
+        sum(visible > 0 for visible in one["keypoints"][2::3])
+        for one in record["annotations"]
+        if "keypoints" in one
+    )

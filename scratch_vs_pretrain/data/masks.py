@@ -19,8 +19,8 @@ _CHUNK = 1000
 _FAT = 1.1
 
 
-class UnfitMask(Exception):
-    """A mask that cannot be trained on; its arguments are the kind of finding and a remark."""
+class Unfit(Exception):
+    """An annotation that cannot be learnt; its arguments are the kind of finding and a remark."""
 
 
 def surely_filled(masks: Sequence[Any], sizes: ArrayLike) -> np.ndarray:
@@ -84,27 +84,27 @@ def trainable_mask(mask: Any, width: int, height: int) -> tuple[Any, bool]:
         width, height: of the image, in pixels.
 
     Raises:
-        UnfitMask: it cannot be trained on.
+        Unfit: it cannot be trained on.
     """
     if not mask:
-        raise UnfitMask("no mask", "")
+        raise Unfit("no mask", "")
     try:
         if isinstance(mask, dict):
             return _run_lengths(mask, [height, width]), False
         return _polygons(mask, width, height)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-        raise UnfitMask("invalid mask", " ".join(str(error).split())) from None
+        raise Unfit("invalid mask", " ".join(str(error).split())) from None
 
 
 def _run_lengths(mask: Mapping[str, Any], size: list[int]) -> dict[str, Any]:
     if list(mask["size"]) != size:
-        raise UnfitMask("RLE of another size", f"{mask['size']}, image {size}")
+        raise Unfit("RLE of another size", f"{mask['size']}, image {size}")
     counts = mask["counts"]
     runs = counts if isinstance(counts, list) else _runs(counts)
     if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
         raise ValueError("its runs are not as many pixels as the image")
     if not any(runs[1::2]):
-        raise UnfitMask("empty mask", "")
+        raise Unfit("empty mask", "")
     return mask_api.frPyObjects(mask, *size) if runs is counts else dict(mask)
 
 
@@ -143,8 +143,8 @@ def _polygons(mask: Any, width: int, height: int) -> tuple[list[list[float]], bo
         if (corners < -REACH * size).any() or (corners > (1 + REACH) * size).any():
             raise ValueError("a corner is far outside the image")
     if not polygons:
-        raise UnfitMask("empty mask", "no polygon has three points")
+        raise Unfit("empty mask", "no polygon has three points")
     codes = mask_api.frPyObjects(polygons, height, width)
     if not sum(int(mask_api.area(code)) for code in codes):
-        raise UnfitMask("empty mask", "")
+        raise Unfit("empty mask", "")
     return polygons, len(polygons) < len(mask)

@@ -13,7 +13,7 @@ import logging
 import math
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,15 +23,18 @@ from detectron2.data import DatasetMapper
 from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 
-from scratch_vs_pretrain.data.catalog import image_errors
 from scratch_vs_pretrain.data.loading import load_training_records
-from scratch_vs_pretrain.data.prefetch import prefetched
+from scratch_vs_pretrain.data.pictures import image_errors, register_deep_images
 from scratch_vs_pretrain.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+register_deep_images()
+
 # Images tried in place of one that cannot be read.
 MOST_REPLACEMENTS = 100
+
+Batch = tuple[list[dict[str, Any]], list[str]]
 
 
 def batch_indices(
@@ -242,3 +245,33 @@ class _Endless(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator:
         return self._items()
+
+
+def prefetched(batches: Iterable[Batch], device: str) -> Iterator[Batch]:
+    """Yields the same batches with their images on a CUDA device, read one batch ahead.
+
+    The copy runs on a stream of its own while the batch before is trained on; it overlaps only if
+    the images are in pinned memory. Instances are small and stay where they are.
+
+    Args:
+        batches: (samples, unreadable files) as the training stream loads them.
+        device: a CUDA device.
+    """
+    stream = torch.cuda.Stream(device)
+    ahead: Batch | None = None
+    for samples, unreadable in batches:
+        with torch.cuda.stream(stream):
+            copied = [
+                {**sample, "image": sample["image"].to(device, non_blocking=True)}
+                for sample in samples
+            ]
+        if ahead is not None:
+            yield ahead
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+        for sample in copied:
+            # Its memory is the side stream's, and must not be reused before training is through.
+            sample["image"].record_stream(current)
+        ahead = copied, unreadable
+    if ahead is not None:
+        yield ahead

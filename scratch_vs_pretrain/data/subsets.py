@@ -4,18 +4,45 @@ The rule, which depends on nothing but the image ids: sort the ids by the SHA-25
 ``svp-subset:<seed>:<image id>`` in UTF-8 and take the first n. So the subsets of one set and one
 seed are nested, and the order of the annotation file, the Python version, the platform and the
 process make no difference.
+
+A subset's file is an ordinary COCO file, made once, so whatever reads data sets reads subsets. It
+lies in a folder named by the fingerprint of the file that it was drawn from, and counts only with
+an index beside it, written last, that states its sha256.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import math
+import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from fractions import Fraction
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from scratch_vs_pretrain.data.coco import (
+    AnnotationFile,
+    Entry,
+    Identity,
+    coco_file,
+    id_order,
+    parse,
+    read_annotations,
+    read_bytes,
+    without_gc,
+)
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import write_atomically, write_json
+
+# To be raised whenever the same annotation file would give another subset file or index.
+CACHE_FORMAT = 3
 
 # Other names of registered data sets.
 ALIASES = {"coco_35k": "coco_2014_valminusminival"}  # the paper's 35k images, also called val35k
@@ -116,8 +143,8 @@ def draw(ids: Sequence[int | str], count: int, seed: int) -> list[int | str]:
 
 def digest(ids: Iterable[int | str]) -> str:
     """Returns the SHA-256 of an id list: ascending, one a line (numbers before texts)."""
-    ordered = sorted(ids, key=lambda identity: (isinstance(identity, str), identity))
-    return hashlib.sha256("".join(f"{identity}\n" for identity in ordered).encode()).hexdigest()
+    lines = "".join(f"{identity}\n" for identity in sorted(ids, key=id_order))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _refuse_misspelt(name: str, bases: Iterable[str]) -> None:
@@ -129,3 +156,167 @@ def _refuse_misspelt(name: str, bases: Iterable[str]) -> None:
                 f"{name}: {rest} is no size of a subset; write one such as 500, 3.5k, 10k or "
                 "10pct, with a seed behind it such as 10k_s3 if you like"
             )
+
+
+@dataclass(frozen=True)
+class SubsetFile:
+    """A subset's annotation file.
+
+    Attributes:
+        file: in COCO format.
+        ids_sha256: of the image ids, see :func:`digest`.
+        index: what is to be known of the file.
+    """
+
+    file: Path
+    ids_sha256: str
+    index: AnnotationFile
+
+
+def cache_folder() -> Path:
+    """Returns where subset files are kept: ``$SVP_CACHE``, or the user's cache folder.
+
+    It may be deleted at any time.
+    """
+    if "SVP_CACHE" in os.environ:
+        return Path(os.environ["SVP_CACHE"])
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "scratch_vs_pretrain"
+
+
+def subset_file(subset: Subset, annotations: Path) -> SubsetFile:
+    """Returns a subset's annotation file, made from that of its base unless it is there.
+
+    Raises:
+        UserError: the base's file cannot be used, it has too few images, or the cache cannot be
+            written.
+    """
+    fingerprint = _fingerprint(annotations)
+    size = str(subset.size).replace("/", "_of_")
+    part = f"{'part_' if subset.relative else ''}{size}_s{subset.seed}.json"
+    file = cache_folder() / "subsets" / fingerprint / part
+    found = _kept(file)
+    if found is not None:
+        return found
+    content, chosen = extract(
+        annotations, lambda ids: draw(ids, subset.count(len(ids)), subset.seed)
+    )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, content)
+        index = read_annotations(file)
+        description = {"ids_sha256": digest(chosen), "index": asdict(index)}
+        write_json(_index_file(file), description)
+    except OSError as error:
+        raise UserError(
+            f"{file.parent}: cannot keep subsets there ({error.strerror}); set SVP_CACHE to "
+            "another folder"
+        ) from None
+    except UserError as error:
+        # What is wrong came with the annotations.
+        raise UserError(str(error).replace(str(file), f"{annotations} ({subset.name})")) from None
+    return SubsetFile(file, digest(chosen), index)
+
+
+def _fingerprint(annotations: Path) -> str:
+    # No program can set a change time, so a file that was changed never keeps its fingerprint.
+    try:
+        path = annotations.resolve()
+        state = path.stat()
+    except OSError as error:
+        raise UserError(f"{annotations}: cannot read the annotations ({error.strerror})") from None
+    facts = [CACHE_FORMAT, str(path), state.st_ino, state.st_size]
+    facts += [state.st_mtime_ns, state.st_ctime_ns]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+
+
+def _index_file(file: Path) -> Path:
+    return file.with_suffix(".index.json")
+
+
+def _kept(file: Path) -> SubsetFile | None:
+    """Returns the file if it is there, complete and as it was written."""
+    try:
+        description: dict[str, Any] = json.loads(_index_file(file).read_bytes())
+        fields = description["index"]
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        if sha256 != fields["sha256"]:
+            return None
+        index = msgspec.convert(fields, AnnotationFile)
+        return SubsetFile(file, str(description["ids_sha256"]), index)
+    except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError):
+        return None
+
+
+class _Owner(msgspec.Struct):
+    image_id: int | float | str
+
+
+class _Outline(msgspec.Struct):
+    images: list[Entry]
+    categories: list[Entry]
+    annotations: list[msgspec.Raw]
+
+
+def extract(
+    path: Path, draw: Callable[[list[Identity]], list[Identity]]
+) -> tuple[bytes, list[Identity]]:
+    """Takes a part out of a COCO file, parsing only the annotations that are in it.
+
+    Args:
+        path: of the file.
+        draw: returns, of all image ids, those to take.
+
+    Returns:
+        A COCO file of these images: ascending, with their annotations in the order of the file, and
+        all categories; and the ids as `draw` returned them.
+
+    Raises:
+        UserError: the file is missing, no JSON or not in COCO format, lists an image twice, or
+            has an annotation of an image that it does not list.
+    """
+    data = read_bytes(path)
+    with without_gc():
+        content, owners = _outline(path, data)
+    entries = content.get("annotations") if isinstance(content, dict) else None
+    listed = {**content, "annotations": []} if isinstance(entries, list) else content
+    file = coco_file(path, "", listed)
+    for problem in file.unusable:
+        raise UserError(f"{path}: {problem}")
+    known = set(map(itemgetter("id"), file.images))
+    if not known.issuperset(owners):
+        number, owner = next(item for item in enumerate(owners) if item[1] not in known)
+        text = f"belongs to image {owner!r}, which is not among the images"
+        if owner is None:
+            text = "has no valid image_id"
+        raise UserError(f"{path}: annotations[{number}] {text}; add the image or take it out")
+    drawn = draw([image["id"] for image in file.images])
+    chosen = set(drawn)
+    images = [image for image in file.images if image["id"] in chosen]
+    images.sort(key=lambda image: id_order(image["id"]))
+    taken = itertools.compress(entries or (), map(chosen.__contains__, owners))
+    rest = json.dumps({"images": images, "categories": content["categories"]}).encode()[:-1]
+    return rest + b', "annotations": [' + b",\n".join(map(_text, taken)) + b"]}\n", drawn
+
+
+def _outline(path: Path, data: bytes) -> tuple[Any, list[Any]]:
+    """Returns a file with its annotations as bytes, where that is possible, and their images."""
+    try:
+        found = msgspec.json.decode(data, type=_Outline)
+        owner = msgspec.json.Decoder(_Owner).decode
+        owners: list[Any] = [owner(entry).image_id for entry in found.annotations]
+        return msgspec.structs.asdict(found), owners
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        content = parse(path, data)
+    entries = content.get("annotations") if isinstance(content, dict) else None
+    return content, [
+        owner if isinstance(owner, (int, float, str)) else None
+        for owner in (
+            one.get("image_id") if isinstance(one, dict) else None
+            for one in (entries if isinstance(entries, list) else ())
+        )
+    ]
+
+
+def _text(entry: Any) -> bytes:
+    return bytes(entry) if isinstance(entry, msgspec.Raw) else json.dumps(entry).encode()

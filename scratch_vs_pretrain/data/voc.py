@@ -1,10 +1,11 @@
-"""PASCAL VOC trees: read once, checked, and as COCO JSON.
+"""PASCAL VOC trees: read once, checked, and as COCO annotations.
 
 Boxes and their order are those of Detectron2's ``load_voc_instances``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -15,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-from scratch_vs_pretrain.data.coco import AnnotationFile
+from scratch_vs_pretrain._detectron2 import registered
+from scratch_vs_pretrain.data.coco import CocoFile, Note, coco_file
 from scratch_vs_pretrain.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -54,9 +54,7 @@ class VocImage:
 
 def is_voc(name: str) -> bool:
     """Tells whether a registered data set is a VOC tree."""
-    if name not in DatasetCatalog:
-        return False
-    known = MetadataCatalog.get(name)
+    known = registered(name) or {}
     return known.get("dirname") is not None and known.get("split") is not None
 
 
@@ -66,9 +64,9 @@ def voc_location(name: str) -> tuple[Path, Path]:
     Raises:
         UserError: there is no such file.
     """
-    known = MetadataCatalog.get(name)
-    root = Path(known.dirname)
-    listing = root / "ImageSets" / "Main" / f"{known.split}.txt"
+    known = registered(name) or {}
+    root = Path(known["dirname"])
+    listing = root / "ImageSets" / "Main" / f"{known['split']}.txt"
     if not listing.is_file():
         hint = f"; set DETECTRON2_DATASETS to the folder that holds {root.name}"
         raise UserError(
@@ -77,57 +75,52 @@ def voc_location(name: str) -> tuple[Path, Path]:
     return listing, root
 
 
-def voc_index(name: str) -> AnnotationFile:
-    """Returns what is to be known of a VOC set, read once per process until its list changes.
-
-    File names are relative to the tree's root; sha256 is of the list of images and the digests of
-    their annotations.
+def voc_images(name: str) -> tuple[VocImage, ...]:
+    """Returns what the XML files of a VOC set say, in the order of its list.
 
     Raises:
         UserError: a file is missing or cannot be used.
     """
     listing, root = voc_location(name)
-    images, digest = _read(listing, root, _state(listing))
-    classes = tuple(MetadataCatalog.get(name).thing_classes)
-    return AnnotationFile(
-        file_names=tuple(f"JPEGImages/{image.identity}.jpg" for image in images),
-        annotations=sum(len(image.objects) for image in images),
-        categories=classes,
-        keypoints=(),
-        skeleton=(),
-        usable=any(one.name in classes for image in images for one in image.objects),
-        sha256=digest,
-        lacks=dict.fromkeys(("segm", "keypoints"), "VOC trees have boxes alone"),
-    )
+    return _strictly(_read(listing, root, _state(listing))).images
 
 
-def voc_images(name: str) -> tuple[VocImage, ...]:
-    """Returns what the XML files of a VOC set say, in the order of its list.
+def voc_file(name: str, strict: bool = True) -> CocoFile:
+    """Returns a VOC set as COCO annotations, read once per process until its list changes.
 
-    Raises:
-        UserError: as :func:`voc_index`.
-    """
-    listing, root = voc_location(name)
-    return _read(listing, root, _state(listing))[0]
-
-
-def voc_content(name: str, images: Iterable[VocImage] | None = None) -> dict[str, Any]:
-    """Returns a VOC set as COCO JSON, for training; file names are relative to the tree's root.
-
-    Objects of other classes have category id 0, which no category has. Difficult objects are like
-    any other: Detectron2 trains on them.
+    File names are relative to the tree's root; sha256 is of the list of images and the digests of
+    their annotations. Objects of other classes than the set's are left out. ``difficult`` stays
+    with each annotation: Detectron2 trains on difficult objects as on any other.
 
     Args:
         name: of a registered VOC set.
-        images: those of :func:`voc_problems` instead of all.
+        strict: whether every XML file has to be usable.
 
     Raises:
-        UserError: as :func:`voc_index`.
+        UserError: the list of images, or with `strict` an XML file, cannot be used.
     """
-    classes = list(MetadataCatalog.get(name).thing_classes)
+    from detectron2.data import MetadataCatalog
+
+    listing, root = voc_location(name)
+    if strict:
+        tree = _strictly(_read(listing, root, _state(listing)))
+    else:  # to check it; XML files may have changed, and the list of them not
+        tree = _parse_all(listing, root)
+    return _as_coco(listing, tree, tuple(MetadataCatalog.get(name).thing_classes))
+
+
+@functools.lru_cache(maxsize=8)
+def _as_coco(listing: Path, tree: _Tree, classes: tuple[str, ...]) -> CocoFile:
     listed: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image in voc_images(name) if images is None else images:
+    notes = []
+    numbers = {name: number for number, name in enumerate(classes, 1)}
+    for image in tree.images:
+        file = f"{image.identity}.xml"
+        if image.file_name not in (None, f"{image.identity}.jpg"):
+            notes.append(Note("XML names another file", f"{file} ({image.file_name})"))
+        if not image.plain:
+            notes.append(Note("XML with fractions or without flags", file))
         listed.append(
             {
                 "id": image.identity,
@@ -138,49 +131,40 @@ def voc_content(name: str, images: Iterable[VocImage] | None = None) -> dict[str
         )
         for one in image.objects:
             left, top, right, bottom = one.corners
+            if one.name not in numbers:
+                notes.append(Note("object of another class", f"{file} ({one.name})"))
+                continue
+            if right == left or bottom == top:
+                notes.append(Note("box one pixel wide", f"{file} ({one.name})"))
             # The first pixel has number 1, and the last one belongs to the box.
             width, height = right - left + 1, bottom - top + 1
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": image.identity,
-                    "category_id": classes.index(one.name) + 1 if one.name in classes else 0,
+                    "category_id": numbers[one.name],
                     "bbox": [left - 1, top - 1, width, height],
                     "area": width * height,
                     "iscrowd": 0,
                     "difficult": int(one.difficult),
                 }
             )
-    categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
-    return {"images": listed, "annotations": annotations, "categories": categories}
-
-
-def voc_ground_truth(name: str) -> dict[str, Any]:
-    """Returns a VOC set as COCO JSON, for COCO's numbers beside VOC's.
-
-    Difficult objects are crowds: VOC's evaluation neither rewards nor punishes detections of them,
-    and COCO's treats crowds so. Objects of other classes are left out, as VOC's does.
-
-    Raises:
-        UserError: as :func:`voc_index`.
-    """
-    content = voc_content(name)
-    content["annotations"] = [
-        {**one, "iscrowd": one["difficult"]} for one in content["annotations"] if one["category_id"]
-    ]
-    return content
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    content = {"images": listed, "annotations": annotations, "categories": categories}
+    made = coco_file(listing, tree.sha256, content)
+    return dataclasses.replace(made, unusable=tree.problems, notes=tuple(notes))
 
 
 def voc_classes(trees: Iterable[tuple[Path, str]]) -> tuple[str, ...]:
     """Returns the classes of the objects in (root, split) trees, in alphabetical order.
 
     Raises:
-        UserError: as :func:`voc_index`, or there is no object.
+        UserError: as :func:`voc_images`, or there is no object.
     """
     names: Counter[str] = Counter()
     for root, split in trees:
         listing = root / "ImageSets" / "Main" / f"{split}.txt"
-        for image in _read(listing, root, _state(listing))[0]:
+        for image in _strictly(_read(listing, root, _state(listing))).images:
             names.update(one.name for one in image.objects)
         if not names:
             raise UserError(f"{listing}: no image of it has an object")
@@ -196,22 +180,6 @@ def voc_count(root: Path, split: str) -> int:
     return len(_identities(root / "ImageSets" / "Main" / f"{split}.txt"))
 
 
-def voc_problems(name: str) -> tuple[list[str], list[VocImage]]:
-    """Returns what is wrong with the XML files of a VOC set, and the images of the good ones.
-
-    Raises:
-        UserError: the list of images cannot be used.
-    """
-    listing, root = voc_location(name)
-    problems, images = [], []
-    for identity in _identities(listing):
-        try:
-            images.append(_parse(root, identity)[0])
-        except UserError as error:
-            problems.append(str(error))
-    return problems, images
-
-
 def _state(listing: Path) -> tuple[int, int]:
     try:
         state = listing.stat()
@@ -220,14 +188,38 @@ def _state(listing: Path) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
+@dataclass(frozen=True, eq=False)
+class _Tree:
+    """What a VOC set's usable XML files say, and what is wrong with the others."""
+
+    images: tuple[VocImage, ...]
+    problems: tuple[str, ...]
+    sha256: str
+
+
+def _strictly(tree: _Tree) -> _Tree:
+    for problem in tree.problems:
+        raise UserError(problem)
+    return tree
+
+
 @functools.lru_cache(maxsize=8)
-def _read(listing: Path, root: Path, state: tuple[int, int]) -> tuple[tuple[VocImage, ...], str]:
-    images, lines = [], []
+def _read(listing: Path, root: Path, state: tuple[int, int]) -> _Tree:
+    return _parse_all(listing, root)
+
+
+def _parse_all(listing: Path, root: Path) -> _Tree:
+    images, lines, problems = [], [], []
     for identity in _identities(listing):
-        image, digest = _parse(root, identity)
+        try:
+            image, digest = _parse(root, identity)
+        except UserError as error:
+            problems.append(str(error))
+            continue
         images.append(image)
         lines.append(f"{identity} {digest}\n")
-    return tuple(images), hashlib.sha256("".join(lines).encode()).hexdigest()
+    sha256 = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return _Tree(tuple(images), tuple(problems), sha256)
 
 
 def _identities(listing: Path) -> list[str]:

@@ -2,8 +2,9 @@
 
 The numbers are those of pycocotools' ``COCOeval`` (https://cocodataset.org/#detection-eval) with
 its default parameters: same thresholds, area ranges, detection limits, treatment of crowds and
-order of tied scores. Two things differ from calling pycocotools by hand, neither in the numbers:
-no result at all scores 0 instead of failing, and nothing given is changed.
+order of tied scores. Three things differ from calling pycocotools by hand: no result at all scores
+0 instead of failing, nothing given is changed, and annotations are numbered anew, because
+pycocotools takes a match with one whose id is 0 for none.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def score(
     """Scores detections.
 
     For masks the area of a detection is its mask's, also if the result has a box beside it (as
-    Detectron2's COCOEvaluator has it). As in pycocotools, a match with an annotation whose id is
-    0 counts as none, and results of categories that the ground truth does not know are ignored.
+    Detectron2's COCOEvaluator has it). As in pycocotools, results of categories that the ground
+    truth does not know are ignored.
 
     Args:
         ground_truth: COCO JSON: ``images``, ``annotations``, ``categories``.
@@ -132,8 +133,7 @@ def _index_ground_truth(
             "annotations": [
                 {
                     **annotation,
-                    # 0 stays: pycocotools takes a match with it for none.
-                    "id": 0 if annotation["id"] == 0 else number,
+                    "id": number,  # from 1: pycocotools takes a match with id 0 for none
                     "image_id": numbers[annotation["image_id"]],
                 }
                 for number, annotation in enumerate(ground_truth["annotations"], start=1)

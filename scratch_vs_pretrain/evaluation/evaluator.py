@@ -18,8 +18,8 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from torch import nn
 
-from scratch_vs_pretrain.data.catalog import image_errors
 from scratch_vs_pretrain.data.loading import load_test_records
+from scratch_vs_pretrain.data.pictures import image_errors, register_deep_images
 from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.coco_score import NUMBERS, score
@@ -32,6 +32,8 @@ from scratch_vs_pretrain.reproducibility import random_states, restore_random_st
 from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, write_json
 
 logger = logging.getLogger(__name__)
+
+register_deep_images()
 
 # What Detectron2's tools/train_net.py adds to the name of a task scored with test augmentation.
 TTA = "_TTA"
@@ -56,7 +58,7 @@ def check_test_sets(cfg: Any) -> None:
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name a data set to evaluate on")
     for name in cfg.DATASETS.TEST:
-        check_ground_truth(name, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
+        check_ground_truth(name, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.SVP.MAX_DROPPED)
 
 
 def evaluate_model(
@@ -181,14 +183,16 @@ def score_results(
     keypoint_sigmas: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Returns each task's entry of an evaluation file for COCO results on a registered data set."""
-    ground_truth = load_ground_truth(dataset_name)
     sigmas = keypoint_sigmas or None
-    scores = {task: score(ground_truth, results, task, keypoint_sigmas=sigmas) for task in tasks}
+    scores = {
+        task: score(load_ground_truth(dataset_name, task), results, task, keypoint_sigmas=sigmas)
+        for task in tasks
+    }
     for task, found in scores.items():
         logger.info("%s of %s: %s", task, dataset_name, dict(found.numbers))
     entries = {task: found.to_json() for task, found in scores.items()}
     if "bbox" in entries:
-        entries["bbox"]["errors"] = error_costs(ground_truth, results)
+        entries["bbox"]["errors"] = error_costs(load_ground_truth(dataset_name), results)
     return entries
 
 

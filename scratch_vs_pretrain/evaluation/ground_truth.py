@@ -1,19 +1,23 @@
-"""The ground truth of a test data set: read once, and checked for what a task needs."""
+"""The ground truth of a test data set: read once, and checked for what a task needs.
+
+Two things differ from pycocotools on the same file, see docs/data.md: annotation ids are numbered
+anew (its matching takes id 0 for no match), and annotations that no detection could match are left
+out, by the rules by which training drops them.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import MetadataCatalog
-from detectron2.utils.file_io import PathManager
-
-from scratch_vs_pretrain.data.coco import COCO_KEYPOINTS, find_lack
-from scratch_vs_pretrain.data.voc import is_voc, voc_ground_truth
+from scratch_vs_pretrain.data.coco import COCO_KEYPOINTS
+from scratch_vs_pretrain.data.datasets import coco_of, location
+from scratch_vs_pretrain.data.findings import MOST_DROPPED
+from scratch_vs_pretrain.data.judge import scorable
+from scratch_vs_pretrain.data.loading import load_test_records
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import read_json
 
 # The config key that asks for a task.
 _ASKED_BY = {
@@ -23,37 +27,54 @@ _ASKED_BY = {
 }
 
 
-def load_ground_truth(dataset_name: str) -> dict[str, Any]:
-    """Returns a data set's COCO JSON, kept in memory until the file changes. Not to be changed.
+def load_ground_truth(dataset_name: str, task: str = "bbox") -> Mapping[str, Any]:
+    """Returns a data set's COCO JSON for a task, kept in memory until its file changes. Not to be
+    changed.
 
-    That of a VOC tree is made from it.
+    Images have the sizes of their files, where these can be read. In VOC trees difficult objects
+    are crowds: VOC's evaluation neither rewards nor punishes detections of them, and COCO's treats
+    crowds so.
 
     Raises:
         UserError: the data set has no annotation file, or it is no COCO JSON.
     """
-    if is_voc(dataset_name):
-        return voc_ground_truth(dataset_name)
-    json_file = MetadataCatalog.get(dataset_name).get("json_file")
-    if not json_file:
-        raise UserError(f"{dataset_name}: is not in COCO format; choose a COCO-format data set")
-    path = Path(PathManager.get_local_path(json_file))
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the annotations ({error.strerror})") from None
-    return _read_ground_truth(path, state.st_mtime_ns, state.st_size)
+    listing, _ = location(dataset_name)
+    state = listing.stat()
+    return _ground_truth(dataset_name, task, listing, state.st_mtime_ns, state.st_size)
 
 
-@functools.lru_cache(maxsize=4)
-def _read_ground_truth(path: Path, mtime_ns: int, size: int) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict) or not {"images", "categories"} <= content.keys():
-        raise UserError(f"{path}: not in COCO format; it has no images or no categories")
-    return content
+@functools.lru_cache(maxsize=8)
+def _ground_truth(name: str, task: str, path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
+    file = coco_of(name, ("annotations",))
+    sizes = {one["image_id"]: (one["width"], one["height"]) for one in load_test_records(name)}
+    return {
+        "images": [
+            {**image, "width": sizes[image["id"]][0], "height": sizes[image["id"]][1]}
+            for image in file.images
+        ],
+        "annotations": [
+            {**one, **_filled_in(one), "id": number}
+            for number, one in enumerate(scorable(file, sizes, task), 1)
+        ],
+        "categories": file.categories,
+    }
+
+
+def _filled_in(annotation: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a VOC object, or one with keypoints, lacks in COCO's scoring."""
+    if annotation.get("difficult"):
+        return {"iscrowd": 1}
+    keypoints = annotation.get("keypoints")
+    if keypoints and not isinstance(annotation.get("num_keypoints"), int):
+        return {"num_keypoints": sum(visible > 0 for visible in keypoints[2::3])}
+    return {}
 
 
 def check_ground_truth(
-    dataset_name: str, tasks: Sequence[str], keypoint_sigmas: Sequence[float] = ()
+    dataset_name: str,
+    tasks: Sequence[str],
+    keypoint_sigmas: Sequence[float] = (),
+    most_dropped: float = MOST_DROPPED,
 ) -> None:
     """Checks that a data set can be scored.
 
@@ -61,15 +82,38 @@ def check_ground_truth(
         dataset_name: registered with Detectron2.
         tasks: of "bbox", "segm", "keypoints".
         keypoint_sigmas: one for each keypoint; COCO's 17 if empty.
+        most_dropped: the share of instances that may be left out.
 
     Raises:
         UserError: it lacks what a task needs, see also :func:`load_ground_truth`.
     """
     for task in tasks:
-        keypoints = len(keypoint_sigmas) or COCO_KEYPOINTS
-        lack = find_lack(load_ground_truth(dataset_name), task, keypoints)
+        lack = _lack(dataset_name, task, len(keypoint_sigmas) or COCO_KEYPOINTS, most_dropped)
         if lack:
             raise UserError(
                 f"{dataset_name}: {lack}, so that there is no {task} AP; "
                 f"evaluate on another data set or change {_ASKED_BY[task]}"
             )
+
+
+def _lack(name: str, task: str, keypoints: int, most_dropped: float) -> str | None:
+    file = coco_of(name, ("annotations",))
+    instances = sum(not one.get("iscrowd") for one in file.annotations)
+    if not instances:
+        return "no annotation is an instance" if file.annotations else "there are no annotations"
+    if task == "keypoints":
+        for one in file.annotations:
+            stated = one.get("keypoints") or ()
+            if len(stated) != 3 * keypoints:
+                count = f"{len(stated) // 3} keypoints, not {keypoints}"
+                return f"annotation {one['id']} has {count if stated else 'no keypoints'}"
+    if task in file.facts.lacks and task != "keypoints":
+        return file.facts.lacks[task]
+    scored = load_ground_truth(name, task)["annotations"]
+    left = sum(not one.get("iscrowd") or bool(one.get("difficult")) for one in scored)
+    if instances - left > most_dropped * instances:
+        what = "mask" if task == "segm" else "box"
+        return (
+            f"{instances - left:,} of {instances:,} annotations have no {what} that can be scored"
+        )
+    return None

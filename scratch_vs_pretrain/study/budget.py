@@ -108,7 +108,7 @@ def input_rule(cfg: CfgNode) -> InputRule:
 
 
 def _per_image(cfg: CfgNode) -> _PerImage:
-    from scratch_vs_pretrain.data.catalog import register
+    from scratch_vs_pretrain.data.datasets import register
     from scratch_vs_pretrain.data.loading import load_training_records
 
     rule, missing = input_rule(cfg), list(_missing(cfg))

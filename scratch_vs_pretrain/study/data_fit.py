@@ -82,7 +82,7 @@ def _disagreements(cfg: CfgNode, name: str, found: AnnotationFile, part: str) ->
             f"{name}: has {len(found.categories)} categories, but {key} is {classes}; set it to "
             f"{len(found.categories)}"
         )
-    # A set without any annotation is refused at the run's start, by catalog.check_files.
+    # A set without any annotation is refused at the run's start, by datasets.check_files.
     if part == "TEST" and found.annotations and "bbox" in found.lacks:
         yield f"{name}: {found.lacks['bbox']}, so that it cannot be evaluated on; add it"
     polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"

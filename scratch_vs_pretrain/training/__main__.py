@@ -23,7 +23,7 @@ from detectron2.utils import comm
 
 from scratch_vs_pretrain import plugins
 from scratch_vs_pretrain.config import load_config
-from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.check import check_decodable
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
@@ -71,8 +71,8 @@ def train(folder: RunFolder) -> None:
     run = folder.read()
     cfg = config_of(folder.config_file)
     _check_weights_unchanged(cfg, run)
-    catalog.register(cfg)
-    catalog.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    datasets.register(cfg)
+    datasets.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     origin = {**provenance(cfg.MODEL.DEVICE), **numerics(cfg)}
     origin["versions"] |= plugins.versions(cfg.SVP.IMPORTS)
     inexact = inexact_because(run.get("provenance"), origin)
@@ -81,7 +81,7 @@ def train(folder: RunFolder) -> None:
         check_decodable(cfg.DATASETS.TEST)
         folder.update(
             data={
-                part: catalog.describe(names).to_json()
+                part: datasets.describe(names).to_json()
                 for part, names in (("train", cfg.DATASETS.TRAIN), ("test", cfg.DATASETS.TEST))
             },
             provenance=origin,

@@ -102,6 +102,7 @@ def _config_of(folder: RunFolder) -> CfgNode:
 
 def _check_dataset(cfg: CfgNode, dataset: str) -> None:
     registration.source(dataset)
+    registration.ensure([dataset])
     categories = len(load_ground_truth(dataset)["categories"])
     if categories != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise UserError(

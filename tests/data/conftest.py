@@ -9,10 +9,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data import catalog
 from scratch_vs_pretrain.data.check import DataSet
+from scratch_vs_pretrain.data.datasets import register
 
 WIDTH, HEIGHT = 16, 12
+ANNOTATIONS = 40
 
 
 @pytest.fixture
@@ -36,12 +37,12 @@ def build(tmp_path):
                     "id": i + 1,
                     "image_id": i % 4,
                     "category_id": 1,
-                    "bbox": [1, 2, 5, 6],
+                    "bbox": [1, 2, 5, 6 - i / ANNOTATIONS],
                     "area": 30,
                     "iscrowd": 0,
                     "segmentation": [[1, 2, 6, 2, 6, 8, 1, 8]],
                 }
-                for i in range(8)
+                for i in range(ANNOTATIONS)
             ],
             "categories": [{"id": 1, "name": "disc"}],
         }
@@ -64,7 +65,7 @@ def config_of():
         cfg.SVP.DATASETS = ((names[-1], str(one.annotations), str(one.images)),)
         cfg.DATASETS.TRAIN = (names[-1],)
         cfg.MODEL.MASK_ON = masks
-        catalog.register(cfg)
+        register(cfg)
         return cfg
 
     yield make

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.check import check, check_decodable
-from scratch_vs_pretrain.data.kinds import BREAKS, KINDS, MENDED
+from scratch_vs_pretrain.data.findings import BREAKS, KINDS, MENDED, SPOILS
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -29,11 +29,20 @@ def truncate(content, folder):
     (folder / "2.png").write_bytes(data[: len(data) // 2])
 
 
+def small_boxes(content, folder):
+    for entry in content["annotations"][::4]:
+        entry["bbox"][2] = 1.5
+
+
 CASES = [
     ("missing image", lambda content, folder: (folder / "2.png").unlink(), "2.png"),
     ("undecodable image", truncate, "2.png"),
     ("unusable entry", edit(2, bbox=[1, 2]), "annotations[2] has bbox [1, 2]"),
     ("unusable entry", edit(2, category_id="a"), "annotations[2] has no valid category_id"),
+    ("annotation id 0", edit(2, id=0), "renumbered"),
+    ("annotation without area", edit(2, area=None), "annotation 3"),
+    ("same box twice", edit(6, bbox=[1, 2, 5, 5.95]), "annotation 7"),
+    ("boxes under 2 pixels", small_boxes, "10 of 40 boxes"),
     (
         "unusable entry",
         lambda content, folder: content["images"].append(dict(content["images"][2])),
@@ -47,7 +56,9 @@ def test_good_data_have_nothing_to_report(build):
     report = check([build()], progress=False)
     assert report.found == {}
     assert not report.breaks
-    assert report.text() == "train: 4 images\nnothing to report"
+    assert report.text() == (
+        "Can a number trained on this be trusted? yes\ntrain: 4 images\nnothing to report"
+    )
 
 
 @pytest.mark.parametrize(("kind", "change", "where"), CASES)
@@ -65,13 +76,13 @@ def test_what_cannot_be_used_breaks_training_too(build, config_of):
     for number, (kind, change, _) in enumerate(CASES):
         if KINDS[kind].means == BREAKS and kind != "undecodable image":
             with pytest.raises(UserError):
-                catalog.check_files(config_of(build(change, f"set{number}")).DATASETS.TRAIN)
+                datasets.check_files(config_of(build(change, f"set{number}")).DATASETS.TRAIN)
 
 
 def test_a_path_out_of_the_folder(build):
     notes = found(build(edit_image(2, file_name="../2.png")))
     assert "leads out of the image folder" in notes["unusable entry"][0]
-    assert len(notes["annotation of a missing image"]) == 2
+    assert len(notes["annotation of a missing image"]) == 10
 
 
 def test_undecodable_images_in_small_number_are_replaced_in_training(build):
@@ -93,10 +104,12 @@ def test_same_content_in_train_and_test(build):
 def test_what_breaks_training_is_told_apart(build):
     report = check([build(edit(2, bbox=[1, 2, 0, 6]))], progress=False)
     assert not report.breaks
-    assert "nothing breaks training" in report.text()
+    assert report.text().startswith("Can a number trained on this be trusted? yes, with 1 repair")
     broken = check([build(truncate, "other")], progress=False)
     assert broken.breaks
-    assert "this would break training" in broken.text()
+    assert broken.text().startswith(
+        "Can a number trained on this be trusted? no: other: undecodable image (1)\n"
+    )
 
 
 def test_json_has_every_finding(build):
@@ -154,9 +167,13 @@ def test_every_kind_is_documented_as_it_is():
 def test_every_kind_has_a_test():
     elsewhere = {
         "same image in several data sets",
+        "same image twice in a data set",
+        "same file listed twice",
+        "box one pixel wide",
         "XML names another file",
         "XML with fractions or without flags",
         "unusable XML",
     }
     here = {kind for kind, *_ in CASES} | elsewhere
-    assert here == {kind for kind, what in KINDS.items() if what.means != MENDED}
+    faults = {"nothing to learn", *(k for k, what in KINDS.items() if what.means == SPOILS)}
+    assert here | faults == {kind for kind, what in KINDS.items() if what.means != MENDED}

@@ -15,7 +15,7 @@ def image_ids(cfg):
 
 def only_two_images_have_instances(content, folder):
     content["annotations"] = [one for one in content["annotations"] if one["image_id"] in (1, 3)]
-    crowd = {**content["annotations"][0], "id": 20, "image_id": 0, "iscrowd": 1}
+    crowd = {**content["annotations"][0], "id": 99, "image_id": 0, "iscrowd": 1}
     content["annotations"].append(crowd)
     content["images"].reverse()
 
@@ -36,11 +36,11 @@ def test_images_with_few_keypoints_are_left_out(build, config_of):
             one["keypoints"] = [3, 3, 2] * visible + [0, 0, 0] * (17 - visible)
 
     cfg = config_of(build(change))
-    cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 4
+    cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 20
     assert image_ids(cfg) == [0, 1, 2, 3]
     cfg.MODEL.KEYPOINT_ON = True
     assert image_ids(cfg) == [1]
-    cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 5
+    cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 21
     with pytest.raises(UserError, match="cannot train on"):
         load_training_records(cfg)
 
@@ -62,8 +62,13 @@ def test_nothing_that_can_be_learnt(build, config_of):
         for one in content["annotations"]:
             one["bbox"] = [1, 2, 0, 0]
 
+    cfg = config_of(build(change))
+    lost = r"instances lost: 40 of 40 \(100 %\): degenerate box 40 .*`svp check-data` lists all"
+    with pytest.raises(UserError, match=lost):
+        load_training_records(cfg)
+    cfg.SVP.MAX_DROPPED = 1.0
     with pytest.raises(UserError, match=r"no image has an instance to learn; `svp check-data`"):
-        load_training_records(config_of(build(change)))
+        load_training_records(cfg)
 
 
 def test_records_for_evaluation_have_the_true_sizes_and_no_annotations(build, config_of):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as mask_api
 
 from scratch_vs_pretrain.data import masks
-from scratch_vs_pretrain.data.masks import UnfitMask, surely_filled, trainable_mask
+from scratch_vs_pretrain.data.masks import Unfit, surely_filled, trainable_mask
 
 SIZE = (64, 48)
 CORNER = st.floats(-3, 70, width=32)
@@ -68,7 +68,7 @@ def test_run_lengths_are_compressed_as_detectron2_does():
 
 @pytest.mark.parametrize("counts", ["", "0", "abc", "\x7f" * 20, "1" * 50])
 def test_broken_run_lengths_are_unfit(counts):
-    with pytest.raises(UnfitMask):
+    with pytest.raises(Unfit):
         trainable_mask({"size": [48, 64], "counts": counts}, *SIZE)
 
 
@@ -85,11 +85,11 @@ def test_compressed_run_lengths_of_any_mask(rows):
     code = mask_api.encode(mask)
     height, width = mask.shape
     if not mask.any():
-        with pytest.raises(UnfitMask, match="empty mask"):
+        with pytest.raises(Unfit, match="empty mask"):
             trainable_mask(code, width, height)
         return
     assert trainable_mask(code, width, height) == (code, False)
-    with pytest.raises(UnfitMask, match="invalid mask"):
+    with pytest.raises(Unfit, match="invalid mask"):
         trainable_mask({**code, "counts": code["counts"] + b"1"}, width, height)
 
 
@@ -131,5 +131,5 @@ def test_whatever_is_not_clear_has_to_be_looked_at(mask):
 
 @pytest.mark.parametrize("corner", [None, "15", float("inf")])
 def test_a_corner_that_is_no_number_is_invalid(corner):
-    with pytest.raises(UnfitMask, match="invalid mask"):
+    with pytest.raises(Unfit, match="invalid mask"):
         trainable_mask([[5.0, 5.0, 15.0, 5.0, 15.0, corner]], *SIZE)

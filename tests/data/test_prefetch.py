@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scratch_vs_pretrain.data.prefetch import prefetched
+from scratch_vs_pretrain.data.stream import prefetched
 
 BATCHES = [
     ([{"image": torch.full((3, 4, 4), k, dtype=torch.uint8), "file_name": str(k)}], [f"bad {k}"])

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.datasets import ensure, find_subset, refuse_subsets
 from scratch_vs_pretrain.data.loading import load_training_records
 from scratch_vs_pretrain.data.subsets import draw
@@ -60,7 +60,7 @@ def full(tmp_path, monkeypatch):
     cfg.SVP.DATASETS = ((name, str(file), str(folder)),)
     cfg.DATASETS.TRAIN = (name,)
     cfg.DATASETS.TEST = (name,)
-    catalog.register(cfg)
+    datasets.register(cfg)
     yield cfg, name, file
     for added in set(DatasetCatalog.list()) - before:
         DatasetCatalog.pop(added)
@@ -77,10 +77,10 @@ def test_a_name_alone_is_enough(full):
     assert [record["image_id"] for record in records] == chosen
     whole = load_coco_json(str(file), str(file.parent / "images"), name)
     assert records == [record for record in whole if record["image_id"] in chosen]
-    described = catalog.describe([subset])
+    described = datasets.describe([subset])
     assert (described.images, described.annotations) == (10, 20)
-    assert catalog.category_count(subset) == 2
-    catalog.check_files([subset])
+    assert described.categories == ("disc", "ring")
+    datasets.check_files([subset])
 
 
 def test_a_subset_has_the_metadata_of_its_base(full):
@@ -99,8 +99,8 @@ def test_a_subset_has_the_metadata_of_its_base(full):
 def test_registering_a_config_registers_its_subsets(full):
     cfg, name, _ = full
     cfg.DATASETS.TRAIN = (f"{name}_10", f"{name}_50pct")
-    catalog.register(cfg)
-    catalog.register(cfg)
+    datasets.register(cfg)
+    datasets.register(cfg)
     assert {f"{name}_10", f"{name}_50pct"} <= set(DatasetCatalog.list())
 
 
@@ -115,7 +115,7 @@ def test_a_subset_of_a_subset_is_refused_also_once_that_is_registered(full):
 def test_more_than_there_are(full):
     _, name, _ = full
     with pytest.raises(UserError, match=f"{name}_10k: 10,000 images are more than the 40 of"):
-        catalog.check_files([f"{name}_10k"])
+        datasets.check_files([f"{name}_10k"])
     assert f"{name}_10k" not in DatasetCatalog
 
 
@@ -130,7 +130,7 @@ def test_evaluation_is_never_on_a_subset(full):
         refuse_subsets([name, f"{name}_10"])
     cfg.DATASETS.TEST = (f"{name}_10",)
     with pytest.raises(UserError, match="evaluate on the full set"):
-        catalog.register(cfg)
+        datasets.register(cfg)
 
 
 def test_detectron2s_own_small_sets_are_full_sets():
@@ -146,12 +146,12 @@ def test_other_names_are_left_alone():
 IN_ANOTHER_PROCESS = """
 import json
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.loading import load_training_records
 cfg = default_config()
 cfg.DATASETS.TRAIN = ("coco_2017_train_100", "coco_35k")
 found = [r["image_id"] for r in load_training_records(cfg).records]
-print(json.dumps([found, catalog.describe(["coco_35k"]).images]))
+print(json.dumps([found, datasets.describe(["coco_35k"]).images]))
 """
 
 

@@ -1,9 +1,7 @@
 import json
 
-import pytest
-
-from scratch_vs_pretrain.data.statistics import count
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.data.coco import read_coco
+from scratch_vs_pretrain.data.datasets import statistics
 
 
 def instance(identity, image, category, **more):
@@ -37,22 +35,8 @@ def test_counts(tmp_path):
     }
     file = tmp_path / "a.json"
     file.write_text(json.dumps(content))
-    found = count(file)
+    found = statistics(read_coco(file))
     assert (found.images, found.empty, found.instances, found.crowds) == (4, 2, 5, 1)
     assert list(found.present.items()) == [("a", 2), ("z", 3)]
     assert found.absent == ("crowd",)
     assert found.sizes == {"small": 1, "medium": 2, "large": 2}
-    assert json.loads(json.dumps(found.to_json()))["instances_per_image"] == 1.25
-
-
-def test_an_empty_set_has_no_mean(tmp_path):
-    file = tmp_path / "a.json"
-    file.write_text('{"images": [], "annotations": [], "categories": []}')
-    assert count(file).to_json()["instances_per_image"] is None
-
-
-def test_not_in_coco_format(tmp_path):
-    file = tmp_path / "a.json"
-    file.write_text('{"annotations": [], "categories": []}')
-    with pytest.raises(UserError, match="it has no list of images"):
-        count(file)

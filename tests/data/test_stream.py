@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.stream import Samples, TrainingStream, batch_indices, seeded
 from scratch_vs_pretrain.errors import UserError
 
@@ -100,7 +100,7 @@ def cfg(tmp_path):
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     cfg = default_config()
     cfg.SVP.DATASETS = (["stream_test", str(tmp_path / "annotations.json"), str(tmp_path)],)
-    catalog.register(cfg)
+    register(cfg)
     cfg.DATASETS.TRAIN = ("stream_test",)
     cfg.INPUT.MIN_SIZE_TRAIN = (24, 32, 48)
     cfg.SOLVER.IMS_PER_BATCH = 4

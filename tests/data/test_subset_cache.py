@@ -6,9 +6,14 @@ import threading
 
 import pytest
 
-from scratch_vs_pretrain.data import subset_cache
-from scratch_vs_pretrain.data.subset_cache import cache_folder, subset_file
-from scratch_vs_pretrain.data.subsets import digest, draw, parse_subset
+from scratch_vs_pretrain.data import subsets
+from scratch_vs_pretrain.data.subsets import (
+    cache_folder,
+    digest,
+    draw,
+    parse_subset,
+    subset_file,
+)
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -42,12 +47,12 @@ def scans(monkeypatch):
     """Counts how often a base is read."""
     found = []
 
-    def scan(file):
+    def scan(file, draw):
         found.append(file)
-        return original(file)
+        return original(file, draw)
 
-    original = subset_cache.CocoScan
-    monkeypatch.setattr(subset_cache, "CocoScan", scan)
+    original = subsets.extract
+    monkeypatch.setattr(subsets, "extract", scan)
     return found
 
 
@@ -114,7 +119,7 @@ def test_killed_between_the_two_files(base, scans, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(subset_cache, "write_json", kill)
+        patched.setattr(subsets, "write_json", kill)
         with pytest.raises(Killed):
             subset_file(subset(), base)
     assert subset_file(subset(), base).index.annotations == 10

@@ -7,9 +7,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data import catalog
 from scratch_vs_pretrain.data.coco import read_annotations
-from scratch_vs_pretrain.data.subset_report import export, image_ids, subset_text
+from scratch_vs_pretrain.data.datasets import coco_of, export, register, subset_text
 from scratch_vs_pretrain.data.subsets import digest, draw
 from scratch_vs_pretrain.errors import UserError
 
@@ -32,7 +31,7 @@ def full(tmp_path, monkeypatch):
     file.write_text(json.dumps(content))
     cfg = default_config()
     cfg.SVP.DATASETS = ((name, str(file), str(tmp_path)),)
-    catalog.register(cfg)
+    register(cfg)
     yield name
     for added in [one for one in DatasetCatalog.list() if one.startswith(name)]:
         DatasetCatalog.pop(added)
@@ -41,7 +40,7 @@ def full(tmp_path, monkeypatch):
 
 def test_text(full):
     subset = f"{full}_5"
-    lines = [" ".join(line.split()) for line in subset_text(subset).splitlines()]
+    lines = [" ".join(line.split()) for line in subset_text(subset, coco_of(subset)).splitlines()]
     assert lines == [
         subset,
         "images 5 (0 without instances)",
@@ -55,15 +54,15 @@ def test_text(full):
 
 
 def test_a_full_set_can_be_shown_too(full):
-    assert "images                   20 (0 without instances)" in subset_text(full)
+    assert "images                   20 (0 without instances)" in subset_text(full, coco_of(full))
 
 
 def test_ids_are_ascending(full):
-    assert image_ids(f"{full}_7_s2") == sorted(draw(range(1, 21), 7, 2))
+    assert coco_of(f"{full}_7_s2").ids() == sorted(draw(range(1, 21), 7, 2))
 
 
 def test_the_export_is_coco_json(full, tmp_path):
-    file = export(f"{full}_5", tmp_path / "five.json")
+    file = export(coco_of(f"{full}_5"), tmp_path / "five.json")
     found = read_annotations(file)
     assert (len(found.file_names), found.annotations) == (5, 15)
     assert found.categories == ("disc", "ring")
@@ -73,7 +72,7 @@ def test_an_export_overwrites_nothing(full, tmp_path):
     target = tmp_path / "mine.json"
     target.write_text("mine")
     with pytest.raises(UserError, match=f"{target}: exists already"):
-        export(f"{full}_5", target)
+        export(coco_of(f"{full}_5"), target)
     assert target.read_text() == "mine"
     with pytest.raises(UserError, match="cannot be written"):
-        export(f"{full}_5", tmp_path / "no" / "such.json")
+        export(coco_of(f"{full}_5"), tmp_path / "no" / "such.json")

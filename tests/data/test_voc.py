@@ -9,12 +9,13 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.check import check, registered_set
 from scratch_vs_pretrain.data.datasets import location
 from scratch_vs_pretrain.data.loading import load_training_records
-from scratch_vs_pretrain.data.voc import is_voc, voc_ground_truth
+from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
 
 CLASSES = ("ring", "disc")
 OBJECT = (
@@ -51,10 +52,9 @@ def tree(tmp_path):
 
 
 def test_is_described_checked_and_loaded(tree, tmp_path):
-    found = catalog.describe([tree])
+    found = datasets.describe([tree])
     assert (found.images, found.annotations, found.categories) == (3, 4, CLASSES)
-    assert catalog.category_count(tree) == 2
-    catalog.check_files([tree])
+    datasets.check_files([tree])
     assert location(tree) == (tmp_path / "ImageSets" / "Main" / "train.txt", tmp_path)
     cfg = default_config()
     cfg.DATASETS.TRAIN = (tree,)
@@ -69,7 +69,7 @@ def test_what_is_a_voc_tree(tree):
 
 
 def test_as_coco_the_boxes_are_detectron2s(tree):
-    truth = voc_ground_truth(tree)
+    truth = load_ground_truth(tree)
     records = {record["image_id"]: record for record in DatasetCatalog.get(tree)}
     assert [image["id"] for image in truth["images"]] == list(records)
     for image in truth["images"]:
@@ -90,10 +90,10 @@ def test_as_coco_the_boxes_are_detectron2s(tree):
 
 
 def test_the_digest_follows_the_annotations(tree, tmp_path):
-    before = catalog.describe([tree]).sha256
+    before = datasets.describe([tree]).sha256
     (tmp_path / "Annotations" / "b.xml").write_text(annotation(OBJECTS[:1]))
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nc \n")
-    assert catalog.describe([tree]).sha256 != before
+    assert datasets.describe([tree]).sha256 != before
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_the_digest_follows_the_annotations(tree, tmp_path):
 def test_lists_that_cannot_be_used(tree, tmp_path, text, message):
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(text)
     with pytest.raises(UserError, match=message):
-        catalog.describe([tree])
+        datasets.describe([tree])
 
 
 @pytest.mark.parametrize(
@@ -128,16 +128,16 @@ def test_lists_that_cannot_be_used(tree, tmp_path, text, message):
 def test_annotations_that_cannot_be_used(tree, tmp_path, text, message):
     (tmp_path / "Annotations" / "a.xml").write_text(text)
     with pytest.raises(UserError, match=message):
-        catalog.check_files([tree])
+        datasets.check_files([tree])
 
 
 def test_missing_images_and_missing_trees(tree, tmp_path):
     (tmp_path / "JPEGImages" / "b.jpg").unlink()
     with pytest.raises(UserError, match=r"1 of the 3 images of .* missing: JPEGImages/b\.jpg"):
-        catalog.check_files([tree])
+        datasets.check_files([tree])
     (tmp_path / "ImageSets" / "Main" / "train.txt").unlink()
     with pytest.raises(UserError, match=r"no such file as .*train\.txt$"):
-        catalog.check_files([tree])
+        datasets.check_files([tree])
 
 
 def test_check_data_reads_trees(tree, tmp_path):
@@ -178,11 +178,11 @@ def test_fractions_missing_flags_and_other_classes(tree, tmp_path):
     (tmp_path / "Annotations" / "a.xml").write_text(text.replace("disc", "star"))
     report = check([registered_set(tree)], progress=False)
     assert report.found[tree, "XML with fractions or without flags"] == ["a.xml"]
-    assert report.found[tree, "unknown category"] == ["annotation 1 (0)"]
+    assert report.found[tree, "object of another class"] == ["a.xml (star)"]
     assert not report.breaks
     cfg = default_config()
     cfg.DATASETS.TRAIN = (tree,)
     loaded = load_training_records(cfg)
-    assert loaded.repaired["unknown category, dropped"] == 1
+    assert loaded.repaired["object of another class, dropped"] == 1
     assert loaded.records[0]["annotations"][0]["bbox"] == [4, 5.25, 3, 2.75]
-    assert [one["category_id"] for one in voc_ground_truth(tree)["annotations"]] == [1, 2, 1]
+    assert [one["category_id"] for one in load_ground_truth(tree)["annotations"]] == [1, 2, 1]

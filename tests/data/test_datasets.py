@@ -16,14 +16,9 @@ from detectron2.data.detection_utils import create_keypoint_hflip_indices, read_
 from PIL import Image
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data.catalog import (
-    category_count,
-    check_files,
-    describe,
-    image_errors,
-    register,
-)
+from scratch_vs_pretrain.data.datasets import check_files, describe, register
 from scratch_vs_pretrain.data.loading import load_training_records
+from scratch_vs_pretrain.data.pictures import image_errors
 from scratch_vs_pretrain.errors import UserError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "datasets"
@@ -183,7 +178,6 @@ class TestDescribe:
         assert (found.names, found.images, found.annotations) == ((name,), 3, 3)
         assert found.categories == ("disc",)
         assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-        assert category_count(name) == 1
         assert json.loads(json.dumps(found.to_json())) == {
             "names": [name],
             "images": 3,
@@ -210,7 +204,7 @@ class TestDescribe:
 
     def test_an_unknown_name(self):
         with pytest.raises(UserError, match=r"qqqqqqqq: .*add it to SVP\.DATASETS"):
-            category_count("qqqqqqqq")
+            describe(["qqqqqqqq"])
 
     def test_neither_coco_nor_voc(self, new_name):
         name = new_name()
@@ -321,20 +315,22 @@ class TestImageErrors:
 BUILT_IN = """
 import json
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data import catalog
+from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.loading import load_training_records
+from scratch_vs_pretrain.data.pictures import image_errors
 names = ["coco_2017_train", "coco_2017_val", "keypoints_coco_2017_train", "keypoints_coco_2017_val"]
-catalog.check_files(names)
-found = {n: [catalog.describe([n]).images, catalog.describe([n]).annotations] for n in names}
+datasets.check_files(names)
+found = {n: [datasets.describe([n]).images, datasets.describe([n]).annotations] for n in names}
 cfg = default_config()
 cfg.DATASETS.TRAIN = ("coco_2017_train",)
 records = load_training_records(cfg).records
 cfg.DATASETS.TRAIN = ("coco_2014_train",)
 try:
     load_training_records(cfg)
-except catalog.UserError as error:
+except datasets.UserError as error:
     message = str(error)
-print(json.dumps([found, catalog.category_count("coco_2017_val"), len(records), message]))
+categories = datasets.describe(["coco_2017_val"]).categories
+print(json.dumps([found, len(categories), len(records), message]))
 """
 
 

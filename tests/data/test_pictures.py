@@ -3,7 +3,7 @@ import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from scratch_vs_pretrain.data.image_facts import ImageFacts, facts_of_images, image_facts
+from scratch_vs_pretrain.data.pictures import ImageFacts, facts_of_images, image_facts
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
@@ -29,5 +29,5 @@ def test_a_png_is_not_decoded(tmp_path, monkeypatch):
 def test_what_cannot_be_read_has_no_facts(tmp_path):
     Image.new("CMYK", (3, 4)).save(tmp_path / "a.jpg")
     (tmp_path / "b.jpg").write_bytes(b"nothing")
-    found = facts_of_images(tmp_path, ["a.jpg", "b.jpg", "c.jpg", "\0"])
+    found = facts_of_images(tmp_path, {name: name for name in ("a.jpg", "b.jpg", "c.jpg", "\0")})
     assert found == {"a.jpg": ImageFacts(3, 4, turned=False, mode="CMYK")}

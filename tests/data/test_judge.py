@@ -1,5 +1,7 @@
 """Damaged data: findings are dropped or mended, counted, named by check-data, and trained on."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scratch_vs_pretrain.config import merge_file
+from scratch_vs_pretrain.config import default_config, merge_file
 from scratch_vs_pretrain.data.check import check
-from scratch_vs_pretrain.data.kinds import KINDS, MENDED
+from scratch_vs_pretrain.data.coco import coco_file
+from scratch_vs_pretrain.data.findings import KINDS, MENDED, Heads
+from scratch_vs_pretrain.data.judge import findings as findings_of
+from scratch_vs_pretrain.data.judge import judge
 from scratch_vs_pretrain.data.loading import load_training_records
-from scratch_vs_pretrain.data.records import Heads, judge
-from scratch_vs_pretrain.data.records import findings as findings_of
 from scratch_vs_pretrain.modeling import weights as _registers_networks  # noqa: F401
 
 
@@ -55,7 +58,8 @@ def turned():
 BIG = [[1, 2, 6, 2, 6, 8, 1, 8]]
 DAMAGE = [
     ("another size than stated", edit_image(2, width=17), "16 x 12 found"),
-    ("another size than stated", edit_image(2, width=12, height=16), "16 x 12 found"),
+    ("other spelling", edit(2, iscrowd="0"), "annotations[2].iscrowd ('0')"),
+    ("file of another name", edit_image(2, file_name="2.PNG"), "2.PNG (2.png)"),
     ("unknown category", edit(2, category_id=7), "annotation 3 (7)"),
     ("annotation of a missing image", edit(2, image_id=9), "annotation 3"),
     ("annotation marked ignore", edit(2, ignore=1), "annotation 3"),
@@ -91,19 +95,20 @@ DAMAGE = [
     ),
     ("image without instances", empty_image, "2.png"),
     ("greyscale image", save("L"), "2.png"),
-    ("greyscale image", save("I;16"), "2.png"),
+    ("deep image", save("I;16"), "2.png"),
     ("CMYK image", save("CMYK", "JPEG"), "2.png"),
     ("EXIF-rotated image", turned(), "2.png"),
 ]
 
 
+def judged(content, heads=None):
+    """The judgement of every entry alone."""
+    return judge(coco_file(Path("a"), "", content), {}, heads or Heads(), most_dropped=1)
+
+
 @pytest.fixture(scope="module")
 def network():
     """A Mask R-CNN small enough to train an iteration in a moment."""
-    from pathlib import Path
-
-    from scratch_vs_pretrain.config import default_config
-
     cfg = default_config()
     merge_file(cfg, Path(__file__).parents[2] / "configs/demo_mask_rcnn_R_18_FPN_gn.yaml")
     cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
@@ -174,7 +179,11 @@ def test_damage_is_named_and_counted_and_trained_on(build, config_of, network, k
 
 
 def test_every_mended_kind_is_tried():
-    elsewhere = {"no valid keypoints", "undecodable training image"}
+    elsewhere = {
+        "no valid keypoints",
+        "undecodable training image",
+        "object of another class",
+    }
     tried = {kind for kind, *_ in DAMAGE} | elsewhere
     assert tried == {kind for kind, what in KINDS.items() if what.means == MENDED}
 
@@ -216,10 +225,11 @@ def test_any_damage_together_trains_and_check_counts_the_same(
         if image:
             image[1](content, folder)
 
-    one = build(damage, name, heads=Heads(masks))
+    one = build(damage, name, heads=Heads(masks), dropped=1)
     found, report = findings(one)
     assert not report.breaks
     cfg = config_of(one, masks)
+    cfg.SVP.MAX_DROPPED = 1.0
     loaded = load_training_records(cfg)
     assert loaded.repaired == repairs(found)
     network.roi_heads.mask_on = masks
@@ -231,17 +241,19 @@ def test_without_a_mask_head_masks_do_not_matter(build, config_of):
     cfg = config_of(build(edit(2, segmentation=7)), masks=False)
     loaded = load_training_records(cfg)
     assert loaded.repaired == {}
-    assert sum(len(record["annotations"]) for record in loaded.records) == 8
+    assert sum(len(record["annotations"]) for record in loaded.records) == 40
 
 
 def test_boxes_are_clipped_and_may_end_a_little_outside():
     def boxes(*bbox):
         content = {
             "images": [{"id": 1, "file_name": "a", "width": 16, "height": 12}],
-            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": list(bbox)}],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 1, "bbox": list(bbox), "area": 1}
+            ],
             "categories": [{"id": 1, "name": "disc"}],
         }
-        (record,), notes = judge(content, {}, Heads())
+        (record,), notes = judged(content)
         return [one["bbox"] for one in record["annotations"]], [note.kind for note in notes]
 
     assert boxes(-0.5, 0, 17, 12.5) == ([[-0.5, 0, 17, 12.5]], [])
@@ -256,8 +268,10 @@ def test_masks_of_the_true_size_are_kept_where_another_is_stated(build, config_o
         content["annotations"][6]["segmentation"] = {"size": [12, 20], "counts": [100, 140]}
         content["annotations"][6]["bbox"] = [1, 2, 18, 6]
 
-    one = build(change)
-    loaded = load_training_records(config_of(one))
+    one = build(change, dropped=1)
+    cfg = config_of(one)
+    cfg.SVP.MAX_DROPPED = 1.0
+    loaded = load_training_records(cfg)
     assert loaded.repaired == repairs(findings(one)[0])
     assert loaded.repaired == {
         "another size than stated, true size used": 1,
@@ -266,7 +280,7 @@ def test_masks_of_the_true_size_are_kept_where_another_is_stated(build, config_o
     }
     (record,) = (record for record in loaded.records if record["image_id"] == 2)
     assert (record["width"], record["height"]) == (16, 12)
-    assert len(record["annotations"]) == 1
+    assert len(record["annotations"]) == 9
 
 
 def keypoint_change(keypoints):
@@ -299,7 +313,7 @@ def test_keypoints_that_are_none_are_taken_as_unlabelled(build, config_of, keypo
     labelled = [
         mapper(r)["instances"].gt_keypoints.tensor[:, :, 2].tolist() for r in loaded.records
     ]
-    assert sorted(sum(row) for rows in labelled for row in rows) == [0] + [34] * 7
+    assert sorted(sum(row) for rows in labelled for row in rows) == [0] + [34] * 39
 
 
 def test_good_keypoints_are_as_detectron2_loads_them(build, config_of):
@@ -343,7 +357,7 @@ def test_any_mask_and_box_is_mapped_or_dropped(mask, bbox, tmp_path_factory):
         ],
         "categories": [{"id": 1, "name": "disc"}],
     }
-    (record,), _ = judge(content, {}, Heads(masks=True))
+    (record,), _ = judged(content, Heads(masks=True))
     flip = transforms.TransformList([transforms.HFlipTransform(16)])
     objects = [transform_instance_annotations(one, flip, (12, 16)) for one in record["annotations"]]
     annotations_to_instances(objects, (12, 16), mask_format="bitmask")
@@ -388,5 +402,6 @@ def test_findings_are_those_of_judge(chosen, masks, keypoints):
         ],
     }
     heads = Heads(masks, 1 if keypoints else 0)
-    _, expected = judge(content, {}, heads)
-    assert sorted(findings_of(content, {}, heads), key=str) == sorted(expected, key=str)
+    _, expected = judged(content, heads)
+    found = findings_of(coco_file(Path("a"), "", content), {}, heads, most_dropped=1)
+    assert sorted(found, key=str) == sorted(expected, key=str)

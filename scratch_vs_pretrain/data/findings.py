@@ -1,0 +1,312 @@
+"""What can be wrong or odd in a data set, and the judgement of one as a whole.
+
+More than a little of what is dropped, and what shows that numbers mean something else than COCO's,
+is never harmless.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from scratch_vs_pretrain.data.coco import CocoFile, Entry, Identity, Note
+from scratch_vs_pretrain.data.pictures import ImageFacts
+
+BREAKS, SPOILS = "breaks training", "spoils the result"
+MENDED, ODD = "harmless", "worth knowing"
+# Of what means one of these no number can be trusted.
+SEVERE = (BREAKS, SPOILS)
+
+# Rounded annotations may end this far outside, in pixels; Detectron2 clips them.
+TOLERANCE = 1.0
+# Detectron2's filter_empty_instances leaves out boxes of shorter sides.
+SHORTEST_SIDE = 1e-5
+# The share of instances that may be dropped (SVP.MAX_DROPPED).
+MOST_DROPPED = 0.05
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of finding.
+
+    Attributes:
+        means: what it is for training.
+        fate: what training does about it; empty where that is nothing.
+    """
+
+    means: str
+    fate: str = ""
+
+    def text(self) -> str:
+        """Returns both, for a table."""
+        return f"{self.means}: {self.fate}" if self.fate else self.means
+
+
+KINDS = {
+    "missing image": Kind(BREAKS),
+    "undecodable image": Kind(BREAKS),
+    "unusable entry": Kind(BREAKS),
+    "unusable XML": Kind(BREAKS),
+    "nothing to learn": Kind(BREAKS),
+    "instances lost": Kind(SPOILS),
+    "category lost": Kind(SPOILS),
+    "ids of two kinds": Kind(SPOILS),
+    "categories numbered from 0": Kind(SPOILS),
+    "boxes as parts of the image": Kind(SPOILS),
+    "boxes as two corners": Kind(SPOILS),
+    "size that contradicts the boxes": Kind(SPOILS),
+    # At most SVP.MAX_UNREADABLE of them, and only where nothing is evaluated on them.
+    "undecodable training image": Kind(MENDED, "another image takes its place"),
+    "other spelling": Kind(MENDED, "read as it is meant"),
+    "file of another name": Kind(MENDED, "used"),
+    "another size than stated": Kind(MENDED, "true size used"),
+    "unknown category": Kind(MENDED, "dropped"),
+    "object of another class": Kind(MENDED, "dropped"),
+    "annotation of a missing image": Kind(MENDED, "dropped"),
+    "annotation marked ignore": Kind(MENDED, "dropped"),
+    "degenerate box": Kind(MENDED, "dropped"),
+    "box outside the image": Kind(MENDED, "dropped"),
+    "box partly outside the image": Kind(MENDED, "clipped"),
+    "no mask": Kind(MENDED, "dropped"),
+    "invalid mask": Kind(MENDED, "dropped"),
+    "RLE of another size": Kind(MENDED, "dropped"),
+    "empty mask": Kind(MENDED, "dropped"),
+    "polygon of fewer than three points": Kind(MENDED, "polygon left out"),
+    "no valid keypoints": Kind(MENDED, "taken as unlabelled"),
+    "image without instances": Kind(MENDED, "left out"),
+    "greyscale image": Kind(MENDED, "converted"),
+    "deep image": Kind(MENDED, "scaled to 8 bits"),
+    "CMYK image": Kind(MENDED, "converted"),
+    "EXIF-rotated image": Kind(MENDED, "turned"),
+    "duplicate annotation id": Kind(ODD),
+    "annotation id 0": Kind(ODD),
+    "annotation without area": Kind(ODD),
+    "same box twice": Kind(ODD),
+    "box one pixel wide": Kind(ODD),
+    "boxes under 2 pixels": Kind(ODD),
+    "same file listed twice": Kind(ODD),
+    "same image twice in a data set": Kind(ODD),
+    "same image in several data sets": Kind(ODD),
+    "XML names another file": Kind(ODD),
+    "XML with fractions or without flags": Kind(ODD),
+}
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What a model learns beside boxes: masks or not, and how many keypoints (0: none)."""
+
+    masks: bool = False
+    keypoints: int = 0
+
+
+@dataclass
+class Case:
+    """What is collected while a data set is judged.
+
+    Attributes:
+        classes: the class of each category id.
+        sizes: width and height of each image as it is.
+        notes: all findings.
+        dropped: instances that are, with the kind of finding.
+    """
+
+    heads: Heads
+    classes: Mapping[int, int]
+    sizes: Mapping[Identity, tuple[int, int]]
+    notes: list[Note] = field(default_factory=list)
+    dropped: list[tuple[Entry, str]] = field(default_factory=list)
+
+    def drop(self, entry: Entry, kind: str, remark: str = "") -> None:
+        where = f"annotation {entry['id']}"
+        self.notes.append(Note(kind, f"{where} ({remark})" if remark else where))
+        if not entry.get("iscrowd"):
+            self.dropped.append((entry, kind))
+
+
+def whole(
+    case: Case, file: CocoFile, facts: Mapping[str, ImageFacts], most_dropped: float
+) -> list[Note]:
+    """Returns all notes: of the file, of identities, of entries, and of the whole."""
+    identities = list(_notes_on_identities(case, file))
+    notes = [*file.notes, *identities, *case.notes]
+    if most_dropped < 1:
+        notes += _lost(case, file, most_dropped)
+        notes += _looks_of_boxes(case, file)
+    return notes + list(_sizes(case, file, facts, judged=most_dropped < 1))
+
+
+def _notes_on_identities(case: Case, file: CocoFile) -> Iterator[Note]:
+    annotations = file.annotations
+    ids = list(map(itemgetter("id"), annotations))
+    if 0 in set(ids):
+        yield Note("annotation id 0", "pycocotools takes a match with it for none; renumbered here")
+    if len(set(ids)) < len(ids):
+        known: set[Identity] = set()
+        for number, identity in enumerate(ids):
+            if identity in known:
+                yield Note("duplicate annotation id", f"annotations[{number}] ({identity})")
+            known.add(identity)
+    if not case.sizes.keys() >= set(map(itemgetter("image_id"), annotations)):
+        for entry in annotations:
+            if entry["image_id"] not in case.sizes:
+                case.drop(entry, "annotation of a missing image")
+    if not {int, float}.issuperset(map(type, map(dict.get, annotations, repeat("area")))):
+        for entry in annotations:
+            if not isinstance(entry.get("area"), (int, float)):
+                yield Note("annotation without area", f"annotation {entry['id']}")
+    names = Counter(map(itemgetter("file_name"), file.images))
+    yield from (Note("same file listed twice", name) for name, count in names.items() if count > 1)
+    boxes = list(
+        zip(
+            map(itemgetter("image_id"), annotations),
+            map(itemgetter("category_id"), annotations),
+            map(tuple, map(itemgetter("bbox"), annotations)),
+            strict=True,
+        )
+    )
+    if len(set(boxes)) < len(boxes):
+        seen: set[Any] = set()
+        for box, entry in zip(boxes, annotations, strict=True):
+            if box in seen:
+                yield Note("same box twice", f"annotation {entry['id']}")
+            seen.add(box)
+
+
+def _lost(case: Case, file: CocoFile, most_dropped: float) -> Iterator[Note]:
+    """Judges what is dropped of a whole data set."""
+    crowds = has("iscrowd", file.annotations)
+    instances = len(crowds) - int(crowds.sum())
+    if not instances:
+        crowd = f"all {len(crowds)} annotations are crowds" if len(crowds) else "no annotations"
+        yield Note("nothing to learn", crowd)
+    images, owners = set(map(type, case.sizes)), {type(e["image_id"]) for e, _ in case.dropped}
+    if owners - images and any(k == "annotation of a missing image" for _, k in case.dropped):
+        texts = "text" if str in owners else "numbers", "text" if str in images else "numbers"
+        yield Note("ids of two kinds", f"image_id is {texts[0]}, the ids of images are {texts[1]}")
+    used = Counter(map(itemgetter("category_id"), file.annotations))
+    if 0 in used and case.classes and min(case.classes) > 0 and max(used) < max(case.classes):
+        yield Note(
+            "categories numbered from 0",
+            f"annotations have 0 to {max(used)}, categories {min(case.classes)} to "
+            f"{max(case.classes)}",
+        )
+    lost = len(case.dropped)
+    if instances and lost > most_dropped * instances:
+        kinds = Counter(kind for _, kind in case.dropped)
+        text = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
+        text += "; " * bool(look := _look_of_masks(case)) + look
+        share = f"{100 * lost / instances:.3g} %"
+        yield Note("instances lost", f"{lost:,} of {instances:,} ({share}): {text}")
+    of_each = Counter(entry["category_id"] for entry, _ in case.dropped)
+    whole = (
+        Counter(entry["category_id"] for entry in file.annotations if not entry.get("iscrowd"))
+        if of_each
+        else Counter()
+    )
+    for category in file.categories:
+        count = of_each[category["id"]]
+        if count and count == whole[category["id"]]:
+            yield Note("category lost", f"{category['name']}, all {count:,} of its instances")
+
+
+def _look_of_masks(case: Case) -> str:
+    masks: list[Any] = [
+        one.get("segmentation") for one, kind in case.dropped if kind.endswith("mask")
+    ]
+    if masks and all(isinstance(mask, list) and mask for mask in masks):
+        if all(isinstance(mask[0], (int, float)) for mask in masks):
+            return "segmentation is one flat list here, COCO has a list of such lists"
+        if not any(map(any, masks)):
+            return "the polygons are empty; with MODEL.MASK_ON: False boxes alone are learnt"
+    return ""
+
+
+def _looks_of_boxes(case: Case, file: CocoFile) -> Iterator[Note]:
+    """Tells boxes that are no x, y, width and height in pixels by what all of them have."""
+    try:
+        flat = itertools.chain.from_iterable(map(itemgetter("bbox"), file.annotations))
+        boxes = np.fromiter(flat, float).reshape(-1, 4)
+    except OverflowError:
+        return
+    size = np.array([case.sizes.get(e["image_id"], (np.nan,) * 2) for e in file.annotations])
+    sound = np.isfinite(boxes).all(1) & np.isfinite(size.reshape(-1, 2)).all(1)
+    boxes, size = boxes[sound], size.reshape(-1, 2)[sound]
+    if not len(boxes):
+        return
+    start, extent = boxes[:, :2], boxes[:, 2:]
+    with np.errstate(over="ignore"):
+        parts = ((boxes >= 0) & (boxes <= 1)).all(1)
+        tiny = (extent < 2).any(1) & (extent > SHORTEST_SIDE).all(1)
+        beyond = (start + extent > size + TOLERANCE).any(1)
+    corners = (extent > start).all(1) & (extent <= size + TOLERANCE).all(1)
+
+    def of_all(chosen: np.ndarray) -> str:
+        return f"{chosen.sum():,} of {len(boxes):,} boxes"
+
+    if parts.mean() >= 0.5:
+        yield Note("boxes as parts of the image", f"{of_all(parts)} lie in [0, 1]; COCO has pixels")
+    elif tiny.mean() >= 0.2:
+        yield Note("boxes under 2 pixels", of_all(tiny))
+    if corners.mean() >= 0.99 and beyond.mean() > 0.05:
+        yield Note(
+            "boxes as two corners",
+            f"{of_all(beyond)} leave the image, none does if read as x1, y1, x2, y2",
+        )
+
+
+def _sizes(
+    case: Case, file: CocoFile, facts: Mapping[str, ImageFacts], judged: bool
+) -> Iterator[Note]:
+    """Judges the images whose files have another size than stated.
+
+    Their annotations belong to the size that all of them fit into. Where they fit into both, a
+    size that is turned (without EXIF saying so) or scaled is no slip of a pen.
+    """
+    other = {
+        image["id"]: image for image in file.images if case.sizes[image["id"]] != size_of(image, {})
+    }
+    reach: dict[Identity, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for entry in file.annotations if other else ():
+        if entry["image_id"] in other and all(map(math.isfinite, map(as_float, entry["bbox"]))):
+            left, top, width, height = map(as_float, entry["bbox"])
+            most = reach[entry["image_id"]]
+            most[:] = max(most[0], left + width), max(most[1], top + height)
+    for identity, image in other.items():
+        stated, found = size_of(image, {}), case.sizes[identity]
+        fits = [
+            all(r <= s + TOLERANCE for r, s in zip(reach[identity], size, strict=True))
+            for size in (stated, found)
+        ]
+        ratio = [f / max(s, 1) for f, s in zip(found, stated, strict=True)]
+        turned = found == stated[::-1] and not facts[image["file_name"]].turned
+        scaled = abs(ratio[0] - ratio[1]) < 0.02 * ratio[0] and not 0.9 < ratio[0] < 1.1
+        doubtful = (turned or scaled) and fits[0] == fits[1]
+        wrong = judged and identity in reach and (fits == [True, False] or doubtful)
+        kind = "size that contradicts the boxes" if wrong else "another size than stated"
+        sizes = f"{stated[0]} x {stated[1]} stated, {found[0]} x {found[1]} found"
+        yield Note(kind, f"{image['file_name']} ({sizes})")
+
+
+def has(key: str, annotations: Sequence[dict[str, Any]]) -> np.ndarray:
+    return np.fromiter(map(bool, map(dict.get, annotations, repeat(key))), bool, len(annotations))
+
+
+def size_of(image: Mapping[str, Any], facts: Mapping[str, ImageFacts]) -> tuple[int, int]:
+    found = facts.get(image["file_name"])
+    return (found.width, found.height) if found else (image["width"], image["height"])
+
+
+def as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,221 @@
+"""Image files: where they are, what their headers say, and how deep ones become 8 bits."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import posixpath
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from scratch_vs_pretrain.errors import UserError
+
+# What opening an image that is none, or a broken one, raises.
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+_ORIENTATION = 0x0112
+_TURNED_SIDEWAYS = (5, 6, 7, 8)
+# Opening files waits for the disk, or for a network.
+_THREADS = 16
+# Bits that greyscale pictures come in; 10 to 14 of them are kept in files of 16.
+_DEPTHS = (8, 10, 12, 14, 16)
+DEEP = "svp-deep://"
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """One image file as Detectron2 reads it.
+
+    Attributes:
+        width, height: in pixels, after the turn that EXIF asks for.
+        turned: whether EXIF asks for one.
+        mode: Pillow's, such as "RGB".
+    """
+
+    width: int
+    height: int
+    turned: bool
+    mode: str
+
+    @property
+    def deep(self) -> bool:
+        """Whether its pixels are numbers of more than 8 bits, or fractions."""
+        return self.mode[0] in "IF"
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where the images of a data set are.
+
+    Attributes:
+        files: names relative to the image folder, by the names that are listed.
+        renamed: those that are listed under another name than the file has.
+        missing: those of which there is no file.
+        unusable: what is wrong with those that lead out of the folder.
+    """
+
+    files: Mapping[str, str]
+    renamed: Mapping[str, str]
+    missing: Sequence[str]
+    unusable: Mapping[str, str]
+
+
+def locate(folder: Path, names: Sequence[str]) -> Located:
+    """Finds images by the names that annotations give them.
+
+    A name may be an absolute path, or one with "..", that ends inside the folder; it may have
+    Windows' backslashes, and its ending another case than the file's.
+    """
+    present: dict[str, dict[str, str]] = {}
+
+    def listing(head: str) -> dict[str, str]:
+        if head not in present:
+            try:
+                found = sorted(entry.name for entry in os.scandir(folder / head))
+            except (OSError, ValueError):
+                found = []
+            # Any spelling of the ending leads to a file; its own leads there first.
+            present[head] = {_any_ending(name): name for name in found} | {
+                name: name for name in found
+            }
+        return present[head]
+
+    files, missing, unusable = {}, [], {}
+    for name in names:
+        head, tail = posixpath.split(name)
+        if not name.startswith("/") and ".." not in head.split("/") and tail in listing(head):
+            files[name] = name
+            continue
+        inside = _inside(folder, name.replace("\\", "/"))
+        if inside is None:
+            unusable[name] = f"an image is {name}, which leads out of the image folder {folder}"
+            continue
+        head, tail = posixpath.split(inside)
+        found = listing(head).get(tail) or listing(head).get(_any_ending(tail))
+        if found is None:
+            missing.append(name)
+        files[name] = posixpath.join(head, found or tail)
+    renamed = {name: file for name, file in files.items() if name != file}
+    return Located(files, renamed, missing, unusable)
+
+
+def _any_ending(name: str) -> str:
+    stem, ending = posixpath.splitext(name)
+    return f"{stem}\0{ending.lower()}"
+
+
+def _inside(folder: Path, name: str) -> str | None:
+    root = os.path.abspath(folder)
+    path = os.path.normpath(os.path.join(root, name))
+    return os.path.relpath(path, root) if path.startswith(root.rstrip("/") + "/") else None
+
+
+def image_facts(file: Path) -> ImageFacts | None:
+    """Returns what an image's header says, None where it cannot be read."""
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            # A PNG's EXIF data may stand behind the pixels, which Pillow would decode first.
+            has_exif = image.format != "PNG" or "exif" in image.info
+            orientation = _orientation(image) if has_exif else 1
+            mode = image.mode
+    except IMAGE_ERRORS:
+        return None
+    if orientation in _TURNED_SIDEWAYS:
+        width, height = height, width
+    return ImageFacts(width, height, orientation in range(2, 9), mode)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # as in Detectron2's read_image
+        return 1
+
+
+def facts_of_images(folder: Path, names: Mapping[str, str]) -> dict[str, ImageFacts]:
+    """Returns the facts of those images that can be read, by the names that annotations give them.
+
+    Args:
+        folder: of the images.
+        names: of the files, by those of the annotations; see :class:`Located`.
+    """
+    with ThreadPoolExecutor(min(_THREADS, 4 * (os.cpu_count() or 1))) as pool:
+        found = pool.map(image_facts, (folder / file for file in names.values()))
+        return {name: facts for name, facts in zip(names, found, strict=True) if facts}
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Returns a picture of deep pixels as one of 8 bits, turned as EXIF asks for.
+
+    Whole numbers are scaled by the smallest of 8, 10, 12, 14 and 16 bits that hold the brightest
+    pixel of the picture, fractions in [0, 1] by 255; fractions up to 255 stay.
+
+    Raises:
+        ValueError: other fractions, negative numbers, or more than 16 bits.
+    """
+    image = ImageOps.exif_transpose(image)
+    values = np.asarray(image).astype(np.float64)
+    low, high = values.min(), values.max()
+    if not low >= 0:
+        raise ValueError("has pixels below 0 or that are no numbers; convert it to 8 bits")
+    if image.mode == "F":
+        most = next((most for most in (1, 255) if high <= most), None)
+    else:
+        most = next((2**depth - 1 for depth in _DEPTHS if high < 2**depth), None)
+    if most is None:
+        raise ValueError(f"has pixels up to {high:g}; convert it to 8 bits")
+    return Image.fromarray(np.rint(values * (255 / most)).astype(np.uint8))
+
+
+@contextlib.contextmanager
+def image_errors(file_name: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what reading and mapping one image may raise into a UserError that names the file.
+
+    To be put around Detectron2's ``DatasetMapper`` or ``read_image``: a missing or truncated file,
+    one that is no image, or whose size is not the stated one.
+    """
+    try:
+        yield
+    except (AssertionError, EOFError, OSError, SyntaxError, ValueError, struct.error) as error:
+        reason = " ".join(str(error).split())
+    except Image.DecompressionBombError as error:
+        reason = str(error)
+    else:
+        return
+    name = os.fspath(file_name).removeprefix(DEEP)
+    raise UserError(
+        f"{name}: cannot be read as the annotations describe it ({reason}); "
+        "restore the file or take it out of the annotations"
+    )
+
+
+def register_deep_images() -> None:
+    """Teaches Detectron2's ``PathManager``, through which it reads images, names that begin with
+    :data:`DEEP`: what it gets is the picture after :func:`eight_bits`. Its own conversion to RGB
+    makes all above 255 white, and all fractions black."""
+    from detectron2.utils.file_io import PathHandler, PathManager
+
+    class DeepImages(PathHandler):
+        def _get_supported_prefixes(self) -> list[str]:
+            return [DEEP]
+
+        def _isfile(self, path: str, **kwargs: Any) -> bool:
+            return os.path.isfile(path.removeprefix(DEEP))
+
+        def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+            made = io.BytesIO()
+            with Image.open(path.removeprefix(DEEP)) as image:
+                eight_bits(image).save(made, "PPM")
+            made.seek(0)
+            return made
+
+    PathManager.register_handler(DeepImages(), allow_override=True)
