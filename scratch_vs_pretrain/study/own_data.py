@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.config import default_config, merge_file
 from scratch_vs_pretrain.data.coco import USUAL_SIGMA, AnnotationFile, read_annotations
+from scratch_vs_pretrain.data.datasets import check_names
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.spec import Arm, Data, DataFiles, Study, VocTree
 
@@ -52,6 +53,8 @@ def data_facts(data: Data) -> DataFacts:
         return DataFacts(classes, boxes, boxes)
     sources = [files for files in (*data.train, data.test) if isinstance(files, DataFiles)]
     read = [read_annotations(files.annotations) for files in sources]
+    for files, found in zip(sources, read, strict=True):
+        check_names(files.annotations, files.images, found.file_names)
     for files, found in zip(sources, read, strict=True):
         if found.categories != read[0].categories:
             raise UserError(

@@ -59,7 +59,7 @@ def check_trainable(study: Study) -> None:
         UserError: a model cannot be built, initial weights do not fill its backbone, or a data set
             is not known or not there.
     """
-    from scratch_vs_pretrain.data import catalog, datasets
+    from scratch_vs_pretrain.data import datasets
 
     check_models(study)
     for arm in study.arms:
@@ -73,7 +73,7 @@ def check_trainable(study: Study) -> None:
         ]
         try:
             datasets.ensure(names)
-            catalog.check_files(names)
+            datasets.check_files(names)
         except UserError as error:
             raise UserError(f"{study.file}: {error}") from None
 

@@ -77,7 +77,9 @@ def test_bad_names_are_a_sentence_and_exit_2(capsys, name, message):
 def test_check_data_exits_1_where_training_would_break(svp, tmp_path):
     done = svp("check-data", "coco_2017_val", "--json")
     assert done.returncode == 1
-    (finding,) = json.loads(done.stdout)["findings"]
+    report = json.loads(done.stdout)
+    assert report["trust"] == "no: coco_2017_val: missing image (30)"
+    finding = report["findings"][0]
     assert (finding["kind"], finding["count"]) == ("missing image", 30)
 
 

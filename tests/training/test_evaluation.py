@@ -324,7 +324,7 @@ def test_lacking_ground_truth_is_an_error_before_any_inference(dataset, tmp_path
     for annotation in ground_truth["annotations"]:
         del annotation["segmentation"]
     (tmp_path / "annotations.json").write_text(json.dumps(ground_truth))
-    with pytest.raises(UserError, match=r"annotation 1 has no segmentation.*MODEL\.MASK_ON"):
+    with pytest.raises(UserError, match=r"no annotation has a mask.*MODEL\.MASK_ON"):
         evaluate_model(config(dataset), model)
     assert model.seen == []
 
