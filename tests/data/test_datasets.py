@@ -203,7 +203,7 @@ class TestDescribe:
             describe(["coco_2017_vall"])
 
     def test_an_unknown_name(self):
-        with pytest.raises(UserError, match="qqqqqqqq: .*state its files under data"):
+        with pytest.raises(UserError, match=r"qqqqqqqq: .*state its files under data"):
             describe(["qqqqqqqq"])
 
     def test_neither_coco_nor_voc(self, new_name):
