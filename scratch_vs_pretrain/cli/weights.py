@@ -1,4 +1,4 @@
-"""``svp pretrain``, ``convert-weights`` and ``predict``."""
+"""``svp pretrain``, ``convert-weights``, ``predict`` and ``export``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def add_commands(commands: Commands) -> None:
     _add_pretrain(commands)
     _add_convert_weights(commands)
     _add_predict(commands)
+    _add_export(commands)
 
 
 def _add_pretrain(commands: Commands) -> None:
@@ -138,4 +139,26 @@ def _predict(options: argparse.Namespace) -> int:
 
     for file in predict(options.folder, options.dataset, options.output, bar):
         print(file)
+    return 0
+
+
+def _add_export(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "export",
+        _export,
+        "write a trained run as a plain Detectron2 checkpoint and config",
+        "svp export output/demo/demo/scratch/1200it/seed0 -o model_final.pth",
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder with a checkpoint")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pth")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.training.export import export
+
+    done = export(options.folder, options.output)
+    print(f"{done.checkpoint}: the weights after {done.iteration:,} iterations")
+    needs = f"; needs {', '.join(done.modules)}, see its first lines" if done.modules else ""
+    print(f"{done.config}: for Detectron2's DefaultPredictor{needs}")
     return 0
