@@ -64,6 +64,18 @@ def add_svp_config(cfg: CfgNode) -> None:
     # the study's `imports`.
     cfg.SVP.IMPORTS = ()
 
+    # What makes training samples of records: a registered name (docs/your_detector.md).
+    cfg.SVP.MAPPER = "DatasetMapper"
+
+    # What evaluates beside COCO's scores: registered names.
+    cfg.SVP.EVALUATORS = ()
+
+    # What updates weights: SGD, AdamW, or another registered name.
+    cfg.SVP.OPTIMIZER = "SGD"
+
+    # AdamW's rate of a layer as a multiple of that of the layer after it; ViTDet's is 0.7.
+    cfg.SVP.LAYER_DECAY = 1.0
+
     # COCO-format data sets to register in every process: (name, annotation file, image folder).
     cfg.SVP.DATASETS = ()
 

@@ -6,18 +6,22 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
+from detectron2.utils.registry import Registry
 from torch import nn
 
+from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.data.loading import load_test_records
 from scratch_vs_pretrain.data.pictures import image_errors, register_deep_images
 from scratch_vs_pretrain.data.voc import is_voc
@@ -34,6 +38,10 @@ from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, 
 logger = logging.getLogger(__name__)
 
 register_deep_images()
+
+EVALUATORS = Registry("EVALUATORS")
+EVALUATORS.__doc__ = """Builders of users' evaluators, called with the config and the name of a test
+data set; they return a DatasetEvaluator, whose numbers become tasks of evaluations."""
 
 # What Detectron2's tools/train_net.py adds to the name of a task scored with test augmentation.
 TTA = "_TTA"
@@ -55,6 +63,13 @@ def check_test_sets(cfg: Any) -> None:
     problems = augmentation_problems(cfg)
     if problems:
         raise UserError("; ".join(problems))
+    known = [name for name, _ in EVALUATORS]
+    for name in cfg.SVP.EVALUATORS:
+        if name not in known:
+            raise UserError(
+                f"SVP.EVALUATORS: no {name!r} is registered{nearest(name, known)}; if it is your "
+                "own, name its module under `imports`"
+            )
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name a data set to evaluate on")
     for name in cfg.DATASETS.TEST:
@@ -98,6 +113,8 @@ def evaluate_model(
         for augmented in ways:
             evaluator = CocoScoreEvaluator(name, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
             scored = VocScoreEvaluator(name, evaluator) if is_voc(name) else evaluator
+            if cfg.SVP.EVALUATORS:
+                scored = _WithOthers(cfg, name, scored)
             found = run_inference(cfg, model, name, scored, progress, test_aug=augmented)
             tasks |= {task + TTA * augmented: numbers for task, numbers in found.items()}
         if comm.is_main_process():
@@ -113,7 +130,8 @@ def evaluate_model(
 
 
 def flat_metrics(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns COCO's numbers under Detectron2's names, such as ``bbox/AP75``, and VOC's.
+    """Returns COCO's numbers under Detectron2's names, such as ``bbox/AP75``, VOC's, and those of
+    ``SVP.EVALUATORS``.
 
     Numbers without ground truth are left out. Those of the second and further data sets begin with
     the data set's name.
@@ -123,7 +141,7 @@ def flat_metrics(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         f"{evaluation['dataset'] + '/' if position else ''}{task}/{number}": numbers[number]
         for position, evaluation in enumerate(evaluations)
         for task, numbers in evaluation["tasks"].items()
-        for number in defined[task.removesuffix(TTA)]
+        for number in defined.get(task.removesuffix(TTA), numbers)
         if numbers[number] is not None
     }
 
@@ -272,6 +290,56 @@ class CocoScoreEvaluator(DatasetEvaluator):
                 f"{self._dataset_name}: the model predicts class {error} but the data set has "
                 f"{len(category_ids)}; set MODEL.ROI_HEADS.NUM_CLASSES to {len(category_ids)}"
             ) from None
+
+
+class _WithOthers(DatasetEvaluator):
+    """Adds the tasks of ``SVP.EVALUATORS`` to those of another evaluator."""
+
+    def __init__(self, cfg: Any, dataset_name: str, first: DatasetEvaluator) -> None:
+        self._first = first
+        self._others = {
+            name: EVALUATORS.get(name)(cfg, dataset_name) for name in cfg.SVP.EVALUATORS
+        }
+
+    def reset(self) -> None:
+        for evaluator in (self._first, *self._others.values()):
+            evaluator.reset()
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        for evaluator in (self._first, *self._others.values()):
+            evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> dict[str, Any]:
+        tasks = self._first.evaluate()
+        for name, evaluator in self._others.items():
+            found = evaluator.evaluate()
+            if comm.is_main_process():
+                tasks |= as_tasks(name, found, tasks)
+        return tasks if comm.is_main_process() else {}
+
+
+def as_tasks(name: str, found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a user's evaluator found, as tasks of an evaluation file.
+
+    Raises:
+        UserError: no numbers, something else than numbers, or a task that there is already.
+    """
+    where = f"SVP.EVALUATORS: {name}"
+    if not isinstance(found, Mapping) or not found:
+        raise UserError(f"{where} returned no numbers; let evaluate() return them by name")
+    nested = all(isinstance(numbers, Mapping) for numbers in found.values())
+    tasks: dict[str, Any] = {}
+    for task, numbers in (found if nested else {name: found}).items():
+        if task in known:
+            raise UserError(f"{where} returned a task {task}, which there is; give it another name")
+        tasks[task] = {}
+        for key, value in numbers.items():
+            if not isinstance(value, (int, float, np.number)):
+                raise UserError(f"{where} returned {value!r} for {task}/{key}, which is no number")
+            tasks[task][str(key)] = float(value) if math.isfinite(value) else None
+    if not all(tasks.values()):
+        raise UserError(f"{where} returned no numbers; let evaluate() return them by name")
+    return tasks
 
 
 @contextlib.contextmanager

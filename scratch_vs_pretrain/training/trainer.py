@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import datetime
 import errno
 import logging
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from detectron2.engine import SimpleTrainer, hooks
 from detectron2.modeling import build_model
-from detectron2.solver import build_optimizer
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
@@ -47,25 +45,11 @@ from scratch_vs_pretrain.training.hooks import (
     restore_values,
     truncate_metrics,
 )
+from scratch_vs_pretrain.training.recipe import build_mapper, build_optimizer, rate_factor
 
 logger = logging.getLogger(__name__)
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-def rate_factor(cfg: Any, iteration: int) -> float:
-    """Returns the learning rate of an iteration as a multiple of SOLVER.BASE_LR.
-
-    The value of Detectron2's WarmupMultiStepLR (solver/build.py), computed from the iteration
-    alone: Detectron2 computes with iteration / MAX_ITER, whose rounding differs between schedules,
-    so that runs of different length would not share their trunk exactly.
-    """
-    solver = cfg.SOLVER
-    factor = solver.GAMMA ** bisect.bisect_right(solver.STEPS, iteration)
-    if iteration < solver.WARMUP_ITERS:
-        done = iteration / solver.WARMUP_ITERS
-        factor *= solver.WARMUP_FACTOR * (1 - done) + done
-    return factor
 
 
 def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
@@ -132,7 +116,7 @@ class Trainer(SimpleTrainer):
         options = fast.options_in_force(cfg)
         self.described["fast"] = options
         fast.prepare_model(self.network, options)
-        self.stream = TrainingStream(cfg, prefetch="PREFETCH" in options)
+        self.stream = TrainingStream(cfg, build_mapper(cfg), prefetch="PREFETCH" in options)
         self.described["repaired"] = dict(self.stream.repaired)
         optimizer = build_optimizer(cfg, self.network)
         fast.prepare_optimizer(optimizer, options)

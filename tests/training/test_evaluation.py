@@ -1,5 +1,6 @@
 import functools
 import json
+import math
 import os
 import random
 from pathlib import Path
@@ -22,6 +23,7 @@ from scratch_vs_pretrain.evaluation.coco_score import NUMBERS
 from scratch_vs_pretrain.evaluation.error_types import ERROR_TYPES
 from scratch_vs_pretrain.evaluation.evaluator import (
     CocoScoreEvaluator,
+    as_tasks,
     evaluate_model,
     flat_metrics,
     write_evaluation,
@@ -399,3 +401,28 @@ def test_three_processes_find_what_one_does(dataset, ranks, ended, tmp_path):
     assert images == 4
     assert of_main == metrics
     assert 0 < metrics["bbox/AP"] < 100
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, "returned no numbers"),
+        ({}, "returned no numbers"),
+        ({"mine": {}}, "returned no numbers"),
+        ({"mine": "good"}, "returned 'good' for Mine/mine, which is no number"),
+        ({"bbox": {"AP": 1.0}}, "returned a task bbox, which there is"),
+    ],
+)
+def test_an_evaluator_without_numbers_of_its_own(found, said):
+    with pytest.raises(UserError, match=f"SVP.EVALUATORS: Mine {said}"):
+        as_tasks("Mine", found, {"bbox": {}})
+
+
+def test_an_evaluators_numbers_are_tasks_by_name():
+    assert as_tasks("Mine", {"error": np.float32(2), "none": math.nan}, {}) == {
+        "Mine": {"error": 2.0, "none": None}
+    }
+    assert as_tasks("Mine", {"a": {"x": 1}, "b": {"y": 2}}, {}) == {
+        "a": {"x": 1.0},
+        "b": {"y": 2.0},
+    }
