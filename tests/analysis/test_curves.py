@@ -1,6 +1,10 @@
+import math
+
+import numpy as np
 import pytest
 
 from scratch_vs_pretrain.analysis.figures.curves import (
+    answer_figure,
     ap_figure,
     iou_figure,
     loss_figure,
@@ -8,6 +12,8 @@ from scratch_vs_pretrain.analysis.figures.curves import (
 )
 from scratch_vs_pretrain.analysis.figures.style import SCRATCH_COLOR
 from scratch_vs_pretrain.analysis.runs.records import find_runs
+from scratch_vs_pretrain.analysis.stats.crossing import Region
+from scratch_vs_pretrain.analysis.stats.part import Band, Picture
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -195,3 +201,31 @@ def test_the_arm_from_scratch_may_have_any_name(folders):
         folders.run(arm, init=init, arm_order=["random", "imagenet"])
     (ax,) = iou_figure(find_runs(folders.root)).axes[:1]
     assert [text.get_text() for text in ax.texts] == ["random - imagenet"]
+
+
+def picture(low, high, seeds=3):
+    x = np.array([100, 300, 600])
+    band = Band(x, np.array([5.0, 15.0, 30.0]), x / 100, x / 10, seeds)
+    region = Region(low, high, low, 600.0)
+    return Picture("demo", "bbox/AP", 0.5, {"random": band, "moco": band}, None, region, (400,))
+
+
+@pytest.mark.parametrize(
+    ("region", "grey", "said"),
+    [
+        ((300.0, 500.0), (300, 500), "random caught up between 300 and 500 (grey)"),
+        ((300.0, math.inf), (300, 600), "caught up after 300 at the earliest"),
+        ((math.inf, math.inf), None, "random had not caught up by 600."),
+        ((100.0, math.inf), None, "caught up after 100 at the earliest"),
+    ],
+)
+def test_the_picture_of_an_answer_marks_where_scratch_catches_up(region, grey, said):
+    figure = answer_figure(picture(*region))
+    (ax,) = figure.axes
+    assert [text.get_text() for text in ax.texts] == ["random", "moco"]
+    assert ax.lines[0].get_color() == SCRATCH_COLOR
+    assert len(ax.collections) == 2
+    assert said in caption(figure)
+    assert "with its 95 % interval" in caption(figure)
+    marked = [(p.get_x(), p.get_x() + p.get_width()) for p in ax.patches]
+    assert [tuple(round(x, -1) for x in one) for one in marked] == ([grey] if grey else [])

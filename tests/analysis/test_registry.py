@@ -87,8 +87,11 @@ def test_beside_what_was_published(folders, by, source):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_each_figure(folders, name):
-    for arm in ("scratch", "pretrained"):
-        folders.run(arm, samples={"images": 1, "instances": 2, "pixels": 3})
+    for study, images in (("demo", 100), *([("more", 200)] if name == "sizes" else [])):
+        data = {"train": {"names": ["train"], "images": images}}
+        for arm in ("scratch", "pretrained"):
+            samples = {"images": 1, "instances": 2, "pixels": 3}
+            folders.run(arm, study=study, samples=samples, data=data)
     assert figure(load_runs(folders.root), name, x=None).axes
 
 

@@ -31,6 +31,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
     SMALL_TEXT_SIZE,
     Style,
     add_caption,
+    arm_styles,
     label_ends,
     new_figure,
 )
@@ -38,6 +39,8 @@ from scratch_vs_pretrain.analysis.runs.metrics import is_score
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import by_study, final_results, pairs
 from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, axis_title, names
+from scratch_vs_pretrain.analysis.stats.lines import catch_up_text
+from scratch_vs_pretrain.analysis.stats.part import Picture
 from scratch_vs_pretrain.errors import UserError
 
 HEIGHT = 2.9
@@ -51,7 +54,6 @@ def ap_figure(
     x: str = "iterations",
     band: str = "range",
     schedule: str | None = None,
-    marked: tuple[float, float | None] | None = None,
 ) -> Figure:
     """Draws metrics versus the length of training, a panel each and a line per arm.
 
@@ -61,17 +63,51 @@ def ap_figure(
         x: one of :data:`.analysis.AXES`.
         band: "range" (lowest to highest seed) or "std" (one standard deviation).
         schedule: default: the longest of each arm.
-        marked: the region of x in which scratch catches up; None at its end: not by the last.
 
     Raises:
         UserError: a metric nobody logged, an unknown x, band or schedule, or x is not known.
     """
     chosen = of_schedule(runs, schedule)
-    figure = _figure({"": chosen}, known_metrics(chosen, metrics), x, band)
-    if marked is not None:
-        for ax in figure.axes:
-            right = ax.get_xlim()[1] if marked[1] is None else marked[1]
-            ax.axvspan(marked[0], right, color="0.5", alpha=0.15, linewidth=0, zorder=0)
+    return _figure({"": chosen}, known_metrics(chosen, metrics), x, band)
+
+
+def answer_figure(picture: Picture) -> Figure:
+    """Draws an answer: both arms' curves with 95 % bands, and where scratch catches up."""
+    figure, (ax,) = new_figure(1, width=PAGE_WIDTH, height=3.2)
+    scratch = next(iter(picture.curves), None)
+    styles = arm_styles(picture.curves, scratch)
+    lines = [
+        Line(arm, "", band.iterations, band.mean, band.low, band.high, band.seeds, True)
+        for arm, band in picture.curves.items()
+        if len(band.iterations)
+    ]
+    for line in lines:
+        draw_line(ax, line, styles[line.arm])
+    for drop in picture.drops:
+        ax.axvline(drop, color=DROP_COLOR, linewidth=0.8, linestyle=":", zorder=0)
+    ax.set_xlim(left=0)
+    ax.set_ylim(bottom=0)
+    region, said = picture.catch_up, catch_up_text(picture.catch_up)
+    # Where nothing is excluded, grey from end to end would say no more.
+    first = min((float(line.x[0]) for line in lines), default=0.0)
+    if (region is not None and first < region.low < np.inf) or (
+        region and np.isfinite(region.high)
+    ):
+        right = min(region.high, ax.get_xlim()[1])
+        ax.axvspan(region.low, right, color="0.5", alpha=0.18, linewidth=0, zorder=0)
+        said = f"{said} (grey)"
+    name_axes(ax, metric_title(picture.metric), "iterations")
+    seeds = sorted({line.seeds for line in lines})
+    add_caption(
+        figure,
+        [
+            f"{picture.title}, mean of {' or '.join(map(str, seeds)) or 'no'} seeds"
+            f"{' with its 95 % interval' if max(seeds, default=0) > 2 else ''}.",
+            *([f"{scratch} {said}."] if said else []),
+            *(["Dotted: the learning rate drops."] if picture.drops else []),
+        ],
+    )
+    label_arms(ax, lines, styles)
     return figure
 
 

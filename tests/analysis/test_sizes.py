@@ -1,0 +1,47 @@
+import pytest
+
+from scratch_vs_pretrain.analysis.figures.sizes import sizes_figure
+from scratch_vs_pretrain.analysis.figures.style import SCRATCH_COLOR
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.errors import UserError
+
+
+def write(folders, sizes, scratch, pretrained, seeds=1):
+    for size, *ends in zip(sizes, scratch, pretrained, strict=True):
+        data = {"train": {"names": ["train"], "images": size}}
+        for arm, end in zip(("scratch", "pretrained"), ends, strict=True):
+            for seed in range(seeds):
+                curve = {600: end + seed}
+                folders.run(arm, seed, curve=curve, study=f"less-{size}", data=data, losses=False)
+    return load_runs(folders.root)
+
+
+def caption(figure):
+    return " ".join(figure.get_supxlabel().split())
+
+
+def test_both_arms_by_size_with_the_worth_in_images(folders):
+    """Scratch reaches 20 halfway, in log images, between 100 and 10,000."""
+    runs = write(folders, (100, 10_000), (10.0, 30.0), (20.0, 35.0))
+    figure = sizes_figure(runs, metrics=["bbox/AP"])
+    (ax,) = figure.axes
+    assert ax.get_xscale() == "log"
+    lines = {line.get_color(): line for line in ax.lines}
+    assert lines[SCRATCH_COLOR].get_xydata().tolist() == [[100, 10], [10_000, 30]]
+    (worth,) = [text.get_text() for text in ax.texts if "times" in text.get_text()]
+    assert float(worth.split()[0]) == pytest.approx(10, rel=0.05)
+    assert "what pretrained reaches with 100 images, scratch reaches with" in caption(figure)
+
+
+def test_nothing_is_extrapolated(folders):
+    runs = write(folders, (100, 300, 3000), (10.0, 12.0, 15.0), (20.0, 22.0, 24.0), seeds=2)
+    figure = sizes_figure(runs)
+    assert "more than 30 times as many, more than the largest size" in caption(figure)
+    assert len(figure.axes) == 2
+    assert "mean of 2 seeds" in caption(figure)
+
+
+def test_one_size_is_none(folders):
+    runs = write(folders, (100,), (10.0,), (20.0,))
+    with pytest.raises(UserError, match="fewer than two sizes"):
+        sizes_figure(runs)
