@@ -1,6 +1,25 @@
 """The one exception that a user is meant to read, and how the program speaks while it works."""
 
+from __future__ import annotations
+
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+# What pydantic's kinds of errors expect, as a sentence has it.
+EXPECTED = {
+    "int_type": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "tuple_type": "a list",
+    "list_type": "a list",
+}
 
 
 class UserError(Exception):
@@ -13,3 +32,27 @@ class UserError(Exception):
 def say(text: str) -> None:
     """Prints a line on stderr."""
     print(f"svp: {text}", file=sys.stderr)
+
+
+def from_validation(error: ValidationError, place: object) -> UserError:
+    """Returns a sentence on the first thing that a schema finds wrong with a JSON file."""
+    first = error.errors(include_url=False)[0]
+    kind, key = first["type"], ".".join(map(str, first["loc"]))
+    if kind == "json_invalid":
+        return UserError(f"{place}: not valid JSON ({first['ctx']['error']})")
+    if kind == "missing":
+        return UserError(f"{place}: {key!r} is missing")
+    if kind == "extra_forbidden":
+        return UserError(f"{place}: {key!r} is not known; was it written by a newer version?")
+    if not key:
+        return UserError(f"{place}: an object is expected, not {_short(first['input'])}")
+    said = first["msg"].removeprefix("Value error, ")
+    expected = f"{EXPECTED[kind]} is expected" if kind in EXPECTED else said
+    return UserError(f"{place}: {key!r} is {_short(first['input'])}: {expected}")
+
+
+def _short(value: object) -> str:
+    try:
+        return f"{value!r:.60}"
+    except ValueError:  # an integer of thousands of digits
+        return "too large"

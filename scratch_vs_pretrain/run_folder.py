@@ -3,14 +3,14 @@
     <output>/<study>/<arm>/<schedule>/seed<k>/
         config.yaml                  the final, merged Detectron2 config
         before_switch.yaml           that of the iterations before a switch, if there is one
-        run.json                     spec, state, provenance, samples seen
+        run.json                     spec, state, provenance, samples seen; see run_info.py
         metrics.json                 Detectron2's, one JSON object a line, 0-based iterations
         evaluations/<iteration>.json every number of one evaluation, after <iteration> iterations
         predictions/                 detections that `svp predict` made, as COCO results
         log.txt                      Detectron2's log
         checkpoints/                 model, optimizer, schedule, random states
 
-Standard library only, so that reading needs neither torch nor Detectron2.
+Reading them needs neither torch nor Detectron2.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from scratch_vs_pretrain.errors import UserError
-
-FORMAT = 1
-STATES = ("planned", "running", "interrupted", "finished", "diverged", "failed")
+from scratch_vs_pretrain.run_info import RunInfo
 
 # What starts training processes sets these in their environment. PARENT: its process id; they stop
 # when it is gone. SAME_REQUEST: for so many seconds a second request to stop is the first again.
@@ -82,13 +80,23 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or no JSON; the message names it and the line.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Reads a file.
+
+    Raises:
+        UserError: it is missing or cannot be read; the message names it.
+    """
+    try:
+        return path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -137,18 +145,28 @@ class RunFolder:
         """Returns the file of the evaluation made after `iteration` completed iterations."""
         return self.evaluations / f"{iteration:07d}.json"
 
-    def read(self) -> dict[str, Any]:
-        """Returns run.json's content, checked to be an object of a known format."""
-        content = read_json(self.run_file)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise UserError(f"{self.run_file}: not a run description of format {FORMAT}")
-        return content
+    def read(self) -> RunInfo:
+        """Returns what run.json says.
 
-    def update(self, **changes: Any) -> dict[str, Any]:
-        """Merges `changes` into run.json's top level and returns the whole."""
-        content = {**(self.read() if self.run_file.exists() else {"format": FORMAT}), **changes}
-        write_json(self.run_file, content)
-        return content
+        Raises:
+            UserError: it is missing or damaged; the message names it and the field.
+        """
+        return RunInfo.from_json(read_bytes(self.run_file), self.run_file)
+
+    def write(self, info: RunInfo) -> None:
+        """Writes run.json, which makes the folder a run folder."""
+        write_atomically(self.run_file, info.to_json())
+
+    def update(self, **changes: Any) -> RunInfo:
+        """Changes fields of run.json and returns the whole.
+
+        Raises:
+            UserError: as :meth:`read`.
+            pydantic.ValidationError: an unknown field, or a value of another type.
+        """
+        info = self.read().with_changes(**changes)
+        self.write(info)
+        return info
 
     def state(self) -> str:
         """Returns the run's state as the files alone tell it.
@@ -158,11 +176,13 @@ class RunFolder:
         """
         if not self.run_file.exists():
             return "planned"
-        content = self.read()
-        state = str(content.get("state", "planned"))
-        if state != "running":
-            return state
-        here = content.get("host") in (None, socket.gethostname())
+        return self.state_of(self.read())
+
+    def state_of(self, info: RunInfo) -> str:
+        """Returns the state of the run that `info` was just read of; see :meth:`state`."""
+        if info.state != "running":
+            return info.state
+        here = info.host in (None, socket.gethostname())
         # Counted both ways, so that a clock that jumped makes no dead run look alive for long.
         beats = not here and abs(self._seconds_since_heartbeat()) < DEAD_AFTER_SECONDS
         alive = beats or self.is_locked()

@@ -17,25 +17,26 @@ from hypothesis import strategies as st
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import (
     DEAD_AFTER_SECONDS,
-    STATES,
     RunFolder,
     find_run_folders,
     read_json,
     write_atomically,
     write_json,
 )
+from scratch_vs_pretrain.run_info import STATES, Branch, RunInfo
 
 IMPORTS = """
 import sys, time
 from pathlib import Path
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
+from scratch_vs_pretrain.run_info import RunInfo
 
 path = Path(sys.argv[1])
 """
 HOLD_LOCK = """
 run = RunFolder(path)
 with run.lock():
-    run.update(state="running")
+    run.write(RunInfo(study="s", arm="a", schedule="2x", seed=0, iterations=9, state="running"))
     print("ready", flush=True)
     time.sleep(60)
 """
@@ -62,6 +63,12 @@ def other_process(code, path):
             yield process
         finally:
             process.kill()
+
+
+def begin(run, **fields):
+    """Writes a run.json."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.write(RunInfo(study="s", arm="a", schedule="2x", seed=0, iterations=9, **fields))
 
 
 @pytest.fixture
@@ -180,23 +187,77 @@ class TestJson:
             read_json(tmp_path)
 
 
+WHOLE = {"format": 2, "study": "s", "arm": "a", "schedule": "2x", "seed": 0, "iterations": 9}
+
+
 class TestRunFile:
+    def test_recorded_runs_of_format_1(self):
+        """They keep every field, become format 2 when they are written again, and no more."""
+        folders = find_run_folders(Path(__file__).parents[1] / "notebooks" / "data")
+        assert len(folders) == 14
+        for folder in folders:
+            content = json.loads(folder.run_file.read_text())
+            assert content["format"] == 1
+            assert json.loads(folder.read().to_json()) == {**content, "format": 2}
+
     def test_update_merges(self, run):
-        run.path.mkdir(parents=True)
-        run.update(state="planned", seed=3)
-        whole = run.update(state="running", iteration=7)
-        expected = {"format": 1, "state": "running", "seed": 3, "iteration": 7}
-        assert whole == run.read() == expected
+        begin(run, tuned_on="a")
+        whole = run.update(state="running", iteration=7, branch=Branch(of="3x", at=5))
+        assert whole == run.read()
+        assert (whole.tuned_on, whole.state, whole.iteration) == ("a", "running", 7)
+        assert (whole.branch_of, whole.branch_at) == ("3x", 5)
 
     @pytest.mark.parametrize(
-        "content", ["[]", "3", "null", "{}", '{"format": 2}', '{"format": "1"}']
+        "changes",
+        [{"iterration": 7}, {"iteration": "7"}, {"state": "asleep"}, {"seconds": math.nan}],
     )
-    def test_unknown_content_is_refused_and_kept(self, run, content):
+    def test_update_checks_names_and_types(self, run, changes):
+        begin(run)
+        before = run.run_file.read_bytes()
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            run.update(**changes)
+        assert run.run_file.read_bytes() == before
+
+    def test_fields_that_nobody_set_are_not_written(self, run):
+        begin(run)
+        run.update(iteration=3)
+        assert list(json.loads(run.run_file.read_text())) == [
+            "format", "study", "arm", "schedule", "seed", "iterations", "iteration",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("[]", "not a run description"),
+            ("3", "not a run description"),
+            ("null", "not a run description"),
+            ("{}", "'study' is missing"),
+            ('{"format": 1}', "'study' is missing"),
+            ('{"format": "1"}', "not a run description"),
+            ('{"format": 3, "colour": 1}', "of a later format than 2"),
+            ('{"format": 1' + "0" * 400 + "}", "of a later format than 2"),
+            ('{"format": 1' + "0" * 5000 + "}", "not valid JSON"),
+            ('{"format": ' + "[" * 200_000, "not valid JSON"),
+            ('{"format": 2, "study": "\\ud800"}', "not valid JSON"),
+            (WHOLE | {"colour": 1}, "'colour' is not known"),
+            (WHOLE | {"branch": 5}, "'branch' is 5: an object is expected"),
+            (WHOLE | {"resumes": [{"exact": 1}]}, r"'resumes\.0\.iteration' is missing"),
+            (WHOLE | {"init": None}, "'init' is None: an object is expected"),
+            (WHOLE | {"seconds": math.inf}, "'seconds' is inf: a finite number is expected"),
+            (WHOLE | {"iterations": 10**30}, "'iterations' is 1000000.*less than or equal to"),
+            (WHOLE | {"init": {"pretraining": {"a": [2**63]}}}, "integers of 64 bits"),
+            (WHOLE | {"init": {"pretraining": [math.nan]}}, "finite numbers are expected"),
+        ],
+    )
+    def test_unknown_content_is_refused_and_kept(self, run, content, message):
+        content = content if isinstance(content, str) else json.dumps(content)
         run.path.mkdir(parents=True)
         run.run_file.write_text(content)
         for attempt in (run.read, run.state, lambda: run.update(state="finished")):
-            with pytest.raises(UserError, match="not a run description"):
+            with pytest.raises(UserError, match=message) as raised:
                 attempt()
+            assert str(raised.value).startswith(str(run.run_file))
+            assert len(str(raised.value)) < 300
         assert run.run_file.read_text() == content
 
     def test_truncated_file_is_refused_and_kept(self, run):
@@ -214,8 +275,7 @@ class TestRunFile:
     def test_find_run_folders(self, tmp_path):
         written = [RunFolder(tmp_path / name) for name in ("b/scratch/2x/seed0", "a/x/2x/seed1")]
         for run in written:
-            run.path.mkdir(parents=True)
-            run.update(state="planned")
+            begin(run)
         (tmp_path / "c").mkdir()
         assert find_run_folders(tmp_path) == written[::-1]
         assert find_run_folders(written[0].path) == written[:1]
@@ -228,13 +288,11 @@ class TestState:
 
     @pytest.mark.parametrize("state", [state for state in STATES if state != "running"])
     def test_is_what_the_file_says(self, run, state):
-        run.path.mkdir(parents=True)
-        run.update(state=state)
+        begin(run, state=state)
         assert run.state() == state
 
     def test_running_without_an_owner_is_interrupted(self, run):
-        run.path.mkdir(parents=True)
-        run.update(state="running")
+        begin(run, state="running")
         assert run.state() == "interrupted"
 
     def test_running_with_an_owner(self, run, owner):
@@ -289,7 +347,7 @@ class TestLock:
         with pytest.raises(UserError, match="another process trains this run") as raised:
             run.lock().__enter__()
         assert str(run.path) in str(raised.value)
-        assert run.read()["state"] == "running"
+        assert run.read().state == "running"
 
     def test_dies_with_its_owner(self, run, owner):
         owner.send_signal(signal.SIGKILL)
@@ -336,6 +394,7 @@ class TestLock:
     def test_survives_the_rewriting_of_run_json(self, run):
         """run.json is replaced at every update; the lock is on a file that is not."""
         with run.lock():
+            begin(run)
             for iteration in range(3):
                 run.update(iteration=iteration)
             with pytest.raises(UserError), RunFolder(Path(run.path)).lock():
@@ -349,8 +408,7 @@ def test_paths_are_inside_the_folder(run):
 
 
 def test_written_run_file_is_plain_json(run):
-    run.path.mkdir(parents=True)
-    run.update(state="finished", reason=None)
+    begin(run, state="finished", reason=None)
     assert json.loads(run.run_file.read_text())["reason"] is None
 
 

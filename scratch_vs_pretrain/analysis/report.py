@@ -41,7 +41,7 @@ from scratch_vs_pretrain.analysis.tables.runs import (
 )
 from scratch_vs_pretrain.analysis.tables.table import Table, render
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
+from scratch_vs_pretrain.run_folder import write_atomically
 
 FIGURES: dict[str, Callable[..., Figure]] = {
     "AP versus the length of training": ap_figure,
@@ -132,7 +132,7 @@ def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
             made.append(make(runs))
     return StudyPart(
         name=runs[0].study,
-        description=str(RunFolder(runs[0].folder).read().get("description") or ""),
+        description=runs[0].description or "",
         summary=_summary(runs),
         tables=tuple(map(_html, _each_note_once(made))),
         figures=tuple(_figures(runs, number, notes)),

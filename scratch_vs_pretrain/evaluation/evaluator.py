@@ -33,7 +33,7 @@ from scratch_vs_pretrain.evaluation.tta import augmentation_problems, with_augme
 from scratch_vs_pretrain.evaluation.voc_score import NUMBERS as VOC_NUMBERS
 from scratch_vs_pretrain.evaluation.voc_score import VocScoreEvaluator
 from scratch_vs_pretrain.reproducibility import random_states, restore_random_states
-from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, write_json
+from scratch_vs_pretrain.run_folder import RunFolder, write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def write_evaluation(
     The first data set is the file's main one; further ones follow under ``others``.
     """
     first, *others = evaluations
-    content = {"format": FORMAT, "iteration": iteration, **first}
+    content = {"format": 1, "iteration": iteration, **first}
     if others:
         content["others"] = others
     folder.evaluations.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from scratch_vs_pretrain.analysis.stats.samples import (
 )
 from scratch_vs_pretrain.data.subsets import ALIASES
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_info import Init
 from scratch_vs_pretrain.study.plan import OFFICIAL_IMAGES
 from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import Arm, Study
@@ -152,7 +153,7 @@ def _pretraining(arm: Arm) -> Pretraining:
 
     here = arm.weights and os.path.isfile(os.path.expanduser(arm.weights))
     noted = read_metadata(arm.weights) if here else None
-    return pretraining({"weights": arm.weights, "pretraining": noted})
+    return pretraining(Init(weights=arm.weights, pretraining=noted))
 
 
 def _relevant(cfg: CfgNode) -> tuple[Any, ...]:

@@ -258,9 +258,8 @@ def in_order(study: Study, folders: Sequence[RunFolder]) -> list[RunFolder]:
 
 def _outcome(folder: RunFolder, blocked: str | None) -> Outcome:
     run = folder.read()
-    unreadable = tuple(run.get("unreadable_images", ()))
-    reason = blocked or run.get("reason")
-    return Outcome(folder, folder.state(), reason, unreadable, run.get("repaired", {}))
+    reason, state = blocked or run.reason, folder.state_of(run)
+    return Outcome(folder, state, reason, run.unreadable_images, run.repaired)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.config import config_text, differences, load_config
 from scratch_vs_pretrain.errors import UserError, say
-from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, write_atomically, write_json
+from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
+from scratch_vs_pretrain.run_info import Branch, Init, RunInfo, Switch
 from scratch_vs_pretrain.study.audit import audit
 from scratch_vs_pretrain.study.initial_weights import check_models
 from scratch_vs_pretrain.study.resolve import (
@@ -92,14 +93,14 @@ def _prepare_run(
     if folder.run_file.exists():
         _refuse_another_run(folder, files, described)
         # By which thresholds a run is judged is no part of its training.
-        _update_idle(folder, thresholds=described["thresholds"])
+        _update_idle(folder, thresholds=described.thresholds)
         return folder
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         for file, cfg in files.items():
             write_atomically(file, config_text(cfg))
         # Last, because run.json makes the folder a run folder.
-        write_json(folder.run_file, described)
+        folder.write(described)
     except OSError as error:
         raise UserError(f"{folder.path}: cannot write there ({error.strerror})") from None
     return folder
@@ -115,19 +116,19 @@ def _plan_branches(study: Study, output: Path, sharing: bool) -> None:
         branches = branches_of(schedules_of(study, arm), study.switch, begun) if sharing else {}
         for name, folder in folders.items():
             run = folder.read()
-            known = run.get("branch_points", [])
             points = {branch.at for branch in branches.values() if branch.of == name}
-            planned = {"branch": run.get("branch"), "branch_points": sorted(points.union(known))}
+            known, branch = run.branch, branches.get(name)
             if name not in begun:
-                branch = branches.get(name)
-                planned["branch"] = {**vars(branch), "taken": None} if branch else None
-            _update_idle(folder, **planned)
+                known = Branch(of=branch.of, at=branch.at, taken=None) if branch else None
+            points.update(run.branch_points)
+            _update_idle(folder, branch=known, branch_points=sorted(points))
 
 
 def _update_idle(folder: RunFolder, **changes: Any) -> None:
     """Tells a run what has changed; not one in training, which writes run.json itself."""
     there = folder.read()
-    if all(there.get(key) == value for key, value in changes.items()):
+    wanted = there.with_changes(**changes)
+    if all(getattr(wanted, field) == getattr(there, field) for field in changes):
         return
     try:
         with folder.lock():
@@ -136,54 +137,52 @@ def _update_idle(folder: RunFolder, **changes: Any) -> None:
         say(f"{folder.path}: is being trained; start the study again later to tell it the changes")
 
 
-def _describe(
-    study: Study, run: Run, cfg: CfgNode, allowed: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def _describe(study: Study, run: Run, cfg: CfgNode, allowed: dict[str, dict[str, Any]]) -> RunInfo:
     from scratch_vs_pretrain.modeling.checkpoint_file import read_metadata, weights_sha256
 
     weights = run.arm.weights
-    return {
-        "format": FORMAT,
-        "study": study.name,
-        "description": study.description,
-        "arm": run.arm.name,
-        "schedule": run.schedule.name,
-        "seed": run.seed,
-        "state": "planned",
-        "reason": None,
-        "iterations": cfg.SOLVER.MAX_ITER,
-        "iteration": 0,
-        "resumes": [],
-        "steps": list(cfg.SOLVER.STEPS),
-        "switch": _describe_switch(study, run),
-        "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
-        "init": {
-            "name": "checkpoint" if weights else "scratch",
-            "weights": weights or None,
-            "sha256": weights_sha256(weights) if weights else None,
-            "pretraining": read_metadata(weights) if weights else None,
-        },
-        "arm_order": [arm.name for arm in study.arms],
-        "allowed_differences": allowed,
-        "tuned_on": study.tuned_on,
-        "thresholds": dict(study.conclusions),
-    }
+    return RunInfo(
+        study=study.name,
+        description=study.description,
+        arm=run.arm.name,
+        schedule=run.schedule.name,
+        seed=run.seed,
+        state="planned",
+        reason=None,
+        iterations=cfg.SOLVER.MAX_ITER,
+        iteration=0,
+        resumes=(),
+        steps=tuple(cfg.SOLVER.STEPS),
+        switch=_describe_switch(study, run),
+        images_per_batch=cfg.SOLVER.IMS_PER_BATCH,
+        init=Init(
+            name="checkpoint" if weights else "scratch",
+            weights=weights or None,
+            sha256=weights_sha256(weights) if weights else None,
+            pretraining=read_metadata(weights) if weights else None,
+        ),
+        arm_order=tuple(arm.name for arm in study.arms),
+        allowed_differences=allowed,
+        tuned_on=study.tuned_on,
+        thresholds=dict(study.conclusions),
+    )
 
 
-def _describe_switch(study: Study, run: Run) -> dict[str, Any] | None:
+def _describe_switch(study: Study, run: Run) -> Switch | None:
     if study.switch is None:
         return None
-    return {"at": study.switch.start(resolved_schedule(study, run.arm, run.schedule))}
+    return Switch(at=study.switch.start(resolved_schedule(study, run.arm, run.schedule)))
 
 
 def _refuse_another_run(
-    folder: RunFolder, files: Mapping[Path, CfgNode], described: dict[str, Any]
+    folder: RunFolder, files: Mapping[Path, CfgNode], described: RunInfo
 ) -> None:
     there = folder.read()
     for key in IDENTITY:
-        if there.get(key) != described[key]:
+        before, now = getattr(there, key), getattr(described, key)
+        if before != now:
             raise UserError(
-                f"{folder.run_file}: belongs to {key} {there.get(key)!r}, not {described[key]!r}; "
+                f"{folder.run_file}: belongs to {key} {before!r}, not {now!r}; "
                 "choose another output folder"
             )
     changed = [
@@ -193,14 +192,15 @@ def _refuse_another_run(
         # The same weights may lie elsewhere; their sha256 is compared below.
         if key != "MODEL.WEIGHTS"
     ]
-    if there.get("switch") != described["switch"]:
-        changed.append(f"switch ({there.get('switch')} there, {described['switch']} now)")
+    if there.switch != described.switch:
+        one, two = (info.switch and {"at": info.switch.at} for info in (there, described))
+        changed.append(f"switch ({one} there, {two} now)")
     if changed:
         raise UserError(
             f"{folder.path}: holds a run of another config: {'; '.join(changed)}; "
             "choose another output folder, or change the study back"
         )
-    before, now = (content["init"]["sha256"] for content in (there, described))
+    before, now = there.init.sha256, described.init.sha256
     if before != now:
         raise UserError(
             f"{folder.path}: holds a run that started from other weights (sha256 {before} there, "

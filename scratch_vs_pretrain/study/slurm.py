@@ -219,7 +219,7 @@ class TrainRun:
         return ended is not None
 
     def _check_trunk(self) -> None:
-        if not self.folder.read().get("branch"):
+        if self.folder.read().branch is None:
             return
         from scratch_vs_pretrain.training.branch import is_ready, trunk_of
 
@@ -229,7 +229,7 @@ class TrainRun:
 
 
 def _why(folder: RunFolder) -> str:
-    return f"{folder.state()}: {folder.read().get('reason') or 'see its log.txt'}"
+    return f"{folder.state()}: {folder.read().reason or 'see its log.txt'}"
 
 
 @dataclass
@@ -264,7 +264,7 @@ class Submission:
     def _submit(self, folder: RunFolder) -> None:
         from scratch_vs_pretrain.training.branch import is_ready, trunk_of
 
-        there = folder.read().get("job")
+        there = folder.read().job
         if there and _is_active(there):
             say(f"{folder.path}: already submitted as job {there}")
             self.jobs[folder] = there
@@ -301,4 +301,4 @@ def _is_active(job: str) -> bool:
 
 def _name(folder: RunFolder) -> str:
     run = folder.read()
-    return f"{run['study']}-{run['arm']}-{run['schedule']}-{run['seed']}"
+    return f"{run.study}-{run.arm}-{run.schedule}-{run.seed}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import FORMAT, RunFolder, read_json, write_json
+from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_json
 from scratch_vs_pretrain.study.spec import Arm, Study, Tune
 
 TUNE_FILE = "tune.json"
@@ -101,7 +101,7 @@ def pick_winner(study: Study, folders: Sequence[RunFolder], output: Path) -> dic
     write_json(
         output / search.name / TUNE_FILE,
         {
-            "format": FORMAT,
+            "format": 1,
             "study": study.name,
             "on": tune.on,
             "metric": tune.metric,
@@ -129,9 +129,9 @@ def _tune(study: Study) -> Tune:
 
 def _trial(folder: RunFolder, arm: str, point: dict[str, Any], metric: str) -> Trial:
     run = folder.read()
-    if run["state"] != "finished":
-        return Trial(arm, point, run["state"], None)
-    file = folder.evaluation_file(run["iterations"])
+    if run.state != "finished":
+        return Trial(arm, point, run.state, None)
+    file = folder.evaluation_file(run.iterations)
     task, number = metric.split("/")
     try:
         score = read_json(file)["tasks"][task][number]

@@ -15,7 +15,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -30,6 +29,7 @@ from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
 from scratch_vs_pretrain.modeling.checkpoint_file import weights_sha256
 from scratch_vs_pretrain.reproducibility import provenance
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.training import branch
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 from scratch_vs_pretrain.training.distributed import (
@@ -75,7 +75,7 @@ def train(folder: RunFolder) -> None:
     datasets.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     origin = {**provenance(cfg.MODEL.DEVICE), **numerics(cfg)}
     origin["versions"] |= plugins.versions(cfg.SVP.IMPORTS)
-    inexact = inexact_because(run.get("provenance"), origin)
+    inexact = inexact_because(run.provenance, origin)
     if comm.is_main_process():  # which alone reads the ground truth
         check_test_sets(cfg)
         check_decodable(cfg.DATASETS.TEST)
@@ -88,9 +88,9 @@ def train(folder: RunFolder) -> None:
         )
         branch.take(folder)
     comm.synchronize()
-    switch = run.get("switch")
-    if switch and completed(folder) < switch["at"]:
-        train_part(config_of(folder.before_switch_file), folder, inexact, until=switch["at"])
+    switch = run.switch
+    if switch and completed(folder) < switch.at:
+        train_part(config_of(folder.before_switch_file), folder, inexact, until=switch.at)
         comm.synchronize()
     train_part(cfg, folder, inexact)
     if comm.is_main_process():
@@ -111,9 +111,9 @@ def train_part(
     `inexact` says why a resume, if this is one, is not exact.
     """
     run = folder.read()
-    trainer = Trainer(cfg, folder, f"{run['arm']} {run['schedule']} seed {run['seed']}", until)
+    trainer = Trainer(cfg, folder, run.name, until)
     if comm.is_main_process():
-        if not (run.get("switch") and trainer.iter == run["switch"]["at"]):
+        if not (run.switch and trainer.iter == run.switch.at):
             trainer.note_resume(inexact)
         folder.update(**trainer.described)
     try:
@@ -124,8 +124,8 @@ def train_part(
         raise FloatingPointError(f"after {trainer.iter} iterations: {error}") from None
 
 
-def _check_weights_unchanged(cfg: CfgNode, run: dict[str, Any]) -> None:
-    planned = run["init"]["sha256"]
+def _check_weights_unchanged(cfg: CfgNode, run: RunInfo) -> None:
+    planned = run.init.sha256
     if cfg.MODEL.WEIGHTS and planned and weights_sha256(cfg.MODEL.WEIGHTS) != planned:
         raise UserError(
             f"{cfg.MODEL.WEIGHTS}: has changed since the run was planned (sha256 was {planned}); "
@@ -209,7 +209,7 @@ def train_folder(folder: RunFolder, verbose: bool) -> int:
             if comm.is_main_process():
                 held.enter_context(folder.lock())
                 folder.remove_leftovers()
-                state = folder.read().get("state")
+                state = folder.read().state
         except UserError as error:
             problem = str(error)
         problem, state = agreed((problem, state))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scratch_vs_pretrain.run_folder import RunFolder, replacing, write_atomically
+from scratch_vs_pretrain.run_info import Taken
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 
 # States from which a run does not go on by itself.
@@ -23,10 +24,10 @@ ENDED = ("finished", "diverged")
 
 def trunk_of(folder: RunFolder) -> RunFolder | None:
     """Returns the run that a run branches off from, None if it begins by itself."""
-    branch = folder.read().get("branch")
-    if not branch:
+    branch = folder.read().branch
+    if branch is None:
         return None
-    return RunFolder(folder.path.parents[1] / branch["of"] / folder.path.name)
+    return RunFolder(folder.path.parents[1] / branch.of / folder.path.name)
 
 
 def is_ready(folder: RunFolder) -> bool:
@@ -42,16 +43,17 @@ def find_origin(folder: RunFolder) -> tuple[RunFolder, int] | None:
     everything if there is none.
     """
     trunk = trunk_of(folder)
-    if trunk is None or _checkpoints(folder):
+    branch = folder.read().branch
+    if trunk is None or branch is None or _checkpoints(folder):
         return folder, 0
-    at = folder.read()["branch"]["at"]
+    at = branch.at
     kept = [iteration for iteration in _checkpoints(trunk) if iteration <= at]
     if at in kept:
         return trunk, at
     if not trunk.run_file.exists():
         return None
     run = trunk.read()
-    passed = run.get("iteration", 0) >= at and run.get("state") in ENDED
+    passed = run.iteration >= at and run.state in ENDED
     if not passed:
         return None
     return (trunk, max(kept)) if kept else (folder, 0)
@@ -74,11 +76,17 @@ def take(folder: RunFolder) -> bool:
         if int(file.stem) <= iteration:
             write_atomically(folder.evaluations / file.name, file.read_bytes())
     _copy_metrics(trunk.metrics_file, folder.metrics_file, iteration)
-    branch = folder.read()["branch"]
-    folder.update(branch={**branch, "taken": {"iteration": iteration, "seconds": None}})
+    note_taken(folder, iteration)
     folder.checkpoints.mkdir(exist_ok=True)
     _link(*(Checkpointer(run.checkpoints, keep=1).file(iteration) for run in (trunk, folder)))
     return True
+
+
+def note_taken(folder: RunFolder, iteration: int, seconds: float | None = None) -> None:
+    """Records in run.json what a branch has from its trunk."""
+    taken = Taken(iteration=iteration, seconds=seconds)
+    branch = folder.read().branch
+    folder.update(branch=branch and branch.model_copy(update={"taken": taken}))
 
 
 def _copy_metrics(source: Path, target: Path, completed: int) -> None:

@@ -322,7 +322,7 @@ def _recorded(folder: RunFolder, ending: Ending) -> bool:
     """Records an ending unless the run came to one of its own."""
     try:
         with folder.lock():
-            if folder.read().get("state") in ("finished", "diverged"):
+            if folder.read().state in ("finished", "diverged"):
                 return False
             folder.update(state=ending.state, reason=ending.reason)
     except (UserError, OSError) as error:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from detectron2.utils import comm
 
+from scratch_vs_pretrain.run_info import Provenance
+
 
 def is_deterministic(cfg: Any) -> bool:
     """Tells whether a config's run repeats itself: on CPU always, on a GPU if it is asked to."""
@@ -58,7 +60,7 @@ def numerics(cfg: Any) -> dict[str, Any]:
     }
 
 
-def inexact_because(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
+def inexact_because(before: Provenance | None, now: Mapping[str, Any]) -> list[str]:
     """Returns why a resume is not exact, nothing if it is.
 
     Args:
@@ -70,11 +72,11 @@ def inexact_because(before: Mapping[str, Any] | None, now: Mapping[str, Any]) ->
         reasons.append("the GPU's kernels do not repeat themselves (SVP.DETERMINISTIC is off)")
     elif now["device"] != "cpu" and now["processes"] > 1:
         reasons.append("the sums of several GPUs are not known to repeat themselves")
-    if not before or "processor" not in before:
+    if before is None or before.processor is None:
         return [*reasons, "it is not known what trained before"]
     names = ("processes", "threads", "processor", "deterministic")
-    changed = _changed(before, {name: now[name] for name in names})
-    return [*reasons, *changed, *_changed(before["versions"], now["versions"])]
+    changed = _changed(dict(before), {name: now[name] for name in names})
+    return [*reasons, *changed, *_changed(before.versions, now["versions"])]
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,9 @@ from scratch_vs_pretrain.modeling.weights import check_input, load_backbone
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.reproducibility import restore_random_states
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.run_info import Resume, Taken
 from scratch_vs_pretrain.training import fast
+from scratch_vs_pretrain.training.branch import note_taken
 from scratch_vs_pretrain.training.cascade_switch import switched_state
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 from scratch_vs_pretrain.training.distributed import share_buffers
@@ -110,7 +112,7 @@ class Trainer(SimpleTrainer):
         self.folder = folder
         run = folder.read()
         self.checkpointer = Checkpointer(
-            folder.checkpoints, cfg.SVP.KEEP_CHECKPOINTS, run.get("branch_points", ())
+            folder.checkpoints, cfg.SVP.KEEP_CHECKPOINTS, run.branch_points
         )
         self.network, self.described = build_run_model(cfg)
         options = fast.options_in_force(cfg)
@@ -126,8 +128,8 @@ class Trainer(SimpleTrainer):
             optimizer, lambda iteration: rate_factor(cfg, iteration)
         )
         checkpoint = self.checkpointer.load_newest()
-        switch = run.get("switch")
-        if checkpoint and switch and until is None and checkpoint["iteration"] == switch["at"]:
+        switch = run.switch
+        if checkpoint and switch and until is None and checkpoint["iteration"] == switch.at:
             checkpoint = switched_state(checkpoint, self.network, optimizer)
         # v0.6's SimpleTrainer starts the stream in its constructor.
         self.stream.start_at(checkpoint["iteration"] if checkpoint else 0)
@@ -274,18 +276,19 @@ class Trainer(SimpleTrainer):
         if not self.resumed:
             return
         run = self.folder.read()
-        branch = run.get("branch") or {}
-        taken = {"iteration": self.iter, "seconds": self._seconds_before}
-        if branch.get("taken") == {**taken, "seconds": None}:
+        if run.branch and run.branch.taken == Taken(iteration=self.iter):
             # Not a resume: the branch begins here, and what is before is not its own cost.
-            self.folder.update(branch={**branch, "taken": taken})
+            note_taken(self.folder, self.iter, self._seconds_before)
             return
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        resume = {"iteration": self.iter, "time": now, "exact": not inexact}
         if inexact:
-            resume["inexact_because"] = inexact
             logger.warning("This resume is not exact: %s", "; ".join(inexact))
-        self.folder.update(resumes=[*run.get("resumes", []), resume])
+        resume = Resume(
+            iteration=self.iter,
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            exact=not inexact,
+            inexact_because=tuple(inexact),
+        )
+        self.folder.update(resumes=(*run.resumes, resume))
 
 
 def _evaluation_bar(batches: Iterable) -> Iterable:

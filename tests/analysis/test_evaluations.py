@@ -42,12 +42,12 @@ def test_evaluations_come_in_order_and_temporary_files_do_not_count(folders):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1]", "not an evaluation"),
-        ('{"iteration": 600}', "'tasks'"),
+        ("[1]", "an object is expected"),
+        ('{"iteration": 600}', "'tasks' is missing"),
         ('{"iteration": "600", "tasks": {}}', "'iteration'"),
-        ('{"iteration": 600, "tasks": {"bbox": 3}}', "'bbox'"),
-        ('{"iteration": 600, "tasks": {"bbox": {"AP": "high"}}}', "'AP'"),
-        ('{"iteration": 600, "tasks": {"bbox": {"per_class": [1]}}}', "'per_class'"),
+        ('{"iteration": 600, "tasks": {"bbox": 3}}', "'tasks.bbox'"),
+        ('{"iteration": 600, "tasks": {"bbox": {"AP": "high"}}}', "'tasks.bbox.AP"),
+        ('{"iteration": 600, "tasks": {"bbox": {"per_class": [1]}}}', "'tasks.bbox.per_class"),
         ('{"iteration": 600, "tasks": {"bb', "not valid JSON"),
     ],
 )

@@ -18,7 +18,7 @@ def test_records_carry_what_run_json_says(folders):
     )  # fmt: skip
     assert (run.images, run.epochs) == (4800, 2.4)
     assert run.from_scratch
-    assert run.test_set["sha256"] == "b"
+    assert run.test_set.sha256 == "b"
 
 
 def test_runs_come_in_the_studys_order(folders):
@@ -118,7 +118,7 @@ def test_one_schedule_name_for_two_lengths(folders):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 1"),
+        ({"format": 3}, "later format"),
         ({"arm": None}, "'arm'"),
         ({"seed": "0"}, "'seed'"),
         ({"iterations": 1.5}, "'iterations'"),

@@ -7,17 +7,18 @@ import pytest
 from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.analysis.stats.samples import Counts, budget_table, budgets, pretraining
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_info import Init
 
 
 def test_random_weights_have_seen_nothing() -> None:
-    found = pretraining({"name": "scratch", "weights": None, "pretraining": None})
+    found = pretraining(Init(name="scratch"))
     assert found.counts == Counts(0, 0, 0)
     assert not found.assumed
 
 
 def test_weights_that_say_how_they_were_trained() -> None:
     noted = {"samples": {"images": 100, "instances": 100, "pixels": 409_600}}
-    found = pretraining({"weights": "backbone.pth", "pretraining": noted})
+    found = pretraining(Init(weights="backbone.pth", pretraining=noted))
     assert found.counts == Counts(100, 100, 409_600)
     assert not found.assumed
 
@@ -35,7 +36,7 @@ def test_weights_that_say_how_they_were_trained() -> None:
     ],
 )
 def test_others_count_as_imagenet_which_is_an_assumption(noted: Any) -> None:
-    found = pretraining({"weights": "catalog://ImageNetPretrained/X", "pretraining": noted})
+    found = pretraining(Init(weights="catalog://ImageNetPretrained/X", pretraining=noted))
     # 1.28 million images, 100 epochs, 224 x 224 pixels.
     assert found.counts.images == pytest.approx(1.28e8, rel=1e-2)
     assert found.counts.instances == found.counts.images

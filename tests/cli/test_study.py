@@ -56,12 +56,12 @@ def test_several_arms_train_and_evaluate_on_photographs(write_study, tiny_backbo
     digests = set()
     for arm in ("scratch", "pretrained", "colleagues"):
         run = RunFolder(tmp_path / "out/tiny" / arm / "short/seed0")
-        assert run.read()["data"]["train"]["images"] == 343
+        assert run.read().data.train.images == 343
         evaluation = json.loads(run.evaluation_file(3).read_text())
         assert evaluation["images"] == 206
         assert 0 <= evaluation["tasks"]["segm"]["AP"] < 100
         assert len(evaluation["tasks"]["bbox"]["per_class"]) == 80
-        digests.add(run.read()["init"]["sha256"])
+        digests.add(run.read().init.sha256)
     assert len(digests) == 3
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scratch_vs_pretrain import cli
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.study import launch
 from scratch_vs_pretrain.study.launch import (
     BUSY,
@@ -70,7 +71,8 @@ def make(tmp_path):
     def make(schedule, **fields):
         folder = RunFolder(tmp_path / "study/scratch" / schedule / "seed0")
         folder.path.mkdir(parents=True)
-        folder.update(state="planned", iteration=0, branch=None, **fields)
+        info = {"study": "study", "arm": "scratch", "schedule": schedule, "seed": 0}
+        folder.write(RunInfo(**info, iterations=9).with_changes(**fields))
         return folder
 
     return make
@@ -92,9 +94,9 @@ class Pretended:
             return None
         run = self.folder.read()
         done = self.state == "finished"
-        self.folder.update(state=self.state, iteration=run.get("iterations", 9) if done else 3)
+        self.folder.update(state=self.state, iteration=run.iterations if done else 3)
         self.folder.checkpoints.mkdir(exist_ok=True)
-        for at in run.get("branch_points", [5]) if done else ():
+        for at in (run.branch_points or [5]) if done else ():
             (self.folder.checkpoints / f"{at:07d}.pth").touch()
         return self.status
 
@@ -137,7 +139,7 @@ class TestQueue:
         RunQueue([short, long], make_slots(2)).work()
         assert schedules(worker[1]) == ["long"]
         assert short.state() == "diverged"
-        assert short.read()["reason"] == "as its trunk, long, did"
+        assert short.read().reason == "as its trunk, long, did"
 
     def test_a_branch_of_a_failed_trunk_waits_for_another_day(self, make, worker):
         short, long = make("short"), make("long")
@@ -197,7 +199,7 @@ class TestOrder:
         for place, folder in enumerate(order):
             trunk = trunk_of(folder)
             assert trunk is None or order.index(trunk) < place
-        assert [folder.read()["seed"] for folder in order] == [0] * 4 + [1] * 4
+        assert [folder.read().seed for folder in order] == [0] * 4 + [1] * 4
 
 
 ARMS = ("scratch", "pretrained")
@@ -249,7 +251,7 @@ class TestRunStudy:
         wait_for(lambda: list(folder.checkpoints.glob("0*.pth")))
         os.kill(training_of(folder), signal.SIGKILL)
         assert ended(second) == [0], log.read_text()
-        run = folder.read()
+        run = folder.read().model_dump(mode="json")
         assert run["state"] == "finished"
         assert len(run["resumes"]) == 1
         rows = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]

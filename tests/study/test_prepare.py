@@ -20,7 +20,7 @@ def test_writes_what_a_run_needs(write_study, tmp_path):
         "out/tiny/scratch/short/seed0",
         "out/tiny/scratch/short/seed3",
     ]
-    run = folders[1].read()
+    run = folders[1].read().model_dump(mode="json")
     assert (run["state"], run["seed"], run["iterations"]) == ("planned", 3, 6)
     assert run["init"]["name"] == "scratch"
     assert folders[1].config_file.is_file()
@@ -43,14 +43,14 @@ def test_new_seeds_and_another_description_are_accepted(write_study, tmp_path):
 
 def test_conclusions_are_written_and_brought_up_to_date(write_study, tmp_path):
     folder = prepared(write_study(conclusions={"margin": 1}), tmp_path)[0]
-    assert folder.read()["thresholds"] == {"margin": 1}
+    assert folder.read().thresholds == {"margin": 1}
     folder.update(state="finished")
     changed = write_study(conclusions={"margin": 2})
     with folder.lock():
         prepared(changed, tmp_path)
-    assert folder.read()["thresholds"] == {"margin": 1}
+    assert folder.read().thresholds == {"margin": 1}
     prepared(changed, tmp_path)
-    assert folder.read()["thresholds"] == {"margin": 2}
+    assert folder.read().thresholds == {"margin": 2}
     assert folder.state() == "finished"
 
 

@@ -218,10 +218,10 @@ def test_preempted_jobs_come_back_and_end_as_if_left_alone(
     for task in tasks.values():
         os.kill(task, signal.SIGUSR2)
     assert job.results() == ["finished", "finished"]
-    assert run.read()["state"] == "finished"
-    (resume,) = run.read()["resumes"]
-    assert 0 < resume["iteration"] < 30
-    assert resume["exact"]
+    assert run.read().state == "finished"
+    (resume,) = run.read().resumes
+    assert 0 < resume.iteration < 30
+    assert resume.exact
     assert tasks_of(tmp_path / "out" / "jobs") == {}
     assert ended(*ranks(lambda: worker.main([str(alone.path)]))) == [0, 0]
     assert_equal(content_of_run(run), content_of_run(alone))

@@ -91,11 +91,11 @@ def test_all_arms_train_with_the_winner_and_say_so(study, trained, tmp_path):
     for outcome in outcomes:
         solver = load_config(outcome.folder.config_file).SOLVER
         assert (solver.BASE_LR, solver.GAMMA) == (0.04, 0.02)
-        assert outcome.folder.read()["study"] == "few"
-        assert outcome.folder.read()["tuned_on"] == "other"
+        assert outcome.folder.read().study == "few"
+        assert outcome.folder.read().tuned_on == "other"
     searched = trained[0][:6]
     assert all((tmp_path / "out" / "few-tune") in path.parents for path in searched)
-    assert all(RunFolder(path).read()["tuned_on"] is None for path in searched)
+    assert all(RunFolder(path).read().tuned_on is None for path in searched)
 
 
 def test_the_whole_search_is_recorded(study, trained, tmp_path):

@@ -15,6 +15,7 @@ from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
 from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
@@ -122,7 +123,7 @@ def _make_run(path, cfg):
     path.mkdir(parents=True)
     folder = RunFolder(path)
     folder.config_file.write_text(config_text(cfg))
-    folder.update(arm="scratch", schedule="3it", seed=0)
+    folder.write(RunInfo(study="s", arm="scratch", schedule="3it", seed=0, iterations=3))
     return folder
 
 

@@ -42,13 +42,13 @@ def test_a_branch_equals_the_same_schedule_trained_alone(plan, assert_same):
     train(short, alone, long_alone)
     assert_same(short, alone)
     assert_same(long, long_alone)
-    assert alone.read()["branch"] is None
-    run = short.read()
+    assert alone.read().branch is None
+    run = short.read().model_dump(mode="json")
     taken = run["branch"]["taken"]
     assert (run["branch"]["of"], run["branch"]["at"], taken["iteration"]) == ("long", 3, 3)
     assert 0 < taken["seconds"] < run["seconds"]
     assert run["resumes"] == []
-    assert run["samples"] == alone.read()["samples"]
+    assert short.read().samples == alone.read().samples
 
 
 def test_branch_points_outlive_other_checkpoints(plan):
@@ -70,7 +70,7 @@ def test_a_branch_killed_at_its_beginning_begins_anew(plan, monkeypatch, assert_
 
         patch.setattr(branch, "_link", die)
         assert worker.main([str(short.path)]) == worker.FAILED
-    assert "No space left" in short.read()["reason"]
+    assert "No space left" in short.read().reason
     train(short)
     (alone, _) = plan("alone", sharing=False)
     train(alone)
@@ -81,9 +81,9 @@ def test_a_stopped_branch_resumes_in_its_own_part(plan, assert_same, train_until
     short, long = plan("shared")
     train(long)
     train_until(short, 4)
-    assert short.read()["iteration"] == 4
+    assert short.read().iteration == 4
     train(short)
-    assert [resume["iteration"] for resume in short.read()["resumes"]] == [4]
+    assert [resume.iteration for resume in short.read().resumes] == [4]
     (alone, _) = plan("alone", sharing=False)
     train(alone)
     assert_same(short, alone)
@@ -95,9 +95,9 @@ def test_a_longer_schedule_goes_on_from_a_run_that_is_there(plan, assert_same):
     train(short)
     assert iterations_kept(short) == [2, 4, 5]
     _, long = plan("grown", overrides={"SVP.KEEP_CHECKPOINTS": 3})
-    assert long.read()["branch"]["of"] == "short"
+    assert long.read().branch.of == "short"
     train(long)
-    assert long.read()["branch"]["taken"]["iteration"] == 2
+    assert long.read().branch.taken.iteration == 2
     _, alone = plan("alone", sharing=False, overrides={"SVP.KEEP_CHECKPOINTS": 3})
     train(alone)
     assert_same(long, alone)

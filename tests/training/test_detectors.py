@@ -151,7 +151,7 @@ def test_switch_to_cascade_with_test_augmentation(shapes, tmp_path, config_of, m
     folder.before_switch_file.write_text(config_text(plain))
     folder.update(init={"sha256": None}, switch={"at": 1})
     train_run(folder)
-    assert folder.read()["state"] == "finished"
+    assert folder.read().state == "finished"
     before = json.loads(folder.evaluation_file(1).read_text())
     assert list(before["tasks"]) == MASKS
     assert_evaluated(folder, [*MASKS, "bbox_TTA", "segm_TTA"])

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from scratch_vs_pretrain.run_info import Provenance
 from scratch_vs_pretrain.training.exactness import (
     deterministic_kernels,
     inexact_because,
@@ -27,8 +28,8 @@ def start(device="cpu", **changes):
 
 
 def test_the_same_again_is_exact():
-    assert inexact_because(start(), start()) == []
-    assert inexact_because(start("H200"), start("H200")) == []
+    assert inexact_because(Provenance(**start()), start()) == []
+    assert inexact_because(Provenance(**start("H200")), start("H200")) == []
 
 
 @pytest.mark.parametrize(
@@ -40,27 +41,29 @@ def test_the_same_again_is_exact():
     ],
 )
 def test_what_changed_is_named(changes, reason):
-    assert inexact_because(start(), start(**changes)) == [reason]
+    assert inexact_because(Provenance(**start()), start(**changes)) == [reason]
 
 
 def test_another_version_is_named():
     now = copy.deepcopy(start())
     now["versions"]["torch"] = "2.12.0"
-    assert inexact_because(start(), now) == ["torch was 2.11.0 before and is 2.12.0 now"]
+    assert inexact_because(Provenance(**start()), now) == [
+        "torch was 2.11.0 before and is 2.12.0 now"
+    ]
 
 
 def test_gpus_are_not_exact_by_themselves():
     usual = start("H200", deterministic=False)
-    (reason,) = inexact_because(usual, usual)
+    (reason,) = inexact_because(Provenance(**usual), usual)
     assert "SVP.DETERMINISTIC" in reason
     several = start("H200", processes=8)
-    (reason,) = inexact_because(several, several)
+    (reason,) = inexact_because(Provenance(**several), several)
     assert "several GPUs" in reason
 
 
 def test_a_run_of_which_nothing_is_known():
     assert inexact_because(None, start()) == ["it is not known what trained before"]
-    assert inexact_because({"device": "cpu", "versions": {}}, start()) != []
+    assert inexact_because(Provenance(device="cpu"), start()) != []
 
 
 def test_sums_on_several_threads_are_ordered():

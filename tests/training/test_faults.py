@@ -65,8 +65,8 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint(
         resource.setrlimit(resource.RLIMIT_FSIZE, (half, resource.RLIM_INFINITY))
 
     assert train(folder, lambda: at_iteration(2, fill)) == worker.FAILED
-    assert folder.read()["state"] == "failed"
-    assert "File too large" in folder.read()["reason"]
+    assert folder.read().state == "failed"
+    assert "File too large" in folder.read().reason
     assert checkpoint_names(folder) == ["0000002.pth"]
     assert train(folder) == worker.FINISHED
     assert_equal(content_of_run(folder), content_of_run(alone))
@@ -103,8 +103,8 @@ def test_a_data_loader_worker_dies(at_iteration, plan_run, train):
 
     folder = plan_run(**{"DATALOADER.NUM_WORKERS": 1})
     assert train(folder, lambda: at_iteration(3, kill)) == worker.FAILED
-    assert folder.read()["state"] == "failed"
-    assert "DataLoader worker" in folder.read()["reason"]
+    assert folder.read().state == "failed"
+    assert "DataLoader worker" in folder.read().reason
     assert train(folder) == worker.FINISHED
 
 
@@ -116,7 +116,7 @@ def test_a_truncated_checkpoint_costs_the_iterations_since_the_one_before(
     newest = folder.checkpoints / "0000004.pth"
     os.truncate(newest, newest.stat().st_size // 2)
     assert train(folder) == worker.FINISHED
-    assert [resume["iteration"] for resume in folder.read()["resumes"]] == [2]
+    assert [resume.iteration for resume in folder.read().resumes] == [2]
     assert "0000004.pth is skipped" in folder.log_file.read_text()
     assert_equal(content_of_run(folder), content_of_run(alone))
 
@@ -130,7 +130,7 @@ def test_the_clock_jumps(at_iteration, plan_run, train):
 
     folder = plan_run()
     assert train(folder, lambda: at_iteration(3, turn_back)) == worker.FINISHED
-    assert 0 < folder.read()["seconds"] < 600
+    assert 0 < folder.read().seconds < 600
 
 
 def test_a_moved_run_goes_on_and_is_read(
@@ -161,6 +161,6 @@ def test_a_killed_launcher_leaves_its_run_to_the_next(write_study, tmp_path, for
     assert ended(launcher) == [-signal.SIGKILL]
     assert folder.is_locked()
     assert ended(fork(lambda: run_study(study, tmp_path / "output") and None)) == [0]
-    assert folder.read()["state"] == "finished"
-    assert folder.read()["resumes"] == []
-    assert folder.read()["samples"]["images"] == 60
+    assert folder.read().state == "finished"
+    assert folder.read().resumes == ()
+    assert folder.read().samples.images == 60

@@ -132,9 +132,9 @@ def test_killed_two_dozen_times_and_nothing_is_lost(
     assert_equal(content_of_run(killed), content_of_run(alone))
     rows = [row["iteration"] for row in content_of_run(killed)["metrics"]]
     assert rows == list(range(50))
-    noted = [resume["iteration"] for resume in killed.read()["resumes"]]
+    noted = [resume.iteration for resume in killed.read().resumes]
     assert noted == [iteration for iteration in resumed_from if iteration is not None]
     assert len(noted) > KILLS // 2
-    assert all(resume["exact"] for resume in killed.read()["resumes"])
-    assert killed.read()["samples"] == alone.read()["samples"]
+    assert all(resume.exact for resume in killed.read().resumes)
+    assert killed.read().samples == alone.read().samples
     assert [file for file in killed.path.rglob("*") if file.suffix == ".tmp"] == []

@@ -27,7 +27,7 @@ def plan_run(write_study, tmp_path):
 def test_a_finished_run_has_everything(plan_run, metrics_of):
     folder = plan_run(evaluation={"period": 3, "at": [1]})
     assert worker.main([str(folder.path)]) == worker.FINISHED
-    run = folder.read()
+    run = folder.read().model_dump(mode="json")
     assert run["state"] == "finished"
     assert run["iteration"] == run["iterations"] == 6
     assert run["samples"]["images"] == 12
@@ -77,10 +77,10 @@ def test_a_stopped_run_goes_on_exactly(plan_run, assert_same, stop_after, overri
 
     train_until(stopped, stop_after)
     assert stopped.state() == "interrupted"
-    assert stopped.read()["iteration"] == stop_after
+    assert stopped.read().iteration == stop_after
     assert worker.main([str(stopped.path)]) == worker.FINISHED
-    assert [resume["iteration"] for resume in stopped.read()["resumes"]] == [stop_after]
-    assert stopped.read()["samples"] == alone.read()["samples"]
+    assert [resume.iteration for resume in stopped.read().resumes] == [stop_after]
+    assert stopped.read().samples == alone.read().samples
     assert_same(alone, stopped)
 
 
@@ -131,7 +131,7 @@ def test_both_arms_see_the_same_images(write_study, tiny_backbone, tmp_path, mon
 def test_a_loss_that_is_not_finite_is_recorded_as_diverged(plan_run, capsys):
     folder = plan_run(overrides={"SOLVER.BASE_LR": 1e30})
     assert worker.main([str(folder.path)]) == worker.DIVERGED
-    run = folder.read()
+    run = folder.read().model_dump(mode="json")
     assert run["state"] == "diverged"
     assert 0 < run["iteration"] < 6
     assert f"after {run['iteration']} iterations" in run["reason"]
@@ -153,7 +153,7 @@ def test_weights_that_changed_since_planning_are_refused(write_study, tiny_backb
     folder = prepare(load_study(study), tmp_path / "output")[0]
     weights.write_bytes(weights.read_bytes() + b"more")
     assert worker.main([str(folder.path)]) == worker.FAILED
-    assert "has changed since" in folder.read()["reason"]
+    assert "has changed since" in folder.read().reason
 
 
 def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(plan_run, monkeypatch):
@@ -169,10 +169,10 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(plan_run, monkeypatch
         patch.setattr(Checkpointer, "save", full)
         assert worker.main([str(folder.path)]) == worker.FAILED
     assert folder.state() == "failed"
-    assert "No space left" in folder.read()["reason"]
+    assert "No space left" in folder.read().reason
     assert [file.name for file in folder.checkpoints.iterdir()] == ["0000002.pth"]
     assert worker.main([str(folder.path)]) == worker.FINISHED
-    assert [resume["iteration"] for resume in folder.read()["resumes"]] == [2]
+    assert [resume.iteration for resume in folder.read().resumes] == [2]
 
 
 CASCADE = """
@@ -198,7 +198,7 @@ def test_a_run_switches_to_cascade_and_resumes_around_the_switch(
     """One folder, one curve: plain until iteration 3, and exact whether stopped or not."""
     alone, stopped = (plan_run(name, switch=switched) for name in ("alone", "stopped"))
     assert worker.main([str(alone.path)]) == worker.FINISHED
-    run = alone.read()
+    run = alone.read().model_dump(mode="json")
     assert run["switch"] == {"at": 3}
     assert run["resumes"] == []
     assert run["iteration"] == 6
@@ -209,6 +209,6 @@ def test_a_run_switches_to_cascade_and_resumes_around_the_switch(
     assert "loss_cls_stage2" in rows[-1]
 
     train_until(stopped, stop_after)
-    assert stopped.read()["iteration"] == stop_after
+    assert stopped.read().iteration == stop_after
     assert worker.main([str(stopped.path)]) == worker.FINISHED
     assert_same(alone, stopped)

@@ -63,18 +63,18 @@ def test_killed_and_stopped_runs_of_two_end_as_one_left_alone(
     assert train(alone) == [0, 0]
     terminated = lambda: at_iteration(1, lambda: send_me(signal.SIGTERM, rank=1))  # noqa: E731
     assert train(stopped, before=terminated) == [worker.INTERRUPTED] * 2
-    assert stopped.read()["state"] == "interrupted"
-    assert stopped.read()["iteration"] == 3  # asked in the second, agreed on in the third
+    assert stopped.read().state == "interrupted"
+    assert stopped.read().iteration == 3  # asked in the second, agreed on in the third
     killed = lambda: at_iteration(5, lambda: os.kill(os.getpid(), signal.SIGKILL))  # noqa: E731
     assert train(stopped, before=killed) == [-signal.SIGKILL] * 2
     assert stopped.state() == "interrupted"
     assert train(stopped) == [0, 0]
-    resumes = [(resume["iteration"], resume["exact"]) for resume in stopped.read()["resumes"]]
+    resumes = [(resume.iteration, resume.exact) for resume in stopped.read().resumes]
     assert resumes == [(3, True), (4, True)]
     assert_equal(content_of_run(stopped), content_of_run(alone))
     assert [row["iteration"] for row in content_of_run(stopped)["metrics"]] == list(range(7))
     assert len(content_of_run(alone)["checkpoint"]["random"]) == 2
-    assert any("NaiveSyncBatchNorm" in name for name in alone.read()["norms"])
+    assert any("NaiveSyncBatchNorm" in name for name in alone.read().norms)
 
 
 def test_a_killed_run_of_three_ends_as_one_left_alone(
@@ -131,7 +131,7 @@ def test_two_learn_as_one_does(plan_run, train, content_of_run, tmp_path):
         # Not smoothed, as metrics.json has them.
         recent = content_of_run(folder)["checkpoint"]["recent"]["total_loss"]
         curves.append([loss for loss, _ in recent])
-        assert folder.read()["samples"]["images"] == 48
+        assert folder.read().samples.images == 48
     one, two = curves
     assert two[0] == pytest.approx(one[0], rel=1e-6)
     assert two == pytest.approx(one, rel=2e-5)
@@ -146,8 +146,8 @@ def test_a_failure_of_one_is_named(at_iteration, plan_run, train):
     folder = plan_run("run")
     codes = train(folder, before=lambda: at_iteration(3, fail))
     assert codes == [worker.FAILED] * 2
-    assert folder.read()["state"] == "failed"
-    assert folder.read()["reason"] == "process 1 of 2: RuntimeError: this one alone"
+    assert folder.read().state == "failed"
+    assert folder.read().reason == "process 1 of 2: RuntimeError: this one alone"
     assert train(folder) == [0, 0]
 
 
@@ -156,16 +156,16 @@ def test_another_number_of_processes_goes_on(at_iteration, plan_run, train):
     stop = lambda: at_iteration(3, lambda: os.kill(os.getpid(), signal.SIGTERM))  # noqa: E731
     assert train(folder, 2, before=stop) == [worker.INTERRUPTED] * 2
     assert train(folder, 1) == [0]
-    assert folder.read()["samples"]["images"] == 12
-    (resume,) = folder.read()["resumes"]
-    assert not resume["exact"]
-    assert resume["inexact_because"] == ["processes was 2 before and is 1 now"]
+    assert folder.read().samples.images == 12
+    (resume,) = folder.read().resumes
+    assert not resume.exact
+    assert list(resume.inexact_because) == ["processes was 2 before and is 1 now"]
 
 
 def test_a_batch_that_does_not_divide_is_refused(plan_run, train):
     folder = plan_run("run")
     assert train(folder, 3) == [worker.FAILED] * 3
-    assert "does not divide over 3 processes" in folder.read()["reason"]
+    assert "does not divide over 3 processes" in folder.read().reason
 
 
 def test_a_run_that_another_holds_is_left_alone(plan_run, train):
@@ -234,8 +234,8 @@ def test_real_processes(plan_run):
         starter.kill()
     assert starter.returncode == worker.FAILED
     assert time.monotonic() - killed < distributed.END_SECONDS
-    assert folder.read()["state"] == "failed"
-    assert "process 1 of 2 was killed by SIGKILL" in folder.read()["reason"]
+    assert folder.read().state == "failed"
+    assert "process 1 of 2 was killed by SIGKILL" in folder.read().reason
     assert "process 1 of 2 was killed by SIGKILL" in errors
     assert not folder.is_locked()
 
@@ -248,15 +248,15 @@ def test_processes_stop_when_asked_and_when_alone(plan_run, monkeypatch, fork, e
     wait_for(lambda: list(folder.checkpoints.glob("0*.pth")))
     os.kill(starter, signal.SIGTERM)
     assert ended(starter) == [worker.INTERRUPTED]
-    assert folder.read()["state"] == "interrupted"
+    assert folder.read().state == "interrupted"
     starter = fork(distributed.train_in_processes, folder, 2, False)
-    wait_for(lambda: folder.read()["resumes"])
+    wait_for(lambda: folder.read().resumes)
     time.sleep(1)
     os.kill(starter, signal.SIGKILL)
     assert ended(starter) == [-signal.SIGKILL]
     wait_for(lambda: not folder.is_locked())
-    assert folder.read()["state"] == "interrupted"
-    assert "asked to stop after" in folder.read()["reason"]
+    assert folder.read().state == "interrupted"
+    assert "asked to stop after" in folder.read().reason
 
 
 def test_a_request_before_training_begins(plan_run, monkeypatch, fork, ended):
@@ -277,7 +277,7 @@ def test_a_request_before_training_begins(plan_run, monkeypatch, fork, ended):
     wait_for(lambda: len(list(folder.path.glob("starting*"))) == 2)
     os.kill(starter, signal.SIGTERM)
     assert ended(starter) == [worker.INTERRUPTED]
-    assert folder.read()["reason"] == "asked to stop before training began"
+    assert folder.read().reason == "asked to stop before training began"
 
 
 @pytest.mark.gpu
@@ -293,7 +293,7 @@ def test_a_killed_run_on_a_gpu_ends_as_one_left_alone(plan_run, content_of_run, 
     training.wait()
     assert killed.state() == "interrupted"
     subprocess.run([*TRAINING, str(killed.path)], check=True)
-    assert killed.read()["resumes"][0]["exact"]
+    assert killed.read().resumes[0].exact
     assert_equal(content_of_run(killed), content_of_run(alone))
 
 
@@ -302,8 +302,8 @@ def test_a_killed_run_on_a_gpu_ends_as_one_left_alone(plan_run, content_of_run, 
 def test_two_gpus_train_one_run(plan_run):
     folder = plan_run("run", overrides={"MODEL.DEVICE": "cuda"})
     subprocess.run([*TRAINING, str(folder.path), "--processes", "2"], check=True, timeout=300)
-    assert folder.read()["state"] == "finished"
-    assert folder.read()["provenance"]["processes"] == 2
+    assert folder.read().state == "finished"
+    assert folder.read().provenance.processes == 2
 
 
 @pytest.mark.gpu

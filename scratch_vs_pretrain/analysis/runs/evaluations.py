@@ -4,18 +4,46 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from scratch_vs_pretrain.analysis.runs.fields import field
-from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import RunFolder, read_json
+from pydantic import ConfigDict, Field, ValidationError
+
+from scratch_vs_pretrain.errors import from_validation
+from scratch_vs_pretrain.run_folder import RunFolder, read_bytes
+from scratch_vs_pretrain.run_info import Count, Model, Number
 
 # "bbox/AP@0.75" is AP at one IoU threshold, "bbox/AP-disc" that of one class,
 # "bbox/dAP-classification" the cost of one type of error.
 NESTED = {"per_iou": "AP@", "per_class": "AP-", "errors": "dAP-"}
+
+
+class _Task(Model):
+    """Numbers of one task; None, as pycocotools' -1, stands for no ground truth."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Number | None] = Field(init=False)
+
+    per_iou: dict[str, Number | None] | None = None
+    per_class: dict[str, Number | None] | None = None
+    errors: dict[str, Number | None] | None = None
+
+    def flat(self) -> Iterator[tuple[str, float | None]]:
+        yield from self.__pydantic_extra__.items()
+        for key, prefix in NESTED.items():
+            for name, value in (getattr(self, key) or {}).items():
+                yield f"{prefix}{name}", value
+
+
+class _File(Model):
+    """What is read of ``evaluations/<iteration>.json``."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    iteration: Count
+    dataset: str = "unknown"
+    tasks: dict[str, _Task]
 
 
 @dataclass(frozen=True)
@@ -66,34 +94,13 @@ def read_evaluation(file: Path) -> Evaluation:
 @functools.lru_cache(maxsize=4096)
 def _read(file: Path, state: tuple[int, int, int]) -> Evaluation:
     """Reads a file, once for each `state` that it has been in."""
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{file}: not an evaluation; delete it and resume the run to evaluate again"
-        )
-    tasks = field(content, "tasks", dict, file)
-    return Evaluation(
-        file,
-        field(content, "iteration", int, file),
-        field(content, "dataset", str, file, "unknown"),
-        {
-            f"{task}/{name}": value
-            for task in tasks
-            for name, value in _task_scores(field(tasks, task, dict, file), file)
-        },
-    )
-
-
-def _task_scores(numbers: Mapping[str, Any], file: Path) -> Iterator[tuple[str, float]]:
-    for key in numbers:
-        if key in NESTED:
-            nested = field(numbers, key, dict, file, {})
-            for name in nested:
-                yield f"{NESTED[key]}{name}", _percent(nested, name, file)
-        else:
-            yield key, _percent(numbers, key, file)
-
-
-def _percent(numbers: Mapping[str, Any], key: str, file: Path) -> float:
-    value = float(field(numbers, key, float, file, math.nan))
-    return value if value >= 0 else math.nan  # pycocotools says -1 for no ground truth.
+    try:
+        found = _File.model_validate_json(read_bytes(file))
+    except ValidationError as error:
+        raise from_validation(error, file) from None
+    scores = {
+        f"{task}/{name}": math.nan if value is None or value < 0 else float(value)
+        for task, numbers in found.tasks.items()
+        for name, value in numbers.flat()
+    }
+    return Evaluation(file, found.iteration, found.dataset, scores)

@@ -124,7 +124,7 @@ def _refuse_other_test_sets(results: Results) -> None:
     seen: dict[str, tuple[str, RunRecord]] = {}
     for index, evaluation in results.finals.items():
         run = results.runs[index]
-        digest = run.test_set.get("sha256")
+        digest = run.test_set.sha256
         for kind, value in (("name", evaluation.dataset), ("content", digest)):
             if value is None:
                 continue
@@ -204,8 +204,7 @@ def _notes_on_differences(results: Results) -> Iterator[str]:
     differences: dict[str, dict[str, object]] = {}
     for run in results.runs:
         for key, values in run.allowed_differences.items():
-            named = values if isinstance(values, dict) else {"value": values}
-            differences.setdefault(key, {}).update(named)
+            differences.setdefault(key, {}).update(values)
     for key, values in differences.items():
         each = ", ".join(f"{arm} {json.dumps(value)}" for arm, value in values.items())
         yield f"The arms also differ in {key}: {each}."

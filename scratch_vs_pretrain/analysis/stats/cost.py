@@ -105,7 +105,7 @@ def _pixels(run: RunRecord, at: np.ndarray) -> np.ndarray:
     """Returns the pixels seen at each iteration: between logged counts, evenly."""
     counted = curve(run, PIXELS)
     x, y = counted.iterations.astype(float), counted.values
-    total = run.samples.get("pixels")
+    total = run.samples.pixels
     if total is not None and run.iteration > x.max(initial=0):
         x, y = np.append(x, run.iteration), np.append(y, total)
     before = pretraining(run.init).counts.pixels
@@ -139,7 +139,7 @@ def total_hours(runs: Sequence[RunRecord]) -> Hours | None:
 
 def on_processors(runs: Sequence[RunRecord]) -> bool:
     """Tells whether all runs trained without a GPU, so that their hours are a processor's."""
-    return all(run.provenance.get("device") == "cpu" for run in runs)
+    return all(run.device == "cpu" for run in runs)
 
 
 def axis_title(x: str, runs: Sequence[RunRecord]) -> str:

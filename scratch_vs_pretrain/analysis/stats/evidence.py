@@ -15,7 +15,7 @@ from scratch_vs_pretrain.analysis.stats.comparison import final_results
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves
 from scratch_vs_pretrain.analysis.stats.thresholds import Thresholds, read_thresholds
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.run_info import Noise
 
 # The first that both arms have; VOC is scored at one IoU threshold alone.
 METRICS = ("keypoints/AP", "bbox/AP", "bbox/AP50", "segm/AP")
@@ -75,7 +75,7 @@ class Setting:
     def instances(self) -> float | None:
         """Instances per training image that has any."""
         train = self.runs[0].train_set
-        boxes, images = train.get("annotations"), train.get("labelled") or self.images
+        boxes, images = train.annotations, train.labelled or self.images
         return boxes / images if boxes is not None and images else None
 
     @property
@@ -145,22 +145,17 @@ def settings(runs: Sequence[RunRecord]) -> tuple[Setting, ...]:
 
 
 def _size(run: RunRecord) -> int | None:
-    return getattr(run, "size", None)
+    return run.size
 
 
 def _details(runs: Sequence[RunRecord]) -> dict[str, Any]:
     """Returns by what the study says it is to be judged."""
     first: dict[str, Any] | None = None
     for run in runs:
-        content = RunFolder(run.folder).read()
         thresholds = {k: v for k, v in run.thresholds.items() if k != "noise"}
-        if content.get("margin") is not None:
-            thresholds["margin"] = content["margin"]
-        found = {
-            "thresholds": thresholds,
-            "noise": content.get("noise"),
-            "converged": content.get("converged"),
-        }
+        if run.margin is not None:
+            thresholds["margin"] = run.margin
+        found = {"thresholds": thresholds, "noise": run.noise, "converged": run.converged}
         if first is not None and found != first:
             raise UserError(
                 f"study {run.study}: {runs[0].folder} and {run.folder} are to be judged by "
@@ -171,11 +166,11 @@ def _details(runs: Sequence[RunRecord]) -> dict[str, Any]:
     return first or {"thresholds": {}, "noise": None, "converged": None}
 
 
-def _noise(stated: Any, runs: Sequence[RunRecord]) -> tuple[float | None, str]:
+def _noise(stated: Noise | None, runs: Sequence[RunRecord]) -> tuple[float | None, str]:
     if stated is not None:
-        return float(stated["sd"]), str(stated["because"])
+        return stated.sd, stated.because
     images = runs[0].train_images or 0
-    tests = {name for run in runs for name in run.test_set.get("names", ())}
+    tests = {name for run in runs for name in run.test_set.names}
     if images >= COCO_IMAGES and tests and tests <= set(COCO_TESTS):
         return COCO_SD, "two runs on full COCO usually differ by less (mmdetection issue 3624)"
     return None, ""
@@ -197,14 +192,13 @@ def _curves(runs: Sequence[RunRecord], metric: str) -> Curves:
     ]
     at = sorted({iteration for one in scores for iteration in one})
     values = np.array([[one.get(i, math.nan) for i in at] for one in scores])
-    steps = RunFolder(runs[0].folder).read().get("steps", ())
     return Curves(
         runs[0].schedule,
         runs[0].iterations,
         tuple(run.seed or 0 for run in runs),
         np.array(at, int),
         values.reshape(len(runs), len(at)),
-        tuple(steps),
+        runs[0].steps,
     )
 
 

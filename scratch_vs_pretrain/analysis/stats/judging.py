@@ -91,7 +91,7 @@ def speeds_up(contest: Contest) -> Finding:
 def regularizes_little_data(contest: Contest) -> Finding:
     """5: with much data no final gap at an equal training loss; with very little, a gap."""
     run, limits = contest.results.runs[0], contest.limits
-    images, boxes = run.train_images, run.train_set.get("annotations")
+    images, boxes = run.train_images, run.train_set.annotations
     if images is None:
         return Finding(contest.name, NOT_ENOUGH, "the number of training images is unknown")
     sparse = boxes is not None and boxes / images < limits.few_instances

@@ -24,7 +24,6 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     holm,
     spread,
 )
-from scratch_vs_pretrain.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Line:
 
 def setting_text(setting: Setting) -> str:
     """Returns what is trained on what: "demo: Mask R-CNN ..., 3,000 training images"."""
-    description = RunFolder(setting.runs[0].folder).read().get("description")
+    description = setting.runs[0].description
     what = description or f"{setting.scratch} and {setting.other}"
     parts = [f"{setting.study}: {what}"]
     if setting.images is not None:
@@ -207,14 +206,14 @@ def _cost_text(part: Part) -> str:
     target = min(float(np.mean(values)) for values in ends)
     shown = []
     arms = ((setting.scratch, contrast.scratch), (setting.other, contrast.other))
-    cpu = all(run.provenance.get("device") == "cpu" for run in setting.runs)
+    cpu = all(run.device == "cpu" for run in setting.runs)
     for name, arm in arms:
         reaching = next(c for c in arm if _reaches(c, target))
         runs = [r for r in setting.of(name) if r.schedule == reaching.schedule]
         hours = mean_hours(runs)
         if hours is None:
             return ""
-        before = " + its pre-training" if runs[0].init.get("weights") else ""
+        before = " + its pre-training" if runs[0].init.weights else ""
         shown.append(f"{name} {hours_text(hours, cpu)} ({reaching.schedule}){before}")
     return f"to {target:.1f} AP: {', '.join(shown)}, a run"
 

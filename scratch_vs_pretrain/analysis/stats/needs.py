@@ -146,7 +146,7 @@ def _pair_hours(runs: Sequence[RunRecord]) -> float | None:
 
 
 def _cpu(runs: Sequence[RunRecord]) -> bool:
-    return all(run.provenance.get("device") == "cpu" for run in runs)
+    return all(run.device == "cpu" for run in runs)
 
 
 def seeds_to_decide(leads: np.ndarray, margin: float, alpha: float) -> int | None:

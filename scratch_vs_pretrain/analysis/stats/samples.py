@@ -10,6 +10,7 @@ from typing import Any
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.tables.table import Cell, Table
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_info import Init
 
 # What is assumed of weights that do not say how they were trained, as the paper's Figure 2 does:
 # the training set of ILSVRC 2012, 100 epochs, one object and 224 x 224 pixels an image.
@@ -104,16 +105,11 @@ def imagenet_pretraining() -> Pretraining:
     return Pretraining(Counts(images, images, images * IMAGENET_SIDE**2), assumed=True)
 
 
-def pretraining(init: Mapping[str, Any]) -> Pretraining:
-    """Returns what an arm's initial weights have seen.
-
-    Args:
-        init: as in run.json: "weights", None for random ones, and "pretraining", what
-            `svp pretrain` noted in them.
-    """
-    if not init.get("weights"):
+def pretraining(init: Init) -> Pretraining:
+    """Returns what an arm's initial weights have seen, by what `svp pretrain` noted in them."""
+    if not init.weights:
         return NO_PRETRAINING
-    noted = init.get("pretraining")
+    noted = init.pretraining
     counts = counts_of(noted.get("samples") if isinstance(noted, Mapping) else None)
     return imagenet_pretraining() if counts is None else Pretraining(counts)
 
@@ -192,7 +188,7 @@ def budget_table(found: Budgets) -> Table:
 
 
 def _seen(run: RunRecord) -> Counts | None:
-    return counts_of(run.samples) if run.state == "finished" else None
+    return counts_of(run.samples.model_dump()) if run.state == "finished" else None
 
 
 def _mean(counts: Sequence[Counts]) -> Counts:

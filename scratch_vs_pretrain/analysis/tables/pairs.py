@@ -127,7 +127,7 @@ def within_noise(gap: Estimate, run: RunRecord) -> str:
     """Returns "yes", "no" or "unknown": inside its interval, else under 0.3 AP on full COCO."""
     if gap.half_width is not None:
         return "yes" if abs(gap.value) <= gap.half_width else "no"
-    names = (run.train_set.get("names"), run.test_set.get("names"))
+    names = (run.train_set.names, run.test_set.names)
     if names == FULL_COCO and (run.train_images or 0) >= FULL_COCO_IMAGES:
         return "yes" if abs(gap.value) < NOISE_ON_COCO else "no"
     return "unknown"

@@ -195,7 +195,7 @@ def _of_our_data(
     """Returns the numbers of our training and evaluation sets; none while nothing is finished."""
     for index, evaluation in results.finals.items():
         run, ours = results.runs[index], evaluation.dataset
-        images = run.test_set.get("images")
+        images = run.test_set.images
         there = f"study {results.study} is evaluated on {ours}"
         theirs = {number.eval_set for number in numbers}
         if ours not in theirs:
@@ -223,7 +223,7 @@ def _other_data(there: str, experiment: str, theirs: set[str]) -> UserError:
 
 def _train_set(run: RunRecord) -> str:
     """Returns our training sets as published numbers name them: "coco_10k"."""
-    names = [TRAIN_SETS.get(name, name) for name in run.train_set.get("names", ())]
+    names = [TRAIN_SETS.get(name, name) for name in run.train_set.names]
     return "+".join(
         name.replace("coco_2017_train_", "coco_") if name.startswith("coco_2017_train_") else name
         for name in names

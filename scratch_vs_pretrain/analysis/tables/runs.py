@@ -14,6 +14,7 @@ from scratch_vs_pretrain.analysis.tables.table import Cell, Table
 from scratch_vs_pretrain.config import differences
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.run_info import DataSet, Provenance
 
 
 def differences_table(runs: Sequence[RunRecord]) -> Table:
@@ -86,14 +87,14 @@ def provenance_table(runs: Sequence[RunRecord]) -> Table:
     """Lists every fact with its distinct values; more than one is worth a look."""
     facts: dict[str, list[str]] = {}
     for run in runs:
-        versions = run.provenance.get("versions")
+        origin = run.provenance or Provenance()
         known = {
-            "device": run.provenance.get("device"),
-            "host": run.provenance.get("host"),
-            "git commit": run.provenance.get("git_commit"),
+            "device": origin.device,
+            "host": origin.host,
+            "git commit": origin.git_commit,
             "training data": _data(run.train_set),
             "evaluation data": _data(run.test_set),
-            **(versions if isinstance(versions, dict) else {}),
+            **origin.versions,
         }
         for name, value in known.items():
             text = "" if value is None else str(value)
@@ -103,9 +104,9 @@ def provenance_table(runs: Sequence[RunRecord]) -> Table:
     return Table("Where, with what and on what the runs trained", ("", "value"), rows)
 
 
-def _data(data: Any) -> str | None:
-    names, images, digest = (data.get(key) for key in ("names", "images", "sha256"))
-    if not names:
+def _data(data: DataSet) -> str | None:
+    if not data.names:
         return None
-    count = "" if images is None else f", {images:,} images"
-    return f"{', '.join(names)}{count}{f', sha256 {digest[:12]}' if digest else ''}"
+    count = "" if data.images is None else f", {data.images:,} images"
+    digest = f", sha256 {data.sha256[:12]}" if data.sha256 else ""
+    return f"{', '.join(data.names)}{count}{digest}"

@@ -148,7 +148,7 @@ def _refuse_other_test_sets(studies: Sequence[Results]) -> None:
     seen: dict[str, tuple[str, str]] = {}
     for results in studies:
         for index, evaluation in results.finals.items():
-            digest = results.runs[index].test_set.get("sha256")
+            digest = results.runs[index].test_set.sha256
             kind, value = ("content", digest) if digest else ("name", evaluation.dataset)
             first, other = seen.setdefault(kind, (value, results.study))
             if first != value:

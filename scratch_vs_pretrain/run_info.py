@@ -1,0 +1,347 @@
+"""What ``run.json`` says of a run: one schema for what writes it and for what reads it.
+
+Format 1, of which format 2 has every field and more, is read as well. Numbers end at 2**53, up to
+which a float64 holds every integer, so that no sum or square of a few leaves its range.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, Final, Literal, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from scratch_vs_pretrain.errors import UserError, from_validation
+
+FORMAT: Final = 2
+State = Literal["planned", "running", "interrupted", "finished", "diverged", "failed"]
+STATES: tuple[str, ...] = get_args(State)
+LARGEST = 2**53
+
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+
+
+def _bounded(value: Any) -> Any:
+    """Refuses numbers, anywhere in a JSON value, that arithmetic could not bear."""
+    if isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _bounded(item)
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError("integers of 64 bits are expected")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("finite numbers are expected")
+    return value
+
+
+# Any JSON: a config's value, or what a checkpoint notes of its training.
+Json = Annotated[Any, AfterValidator(_bounded)]
+
+
+class Model(BaseModel):
+    """A part of a file: no field but these, no type but theirs, and it stays as it is."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Init(Model):
+    """The weights that a run starts from.
+
+    Attributes:
+        name: "scratch" or "checkpoint".
+        weights: where the checkpoint was, None for random weights.
+        sha256: of the checkpoint.
+        pretraining: what the checkpoint notes of its own training.
+        load: which part of the checkpoint: its "backbone", or the whole "detector".
+    """
+
+    name: str | None = None
+    weights: str | None = None
+    sha256: str | None = None
+    pretraining: Json = None
+    load: str | None = None
+
+
+class Loaded(Model):
+    """What became of a checkpoint's tensors; names, and for what was loaded their number.
+
+    Attributes:
+        missing: of the network, not in the checkpoint.
+        unexpected: of the checkpoint, not in the network.
+        mismatched: names with both shapes.
+        reinitialized: of the network, drawn at random as in the other arms.
+        left_over: of the checkpoint, without a use.
+        layout: whose names the checkpoint has.
+        prefix: what stood before them.
+    """
+
+    loaded: Count = 0
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    reinitialized: tuple[str, ...] = ()
+    left_over: tuple[str, ...] = ()
+    layout: str | None = None
+    prefix: str = ""
+
+
+class Taken(Model):
+    """What a branch had from its trunk: the iterations, and the seconds that they took there."""
+
+    iteration: Count
+    seconds: Seconds | None = None
+
+
+class Branch(Model):
+    """Where a run begins that does not begin by itself.
+
+    Attributes:
+        of: the schedule of its trunk.
+        at: iterations that are the trunk's.
+        taken: None until it has begun.
+    """
+
+    of: str
+    at: Count
+    taken: Taken | None = None
+
+
+class Switch(Model):
+    """The iteration at which another config takes over."""
+
+    at: Count
+
+
+class Resume(Model):
+    """A start that went on from a checkpoint."""
+
+    iteration: Count
+    time: str | None = None
+    exact: bool
+    inexact_because: tuple[str, ...] = ()
+
+
+class DataSet(Model):
+    """What identifies the images that a run learns from, or is evaluated on.
+
+    Attributes:
+        labelled: images with an instance at least.
+    """
+
+    names: tuple[str, ...] = ()
+    images: Count | None = None
+    labelled: Count | None = None
+    annotations: Count | None = None
+    sha256: str | None = None
+
+
+class Data(Model):
+    train: DataSet = DataSet()
+    test: DataSet = DataSet()
+
+
+class Samples(Model):
+    """What was trained on; what was seen again counts again."""
+
+    images: Count | None = None
+    instances: Count | None = None
+    pixels: Count | None = None
+
+
+class Provenance(Model):
+    """Where, when and with what a run was started last.
+
+    Attributes:
+        versions: of packages, and of users' modules with a hash of their sources.
+    """
+
+    started: str | None = None
+    host: str | None = None
+    platform: str | None = None
+    device: str | None = None
+    processes: Annotated[int, Field(ge=1, le=LARGEST)] = 1
+    threads: Count | None = None
+    processor: str | None = None
+    deterministic: bool | None = None
+    git_commit: str | None = None
+    versions: dict[str, str | None] = {}
+
+
+class Noise(Model):
+    """The standard deviation of AP over seeds that a study assumes, and its reason."""
+
+    sd: Annotated[float, Field(gt=0, le=LARGEST)]
+    because: str
+
+
+class RunInfo(Model):
+    """One run.
+
+    Attributes:
+        state: one of :data:`STATES`.
+        reason: why it diverged, failed or was interrupted.
+        iterations: planned.
+        iteration: completed.
+        size: training images, where the study varies them.
+        images_per_batch: None where unknown.
+        steps: iterations at which the rate drops.
+        branch_points: iterations whose checkpoints other runs begin with.
+        arm_order: the study's arms in its own order.
+        allowed_differences: config keys the study lets its arms differ in; value per arm.
+        tuned_on: the arm on which the recipe was searched, None if it was not.
+        thresholds: of the conclusions of format 1.
+        margin: the difference in AP that matters to the study.
+        converged: why the study takes its longest schedule for long enough.
+        seconds: of training and evaluation; a branch's include its trunk's.
+        host: that trains it, or did.
+        job: of a cluster.
+        fast: options of SVP.FAST in force.
+        repaired: entries of the training data that were dropped or mended, by what was wrong.
+        unreadable_images: those that others replaced.
+    """
+
+    format: Literal[1, 2] = FORMAT
+    study: str
+    description: str | None = None
+    arm: str
+    schedule: str
+    seed: Count
+    size: Count | None = None
+    state: State = "planned"
+    reason: str | None = None
+    iterations: Count
+    iteration: Count = 0
+    resumes: tuple[Resume, ...] = ()
+    steps: tuple[Count, ...] = ()
+    switch: Switch | None = None
+    branch: Branch | None = None
+    branch_points: tuple[Count, ...] = ()
+    images_per_batch: Count | None = None
+    init: Init = Init()
+    arm_order: tuple[str, ...] = ()
+    allowed_differences: dict[str, dict[str, Json]] = {}
+    tuned_on: str | None = None
+    thresholds: dict[str, Json] = {}
+    margin: Number | None = None
+    noise: Noise | None = None
+    converged: str | None = None
+    data: Data = Data()
+    provenance: Provenance | None = None
+    host: str | None = None
+    job: str | None = None
+    norms: dict[str, Count] = {}
+    parameters: Count | None = None
+    init_report: Loaded | None = None
+    fast: tuple[str, ...] = ()
+    repaired: dict[str, Count] = {}
+    seconds: Seconds | None = None
+    samples: Samples = Samples()
+    unreadable_images: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, content: bytes, place: object) -> Self:
+        """Reads a ``run.json``.
+
+        Raises:
+            UserError: it is not one; names `place` and the field.
+        """
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            raise _not_a_run(error, place) from None
+
+    def to_json(self) -> str:
+        """Returns the content of a ``run.json``, without the fields that nobody has set."""
+        content = {"format": 0} | self.model_dump(exclude_unset=True) | {"format": FORMAT}
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    def with_changes(self, **changes: Any) -> Self:
+        """Returns a run in which some fields are others.
+
+        Raises:
+            pydantic.ValidationError: an unknown field, or a value of another type.
+        """
+        content = {**self.model_dump(exclude_unset=True), **changes, "format": FORMAT}
+        return self.model_validate_json(json.dumps(content, default=Model.model_dump))
+
+    @property
+    def name(self) -> str:
+        """Names the run in messages: "scratch 600it seed 0"."""
+        return f"{self.arm} {self.schedule} seed {self.seed}"
+
+    @property
+    def from_scratch(self) -> bool:
+        """The arm starts from random weights."""
+        return (self.init.name or self.arm) == "scratch"
+
+    @property
+    def train_set(self) -> DataSet:
+        return self.data.train
+
+    @property
+    def test_set(self) -> DataSet:
+        return self.data.test
+
+    @property
+    def train_images(self) -> int | None:
+        """Images of the training set."""
+        return self.data.train.images
+
+    @property
+    def images(self) -> int | None:
+        """Images of the planned training."""
+        return None if self.images_per_batch is None else self.iterations * self.images_per_batch
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the training set of the planned training."""
+        return self.images / self.train_images if self.images and self.train_images else None
+
+    @property
+    def device(self) -> str | None:
+        """What it trained on: "cpu", or the name of a GPU."""
+        return self.provenance.device if self.provenance else None
+
+    @property
+    def devices(self) -> int:
+        """How many trained it together."""
+        return self.provenance.processes if self.provenance else 1
+
+    @property
+    def branch_of(self) -> str | None:
+        """The schedule of the run that it branches off from; None if it begins by itself."""
+        return self.branch.of if self.branch else None
+
+    @property
+    def branch_at(self) -> int:
+        """Completed iterations at which it branches off; 0 if it begins by itself."""
+        if self.branch is None:
+            return 0
+        return self.branch.taken.iteration if self.branch.taken else self.branch.at
+
+    @property
+    def trunk_seconds(self) -> float:
+        """The part of `seconds` that a branch has from its trunk."""
+        return (self.branch and self.branch.taken and self.branch.taken.seconds) or 0.0
+
+    @property
+    def inexact(self) -> tuple[str, ...]:
+        """Why a resume was not exact, each reason once."""
+        return tuple(dict.fromkeys(why for one in self.resumes for why in one.inexact_because))
+
+
+def _not_a_run(error: ValidationError, place: object) -> UserError:
+    for one in error.errors(include_url=False):
+        number = one["input"]
+        if one["type"] == "model_type" and not one["loc"]:
+            return UserError(f"{place}: not a run description of format 1 or {FORMAT}")
+        if one["loc"] == ("format",) and type(number) is int and number > FORMAT:
+            return UserError(
+                f"{place}: of a later format than {FORMAT}, which is the last that is known "
+                "here; read it with the version of scratch_vs_pretrain that wrote it"
+            )
+        if one["loc"] == ("format",):
+            return UserError(f"{place}: not a run description of format 1 or {FORMAT}")
+    return from_validation(error, place)

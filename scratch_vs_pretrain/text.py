@@ -1,0 +1,62 @@
+"""Text that came from somebody's files, made harmless for where it is going to be read.
+
+Names, reasons and paths may hold what a terminal obeys (escapes), what turns the reading order
+(bidirectional marks), what a spreadsheet computes, or what LaTeX and HTML take for commands.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import TypeVar
+
+FORMS = ("text", "markdown", "csv", "latex", "html")
+
+# A spreadsheet computes a cell that begins so; the last four are their full-width twins.
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # noqa: RUF001
+
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "\N{EN DASH}": "--",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+    }
+)
+MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\|*_`[]"})
+
+T = TypeVar("T")
+
+
+def printable(text: str) -> str:
+    r"""Returns text in which everything that is no plain sign is written out, as ``\x1b`` is.
+
+    That is control characters, line ends, bidirectional and other invisible marks, and halves of
+    surrogate pairs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def clean(text: str, form: str = "text") -> str:
+    """Returns text on one line, as one of :data:`FORMS` needs it to show the text itself."""
+    text = printable(" ".join(text.split()))
+    if form == "csv":
+        return f"'{text}" if text.startswith(FORMULA) else text
+    if form == "html":
+        return html.escape(text)
+    if form == "latex":
+        return text.translate(LATEX)
+    if form == "markdown":
+        return html.escape(text.translate(MARKDOWN), quote=False)
+    return text
+
+
+def csv_cell(value: T) -> T | str:
+    """Returns a cell that a spreadsheet does not compute; numbers stay what they are."""
+    return clean(value, "csv") if isinstance(value, str) else value
