@@ -183,7 +183,7 @@ def test_captions():
 
 
 def test_subject_names_schedules_where_there_is_one_for_each_arm():
-    runs = [RunRecord(Path("s"), "s")]
+    runs = [RunRecord(folder=Path("s"), study="s")]
     assert subject(runs, [[line(), line("pretrained")]]) == "s, 2x."
     assert subject(runs, [[line(), line("pretrained", "1x")]]) == "s: scratch 2x, pretrained 1x."
     assert subject(runs, [[line(), line(schedule="3x")]]) == "s."
