@@ -101,6 +101,13 @@ def add_svp_config(cfg: CfgNode) -> None:
     # insists on 64 for R18 and R34); small studies train narrow networks.
     cfg.SVP.RESNETS.ALLOW_NARROW = False
 
+    # The network of timm that build_svp_timm_fpn_backbone takes, such as convnext_tiny.
+    cfg.MODEL.TIMM = node()
+    cfg.MODEL.TIMM.NAME = ""
+    cfg.SVP.TIMM = node()
+    # "GN" for GroupNorm in place of the network's own normalization, where timm can do that.
+    cfg.SVP.TIMM.NORM = ""
+
     cfg.SVP.VGG = node()
     # Channels of VGG-16's first stage; the last has eight times as many. VGG-16 itself has 64.
     cfg.SVP.VGG.WIDTH = 64

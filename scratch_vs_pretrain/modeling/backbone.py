@@ -71,7 +71,11 @@ def build_svp_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     Raises:
         UserError: a value that this network cannot have; the message names its key.
     """
-    bottom_up = build_svp_resnet_backbone(cfg, input_shape)
+    return build_pyramid(cfg, build_svp_resnet_backbone(cfg, input_shape))
+
+
+def build_pyramid(cfg: CfgNode, bottom_up: Backbone) -> FPN:
+    """Builds the pyramid that ``MODEL.FPN`` describes over a network's features."""
     absent = sorted(set(cfg.MODEL.FPN.IN_FEATURES) - set(bottom_up.output_shape()))
     if absent:
         raise UserError(

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import catalog as _catalog  # noqa: F401  registers catalog://
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.unpickling import Refused, read_torch_or_pickle
+from scratch_vs_pretrain.run_folder import write_atomically
 
 # Where checkpoints keep the state dict among other things.
 CONTAINERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
@@ -32,7 +35,8 @@ def local_file(source: str | Path) -> Path:
 
     Args:
         source: a path, or ``detectron2://``, ``catalog://``, ``https://`` ... A GroupNorm model of
-            Detectron is found as ``detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl``, too.
+            Detectron is found as ``detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl``, too;
+            ``timm://NAME`` is what timm downloads.
 
     Raises:
         UserError: there is no such file, or it cannot be fetched or read.
@@ -41,7 +45,10 @@ def local_file(source: str | Path) -> Path:
         catalogued = _GROUPNORM_MODEL.fullmatch(str(source))
         address = f"catalog://{catalogued[1]}" if catalogued else str(source)
         try:
-            path = Path(PathManager.get_local_path(address))
+            if address.startswith("timm://"):
+                path = _timm_file(address.removeprefix("timm://"))
+            else:
+                path = Path(PathManager.get_local_path(address))
         except Exception as error:  # whatever a handler, a server or a catalogue may raise
             raise UserError(
                 f"{source}: cannot be fetched ({' '.join(str(error).split())}); "
@@ -56,6 +63,21 @@ def local_file(source: str | Path) -> Path:
         raise UserError(f"{source}: cannot be read as weights ({error.strerror})") from None
     if empty:
         raise UserError(f"{source}: the file is empty; copy or make it again")
+    return path
+
+
+def _timm_file(name: str) -> Path:
+    """Returns a file of the weights that timm knows for a network; downloads them once."""
+    import timm
+
+    path = Path(torch.hub.get_dir()) / "svp-timm" / f"{name}.pth"
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no network {name}")
+    if not path.is_file():
+        buffer = io.BytesIO()
+        torch.save(timm.create_model(name, pretrained=True).state_dict(), buffer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
     return path
 
 

@@ -122,10 +122,11 @@ class BackboneWeights:
     Attributes:
         tensors: e.g. ``stem.conv1.weight``, ``res2.0.conv1.norm.running_mean``.
         others: keys of the checkpoint that are no part of the backbone, as they are there.
-        layout: a key of :data:`MARKERS`, or "its own" for the names of the network itself.
+        layout: a key of :data:`MARKERS`, or "its own" for a network's own names.
         prefix: what stood before the backbone's names.
         norm: "BN" (with running statistics), "fused BN" (Caffe2: statistics multiplied into scale
             and shift), "affine" (scale and shift alone, as GroupNorm has) or "" for none.
+        surplus: those of `others` that say that the file is of another, deeper network.
     """
 
     tensors: dict[str, Tensor]
@@ -133,6 +134,7 @@ class BackboneWeights:
     layout: str
     prefix: str
     norm: str
+    surplus: tuple[str, ...] = ()
 
 
 def to_detectron2(
@@ -153,7 +155,7 @@ def to_detectron2(
         UserError: no known layout; or several networks, none of which is the obvious one.
     """
     own = _names_in_files(network)
-    markers = {_OWN_NAMES: next(iter(own))} if own else MARKERS
+    markers = _own_markers(own) if own else MARKERS
     layout, prefix = _locate(state, source, markers, _family_of(network))
     # In a VGG detector fc6 and fc7 are beside the backbone.
     heads = f"{prefix.removesuffix('backbone.')}roi_heads."
@@ -172,7 +174,15 @@ def to_detectron2(
             raise UserError(f"{source}: two of its tensors are called {name} in Detectron2")
         else:
             tensors[name] = tensor
-    return BackboneWeights(tensors, tuple(others), layout, prefix, _norm(tensors, state, layout))
+    norm = _norm(tensors, state, layout)
+    surplus = tuple(key for key in others if _is_one_more(key.removeprefix(prefix), own))
+    return BackboneWeights(tensors, tuple(others), layout, prefix, norm, surplus)
+
+
+def _is_one_more(name: str, own: Mapping[str, str]) -> bool:
+    """Tells whether `name` is of one more in a row: of block 9 where the network ends with 8."""
+    row = re.match(r"(.*\..*?)\d+\.\D*$", name)
+    return bool(row) and any(known.startswith(row[1]) for known in own)
 
 
 def _names_in_files(network: nn.Module | None) -> dict[str, str]:
@@ -181,13 +191,24 @@ def _names_in_files(network: nn.Module | None) -> dict[str, str]:
     if not {MARKERS["detectron2"], MARKERS["detectron2 VGG"]}.isdisjoint(names):
         return {}
     in_files = getattr(network, "name_in_files", str)
-    return {in_files(name): name for name in names}
+    return {in_files(name): name for name in names} | {name: name for name in names}
+
+
+def _own_markers(own: Mapping[str, str]) -> dict[str, str]:
+    # The most nested name, which is no other name's end.
+    here = max(own.values(), key=lambda name: name.count("."))
+    in_files = next(name for name in own if own[name] == here)
+    return {_OWN_NAMES: in_files, f"{_OWN_NAMES}, as built": here}
 
 
 def _family_of(network: nn.Module | None) -> str:
     if network is None:
         return "ResNet or VGG-16"
-    return "VGG-16" if hasattr(network, "conv5_3") else type(network).__name__
+    return (
+        "VGG-16"
+        if hasattr(network, "conv5_3")
+        else getattr(network, "family", type(network).__name__)
+    )
 
 
 def convert(

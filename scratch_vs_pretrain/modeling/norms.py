@@ -79,7 +79,8 @@ def _kind(module: nn.Module) -> str | None:
     if isinstance(module, nn.GroupNorm):
         return "GN"
     # Detectron2 has a LayerNorm of its own beside torch's.
-    return "LN" if type(module).__name__ == "LayerNorm" else None
+    is_layer_norm = isinstance(module, nn.LayerNorm) or type(module).__name__ == "LayerNorm"
+    return "LN" if is_layer_norm else None
 
 
 def _naive(norm: nn.SyncBatchNorm) -> NaiveSyncBatchNorm:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling import timm_backbone as _registered  # noqa: F401
 from scratch_vs_pretrain.modeling.conversion import (
     BackboneWeights,
     describe,
@@ -43,6 +44,8 @@ class LoadReport:
         mismatched: names with both shapes.
         layout: whose parameter names the checkpoint has.
         prefix: what stood before the backbone's names in the checkpoint.
+        reinitialized: names outside of the backbone that a detector's checkpoint had nothing for,
+            with ``load: detector``.
     """
 
     loaded: tuple[str, ...]
@@ -51,6 +54,7 @@ class LoadReport:
     mismatched: tuple[str, ...]
     layout: str
     prefix: str
+    reinitialized: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """Returns the report for run.json: the loaded names are counted, the others listed."""
@@ -123,7 +127,7 @@ def match_backbone(
     for name in statistics:
         del tensors[name]
     report = _compare(bottom_up, tensors, weights, statistics)
-    _check_complete(bottom_up, tensors, report, source)
+    _check_complete(bottom_up, tensors, report, source, weights.surplus)
     loaded = {name: tensors[name] for name in report.loaded}
     check_finite(loaded, source)
     return report, loaded
@@ -197,9 +201,16 @@ def _compare(
 
 
 def _check_complete(
-    bottom_up: nn.Module, tensors: Mapping[str, Tensor], report: LoadReport, source: str
+    bottom_up: nn.Module,
+    tensors: Mapping[str, Tensor],
+    report: LoadReport,
+    source: str,
+    surplus: Sequence[str],
 ) -> None:
-    surplus = [name for name in report.unexpected if _changes_network(name, tensors, bottom_up)]
+    surplus = [
+        *surplus,
+        *(name for name in report.unexpected if _changes_network(name, tensors, bottom_up)),
+    ]
     found = [
         f"{len(names)} {what} ({_some(names)})"
         for what, names in (
