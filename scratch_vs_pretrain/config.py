@@ -34,6 +34,13 @@ def add_svp_config(cfg: CfgNode) -> None:
     # keeps no running statistics; "affine_only" takes scale and shift.
     cfg.SVP.NORM_WEIGHTS = "all"
 
+    # What MODEL.WEIGHTS fills: the "backbone", or as much as fits of a whole "detector".
+    cfg.SVP.LOAD = "backbone"
+    # What keeps its initial weights: "backbone" or nothing.
+    cfg.SVP.FREEZE = ""
+    # Checks that a study of mistakes switches off: see ADMISSIBLE.
+    cfg.SVP.ADMIT = ()
+
     # The share of training images that may turn out unreadable. They are named in the log, counted
     # in run.json and replaced by the next readable image; beyond this share training stops.
     cfg.SVP.MAX_UNREADABLE = 0.01
@@ -121,6 +128,31 @@ REMOVED = {
     "SVP.FAST.CHANNELS_LAST": f"it did not pay; {_DELETE}",
     "SVP.FAST.COMPILE_BACKBONE": f"resuming was not exact with it; {_DELETE}",
 }
+
+
+# The checks that `admit` may name, each of which finds a mistake that trains without complaint.
+ADMISSIBLE = (
+    "frozen-stages-from-scratch",
+    "frozen-norm-from-scratch",
+    "small-batch-norm",
+    "no-warm-up",
+)
+# Below this many images per process BatchNorm's error grows quickly (Wu & He, "Group
+# Normalization", Figure 1).
+SMALLEST_BATCH = 16
+
+
+def missing_warmup(cfg: CfgNode) -> list[str]:
+    """Finds a schedule that starts at the full learning rate."""
+    solver = cfg.SOLVER
+    if solver.WARMUP_ITERS <= 0:
+        return [f"no warm-up: SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}; set it above 0"]
+    if solver.WARMUP_FACTOR >= 1:
+        return [
+            f"no warm-up: SOLVER.WARMUP_FACTOR is {solver.WARMUP_FACTOR}; set it below 1, "
+            "for example 0.001"
+        ]
+    return []
 
 
 def default_config(imports: Sequence[str] = (), where: str = "--import") -> CfgNode:

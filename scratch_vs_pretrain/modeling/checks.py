@@ -1,25 +1,24 @@
-"""The silent mistakes of training from scratch, found on a built model and made errors.
+"""The silent mistakes of training, found on a built model and made errors.
 
 Each of them trains without complaint and ends with a lower AP: a frozen random layer stays random,
-BatchNorm over two images normalizes by noise. Fine-tuning runs of the same pair are checked alike.
+BatchNorm over two images normalizes by noise. What is a mistake with random weights may be the
+usual recipe with pre-trained ones, whose backbone may be frozen in part or as a whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
+from scratch_vs_pretrain.config import SMALLEST_BATCH, missing_warmup
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling.backbone import bottom_up_of
 from scratch_vs_pretrain.modeling.norms import norm_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from detectron2.config import CfgNode
     from torch import nn, optim
 
-# Below this many images per process BatchNorm's error grows quickly (Wu & He, "Group
-# Normalization", Figure 1).
-SMALLEST_BATCH = 16
 NAMES_SHOWN = 5
 
 
@@ -33,39 +32,54 @@ def check_trainable(
 
     Args:
         model: the built model, before it is wrapped for distributed training.
-        cfg: its config.
+        cfg: its config. With MODEL.WEIGHTS the bottom-up network may be frozen; SVP.ADMIT names
+            the checks that are not made.
         images_per_process: images per batch and process.
         optimizer: if given, it must hold every parameter.
 
     Raises:
         UserError: lists everything found, each with what to change.
     """
-    problems = [
-        *frozen_parameters(model, cfg.MODEL.BACKBONE.FREEZE_AT),
-        *frozen_norms(model),
-        *small_batch_norms(model, images_per_process),
-        *missing_warmup(cfg),
-    ]
+    pretrained = set(bottom_up_of(model).modules()) if cfg.MODEL.WEIGHTS else set()
+    found = {
+        "frozen-stages-from-scratch": frozen_parameters(model, cfg, pretrained),
+        "frozen-norm-from-scratch": frozen_norms(model, pretrained),
+        "small-batch-norm": small_batch_norms(model, images_per_process),
+        "no-warm-up": missing_warmup(cfg),
+    }
+    problems = [p for check, each in found.items() if check not in cfg.SVP.ADMIT for p in each]
     if optimizer is not None:
         problems += forgotten_parameters(model, optimizer)
     if problems:
-        raise UserError("this cannot train from scratch: " + "; ".join(problems))
+        start = "weights that are given" if cfg.MODEL.WEIGHTS else "scratch"
+        raise UserError(f"this cannot train from {start}: " + "; ".join(problems))
 
 
-def frozen_parameters(model: nn.Module, freeze_at: int = 0) -> list[str]:
-    """Finds parameters that get no gradient."""
-    names = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    if freeze_at > 0:
-        found = f" ({_some(names)})" if names else ""
+def frozen_parameters(
+    model: nn.Module, cfg: CfgNode, pretrained: Container[nn.Module] = ()
+) -> list[str]:
+    """Finds parameters that get no gradient, outside of modules that are pre-trained."""
+    names = [
+        f"{name}.{key}" if name else key
+        for name, module in model.named_modules()
+        if module not in pretrained
+        for key, parameter in module.named_parameters(recurse=False)
+        if not parameter.requires_grad
+    ]
+    found = f" ({_some(names)})" if names else ""
+    freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
+    if freeze_at > 0 and not cfg.MODEL.WEIGHTS:
         return [f"MODEL.BACKBONE.FREEZE_AT is {freeze_at} and freezes stages{found}; set it to 0"]
+    if cfg.SVP.FREEZE and not cfg.MODEL.WEIGHTS:
+        return [f"SVP.FREEZE is {cfg.SVP.FREEZE} and keeps it random{found}; leave it out"]
     if names:
-        return [f"{len(names)} parameters are frozen ({_some(names)}); set requires_grad on them"]
+        return [f"{len(names)} parameters are frozen{found}; set requires_grad on them"]
     return []
 
 
-def frozen_norms(model: nn.Module) -> list[str]:
+def frozen_norms(model: nn.Module, pretrained: Container[nn.Module] = ()) -> list[str]:
     """Finds FrozenBatchNorm2d, which leaves a random network without normalization."""
-    names = _norms(model, "FrozenBN")
+    names = _norms(model, "FrozenBN", pretrained)
     if not names:
         return []
     return [
@@ -86,19 +100,6 @@ def small_batch_norms(model: nn.Module, images_per_process: int) -> list[str]:
     ]
 
 
-def missing_warmup(cfg: CfgNode) -> list[str]:
-    """Finds a schedule that starts at the full learning rate."""
-    solver = cfg.SOLVER
-    if solver.WARMUP_ITERS <= 0:
-        return [f"no warm-up: SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}; set it above 0"]
-    if solver.WARMUP_FACTOR >= 1:
-        return [
-            f"no warm-up: SOLVER.WARMUP_FACTOR is {solver.WARMUP_FACTOR}; set it below 1, "
-            "for example 0.001"
-        ]
-    return []
-
-
 def forgotten_parameters(model: nn.Module, optimizer: optim.Optimizer) -> list[str]:
     """Finds trainable parameters that no parameter group of `optimizer` holds."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -115,8 +116,10 @@ def forgotten_parameters(model: nn.Module, optimizer: optim.Optimizer) -> list[s
     ]
 
 
-def _norms(model: nn.Module, kind: str) -> list[str]:
-    return [name for name, _, found in norm_layers(model) if found == kind]
+def _norms(model: nn.Module, kind: str, beside: Container[nn.Module] = ()) -> list[str]:
+    return [
+        name for name, module, found in norm_layers(model) if found == kind and module not in beside
+    ]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -182,7 +182,7 @@ def to_detectron2(
 def _is_one_more(name: str, own: Mapping[str, str]) -> bool:
     """Tells whether `name` is of one more in a row: of block 9 where the network ends with 8."""
     row = re.match(r"(.*\..*?)\d+\.\D*$", name)
-    return bool(row) and any(known.startswith(row[1]) for known in own)
+    return row is not None and any(known.startswith(row[1]) for known in own)
 
 
 def _names_in_files(network: nn.Module | None) -> dict[str, str]:

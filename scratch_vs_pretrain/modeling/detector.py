@@ -48,31 +48,16 @@ _TORCHVISION = (
 _COCO_IDS = 91
 
 
-def load_detector(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    source: str = "the checkpoint",
-    norm_weights: str = "all",
-) -> LoadReport:
-    """Fills the bottom-up network completely, and of the rest what fits.
-
-    For the arguments see :func:`scratch_vs_pretrain.modeling.weights.load_backbone`.
-
-    Raises:
-        UserError: as :func:`match_detector`; nothing is changed then.
-    """
-    report, tensors = match_detector(model, state, source, norm_weights)
-    model.load_state_dict(tensors, strict=False)
-    return report
-
-
 def match_detector(
     model: nn.Module,
     state: Mapping[str, Tensor],
     source: str = "the checkpoint",
     norm_weights: str = "all",
 ) -> tuple[LoadReport, dict[str, Tensor]]:
-    """Returns what :func:`load_detector` would do, and the tensors by their names in the model.
+    """Returns what loading a detector would do, and the tensors by their names in the model.
+
+    The bottom-up network is filled completely, of the rest what fits. For the arguments see
+    :func:`match_backbone`.
 
     Raises:
         UserError: as ``match_backbone``; or of the file's heads nothing fits, because it has none

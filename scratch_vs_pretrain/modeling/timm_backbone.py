@@ -44,7 +44,7 @@ class TimmBackbone(Backbone):
         if norm not in NORMS:
             raise UserError(f'SVP.TIMM.NORM: {norm!r}; use GN, or "" for the network\'s own')
         self.net = _create(name, NORMS[norm])
-        info = self.net.feature_info
+        info: Any = self.net.feature_info
         self._shapes = {
             f"res{int(math.log2(stride))}": ShapeSpec(channels=channels, stride=stride)
             for channels, stride in zip(info.channels(), info.reduction(), strict=True)
@@ -97,7 +97,7 @@ def pixel_settings(name: str) -> dict[str, Any]:
     _check_known(name)
     from timm.models import get_pretrained_cfg
 
-    trained = get_pretrained_cfg(name)
+    trained: Any = get_pretrained_cfg(name)
     return {
         "INPUT.FORMAT": "RGB",
         "MODEL.PIXEL_MEAN": [round(255 * value, 3) for value in trained.mean],

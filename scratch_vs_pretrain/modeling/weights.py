@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling import timm_backbone as _registered  # noqa: F401
 from scratch_vs_pretrain.modeling.conversion import (
     BackboneWeights,
     describe,

@@ -10,10 +10,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.config import default_config, differences, flatten, nearest
+from scratch_vs_pretrain.config import (
+    SMALLEST_BATCH,
+    default_config,
+    differences,
+    flatten,
+    missing_warmup,
+    nearest,
+)
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.tta import augmentation_problems
-from scratch_vs_pretrain.modeling.checks import SMALLEST_BATCH, missing_warmup
 from scratch_vs_pretrain.modeling.vgg import norm_problems
 from scratch_vs_pretrain.study.data_fit import data_problems
 from scratch_vs_pretrain.study.own_data import data_notices

@@ -7,8 +7,7 @@ import re
 import torch
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
-from scratch_vs_pretrain.modeling.weights import check_input, match_backbone
+from scratch_vs_pretrain.modeling.initial import match_initial
 from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import Study
 
@@ -29,13 +28,10 @@ def check_models(study: Study) -> None:
         cfg = arm_config(study, arm, arm.schedules[-1])
         cfg.MODEL.DEVICE = "meta"
         try:
-            if arm.weights:
-                check_input(cfg, read_metadata(arm.weights), arm.weights)
             with torch.device("meta"):
                 model = build_model(cfg)
             if arm.weights:
-                state = read_checkpoint(arm.weights)
-                match_backbone(model, state, arm.weights, cfg.SVP.NORM_WEIGHTS)
+                match_initial(model, cfg)
         except UserError as error:
             raise UserError(f"{study.file}: arms.{arm.name}: {error}") from None
         except KeyError as error:

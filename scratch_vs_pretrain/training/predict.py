@@ -18,7 +18,7 @@ from scratch_vs_pretrain.data import datasets as registration
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.evaluator import CocoScoreEvaluator, run_inference, tasks_of
 from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
-from scratch_vs_pretrain.modeling import weights as _registers_networks  # noqa: F401
+from scratch_vs_pretrain.modeling.initial import freeze
 from scratch_vs_pretrain.modeling.norms import use_runnable_norms
 from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_atomically
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
@@ -81,6 +81,7 @@ def load_model(folder: RunFolder, cfg: CfgNode) -> nn.Module:
         raise UserError(f"{folder.checkpoints}: no readable checkpoint; train the run first")
     model = build_model(cfg)
     use_runnable_norms(model, cfg.MODEL.DEVICE, world_size=1)
+    freeze(model, cfg)
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError:

@@ -20,10 +20,10 @@ from torch import nn
 from scratch_vs_pretrain.data.stream import Samples, TrainingStream
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evaluation
-from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
+from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoint
 from scratch_vs_pretrain.modeling.checks import check_trainable
+from scratch_vs_pretrain.modeling.initial import freeze, load_initial
 from scratch_vs_pretrain.modeling.norms import use_runnable_norms
-from scratch_vs_pretrain.modeling.weights import check_input, load_backbone
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.reproducibility import restore_random_states
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -55,7 +55,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """Builds the model of a run and fills its backbone.
+    """Builds the model of a run, fills it with its initial weights, and freezes what is to be.
 
     Returns:
         the model, and what run.json says of it: ``norms``, ``parameters``, ``init_report``.
@@ -71,12 +71,10 @@ def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "init_report": None,
     }
-    weights = cfg.MODEL.WEIGHTS
-    if weights:
-        check_input(cfg, read_metadata(weights), weights)
-        state = read_checkpoint(weights)
-        report = load_backbone(model, state, weights, cfg.SVP.NORM_WEIGHTS)
-        described["init_report"] = report.summary()
+    report = load_initial(model, cfg)
+    forget_checkpoint()
+    described["init_report"] = report and report.summary()
+    freeze(model, cfg)
     # The arms may have drawn differently so far; from here on they draw alike.
     seed_all_rng(cfg.SEED + comm.get_rank())
     return model, described

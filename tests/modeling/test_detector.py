@@ -9,7 +9,7 @@ from detectron2.utils.env import seed_all_rng
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint
-from scratch_vs_pretrain.modeling.detector import heads_of, load_detector
+from scratch_vs_pretrain.modeling.detector import heads_of, match_detector
 
 SMALL = {
     "MODEL.MASK_ON": True,
@@ -42,6 +42,12 @@ def make_detector(make_cfg):
         return build_model(make_cfg(SMALL | (overrides or {}), **resnets))
 
     return make
+
+
+def load_detector(model, *arguments):
+    report, tensors = match_detector(model, *arguments)
+    model.load_state_dict(tensors, strict=False)
+    return report
 
 
 def state_of(model):
