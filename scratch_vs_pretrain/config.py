@@ -1,11 +1,10 @@
-"""The config node this layer adds to Detectron2's, and the paper's schedule rule."""
+"""The config node this layer adds to Detectron2's, and how configs are merged."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -357,70 +356,3 @@ def _explain(cfg: CfgNode, error: BaseException) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-# The paper's schedule rule (Sections 3 and 4): 1x is 90k iterations of 16 images; the rate drops
-# to a tenth 60k and again 20k iterations before the end, whatever the length.
-ITERATIONS_1X = 90_000
-DROPS_BEFORE_END = (60_000, 20_000)
-REFERENCE_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long one run trains and when its rate drops.
-
-    Attributes:
-        name: names the run folder: "2x", "600it".
-        iterations: length in iterations.
-        drops_before_end: the rate drops so many iterations before the end, longest first.
-        rate_factor: multiplies SOLVER.BASE_LR and divides SOLVER.WARMUP_ITERS (linear scaling).
-    """
-
-    name: str
-    iterations: int
-    drops_before_end: tuple[int, ...]
-    rate_factor: float = 1.0
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Iterations at which the rate drops."""
-        return tuple(self.iterations - before for before in self.drops_before_end)
-
-    @property
-    def tail(self) -> int:
-        """Iterations at the end that belong to this length alone: 60k of the paper's schedules.
-
-        Schedules of one recipe agree on everything before, the trunk.
-        """
-        return max(self.drops_before_end, default=0)
-
-    def apply(self, cfg: CfgNode) -> None:
-        """Writes the schedule into SOLVER."""
-        cfg.SOLVER.MAX_ITER = self.iterations
-        cfg.SOLVER.STEPS = self.steps
-        cfg.SOLVER.BASE_LR *= self.rate_factor
-        cfg.SOLVER.WARMUP_ITERS = round(cfg.SOLVER.WARMUP_ITERS / self.rate_factor)
-
-
-def paper_schedule(
-    multiple: int, images_per_batch: int = REFERENCE_BATCH, reference_batch: int = REFERENCE_BATCH
-) -> Schedule:
-    """Returns the paper's schedule of `multiple` times 90k iterations.
-
-    At another batch size the rate scales with it, and iterations and drops inversely.
-    """
-    shrink = reference_batch / images_per_batch
-    return Schedule(
-        name=f"{multiple}x",
-        iterations=round(ITERATIONS_1X * multiple * shrink),
-        drops_before_end=tuple(round(before * shrink) for before in DROPS_BEFORE_END),
-        rate_factor=images_per_batch / reference_batch,
-    )
-
-
-def short_schedule(iterations: int, name: str | None = None) -> Schedule:
-    """Returns a schedule of a literal length with the proportions of 2x, for small studies."""
-    last = [round(iterations * before / (2 * ITERATIONS_1X)) for before in DROPS_BEFORE_END]
-    # The shortest have no room for both drops.
-    return Schedule(name or f"{iterations}it", iterations, tuple(drop for drop in last if drop))

@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratch_vs_pretrain.config import (
-    Schedule,
     config_text,
     default_config,
     differences,
@@ -14,8 +13,6 @@ from scratch_vs_pretrain.config import (
     merge_file,
     merge_overrides,
     nearest,
-    paper_schedule,
-    short_schedule,
 )
 from scratch_vs_pretrain.errors import UserError
 
@@ -174,57 +171,3 @@ class TestDifferences:
 def test_nearest_names_the_likeliest_key():
     assert nearest("schedule", ["seeds", "schedules"]) == "; did you mean schedules?"
     assert nearest("zzz", ["seeds", "schedules"]) == ""
-
-
-class TestSchedule:
-    # Section 3 of the paper: 90k iterations per 1x, a tenth of the rate for the last 60k, a
-    # hundredth for the last 20k.
-    @pytest.mark.parametrize(
-        ("multiple", "iterations", "steps"),
-        [
-            (2, 180_000, (120_000, 160_000)),
-            (3, 270_000, (210_000, 250_000)),
-            (4, 360_000, (300_000, 340_000)),
-            (5, 450_000, (390_000, 430_000)),
-            (6, 540_000, (480_000, 520_000)),
-            (9, 810_000, (750_000, 790_000)),
-            (11, 990_000, (930_000, 970_000)),
-        ],
-    )
-    def test_is_the_papers(self, cfg, multiple, iterations, steps):
-        cfg.SOLVER.BASE_LR = 0.02
-        schedule = paper_schedule(multiple)
-        schedule.apply(cfg)
-        solver = dict(cfg.SOLVER)
-        assert solver["MAX_ITER"] == iterations
-        assert solver["STEPS"] == steps
-        assert (solver["BASE_LR"], solver["WARMUP_ITERS"]) == (0.02, 1000)
-        assert schedule.tail == 80_000
-
-    def test_is_the_zoos_at_four_times_the_batch(self, cfg):
-        # Detectron2's configs/Misc/scratch_mask_rcnn_R_50_FPN_9x_gn.yaml
-        cfg.SOLVER.BASE_LR = 0.02
-        paper_schedule(9, images_per_batch=64).apply(cfg)
-        assert cfg.SOLVER.MAX_ITER == 202_500
-        assert cfg.SOLVER.STEPS == (187_500, 197_500)
-        assert cfg.SOLVER.BASE_LR == 0.08
-        assert cfg.SOLVER.WARMUP_ITERS == 250
-
-    @given(multiple=st.integers(1, 20), log_batch=st.integers(0, 8))
-    def test_sees_as_many_images_at_any_batch(self, multiple, log_batch):
-        batch = 2**log_batch
-        schedule = paper_schedule(multiple, images_per_batch=batch)
-        assert schedule.iterations * batch == pytest.approx(90_000 * multiple * 16, abs=batch)
-        assert list(schedule.steps) == sorted(schedule.steps)
-        assert schedule.iterations - schedule.tail <= schedule.steps[0]
-
-    def test_short_has_the_proportions_of_2x(self):
-        assert short_schedule(180_000).steps == paper_schedule(2).steps
-        assert short_schedule(18_000).steps == (12_000, 16_000)
-        assert short_schedule(600, "quick") == Schedule("quick", 600, (200, 67))
-
-    @given(st.integers(1, 10**9))
-    def test_short_drops_in_order_within_any_length(self, iterations):
-        steps = short_schedule(iterations).steps
-        assert list(steps) == sorted(set(steps))
-        assert all(0 < step < iterations for step in steps)

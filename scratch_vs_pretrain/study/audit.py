@@ -23,8 +23,9 @@ from scratch_vs_pretrain.evaluation.tta import augmentation_problems
 from scratch_vs_pretrain.modeling.vgg import norm_problems
 from scratch_vs_pretrain.study.data_fit import data_problems
 from scratch_vs_pretrain.study.own_data import data_notices
-from scratch_vs_pretrain.study.resolve import arm_config
-from scratch_vs_pretrain.study.spec import ORIGINS, PRESETS, Arm, ScheduleSpec, Study
+from scratch_vs_pretrain.study.resolve import ORIGINS, PRESETS, arm_config
+from scratch_vs_pretrain.study.schedule import Schedule
+from scratch_vs_pretrain.study.spec import Arm, Study
 from scratch_vs_pretrain.study.switch import check_switch
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _comparisons(study: Study) -> Iterator[list[tuple[str, str]]]:
         yield [(arm.name, name) for arm in study.arms if _find(arm, name)]
 
 
-def _find(arm: Arm, name: str) -> ScheduleSpec | None:
+def _find(arm: Arm, name: str) -> Schedule | None:
     return next((schedule for schedule in arm.schedules if schedule.name == name), None)
 
 

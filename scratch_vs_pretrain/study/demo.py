@@ -17,7 +17,8 @@ from scratch_vs_pretrain.pretraining.pretrain_spec import PretrainSpec
 from scratch_vs_pretrain.run_folder import write_atomically
 from scratch_vs_pretrain.study.launch import make_slots, run_study
 from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.spec import Data, DataFiles, Evaluation, ScheduleSpec, Study
+from scratch_vs_pretrain.study.schedule import Schedule, short_schedule
+from scratch_vs_pretrain.study.spec import Data, DataFiles, Evaluation, Study
 
 STUDY_FILE = Path(__file__).parents[1] / "configs/studies/demo.yaml"
 
@@ -29,7 +30,7 @@ class DemoSize:
     shapes: ShapesSpec
     classification: ClassificationSpec
     pretraining: PretrainSpec
-    schedule: ScheduleSpec | None = None
+    schedule: Schedule | None = None
     evaluation: Evaluation | None = None
 
 
@@ -43,7 +44,7 @@ QUICK = DemoSize(
     ShapesSpec(train=300, test=40),
     ClassificationSpec(train=1200, test=120),
     PretrainSpec(epochs=3, image_size=64, batch_size=64, learning_rate=0.02, min_area=0.6),
-    ScheduleSpec("100it", iterations=100),
+    short_schedule(100),
     Evaluation(period=50),
 )
 

@@ -13,8 +13,8 @@ from scratch_vs_pretrain.data.coco import read_annotations
 from scratch_vs_pretrain.data.subsets import ALIASES
 from scratch_vs_pretrain.study.audit import Audit, audit
 from scratch_vs_pretrain.study.resolve import resolved_schedule, run_config, schedules_of
+from scratch_vs_pretrain.study.schedule import branches_of
 from scratch_vs_pretrain.study.spec import Study
-from scratch_vs_pretrain.study.trunk import branches_of
 from scratch_vs_pretrain.study.tune import search_study
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from scratch_vs_pretrain.study.resolve import (
     run_config,
     schedules_of,
 )
+from scratch_vs_pretrain.study.schedule import branches_of
 from scratch_vs_pretrain.study.spec import Run, Study
 from scratch_vs_pretrain.study.switch import switched_study
-from scratch_vs_pretrain.study.trunk import branches_of
 from scratch_vs_pretrain.training.branch import ENDED
 
 if TYPE_CHECKING:

@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.config import Schedule, default_config, merge_file, merge_overrides
+from scratch_vs_pretrain.config import default_config, merge_file, merge_overrides
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.own_data import merge_data
-from scratch_vs_pretrain.study.spec import PRESETS, Arm, Run, ScheduleSpec, Study
+from scratch_vs_pretrain.study.schedule import Schedule
+from scratch_vs_pretrain.study.spec import Arm, Run, Study
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
+
+# What the pixels of a pre-trained backbone looked like, and where its stages halve the resolution.
+# The three belong together, and to both arms. Sources: comments in Detectron2's
+# checkpoint/catalog.py and config/defaults.py; torchvision's ImageNet normalization times 255.
+PRESETS: dict[str, dict[str, Any]] = {
+    # ImageNetPretrained/MSRA/*: Caffe models.
+    "detectron2": {
+        "INPUT.FORMAT": "BGR",
+        "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+        "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+        "MODEL.RESNETS.STRIDE_IN_1X1": True,
+    },
+    # ImageNetPretrained/FAIR/*-GN: Caffe2 models.
+    "detectron2-gn": {
+        "INPUT.FORMAT": "BGR",
+        "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+        "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    },
+    # ImageNetPretrained/torchvision/* and most self-supervised ones.
+    "torchvision": {
+        "INPUT.FORMAT": "RGB",
+        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    },
+}
+# Whose weights an address gives: what it begins with, and the preset that they need.
+ORIGINS = {
+    "detectron2://ImageNetPretrained/MSRA/": "detectron2",
+    "catalog://ImageNetPretrained/MSRA/": "detectron2",
+    "detectron2://ImageNetPretrained/FAIR/R-": "detectron2-gn",
+    "catalog://ImageNetPretrained/FAIR/R-": "detectron2-gn",
+    "detectron2://ImageNetPretrained/torchvision/": "torchvision",
+    "https://download.pytorch.org/models/": "torchvision",
+}
 
 
 def run_config(study: Study, run: Run) -> CfgNode:
@@ -33,7 +70,7 @@ def run_config(study: Study, run: Run) -> CfgNode:
     return cfg
 
 
-def arm_config(study: Study, arm: Arm, schedule: ScheduleSpec) -> CfgNode:
+def arm_config(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
     """Returns what the configs of an arm's runs with this schedule share; see :func:`run_config`.
 
     The result is not frozen.
@@ -56,7 +93,7 @@ def arm_config(study: Study, arm: Arm, schedule: ScheduleSpec) -> CfgNode:
     return cfg
 
 
-def resolved_schedule(study: Study, arm: Arm, schedule: ScheduleSpec) -> Schedule:
+def resolved_schedule(study: Study, arm: Arm, schedule: Schedule) -> Schedule:
     """Returns an arm's schedule at its batch size."""
     cfg = arm_config(study, arm, schedule)
     return schedule.resolve(cfg.SOLVER.IMS_PER_BATCH, cfg.SVP.REFERENCE_BATCH)

@@ -1,197 +1,399 @@
-"""A study as frozen objects: arms, schedules, seeds, and the runs they make."""
+"""A study file as frozen, validated objects: arms, schedules, seeds, and the runs they make."""
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from scratch_vs_pretrain.config import Schedule, paper_schedule, short_schedule
-from scratch_vs_pretrain.errors import UserError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
+
+from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.study.fields import (
+    MOST_ITERATIONS,
+    NOT_STATED,
+    STRICT,
+    ExistingFile,
+    ExistingFolder,
+    Iterations,
+    Listed,
+    Name,
+    Real,
+    Section,
+    Stated,
+    Text,
+    Whole,
+    absolute,
+    folder_of,
+    read_mapping,
+    read_text,
+    refuse_repeated,
+    shorten,
+    wrong,
+)
+from scratch_vs_pretrain.study.schedule import Schedule, Switch
 
 SCRATCH = "scratch"
 REQUIRED = "required"
+FULL = "full"
 
-# What the pixels of a pre-trained backbone looked like, and where its stages halve the resolution.
-# The three belong together, and to both arms. Sources: comments in Detectron2's
-# checkpoint/catalog.py and config/defaults.py; torchvision's ImageNet normalization times 255.
-PRESETS: dict[str, dict[str, Any]] = {
-    # ImageNetPretrained/MSRA/*: Caffe models.
-    "detectron2": {
-        "INPUT.FORMAT": "BGR",
-        "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
-        "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
-        "MODEL.RESNETS.STRIDE_IN_1X1": True,
-    },
-    # ImageNetPretrained/FAIR/*-GN: Caffe2 models.
-    "detectron2-gn": {
-        "INPUT.FORMAT": "BGR",
-        "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
-        "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
-        "MODEL.RESNETS.STRIDE_IN_1X1": False,
-    },
-    # ImageNetPretrained/torchvision/* and most self-supervised ones.
-    "torchvision": {
-        "INPUT.FORMAT": "RGB",
-        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
-        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
-        "MODEL.RESNETS.STRIDE_IN_1X1": False,
-    },
+# Config keys that follow from other fields of the study, and the field to use.
+OWNED_KEYS = {
+    "MODEL.WEIGHTS": "the arm's init",
+    "SOLVER.MAX_ITER": "schedules",
+    "SOLVER.STEPS": "schedules",
+    "SEED": "seeds",
+    "OUTPUT_DIR": "the --output option",
+    "SVP.DATASETS": "data",
+    "SVP.VOC_DATASETS": "data",
+    "SVP.IMPORTS": "imports",
 }
-# Whose weights an address gives: what it begins with, and the preset that they need.
-ORIGINS = {
-    "detectron2://ImageNetPretrained/MSRA/": "detectron2",
-    "catalog://ImageNetPretrained/MSRA/": "detectron2",
-    "detectron2://ImageNetPretrained/FAIR/R-": "detectron2-gn",
-    "catalog://ImageNetPretrained/FAIR/R-": "detectron2-gn",
-    "detectron2://ImageNetPretrained/torchvision/": "torchvision",
-    "https://download.pytorch.org/models/": "torchvision",
-}
+# And those that follow from `data`, where the study has it.
+OWNED_BY_DATA = (
+    "DATASETS.TRAIN",
+    "DATASETS.TEST",
+    "MODEL.ROI_HEADS.NUM_CLASSES",
+    "MODEL.RETINANET.NUM_CLASSES",
+)
+TASKS = ("bbox", "segm", "keypoints")
+NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+METRICS = tuple(f"{task}/{number}" for task in TASKS for number in NUMBERS)
+# Each point of a search is a training.
+MOST_POINTS = 1000
 
 
-@dataclass(frozen=True)
-class ScheduleSpec:
-    """A schedule as a study states it.
+def _read_overrides(value: Any) -> dict[str, Any]:
+    overrides = read_mapping(value)
+    for key, item in overrides.items():
+        if key in OWNED_KEYS:
+            raise wrong(f"cannot be overridden; use {OWNED_KEYS[key]}", key)
+        if isinstance(item, dict):
+            raise wrong(f"write dotted keys, such as {key}.{next(iter(item), 'KEY')}", key)
+    return overrides
 
-    A multiple of 1x says nothing about iterations before the batch size is known, which the merged
-    config tells; :meth:`resolve` makes the literal schedule.
+
+def _read_init(value: Any, info: ValidationInfo) -> str:
+    init = read_text(value)
+    for word in (SCRATCH, REQUIRED):
+        if init != word and init.lower() == word:
+            raise wrong(f"write {word} instead of {init}")
+    if init.startswith(RUN_SCHEME):
+        if not _RUN.fullmatch(init):
+            raise wrong(
+                f"{init} names no run; write run://STUDY/ARM/SCHEDULE/seed for the run of each "
+                "seed, or run://STUDY/ARM/SCHEDULE/seed0 for one of them"
+            )
+        return init
+    if init in (SCRATCH, REQUIRED) or info.context is None:
+        return init
+    return absolute(init, folder_of(info))
+
+
+def _read_description(value: Any) -> str:
+    return read_text(" ".join(value.split()) if isinstance(value, str) else value, empty=True)
+
+
+def _read_base(value: Any) -> Any:
+    if isinstance(value, str) and value.endswith(".py"):
+        raise wrong(
+            f"{value} is a LazyConfig, which is Python and would be executed; write the same model "
+            "as a YAML config, and register its parts in a module that imports names"
+        )
+    return value
+
+
+def _read_module(value: Any) -> str:
+    name = read_text(value)
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", name, re.ASCII):
+        raise wrong(
+            f"{shorten(name)} is no module; write the dotted name of one that is installed or on "
+            "PYTHONPATH, such as my_project.parts, and no path"
+        )
+    return name
+
+
+def _read_metric(value: Any) -> str:
+    metric = read_text(value)
+    if metric not in METRICS:
+        raise wrong(f"unknown metric {metric}{nearest(metric, METRICS)}")
+    return metric
+
+
+def _read_arms(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, tuple):
+        return value
+    read_mapping(value)
+    raise wrong("names no arm; for example scratch: {init: scratch}")
+
+
+def _read_grid(value: Any) -> dict[str, tuple[Any, ...]]:
+    grid = {}
+    for key, values in read_mapping(value).items():
+        if not isinstance(values, (list, tuple)):
+            raise wrong(f"must be a list in brackets, not {shorten(values)}", key)
+        if not values:
+            raise wrong("the list is empty", key)
+        if any(isinstance(item, dict) for item in values):
+            raise wrong("list the values to try, and write dotted keys", key)
+        grid[key] = refuse_repeated(tuple(values), key)
+    if not grid:
+        raise wrong("has nothing to try; for example SOLVER.BASE_LR: [0.02, 0.04]")
+    points = math.prod(len(values) for values in grid.values())
+    if points > MOST_POINTS:
+        raise wrong(f"has {points:,} points, more than {MOST_POINTS:,}; try fewer values")
+    return grid
+
+
+def _read_split(value: Any, info: ValidationInfo) -> str:
+    split = read_text(value)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", split, re.ASCII):
+        raise wrong(f"{split} names no list; such as trainval or val")
+    listing = info.data.get("root", Path()) / "ImageSets" / "Main" / f"{split}.txt"
+    if info.context and "root" in info.data and not listing.is_file():
+        raise wrong(f"{listing}: no such file")
+    return split
+
+
+def _read_year(value: Any) -> int:
+    year = Whole(2007, 2012).read(value)
+    if year not in (2007, 2012):
+        raise wrong(f"the metric is that of 2007 or of 2012, not of {year}")
+    return year
+
+
+def _read_size(value: Any) -> str:
+    name = str(value) if type(value) is int and 0 < value < 10**12 else value
+    if name != FULL and not (isinstance(name, str) and _SIZE.fullmatch(name)):
+        raise wrong(
+            f"{shorten(value)} is no size; write a number of images (300), of thousands of them "
+            f"(3.5k), a percentage (10pct), or {FULL}"
+        )
+    return name
+
+
+RUN_SCHEME = "run://"
+_RUN = re.compile(r"run://[^/]+/[^/]+/[^/]+/seed(?P<seed>0|[1-9][0-9]{0,9})?", re.ASCII)
+_SIZE = re.compile(r"(?!0+(\.0+)?(k|pct)?$)[0-9]{1,12}(\.[0-9]{1,12})?(k|pct)?", re.ASCII)
+
+Overrides = Annotated[dict[str, Any], BeforeValidator(_read_overrides)]
+Metric = Annotated[str, BeforeValidator(_read_metric), Field(json_schema_extra={"enum": METRICS})]
+Schedules = Annotated[tuple[Schedule, ...], Listed(1)]
+# Of :data:`scratch_vs_pretrain.study.resolve.PRESETS`.
+Preset = Literal["detectron2", "detectron2-gn", "torchvision"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataFiles(Section):
+    """One COCO-format data set: its annotation file and the folder of its images.
 
     Attributes:
-        name: names the run folder.
-        multiple: of the paper's 1x; None for a literal length.
-        iterations: the literal length; None for a multiple.
-        drops_before_end: of a literal length; None for the proportions of 2x.
+        annotations: a COCO annotation file.
+        images: what its file names are relative to.
     """
 
-    name: str
-    multiple: int | None = None
-    iterations: int | None = None
-    drops_before_end: tuple[int, ...] | None = None
+    removed: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("split", "year"), "is of VOC trees; give annotations and images, or voc and split"
+    )
 
-    def resolve(self, images_per_batch: int, reference_batch: int) -> Schedule:
-        """Returns the schedule at this batch size.
-
-        A literal length stays as it is, and so does its rate; a multiple is scaled linearly.
-
-        Raises:
-            UserError: a batch size is not positive, or too large for so short a schedule.
-        """
-        if images_per_batch < 1 or reference_batch < 1:
-            raise UserError(
-                f"schedule {self.name}: SOLVER.IMS_PER_BATCH ({images_per_batch}) and "
-                f"SVP.REFERENCE_BATCH ({reference_batch}) must be at least 1"
-            )
-        if self.multiple is not None:
-            schedule = paper_schedule(self.multiple, images_per_batch, reference_batch)
-        elif self.drops_before_end is None:
-            schedule = short_schedule(self.iterations or 0, self.name)
-        else:
-            schedule = Schedule(self.name, self.iterations or 0, self.drops_before_end)
-        bounds = (schedule.iterations, *schedule.drops_before_end, 0)
-        if any(longer <= shorter for longer, shorter in itertools.pairwise(bounds)):
-            raise UserError(
-                f"schedule {self.name}: {schedule.iterations} iterations leave no room for rate "
-                f"drops {' and '.join(map(str, schedule.drops_before_end))} iterations before the "
-                f"end at {images_per_batch} images per batch; choose a longer schedule"
-            )
-        return schedule
+    annotations: ExistingFile
+    images: ExistingFolder
 
 
-@dataclass(frozen=True)
-class DataFiles:
-    """One COCO-format data set: its annotation file and the folder of its images."""
-
-    annotations: Path
-    images: Path
-
-
-@dataclass(frozen=True)
-class VocTree:
+@dataclass(frozen=True, config={**STRICT, "populate_by_name": True})
+class VocTree(Section):
     """One PASCAL VOC data set.
 
     Attributes:
-        root: holds ``Annotations``, ``ImageSets`` and ``JPEGImages``.
-        split: the list of its images, ``ImageSets/Main/<split>.txt``.
-        year: 2007 or 2012, whose metric counts.
+        root: holds Annotations, ImageSets and JPEGImages.
+        split: ImageSets/Main/<split>.txt.
+        year: whose metric counts.
     """
 
-    root: Path
-    split: str
-    year: int = 2012
+    root: Annotated[ExistingFolder, Field(alias="voc")]
+    split: Annotated[Text, BeforeValidator(_read_split)]
+    year: Annotated[Literal[2007, 2012], BeforeValidator(_read_year)] = 2012
 
 
-@dataclass(frozen=True)
-class Data:
+Source = Annotated[
+    Annotated[DataFiles, Tag("(coco)")] | Annotated[VocTree, Tag("(voc)")],
+    Discriminator(
+        lambda value: (
+            "(voc)"
+            if isinstance(value, VocTree) or (isinstance(value, dict) and "voc" in value)
+            else "(coco)"
+        )
+    ),
+]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Data(Section):
     """A study's own data: COCO files or VOC trees.
 
     Attributes:
-        train, test: what to train on, all of it, and what to evaluate on.
-        classes: of VOC trees; empty for those of their objects.
+        train: what to train on, all of it: one data set, or a list of several.
+        test: what to evaluate on.
+        classes: of VOC trees. Default: those of their objects.
     """
 
-    train: tuple[DataFiles | VocTree, ...]
-    test: DataFiles | VocTree
-    classes: tuple[str, ...] = ()
+    train: Annotated[
+        tuple[Source, ...],
+        Listed(1),
+        BeforeValidator(
+            lambda value: value if isinstance(value, (list, tuple)) else (value,),
+            json_schema_input_type=Source | list[Source],
+        ),
+    ]
+    test: Source
+    classes: Annotated[tuple[Text, ...], Listed()] = ()
+
+    @model_validator(mode="after")
+    def _alike(self) -> Data:
+        if len({type(source) for source in (*self.train, self.test)}) > 1:
+            raise wrong("COCO files and VOC trees cannot be mixed; convert one of them")
+        if self.classes and not isinstance(self.test, VocTree):
+            raise wrong("the categories of COCO files are stated there; remove it", "classes")
+        return self
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """When to evaluate: every `period` iterations (None: as the config says), and after `at`."""
+@dataclass(frozen=True, config=STRICT)
+class Evaluation(Section):
+    """When to evaluate; the last iteration always is.
 
-    period: int | None = None
-    at: tuple[int, ...] = ()
+    Attributes:
+        period: every so many iterations. Default: as the config says.
+        at: and after so many.
+    """
+
+    period: Annotated[int, Whole(0, MOST_ITERATIONS)] | None = None
+    at: Annotated[
+        tuple[Iterations, ...], Listed(), AfterValidator(lambda at: tuple(sorted(at)))
+    ] = ()
 
 
-@dataclass(frozen=True)
-class Tune:
+@dataclass(frozen=True, config=STRICT)
+class Tune(Section):
     """A search for the recipe on one arm alone, whose winner every arm then trains with.
 
     Attributes:
         on: the arm.
         grid: the values to try of each config key, all combinations of them.
-        metric: what decides, such as ``bbox/AP``; larger is better.
+        metric: what decides; larger is better.
     """
 
-    on: str
-    grid: Mapping[str, tuple[Any, ...]]
-    metric: str = "bbox/AP"
+    on: Text
+    grid: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_read_grid)]
+    metric: Metric = "bbox/AP"
 
 
-@dataclass(frozen=True)
-class Switch:
-    """Another config for the end of every run, such as that of Cascade R-CNN.
+@dataclass(frozen=True, config=STRICT)
+class Noise(Section):
+    """The noise between seeds that is assumed where too few were trained to estimate it.
 
     Attributes:
-        config: takes the place of the study's base.
-        last: iterations that it has; with "Nx" schedules stated for the reference batch, as they.
+        sd: standard deviation of AP over seeds.
+        because: where the number is from; shown with verdicts.
     """
 
-    config: Path
-    last: int
-
-    def start(self, schedule: Schedule) -> int:
-        """Returns the number of iterations before the switch; not above 0 if there is no room."""
-        return schedule.iterations - round(self.last / schedule.rate_factor)
+    sd: Annotated[float, Real(0, 100)]
+    because: Text
 
 
-@dataclass(frozen=True)
-class Arm:
+@dataclass(frozen=True, config=STRICT)
+class SeedRange(Section):
+    """How many seeds an answer may rest on.
+
+    Attributes:
+        least: no verdict from fewer.
+        most: no more are trained.
+    """
+
+    least: Annotated[int, Whole(1, 1000)] = 3
+    most: Annotated[int, Whole(1, 1000)] = 10
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SeedRange:
+        if self.most < self.least:
+            raise wrong(f"is {self.most}, less than least, {self.least}", "most")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class Answer(Section):
+    """What the study asks, and how sure it wants to be.
+
+    Attributes:
+        margin: AP by which an arm may be behind and be no worse.
+        seeds: how many seeds.
+        level: how often all verdicts together are right.
+        metric: what is compared.
+    """
+
+    margin: Annotated[float, Real(0, 100)] = 0.5
+    seeds: SeedRange = SeedRange()
+    level: Annotated[float, Real(0.5, 0.9999)] = 0.95
+    metric: Metric = "bbox/AP"
+
+
+@dataclass(frozen=True, config={**STRICT, "populate_by_name": True})
+class Size(Section):
+    """One size of the training data, with what its recipe has of its own.
+
+    Attributes:
+        name: the number of images (300), of thousands of them (3.5k), a percentage
+            (10pct), or full: all of them.
+        overrides: config keys of this size alone.
+        schedules: in place of the study's and the arms'.
+    """
+
+    name: Annotated[str, BeforeValidator(_read_size), Field(alias="images")]
+    overrides: Overrides = field(default_factory=dict)
+    schedules: Schedules = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled(cls, value: Any) -> Any:
+        """Reads ``1k`` or ``{images: 1k, ...}``."""
+        return value if isinstance(value, (ArgsKwargs, dict, cls)) else {"images": value}
+
+
+@dataclass(frozen=True, config=STRICT)
+class Arm(Section):
     """One side of the comparison.
 
     Attributes:
-        name: names the run folder.
-        init: "scratch", a checkpoint's absolute path or URI, or "required": still to be given.
-        schedules: in the study's order.
-        overrides: config keys of this arm alone; the audit asks the study to allow them.
+        init: the initial weights: scratch (random ones), a checkpoint's path or URI,
+            run://STUDY/ARM/SCHEDULE/seed (what another run of the output folder ended
+            with), or required (given with --weights ARM=PATH).
+        schedules: in place of the study's.
+        overrides: config keys of this arm alone; allow_differences has to name them.
+        preset: as the study's, for every arm.
+        load: what to take from the checkpoint: its backbone, or all that fits.
+        freeze: what keeps its initial weights; only where they are not random.
     """
 
-    name: str
-    init: str
-    schedules: tuple[ScheduleSpec, ...]
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    name: Annotated[Name, NOT_STATED]
+    init: Annotated[Text, BeforeValidator(_read_init)]
+    schedules: Schedules = ()
+    overrides: Overrides = field(default_factory=dict)
+    preset: Preset | None = None
+    load: Literal["backbone", "detector"] = "backbone"
+    freeze: Literal["backbone"] | None = None
 
     @property
     def weights(self) -> str:
@@ -199,13 +401,13 @@ class Arm:
         return "" if self.init == SCRATCH else self.init
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Run:
     """One training: an arm, a schedule, a seed."""
 
     study: str
     arm: Arm
-    schedule: ScheduleSpec
+    schedule: Schedule
     seed: int
 
     def folder(self, output: Path) -> RunFolder:
@@ -215,41 +417,89 @@ class Run:
         )
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, config=STRICT)
+class Study(Section):
     """One question: arms that are to differ in their initial weights and their schedules alone.
 
     Attributes:
-        name: names the output folder.
         file: where it was read; messages name it.
-        base: the Detectron2 config that every arm starts from.
-        arms: in the order of tables.
-        seeds: for every arm.
-        preset: a key of :data:`PRESETS`, for every arm.
+        tuned_on: the arm on which a search found the recipe, whose winner `overrides` holds.
+        name: names the output folder.
+        base: the Detectron2 config (YAML) that every arm starts from.
+        schedules: of every arm that states none: 2x (twice 90,000 iterations of 16
+            images, scaled with the batch size), 600it, or {iterations: 600}.
+        arms: arms by name, in the order of tables.
+        seeds: one run of every arm and schedule for each.
+        description: for people.
+        preset: what the pixels of the pre-trained backbone looked like and where its
+            stages halve the resolution, for every arm: INPUT.FORMAT, MODEL.PIXEL_MEAN,
+            MODEL.PIXEL_STD and MODEL.RESNETS.STRIDE_IN_1X1.
         overrides: config keys, for every arm.
-        allow_differences: config keys that arms may differ in.
+        evaluation: when to evaluate.
+        data: your own data, in place of the config's; classes and heads follow.
+        allow_differences: config keys that arms may differ in; every table names them.
         switch: what every run goes on with at its end.
         tune: the search that has to come first.
-        tuned_on: the arm on which a search found the recipe, whose winner `overrides` holds.
-        conclusions: thresholds by which this study's evidence is judged; see
-            :class:`scratch_vs_pretrain.analysis.stats.thresholds.Thresholds`.
+        imports: your own modules, installed or on PYTHONPATH: imported in every process
+            before configs are read, for what they register with Detectron2.
+        sizes: nested subsets of the training data; every arm trains on each.
+        answer: what counts as an answer.
+        noise: assumed where seeds are too few to estimate it.
     """
 
-    name: str
-    file: Path
-    base: Path
-    arms: tuple[Arm, ...]
-    seeds: tuple[int, ...] = (0,)
-    description: str = ""
-    preset: str | None = None
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    removed: ClassVar[Mapping[str, str]] = {
+        "conclusions": (
+            "was replaced in version 0.2; write answer: {margin: 0.5}, and for fewer than three "
+            "seeds noise: {sd: 0.2, because: ...}"
+        )
+    }
+
+    name: Name
+    file: Annotated[Path, NOT_STATED]
+    base: Annotated[ExistingFile, BeforeValidator(_read_base)]
+    schedules: Schedules = Field(default=(), kw_only=True)
+    arms: Annotated[
+        tuple[Arm, ...], BeforeValidator(_read_arms, json_schema_input_type=dict[str, Arm])
+    ]
+    seeds: Annotated[tuple[Annotated[int, Whole(0, 2**32 - 1)], ...], Listed(1)] = (0,)
+    description: Annotated[str, BeforeValidator(_read_description)] = ""
+    preset: Preset | None = None
+    overrides: Overrides = field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
     data: Data | None = None
-    allow_differences: tuple[str, ...] = ()
+    allow_differences: Annotated[tuple[Text, ...], Listed()] = ()
     switch: Switch | None = None
     tune: Tune | None = None
-    tuned_on: str | None = None
-    conclusions: Mapping[str, float] = field(default_factory=dict)
+    imports: Annotated[tuple[Annotated[Text, BeforeValidator(_read_module)], ...], Listed()] = ()
+    sizes: Annotated[tuple[Size, ...], Listed()] = ()
+    answer: Answer | None = None
+    noise: Noise | None = None
+    tuned_on: Annotated[str | None, NOT_STATED] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_schedules(cls, value: Any) -> Any:
+        """Gives the study's schedules to arms that state none."""
+        if not isinstance(value, Stated) or not isinstance(value.content, dict):
+            return value
+        content, arms = value.content, value.content.get("arms")
+        if not isinstance(arms, dict) or not arms:
+            return value
+        shared = {"schedules": content["schedules"]} if "schedules" in content else {}
+        named = tuple(
+            Stated(
+                arm,
+                {**({} if isinstance(arm, dict) and "schedules" in arm else shared), "name": name},
+            )
+            for name, arm in arms.items()
+        )
+        return Stated(content, {**value.known, "arms": named})
+
+    @property
+    def conclusions(self) -> Mapping[str, float]:
+        """Thresholds by which this study's evidence is judged, beside the defaults."""
+        margin = {"margin": self.answer.margin} if self.answer else {}
+        return margin | ({"noise": self.noise.sd} if self.noise else {})
 
     def runs(self) -> tuple[Run, ...]:
         """Returns every run, by arm, schedule and seed."""

@@ -6,11 +6,13 @@ import pytest
 from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.audit import audit, recipe_problems
-from scratch_vs_pretrain.study.spec import PRESETS, Arm, ScheduleSpec, Study
+from scratch_vs_pretrain.study.resolve import PRESETS
+from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
+from scratch_vs_pretrain.study.spec import Arm, Study
 
-SHORT = ScheduleSpec("9000it", iterations=9000)
-LONG = ScheduleSpec("18000it", iterations=18000)
-TWICE = ScheduleSpec("2x", multiple=2)
+SHORT = short_schedule(9000)
+LONG = short_schedule(18000)
+TWICE = paper_schedule(2)
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ class TestAudit:
             audit(three)
 
     def test_a_warm_up_longer_than_the_first_stretch_is_noted(self, base):
-        audited = audit(pair(base, schedules=((ScheduleSpec("9it", iterations=9),),) * 2))
+        audited = audit(pair(base, schedules=((short_schedule(9),),) * 2))
         assert "the rate drops after 6 iterations, before its warm-up" in audited.notices[0]
 
     def test_recipe_problems_name_arm_and_schedule(self, base):

@@ -8,13 +8,14 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pretraining.pretrain_spec import PretrainSpec
 from scratch_vs_pretrain.run_folder import find_run_folders
 from scratch_vs_pretrain.study import demo
-from scratch_vs_pretrain.study.spec import Evaluation, ScheduleSpec
+from scratch_vs_pretrain.study.schedule import short_schedule
+from scratch_vs_pretrain.study.spec import Evaluation
 
 TINY = demo.DemoSize(
     ShapesSpec(train=12, test=4),
     ClassificationSpec(train=16, test=8),
     PretrainSpec(epochs=1, image_size=32, batch_size=8, learning_rate=0.01),
-    ScheduleSpec("4it", iterations=4),
+    short_schedule(4),
     Evaluation(period=2),
 )
 

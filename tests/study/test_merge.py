@@ -6,17 +6,17 @@ import pytest
 from scratch_vs_pretrain.config import config_text, differences, flatten, load_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.resolve import arm_config, run_config
+from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
 from scratch_vs_pretrain.study.spec import (
     Arm,
     Data,
     DataFiles,
     Evaluation,
-    ScheduleSpec,
     Study,
 )
 
-SHORT = ScheduleSpec("short", iterations=90)
-TWICE = ScheduleSpec("2x", multiple=2)
+SHORT = short_schedule(90, "short")
+TWICE = paper_schedule(2)
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.parse import (
     check_weights,
     load_study,
-    parse_schedule,
     parse_study,
     parse_weights,
+    read_plain_yaml,
 )
-from scratch_vs_pretrain.study.spec import Evaluation, ScheduleSpec
-from scratch_vs_pretrain.study.yaml_fields import Place
+from scratch_vs_pretrain.study.schedule import Schedule, paper_schedule, short_schedule
+from scratch_vs_pretrain.study.spec import Evaluation
 
 BASE = {
     "name": "tiny",
@@ -65,13 +65,13 @@ def test_reads_every_field(load, folder):
         },
         allow_differences=["MODEL.FPN.NORM"],
     )
-    short = ScheduleSpec("short", iterations=600, drops_before_end=(200, 67))
+    short = Schedule("short", 600, (200, 67))
     assert study.name == "tiny"
     assert study.description == "Does it help?"
     assert study.base == folder / "base.yaml"
     assert [arm.name for arm in study.arms] == ["scratch", "imagenet", "own"]
-    assert study.arms[0].schedules == (ScheduleSpec("9x", multiple=9),)
-    assert study.arms[1].schedules == (ScheduleSpec("6x", multiple=6), short)
+    assert study.arms[0].schedules == (paper_schedule(9),)
+    assert study.arms[1].schedules == (paper_schedule(6), short)
     assert study.arms[1].weights == "catalog://ImageNetPretrained/FAIR/R-50-GN"
     assert study.arms[2].weights == str(folder / "weights.pth")
     assert study.arms[2].overrides == {"MODEL.FPN.NORM": "GN"}
@@ -89,6 +89,11 @@ def test_has_defaults(load):
     study = load()
     assert (study.seeds, study.overrides, study.preset, study.data) == ((0,), {}, None, None)
     assert study.evaluation == Evaluation()
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "study.yaml"
 
 
 class TestBadFile:
@@ -207,26 +212,26 @@ class TestSchedule:
     @pytest.mark.parametrize(
         ("value", "spec"),
         [
-            ("2x", ScheduleSpec("2x", multiple=2)),
-            ("11x", ScheduleSpec("11x", multiple=11)),
-            ("600it", ScheduleSpec("600it", iterations=600)),
-            ({"iterations": 600}, ScheduleSpec("600it", iterations=600)),
+            ("2x", paper_schedule(2)),
+            ("11x", paper_schedule(11)),
+            ("600it", short_schedule(600)),
+            ({"iterations": 600}, short_schedule(600)),
             (
                 {"iterations": 9, "name": "n", "drops_before_end": []},
-                ScheduleSpec("n", iterations=9, drops_before_end=()),
+                Schedule("n", 9),
             ),
         ],
     )
-    def test_is_read(self, value, spec):
-        assert parse_schedule(value, Place(Path("f"))) == spec
+    def test_is_read(self, load, value, spec):
+        assert load(schedules=[value]).arms[0].schedules == (spec,)
 
     @pytest.mark.parametrize(
         "value",
         ["2y", "0x", "-1", "x", "", "1.5x", "02x", "2X", " 2x", "2x\n", "٣x", 2, -1, None, ["2x"]],
     )
-    def test_that_is_none_is_refused(self, value):
+    def test_that_is_none_is_refused(self, load, value):
         with pytest.raises(UserError, match=r"is no schedule; write 2x .* or {iterations: 600}"):
-            parse_schedule(value, Place(Path("f"), "schedules.0"))
+            load(schedules=[value])
 
     @pytest.mark.parametrize(
         ("value", "message"),
@@ -241,9 +246,9 @@ class TestSchedule:
             ({"iterations": 1, "drops_before_end": [1]}, "must be from 1 to 0"),
         ],
     )
-    def test_of_a_literal_length_is_checked(self, value, message):
+    def test_of_a_literal_length_is_checked(self, load, value, message):
         with pytest.raises(UserError, match=message):
-            parse_schedule(value, Place(Path("f"), "schedules.0"))
+            load(schedules=[value])
 
 
 class TestWeights:
@@ -296,6 +301,7 @@ class TestWeights:
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
+TAGS = ("int", "float", "bool", "null", "timestamp", "binary", "set", "omap", "pairs", "str", "map")
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner, max_size=3),
@@ -335,26 +341,68 @@ class TestRandomContent:
             assert parse_study(odd, folder / "study.yaml", {}).runs()
 
 
-def test_conclusions_are_thresholds(load):
-    assert load().conclusions == {}
-    assert load(conclusions={"margin": 1.0, "many_images": 5000}).conclusions == {
-        "margin": 1.0,
-        "many_images": 5000,
-    }
+class TestReadPlainYaml:
+    def test_returns_plain_values(self, file):
+        file.write_text("a: [1, x, 2.5, true]\nb: {c: null}\n")
+        assert read_plain_yaml(file) == {"a": [1, "x", 2.5, True], "b": {"c": None}}
 
+    @pytest.mark.parametrize(
+        "tag",
+        ["!!python/object/apply:os.mkdir ['{}']", "!!python/object/new:os.mkdir ['{}']"],
+    )
+    def test_executes_nothing(self, file, tag):
+        proof = file.parent / "executed"
+        file.write_text(f"a: {tag.format(proof)}\n")
+        with pytest.raises(UserError, match=r"not plain YAML .*python/object.*line 1"):
+            read_plain_yaml(file)
+        assert not proof.exists()
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ({"margn": 1}, "unknown threshold margn; did you mean margin"),
-        ({"margin": "1"}, "margin is '1', but must be a number from 0 to 1e"),
-        ({"margin": -1}, "margin is -1"),
-        ({"noise": True}, "noise is True"),
-        ([1], "must be a mapping"),
-        (None, "must be a mapping"),
-    ],
-)
-def test_conclusions_are_strict(folder, value, message):
-    content = {**BASE, "conclusions": value}
-    with pytest.raises(UserError, match=rf"study\.yaml: conclusions: {message}"):
-        parse_study(content, folder / "study.yaml", {})
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("a: 1\nb: 2\na: 3\n", "a appears twice .*line 3"),
+            ("a:\n  b: 1\n  b: 2\n", "b appears twice .*line 3"),
+            ("a: &x [1]\nb: *x\n", "aliases are not supported .*line 2"),
+            ("a: &x [*x]\n", "aliases are not supported .*line 1"),
+            ("[1]: 2\n", "a key is not text .*line 1"),
+            ("a: [1\nb: 2\n", "not plain YAML .*line 2"),
+            ("a: 1\n\tb: 2\n", "not plain YAML .*line 2"),
+            ("a: 2020-13-45\n", "not plain YAML before line"),
+            ("a: !!int x\n", "not plain YAML before line"),
+            ("a: 1\n---\nb: 2\n", "not plain YAML .*document"),
+            ("[" * 5000, "nested too deeply"),
+            ("a: \x00", "control characters"),
+        ],
+    )
+    def test_names_file_and_line(self, file, text, message):
+        file.write_text(text)
+        with pytest.raises(UserError, match=message) as error:
+            read_plain_yaml(file)
+        assert str(error.value).startswith(f"{file}: ")
+        assert "\n" not in str(error.value)
+
+    def test_names_a_missing_file(self, file):
+        with pytest.raises(UserError, match=r"study.yaml: no such file"):
+            read_plain_yaml(file)
+
+    def test_names_what_is_no_file(self, tmp_path):
+        with pytest.raises(UserError, match="cannot be read"):
+            read_plain_yaml(tmp_path)
+
+    def test_names_what_is_no_text(self, file):
+        file.write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(UserError, match="not a text file"):
+            read_plain_yaml(file)
+
+    @settings(deadline=None)
+    @given(
+        st.binary(max_size=60)
+        | st.text("ab:-[]{}!&*#'\"|>%@`\n\t 01.,?=<~", max_size=60).map(str.encode)
+        | st.builds("!!{} {}".format, st.sampled_from(TAGS), st.text("a0:-[]{}. \n", max_size=9))
+        .map(str.encode)
+    )  # fmt: skip
+    def test_lets_nothing_but_user_errors_out(self, tmp_path_factory, content):
+        file = tmp_path_factory.getbasetemp() / "random.yaml"
+        file.write_bytes(content)
+        with contextlib.suppress(UserError):
+            read_plain_yaml(file)

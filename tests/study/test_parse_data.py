@@ -1,35 +1,41 @@
 import pytest
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.parse_data import read_data
+from scratch_vs_pretrain.study.parse import parse_study
 from scratch_vs_pretrain.study.spec import Data, DataFiles, VocTree
-from scratch_vs_pretrain.study.yaml_fields import Place
 
 
 @pytest.fixture
-def place(tmp_path):
+def read_data(tmp_path):
     (tmp_path / "a.json").write_text("{}")
     for split in ("trainval", "val"):
         listing = tmp_path / "tree" / "ImageSets" / "Main" / f"{split}.txt"
         listing.parent.mkdir(parents=True, exist_ok=True)
         listing.write_text("1\n")
-    return Place(tmp_path / "study.yaml", "data")
+    (tmp_path / "base.yaml").touch()
+    study = {
+        "name": "tiny",
+        "base": "base.yaml",
+        "arms": {"scratch": {"init": "scratch"}},
+        "schedules": ["2x"],
+    }
+    return lambda data: parse_study({**study, "data": data}, tmp_path / "study.yaml", {}).data
 
 
 FILES = {"annotations": "a.json", "images": "."}
 TREE = {"voc": "tree", "split": "val"}
 
 
-def test_coco_files(place, tmp_path):
+def test_coco_files(read_data, tmp_path):
     files = DataFiles(tmp_path / "a.json", tmp_path)
-    assert read_data({"train": FILES, "test": FILES}, place) == Data((files,), files)
+    assert read_data({"train": FILES, "test": FILES}) == Data((files,), files)
 
 
-def test_voc_trees(place, tmp_path):
+def test_voc_trees(read_data, tmp_path):
     root = tmp_path / "tree"
     train = [{"voc": "tree", "split": "trainval", "year": 2007}, TREE]
     classes = ["ring", "disc"]
-    assert read_data({"train": train, "test": TREE, "classes": classes}, place) == Data(
+    assert read_data({"train": train, "test": TREE, "classes": classes}) == Data(
         (VocTree(root, "trainval", 2007), VocTree(root, "val")),
         VocTree(root, "val", 2012),
         ("ring", "disc"),
@@ -55,6 +61,6 @@ def test_voc_trees(place, tmp_path):
         ({"train": {**FILES, "annotations": "b.json"}, "test": FILES}, r"b\.json: no such file"),
     ],
 )
-def test_what_is_refused(place, value, message):
+def test_what_is_refused(read_data, value, message):
     with pytest.raises(UserError, match=message):
-        read_data(value, place)
+        read_data(value)

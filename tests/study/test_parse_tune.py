@@ -49,7 +49,7 @@ def test_as_a_study_file_has_it(parse, tmp_path):
 @pytest.mark.parametrize(
     ("tune", "message"),
     [
-        (None, "tune: must be a mapping"),
+        (None, "tune: has no value; give it one, or remove the line"),
         ({"grid": GRID}, "tune.on is missing"),
         ({"on": "other"}, "tune.grid is missing"),
         ({"on": "other", "grid": GRID, "gird": {}}, "tune: unknown key tune.gird; did you mean"),

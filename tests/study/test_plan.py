@@ -5,10 +5,11 @@ import pytest
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.study import plan as plan_module
 from scratch_vs_pretrain.study.plan import plan, training_images
-from scratch_vs_pretrain.study.spec import Arm, Data, DataFiles, ScheduleSpec, Study
+from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
+from scratch_vs_pretrain.study.spec import Arm, Data, DataFiles, Study
 
-TWICE = ScheduleSpec("2x", multiple=2)
-SHORT = ScheduleSpec("short", iterations=600)
+TWICE = paper_schedule(2)
+SHORT = short_schedule(600, "short")
 
 
 @pytest.fixture
@@ -60,19 +61,19 @@ def test_text_shows_what_is_shared(base):
     assert shown[:3] == [
         "arm schedule iterations rate drops at shares trunk to images epochs",
         "scratch 2x 180,000 120,000 160,000 - 2,880,000 24.3",
-        "scratch short 600 400 533 333 9,600 0.1",
+        "scratch short 600 400 533 400 9,600 0.1",
     ]
     assert shown[5:8] == [
-        "scratch: 180,267 iterations instead of 180,600 (0.998x)",
-        "pretrained: 180,267 iterations instead of 180,600 (0.998x)",
-        "4 runs, 360,534 iterations",
+        "scratch: 180,200 iterations instead of 180,600 (0.998x)",
+        "pretrained: 180,200 iterations instead of 180,600 (0.998x)",
+        "4 runs, 360,400 iterations",
     ]
 
 
 def test_the_papers_schedules_cost_less_than_half(base):
-    schedules = tuple(ScheduleSpec(f"{n}x", multiple=n) for n in (2, 3, 4, 5, 6))
+    schedules = tuple(paper_schedule(n) for n in (2, 3, 4, 5, 6))
     planned = plan(pair(base, schedules), {"coco_2017_train": 118_287})
-    assert [row.shared for row in planned.rows[:5]] == [100_000, 190_000, 280_000, 370_000, 0]
+    assert [row.shared for row in planned.rows[:5]] == [120_000, 210_000, 300_000, 390_000, 0]
     assert "scratch: 780,000 iterations instead of 1,800,000 (0.433x)" in planned.text()
 
 

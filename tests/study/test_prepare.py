@@ -42,10 +42,10 @@ def test_new_seeds_and_another_description_are_accepted(write_study, tmp_path):
 
 
 def test_conclusions_are_written_and_brought_up_to_date(write_study, tmp_path):
-    folder = prepared(write_study(conclusions={"margin": 1}), tmp_path)[0]
+    folder = prepared(write_study(answer={"margin": 1}), tmp_path)[0]
     assert folder.read().thresholds == {"margin": 1}
     folder.update(state="finished")
-    changed = write_study(conclusions={"margin": 2})
+    changed = write_study(answer={"margin": 2})
     with folder.lock():
         prepared(changed, tmp_path)
     assert folder.read().thresholds == {"margin": 1}

@@ -1,34 +1,14 @@
 import dataclasses
+import typing
 from pathlib import Path
 
 import pytest
 
-from scratch_vs_pretrain.config import Schedule, paper_schedule
-from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.spec import PRESETS, Arm, Run, ScheduleSpec, Study
+from scratch_vs_pretrain.study.resolve import PRESETS
+from scratch_vs_pretrain.study.schedule import paper_schedule
+from scratch_vs_pretrain.study.spec import Arm, Preset, Run, Study
 
-TWICE = ScheduleSpec("2x", multiple=2)
-
-
-class TestScheduleSpec:
-    def test_a_multiple_follows_the_batch_size(self):
-        assert TWICE.resolve(16, 16) == paper_schedule(2)
-        assert TWICE.resolve(64, 16) == paper_schedule(2, images_per_batch=64)
-
-    def test_a_literal_length_does_not(self):
-        spec = ScheduleSpec("short", iterations=600)
-        assert spec.resolve(2, 16) == Schedule("short", 600, (200, 67))
-        own = ScheduleSpec("own", iterations=600, drops_before_end=(100,))
-        assert own.resolve(2, 16).steps == (500,)
-
-    @pytest.mark.parametrize("batch", [0, -1])
-    def test_refuses_an_empty_batch(self, batch):
-        with pytest.raises(UserError, match=r"SOLVER\.IMS_PER_BATCH \(.*at least 1"):
-            TWICE.resolve(batch, 16)
-
-    def test_refuses_a_batch_that_leaves_no_iterations(self):
-        with pytest.raises(UserError, match=r"schedule 2x: .* choose a longer schedule"):
-            TWICE.resolve(10**6, 16)
+TWICE = paper_schedule(2)
 
 
 def test_a_run_has_its_own_folder():
@@ -37,7 +17,7 @@ def test_a_run_has_its_own_folder():
 
 
 def test_runs_go_by_arm_schedule_and_seed():
-    thrice = ScheduleSpec("3x", multiple=3)
+    thrice = paper_schedule(3)
     arms = (Arm("a", "scratch", (TWICE, thrice)), Arm("b", "/b.pth", (TWICE,)))
     study = Study("s", Path("s.yaml"), Path("b.yaml"), arms, seeds=(5, 0))
     assert [(run.arm.name, run.schedule.name, run.seed) for run in study.runs()] == [
@@ -65,6 +45,7 @@ class TestPresets:
     def test_all_set_the_same_keys(self):
         keys = {frozenset(preset) for preset in PRESETS.values()}
         assert len(keys) == 1
+        assert tuple(PRESETS) == typing.get_args(Preset)
 
     def test_torchvision_is_its_normalization_of_255_levels(self):
         # torchvision's ImageNet weights: transforms.Normalize((0.485, 0.456, 0.406), (0.229, ...)).

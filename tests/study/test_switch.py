@@ -6,7 +6,8 @@ import pytest
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.audit import audit
 from scratch_vs_pretrain.study.resolve import run_config
-from scratch_vs_pretrain.study.spec import Arm, ScheduleSpec, Study, Switch
+from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
+from scratch_vs_pretrain.study.spec import Arm, Study, Switch
 from scratch_vs_pretrain.study.switch import check_switch, switched_study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -14,7 +15,7 @@ CASCADE = CONFIGS / "cascade_mask_rcnn_R_50_FPN_gn.yaml"
 
 
 def study(last=270_000, config=CASCADE, schedule=None, **overrides):
-    schedule = schedule or ScheduleSpec("6x", multiple=6)
+    schedule = schedule or paper_schedule(6)
     return Study(
         name="tiny",
         file=Path("tiny.yaml"),
@@ -26,12 +27,12 @@ def study(last=270_000, config=CASCADE, schedule=None, **overrides):
 
 
 def test_switch_is_counted_from_the_end_and_scaled_with_the_schedule():
-    spec = ScheduleSpec("6x", multiple=6)
+    spec = paper_schedule(6)
     switch = Switch(CASCADE, 270_000)
     assert switch.start(spec.resolve(16, 16)) == 270_000
     # Half the images in a batch: everything takes twice the iterations.
     assert switch.start(spec.resolve(8, 16)) == 540_000
-    literal = ScheduleSpec("short", iterations=600)
+    literal = short_schedule(600, "short")
     assert Switch(CASCADE, 200).start(literal.resolve(8, 16)) == 400
 
 
@@ -41,7 +42,7 @@ def test_switch_later_than_the_schedules_length_is_refused():
         with pytest.raises(UserError, match=r"tiny\.yaml: switch\.last: .* in schedule 6x of arm"):
             audit(study(last))
     with pytest.raises(UserError, match=r"switch\.last: 270,000 .* which has 600; choose fewer"):
-        audit(study(schedule=ScheduleSpec("short", iterations=600)))
+        audit(study(schedule=short_schedule(600, "short")))
 
 
 def test_switch_may_add_the_cascade_alone(tmp_path):

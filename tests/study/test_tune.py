@@ -11,10 +11,11 @@ from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_json
 from scratch_vs_pretrain.study import launch
 from scratch_vs_pretrain.study.audit import audit
 from scratch_vs_pretrain.study.plan import plan
-from scratch_vs_pretrain.study.spec import Arm, ScheduleSpec, Study, Tune
+from scratch_vs_pretrain.study.schedule import short_schedule
+from scratch_vs_pretrain.study.spec import Arm, Study, Tune
 from scratch_vs_pretrain.study.tune import grid_points, pick_winner, search_study, with_recipe
 
-SHORT, LONG = (ScheduleSpec(f"{n}it", iterations=n) for n in (300, 600))
+SHORT, LONG = (short_schedule(n) for n in (300, 600))
 GRID = {"SOLVER.BASE_LR": (0.02, 0.04, 0.08), "SOLVER.GAMMA": (0.1, 0.02)}
 
 
@@ -168,4 +169,4 @@ def test_the_plan_shows_the_search_first(study):
     text = plan(study, {"coco_2017_train": 118_287}).text()
     first, then = text.split("then, with the winner of the search:\n")
     assert "6 runs, 1,800 iterations" in first
-    assert "6 runs, 2,666 iterations" in then
+    assert "6 runs, 2,600 iterations" in then

@@ -1,0 +1,267 @@
+"""How long runs train, when their rate drops, and what runs of several lengths share.
+
+Two runs of one arm and seed that differ in their schedule alone are the same run until the shorter
+one's first rate drop. The run that stays longest at the constant rate is the trunk; the others
+branch off from its checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
+
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.study.fields import (
+    MOST_ITERATIONS,
+    NOT_STATED,
+    STRICT,
+    ExistingFile,
+    Iterations,
+    Listed,
+    Name,
+    Section,
+    Stated,
+    Whole,
+    shorten,
+    wrong,
+)
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+# The paper's schedule rule (Sections 3 and 4): 1x is 90k iterations of 16 images; the rate drops
+# to a tenth 60k and again 20k iterations before the end, whatever the length.
+ITERATIONS_1X = 90_000
+DROPS_BEFORE_END = (60_000, 20_000)
+
+
+def _read_drop(value: Any, info: ValidationInfo) -> int:
+    return Whole(1, info.data.get("iterations", 1) - 1).read(value)
+
+
+def _read_drops(drops: tuple[int, ...]) -> tuple[int, ...]:
+    if list(drops) != sorted(drops, reverse=True):
+        raise wrong("write the earliest drop first, such as [200, 67]")
+    return drops
+
+
+@dataclass(frozen=True, config=STRICT)
+class Schedule(Section):
+    """How long one run trains and when its rate drops.
+
+    Attributes:
+        rate_factor: multiplies SOLVER.BASE_LR and divides SOLVER.WARMUP_ITERS (linear scaling).
+        per_batch: whether its numbers are those of SVP.REFERENCE_BATCH images a batch, as those of
+            the paper's multiples; see :meth:`resolve`.
+        name: names the run folder. Default: 600it.
+        iterations: the length, whatever the batch size.
+        drops_before_end: the rate drops to a tenth so many iterations before the end.
+            Default: the proportions of 2x, a third and a ninth of the length.
+    """
+
+    name: Name
+    iterations: Iterations
+    drops_before_end: Annotated[
+        tuple[Annotated[int, BeforeValidator(_read_drop)], ...],
+        Listed(),
+        AfterValidator(_read_drops),
+    ] = ()
+    rate_factor: Annotated[float, NOT_STATED] = 1.0
+    per_batch: Annotated[bool, NOT_STATED] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled(cls, value: Any) -> Any:
+        """Reads ``2x``, ``600it`` or ``{iterations: 600, ...}``."""
+        if isinstance(value, (ArgsKwargs, cls)):
+            return value
+        if isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,3}x", value, re.ASCII):
+            return Stated({}, vars(paper_schedule(int(value[:-1]))))
+        if isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,8}it", value, re.ASCII):
+            return Stated({}, vars(short_schedule(int(value[:-2]))))
+        if not isinstance(value, dict):
+            raise wrong(
+                f"{shorten(value)} is no schedule; write 2x (twice 90,000 iterations of 16 "
+                "images), or {iterations: 600} for a literal length"
+            )
+        name, length = value.get("name"), value.get("iterations")
+        if isinstance(name, str) and re.fullmatch(r"[0-9]+x", name):
+            raise wrong(f"{name} would read like a multiple of 90,000 iterations", "name")
+        proportions = short_schedule(
+            length if type(length) is int and 0 < length <= MOST_ITERATIONS else 1
+        )
+        usual = {"name": proportions.name, "drops_before_end": proportions.drops_before_end}
+        return {**usual, **value}
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Iterations at which the rate drops."""
+        return tuple(self.iterations - before for before in self.drops_before_end)
+
+    @property
+    def tail(self) -> int:
+        """Iterations at the end that belong to this length alone: 60k of the paper's schedules.
+
+        Schedules of one recipe agree on everything before, the trunk.
+        """
+        return max(self.drops_before_end, default=0)
+
+    def resolve(self, images_per_batch: int, reference_batch: int) -> Schedule:
+        """Returns the schedule at this batch size.
+
+        A literal length stays as it is, and so does its rate; a multiple is scaled linearly.
+
+        Raises:
+            UserError: a batch size is not positive, or too large for so short a schedule.
+        """
+        if images_per_batch < 1 or reference_batch < 1:
+            raise UserError(
+                f"schedule {self.name}: SOLVER.IMS_PER_BATCH ({images_per_batch}) and "
+                f"SVP.REFERENCE_BATCH ({reference_batch}) must be at least 1"
+            )
+        if not self.per_batch:
+            return self
+        shrink = reference_batch / images_per_batch
+        length = round(self.iterations * shrink)
+        drops = tuple(round(before * shrink) for before in self.drops_before_end)
+        if length > MOST_ITERATIONS:
+            raise UserError(
+                f"schedule {self.name}: {length:,} iterations at {images_per_batch} images per "
+                f"batch are more than {MOST_ITERATIONS:,}; choose a shorter schedule"
+            )
+        if any(longer <= shorter for longer, shorter in itertools.pairwise((length, *drops, 0))):
+            raise UserError(
+                f"schedule {self.name}: {length} iterations leave no room for rate "
+                f"drops {' and '.join(map(str, drops))} iterations before the "
+                f"end at {images_per_batch} images per batch; choose a longer schedule"
+            )
+        return Schedule(self.name, length, drops, images_per_batch / reference_batch)
+
+    def apply(self, cfg: CfgNode) -> None:
+        """Writes the schedule, which has been resolved, into SOLVER."""
+        cfg.SOLVER.MAX_ITER = self.iterations
+        cfg.SOLVER.STEPS = self.steps
+        cfg.SOLVER.BASE_LR *= self.rate_factor
+        cfg.SOLVER.WARMUP_ITERS = round(cfg.SOLVER.WARMUP_ITERS / self.rate_factor)
+
+
+def paper_schedule(multiple: int) -> Schedule:
+    """Returns the paper's schedule of `multiple` times 90k iterations, to be resolved."""
+    return Schedule(f"{multiple}x", ITERATIONS_1X * multiple, DROPS_BEFORE_END, per_batch=True)
+
+
+def short_schedule(iterations: int, name: str | None = None) -> Schedule:
+    """Returns a schedule of a literal length with the proportions of 2x, for small studies."""
+    last = [round(iterations * before / (2 * ITERATIONS_1X)) for before in DROPS_BEFORE_END]
+    # The shortest have no room for both drops.
+    return Schedule(name or f"{iterations}it", iterations, tuple(drop for drop in last if drop))
+
+
+@dataclass(frozen=True, config=STRICT)
+class Switch(Section):
+    """Another config for the end of every run, such as that of Cascade R-CNN.
+
+    Attributes:
+        config: the config that takes the place of base.
+        last: iterations that it has; with Nx schedules at the reference batch.
+    """
+
+    config: ExistingFile
+    last: Iterations
+
+    def start(self, schedule: Schedule) -> int:
+        """Returns the number of iterations before the switch; not above 0 if there is no room."""
+        return schedule.iterations - round(self.last / schedule.rate_factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """Where a run begins that does not begin at iteration 0.
+
+    Attributes:
+        of: the schedule of the run, of the same arm and seed, that is its trunk.
+        at: iterations that are the trunk's.
+    """
+
+    of: str
+    at: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+    """Schedules of one recipe, of which the longest constant-rate part is trained once.
+
+    Attributes:
+        schedules: shortest first.
+        switch: another config for the last iterations of each, which are its own then.
+    """
+
+    schedules: tuple[Schedule, ...]
+    switch: Switch | None = None
+
+    def start_of(self, schedule: Schedule) -> int:
+        """Returns the iteration at which what is a schedule's own begins: its last at least."""
+        start = schedule.iterations - max(schedule.tail, 1)
+        return min(start, self.switch.start(schedule)) if self.switch else start
+
+    def longest(self, among: Collection[str] = ()) -> Schedule:
+        """Returns the schedule that leaves last, of those `among` which it has to be if any is."""
+        eligible = [one for one in self.schedules if one.name in among] or self.schedules
+        return max(eligible, key=lambda one: (self.start_of(one), one.iterations))
+
+    def branches(self, there: Collection[str] = ()) -> dict[str, Branch]:
+        """Returns where each schedule but the trunk's branches off; none that shares nothing.
+
+        Args:
+            there: schedules of runs that have begun, one of which is to be the trunk.
+        """
+        trunk = self.longest(there)
+        starts = {
+            one.name: min(self.start_of(one), self.start_of(trunk))
+            for one in self.schedules
+            if one is not trunk
+        }
+        return {name: Branch(trunk.name, at) for name, at in starts.items() if at > 0}
+
+    @property
+    def length(self) -> int:
+        """Iterations of the trunk itself."""
+        return self.start_of(self.longest())
+
+    @property
+    def iterations(self) -> int:
+        """Iterations in all, what is shared counted once."""
+        shared = sum(branch.at for branch in self.branches().values())
+        return self.iterations_alone - shared
+
+    @property
+    def iterations_alone(self) -> int:
+        """Iterations in all if every schedule were trained alone."""
+        return sum(schedule.iterations for schedule in self.schedules)
+
+
+def share_trunk(schedules: Iterable[Schedule], switch: Switch | None = None) -> tuple[Trunk, ...]:
+    """Returns the trunks of schedules that are otherwise of one recipe; one for each rate."""
+
+    def rate(schedule: Schedule) -> float:
+        return schedule.rate_factor
+
+    ordered = sorted(schedules, key=lambda schedule: (rate(schedule), schedule.iterations))
+    return tuple(Trunk(tuple(group), switch) for _, group in itertools.groupby(ordered, rate))
+
+
+def branches_of(
+    schedules: Iterable[Schedule],
+    switch: Switch | None = None,
+    begun: Collection[str] = (),
+) -> Mapping[str, Branch]:
+    """Returns the branches of all trunks by schedule name; see :meth:`Trunk.branches`."""
+    trunks = share_trunk(schedules, switch)
+    return {name: branch for trunk in trunks for name, branch in trunk.branches(begun).items()}
