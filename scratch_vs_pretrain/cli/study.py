@@ -1,4 +1,4 @@
-"""``svp plan``, ``budget``, ``run`` and ``status``."""
+"""``svp plan``, ``budget``, ``run``, ``status`` and ``prune``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def add_commands(commands: Commands) -> None:
     _add_budget(commands)
     _add_run(commands)
     _add_status(commands)
+    _add_prune(commands)
 
 
 def _add_plan(commands: Commands) -> None:
@@ -256,4 +257,43 @@ def _status(options: argparse.Namespace) -> int:
         watch(options.folder)
     else:
         print(status_text(options.folder))
+    return 0
+
+
+def _add_prune(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "prune",
+        _prune,
+        "list what no unfinished or future run needs, above all old checkpoints; deletes it with "
+        "--yes",
+        "svp prune output\nsvp prune output --yes",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
+    parser.add_argument(
+        "--final",
+        action="store_true",
+        help="also the final models of finished runs, which can then be neither exported nor "
+        "made longer",
+    )
+    parser.add_argument("--yes", action="store_true", help="delete it")
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.study.prune import delete, find_waste, freed_bytes
+
+    found = find_waste(options.folder, options.final)
+    for path, why in found.items():
+        print(f"{path}: {why}")
+    size = freed_bytes(found)
+    power = min(max(len(str(size)) - 1, 0) // 3, 3)
+    amount = f"{len(found)} {{}}, {size / 1000**power:.1f} {('bytes', 'kB', 'MB', 'GB')[power]}"
+    if not found:
+        print("nothing to delete")
+    elif options.yes:
+        delete(found)
+        print(amount.format("deleted"))
+    else:
+        final = " --final" if options.final else ""
+        print(amount.format("would be deleted") + f"; svp prune {options.folder}{final} --yes")
     return 0

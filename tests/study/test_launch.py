@@ -182,7 +182,7 @@ class TestOrder:
         queue = in_order(study, prepare(study, tmp_path, sharing))
         RunQueue(list(queue), make_slots(slots)).work()
         runs = [folder.read() for folder in worker[1]]
-        began = [(run["schedule"], run["seed"], run["arm"]) for run in runs]
+        began = [(run.schedule, run.seed, run.arm) for run in runs]
         first, second = ("24it", "12it") if sharing else ("12it", "24it")
         pairs = [(first, 0), (second, 0), (first, 1), (second, 1)]
         if slots == 3 and sharing:

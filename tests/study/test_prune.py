@@ -1,0 +1,90 @@
+"""What may be deleted of run folders, and what must not."""
+
+import json
+import os
+
+import pytest
+
+from scratch_vs_pretrain.cli import main
+from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.run_info import Branch, RunInfo
+from scratch_vs_pretrain.study.prune import find_waste
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Writes a run folder with checkpoints of these iterations, 1,000 bytes each."""
+
+    def make(schedule, state, checkpoints, **fields):
+        folder = RunFolder(tmp_path / "out/study/scratch" / schedule / "seed0")
+        folder.checkpoints.mkdir(parents=True)
+        about = {"study": "study", "arm": "scratch", "schedule": schedule, "seed": 0}
+        folder.write(RunInfo(**about, state=state, iterations=40, **fields))
+        for iteration in checkpoints:
+            (folder.checkpoints / f"{iteration:07d}.pth").write_bytes(bytes(1000))
+        return folder
+
+    return make
+
+
+def iterations(found, folder):
+    return [int(path.stem) for path in found if path.parent == folder.checkpoints]
+
+
+def test_a_finished_run_keeps_its_final_model_and_its_branch_points(make, tmp_path):
+    run = make("2x", "finished", [10, 20, 30, 40], branch_points=(20,))
+    assert iterations(find_waste(tmp_path), run) == [10, 30]
+    assert iterations(find_waste(tmp_path, final=True), run) == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("state", ["interrupted", "failed"])
+def test_a_run_that_goes_on_keeps_its_newest_two(make, tmp_path, state):
+    run = make("2x", state, [10, 20, 30, 40], branch_points=(10,))
+    for final in (False, True):
+        assert iterations(find_waste(tmp_path, final), run) == [20]
+
+
+def test_a_diverged_run_needs_none(make, tmp_path):
+    run = make("2x", "diverged", [10, 20])
+    assert iterations(find_waste(tmp_path), run) == [10, 20]
+
+
+@pytest.mark.parametrize("state", ["finished", "diverged"])
+def test_what_a_planned_branch_begins_from_stays(make, tmp_path, state):
+    trunk = make("6x", state, [10, 20, 40])
+    make("2x", "planned", [], branch=Branch(of="6x", at=25))
+    assert iterations(find_waste(tmp_path, final=True), trunk) == [10, 40]
+
+
+def test_a_run_in_training_is_left_alone(make, tmp_path):
+    run = make("2x", "running", [10, 20, 30, 40])
+    with run.lock():
+        assert find_waste(tmp_path) == {}
+
+
+def test_the_command_says_what_and_how_much_and_deletes_when_told(make, tmp_path, capsys):
+    run = make("2x", "finished", [10, 20, 40])
+    (run.path / ".run.json.x.tmp").write_bytes(bytes(500))
+    cache = tmp_path / "out" / "runs.csv.cache"
+    cache.mkdir()
+    (cache / "index.json").write_text(json.dumps({}))
+    # A branch has the same file under another name, whose bytes stay.
+    os.link(run.checkpoints / "0000010.pth", tmp_path / "elsewhere.pth")
+    out = str(tmp_path / "out")
+    assert main(["prune", out]) == 0
+    said = capsys.readouterr().out
+    for name in ("0000010.pth", "0000020.pth", ".run.json.x.tmp", "runs.csv.cache"):
+        assert name in said
+    assert "4 would be deleted, 1.5 kB; svp prune" in said.splitlines()[-1]
+    assert len(list(run.checkpoints.iterdir())) == 3
+    assert main(["prune", out, "--yes"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "4 deleted, 1.5 kB"
+    assert [file.name for file in run.checkpoints.iterdir()] == ["0000040.pth"]
+    assert not cache.exists()
+    assert main(["prune", out]) == 0
+    assert capsys.readouterr().out == "nothing to delete\n"
+
+
+def test_a_folder_without_runs_is_one_sentence(tmp_path, capsys):
+    assert main(["prune", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"svp: error: {tmp_path}: holds no runs")
