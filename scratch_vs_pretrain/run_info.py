@@ -190,6 +190,7 @@ class RunInfo(Model):
         branch_points: iterations whose checkpoints other runs begin with.
         arm_order: the study's arms in its own order.
         allowed_differences: config keys the study lets its arms differ in; value per arm.
+        admitted: checks of a recipe that the study switches off, to be wrong on purpose.
         tuned_on: the arm on which the recipe was searched, None if it was not.
         thresholds: of the conclusions of format 1.
         margin: the difference in AP that matters to the study.
@@ -222,6 +223,7 @@ class RunInfo(Model):
     init: Init = Init()
     arm_order: tuple[str, ...] = ()
     allowed_differences: dict[str, dict[str, Json]] = {}
+    admitted: tuple[str, ...] = ()
     tuned_on: str | None = None
     thresholds: dict[str, Json] = {}
     margin: Number | None = None

@@ -6,11 +6,12 @@ built models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.config import (
+    ADMISSIBLE,
     SMALLEST_BATCH,
     default_config,
     differences,
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 # What arms are meant to differ in.
 INITIAL_WEIGHTS = "MODEL.WEIGHTS"
+LOADED_PART = "SVP.LOAD"
 SCHEDULE_KEYS = ("SOLVER.MAX_ITER", "SOLVER.STEPS")
+BACKBONE_NORM = "MODEL.RESNETS.NORM"
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Audit:
     Attributes:
         differing: the config keys, initial weights first.
         allowed: each key that `allow_differences` admitted, with every arm's value.
+        admitted: checks that the study switches off.
         notices: sentences for the user; nothing is wrong.
     """
 
     differing: tuple[str, ...]
     allowed: Mapping[str, Mapping[str, Any]]
     notices: tuple[str, ...] = ()
+    admitted: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Returns the audit as `svp plan` prints it."""
@@ -56,6 +61,8 @@ class Audit:
         for key, values in self.allowed.items():
             each = ", ".join(f"{arm} {value}" for arm, value in values.items())
             lines.append(f"allowed difference {key}: {each}")
+        if self.admitted:
+            lines.append(f"wrong on purpose, admitted: {', '.join(self.admitted)}")
         return "\n".join([*lines, *(f"note: {notice}" for notice in self.notices)])
 
 
@@ -80,7 +87,7 @@ def audit(study: Study) -> Audit:
     problems = {
         f"arm {arm}, schedule {schedule}: {problem}"
         for (arm, schedule), cfg in configs.items()
-        for problem in recipe_problems(cfg)
+        for problem in recipe_problems(cfg, study.allow_differences)
     }
     if problems:
         raise UserError(f"{study.file}: {'; '.join(sorted(problems))}")
@@ -91,51 +98,86 @@ def audit(study: Study) -> Audit:
     for group in _comparisons(study):
         for key, values in differences({arm: configs[arm, name] for arm, name in group}).items():
             found.setdefault(key, values)
-    expected = (INITIAL_WEIGHTS, *SCHEDULE_KEYS)
+    expected = (INITIAL_WEIGHTS, LOADED_PART, *SCHEDULE_KEYS)
     confounders = {key: each for key, each in found.items() if key not in expected}
     _refuse_confounders(study, confounders)
     return Audit(
         differing=tuple(key for key in (*expected, *confounders) if key in found),
         allowed=confounders,
         notices=tuple(_notices(study, confounders, configs)),
+        admitted=tuple(dict.fromkeys(check for cfg in configs.values() for check in cfg.SVP.ADMIT)),
     )
 
 
-def recipe_problems(cfg: CfgNode) -> list[str]:
-    """Finds what would train but not from random weights, in a config; each says what to change.
+def recipe_problems(cfg: CfgNode, allowed: Collection[str] = ()) -> list[str]:
+    """Finds what would train, but not what it should, in a config; each says what to change.
 
-    A network without any normalization, such as VGG-16, is allowed.
+    What is a mistake with random weights may be the usual recipe with pre-trained ones: a frozen
+    backbone, in part or whole. Then the study has to name the key. A network without any
+    normalization, such as VGG-16, is allowed.
+
+    Args:
+        cfg: the final config of an arm.
+        allowed: the study's `allow_differences`.
+
+    Raises:
+        UserError: SVP.ADMIT names no check.
     """
-    problems = []
-    freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
-    if freeze_at != 0:
-        problems.append(
-            f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, which keeps random stages random (3.3 to "
-            "3.5 AP lost, says Detectron's GN page); set it to 0"
-        )
-    norms = _norms_in_use(cfg)
-    for key in (key for key, norm in norms.items() if norm == "FrozenBN"):
-        problems.append(f"{key} is FrozenBN, which normalizes nothing; set it to GN or SyncBN")
+    for check in cfg.SVP.ADMIT:
+        if check not in ADMISSIBLE:
+            raise UserError(f"admit: there is no check {check!r}{nearest(check, ADMISSIBLE)}")
+    norms, images = _norms_in_use(cfg), cfg.SOLVER.IMS_PER_BATCH
+    found = {
+        "frozen-stages-from-scratch": list(_frozen(cfg, allowed)),
+        "frozen-norm-from-scratch": [
+            f"{key} is FrozenBN, which normalizes nothing; set it to GN or SyncBN"
+            for key, norm in norms.items()
+            if norm == "FrozenBN" and not (cfg.MODEL.WEIGHTS and key == BACKBONE_NORM)
+        ],
+        "small-batch-norm": [
+            f"{key} is BN at {images} images per batch, fewer than {SMALLEST_BATCH}; set it to GN "
+            "or SyncBN"
+            for key, norm in norms.items()
+            if norm == "BN" and images < SMALLEST_BATCH
+        ],
+        "no-warm-up": missing_warmup(cfg),
+    }
+    problems = [p for check, each in found.items() if check not in cfg.SVP.ADMIT for p in each]
     if cfg.SOLVER.AMP.ENABLED:
         problems.append(
             "SOLVER.AMP.ENABLED is Detectron2's float16, which this trainer does not do; set it to "
             "False and SVP.FAST.ENABLED to True for bfloat16"
         )
-    images = cfg.SOLVER.IMS_PER_BATCH
-    if images < SMALLEST_BATCH:
-        problems += [
-            f"{key} is BN at {images} images per batch, fewer than {SMALLEST_BATCH}; set it to GN "
-            "or SyncBN"
-            for key, norm in norms.items()
-            if norm == "BN"
-        ]
     return [
         *problems,
         *norm_problems(cfg),
-        *missing_warmup(cfg),
         *augmentation_problems(cfg),
         *_preset_problems(cfg),
     ]
+
+
+def _frozen(cfg: CfgNode, allowed: Collection[str]) -> Iterator[str]:
+    """Finds what keeps initial weights: never random ones, others where the study names the key."""
+    frozen = {
+        "MODEL.BACKBONE.FREEZE_AT": cfg.MODEL.BACKBONE.FREEZE_AT,
+        "SVP.FREEZE": cfg.SVP.FREEZE,
+        BACKBONE_NORM: "FrozenBN" if _norms_in_use(cfg).get(BACKBONE_NORM) == "FrozenBN" else "",
+    }
+    for key, value in frozen.items():
+        if cfg.MODEL.WEIGHTS and value and key not in allowed:
+            yield (
+                f"{key} is {value}: usual for pre-trained weights, but no arm from scratch can "
+                f"have it; set it as the others, or admit it with allow_differences: [{key}]"
+            )
+    if cfg.MODEL.WEIGHTS:
+        return
+    if frozen["MODEL.BACKBONE.FREEZE_AT"]:
+        yield (
+            f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}, which keeps random "
+            "stages random (3.3 to 3.5 AP lost, says Detectron's GN page); set it to 0"
+        )
+    if frozen["SVP.FREEZE"]:
+        yield f"freeze: {cfg.SVP.FREEZE} keeps random features random; leave it out"
 
 
 def _preset_problems(cfg: CfgNode) -> Iterator[str]:

@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -214,3 +215,75 @@ class TestRecipeProblems:
             assert recipe_problems(cfg)[0].endswith("set preset: detectron2-gn")
             merge_overrides(cfg, PRESETS["detectron2-gn"], "test")
             assert recipe_problems(cfg) == []
+
+
+class TestRecipePerArm:
+    """What is refused for random weights may be allowed for others."""
+
+    FROZEN: ClassVar = {"MODEL.BACKBONE.FREEZE_AT": 2, "MODEL.RESNETS.NORM": "FrozenBN"}
+
+    def test_the_usual_recipe_is_an_arm_when_the_study_names_its_keys(self, base):
+        audited = audit(pair(base, tuned=self.FROZEN, allow_differences=tuple(self.FROZEN)))
+        assert audited.allowed == {
+            "MODEL.BACKBONE.FREEZE_AT": {"scratch": 0, "tuned": 2},
+            "MODEL.RESNETS.NORM": {"scratch": "GN", "tuned": "FrozenBN"},
+        }
+
+    @pytest.mark.parametrize("left_out", FROZEN)
+    def test_each_key_has_to_be_named(self, base, left_out):
+        allowed = tuple(key for key in self.FROZEN if key != left_out)
+        with pytest.raises(UserError) as error:
+            audit(pair(base, tuned=self.FROZEN, allow_differences=allowed))
+        message = str(error.value)
+        assert f"allow_differences: [{left_out}]" in message
+        assert "arm tuned" in message
+        assert "usual for pre-trained weights" in message
+        assert "random stages random" not in message
+
+    def test_it_stays_a_mistake_from_scratch(self, base):
+        with pytest.raises(UserError) as error:
+            audit(pair(base, scratch=self.FROZEN, allow_differences=tuple(self.FROZEN)))
+        assert "arm scratch, schedule 9000it: MODEL.BACKBONE.FREEZE_AT is 2" in str(error.value)
+        assert "arm scratch, schedule 9000it: MODEL.RESNETS.NORM is FrozenBN" in str(error.value)
+        assert "arm tuned" not in str(error.value)
+
+    def test_heads_are_random_in_every_arm(self, base):
+        keys = {"MODEL.FPN.NORM": "FrozenBN"}
+        with pytest.raises(UserError, match=r"arm tuned.*MODEL\.FPN\.NORM is FrozenBN"):
+            audit(pair(base, tuned=keys, allow_differences=tuple(keys)))
+
+    def test_frozen_features(self, base):
+        keys = {"SVP.FREEZE": "backbone"}
+        audited = audit(pair(base, tuned=keys, allow_differences=("SVP.FREEZE",)))
+        assert audited.allowed == {"SVP.FREEZE": {"scratch": "", "tuned": "backbone"}}
+        with pytest.raises(UserError, match=r"admit it with allow_differences: \[SVP\.FREEZE\]"):
+            audit(pair(base, tuned=keys))
+        with pytest.raises(UserError, match="freeze: backbone keeps random features random"):
+            audit(pair(base, keys, keys, allow_differences=("SVP.FREEZE",)))
+
+    def test_a_whole_detector_is_initial_weights(self, base):
+        audited = audit(pair(base, tuned={"SVP.LOAD": "detector"}))
+        assert audited.differing == ("MODEL.WEIGHTS", "SVP.LOAD")
+
+    @pytest.mark.parametrize(
+        ("check", "keys"),
+        [
+            ("frozen-stages-from-scratch", {"MODEL.BACKBONE.FREEZE_AT": 2}),
+            ("frozen-norm-from-scratch", {"MODEL.RESNETS.NORM": "FrozenBN"}),
+            ("small-batch-norm", {"MODEL.RESNETS.NORM": "BN", "SOLVER.IMS_PER_BATCH": 8}),
+            ("no-warm-up", {"SOLVER.WARMUP_ITERS": 0}),
+        ],
+    )
+    def test_a_study_of_mistakes_names_what_it_admits(self, base, check, keys):
+        # Both arms are wrong alike, or the study would have to allow the difference, too.
+        allowed = ("MODEL.BACKBONE.FREEZE_AT", "MODEL.RESNETS.NORM")
+        with pytest.raises(UserError):
+            audit(pair(base, overrides=keys, allow_differences=allowed))
+        admitted = keys | {"SVP.ADMIT": [check]}
+        audited = audit(pair(base, overrides=admitted, allow_differences=allowed))
+        assert audited.admitted == (check,)
+        assert f"wrong on purpose, admitted: {check}" in audited.text()
+
+    def test_an_unknown_check_is_named_with_its_neighbour(self, base):
+        with pytest.raises(UserError, match="no check 'no-warmup'; did you mean no-warm-up"):
+            audit(pair(base, overrides={"SVP.ADMIT": ["no-warmup"]}))

@@ -208,6 +208,9 @@ def _notes_on_differences(results: Results) -> Iterator[str]:
     for key, values in differences.items():
         each = ", ".join(f"{arm} {json.dumps(value)}" for arm, value in values.items())
         yield f"The arms also differ in {key}: {each}."
+    admitted = dict.fromkeys(check for run in results.runs for check in run.admitted)
+    if admitted:
+        yield f"Wrong on purpose: the study admits {', '.join(admitted)}."
 
 
 def _notes_on_tuning(results: Results) -> Iterator[str]:
