@@ -1,4 +1,4 @@
-"""``svp table``, ``plot``, ``errors``, ``collect``, ``conclude``, ``power`` and ``report``."""
+"""The commands that read run folders: tables, figures, the answer, the conclusions, the report."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def add_commands(commands: Commands) -> None:
     _add_plot(commands)
     _add_errors(commands)
     _add_collect(commands)
+    _add_answer(commands)
     _add_conclude(commands)
     _add_power(commands)
     _add_report(commands)
@@ -189,21 +190,45 @@ def _collect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_answer(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "answer",
+        _answer,
+        "say whether pre-training helps: early, at the end, for what it costs",
+        "svp answer output/demo\nsvp answer output/demo --format json",
+    )
+    _add_folders(parser)
+
+
+def _answer(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.analysis.stats.answer import answers_text
+
+    print(answers_text(options.folders, options.format))
+    return 0
+
+
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+
+
 def _add_conclude(commands: Commands) -> None:
     parser = add_command(
         commands,
         "conclude",
         _conclude,
         "judge the paper's six conclusions by your own runs",
-        "svp conclude output/demo\nsvp conclude output/less-data-1k output/less-data-10k",
+        "svp conclude output/demo\nsvp conclude output/less-data-1k output/less-data-10k\n"
+        "svp conclude output/demo --format json",
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
+    _add_folders(parser)
 
 
 def _conclude(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.conclusions import conclusions_text
 
-    print(conclusions_text(options.folders))
+    print(conclusions_text(options.folders, options.format))
     return 0
 
 

@@ -7,15 +7,18 @@ for answer in answers(load_runs("output/demo")):
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
+from scratch_vs_pretrain.analysis.stats.contrast import end_gate
 from scratch_vs_pretrain.analysis.stats.crossing import Worth
 from scratch_vs_pretrain.analysis.stats.evidence import settings
 from scratch_vs_pretrain.analysis.stats.lines import (
@@ -26,7 +29,7 @@ from scratch_vs_pretrain.analysis.stats.lines import (
     worths,
 )
 from scratch_vs_pretrain.analysis.stats.part import Part, part_of
-from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, UNDECIDED
+from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, OPEN, UNDECIDED
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Answer:
 
     @property
     def decided(self) -> bool:
-        return all(v.verdict != UNDECIDED for p in self.parts for v in p.judged.verdicts)
+        verdicts = [v for part in self.parts for v in part.judged.verdicts]
+        return all(v.verdict != UNDECIDED or v.reason == "unasked" for v in verdicts)
 
     def text(self) -> str:
         """Returns the answer for a terminal."""
@@ -155,6 +159,18 @@ def _assuming(parts: Sequence[Part]) -> str:
     said = []
     if setting.sd is not None and any(v.seeds < LEAST_SEEDS for v in shown):
         said.append(f"a noise of {setting.sd:g} AP ({setting.because})")
-    if setting.converged and any(v.claim == "end" for v in shown):
+    if end_gate(setting.contrast()) is OPEN and any(v.claim == "end" for v in shown):
         said.append(f"training that was long enough ({setting.converged})")
     return " and ".join(said)
+
+
+def answers_text(roots: Path | Iterable[Path], form: str = "text") -> str:
+    """Returns the answers of the studies below `roots`, for a terminal or as JSON.
+
+    Raises:
+        UserError: see :func:`answers`; or there are no runs.
+    """
+    found = answers(load_runs(roots))
+    if form == "json":
+        return json.dumps([one.to_json() for one in found], indent=1, allow_nan=False)
+    return "\n\n".join(one.text() for one in found)

@@ -1,55 +1,66 @@
-"""The paper's six conclusions, judged from run folders; the rules are in :mod:`.judging`."""
+"""The paper's six conclusions, judged setting by setting; docs/answer.md tells the rules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
-from scratch_vs_pretrain.analysis.stats import judging
-from scratch_vs_pretrain.analysis.stats.comparison import by_study, final_results
-from scratch_vs_pretrain.analysis.stats.contest import (
-    CONTRADICTED,
-    NOT_ENOUGH,
-    SUPPORTED,
-    Contest,
-    Finding,
-    contests,
-)
+from scratch_vs_pretrain.analysis.stats import rules
+from scratch_vs_pretrain.analysis.stats.answer import plain
+from scratch_vs_pretrain.analysis.stats.comparison import by_study
+from scratch_vs_pretrain.analysis.stats.contrast import end_gate
+from scratch_vs_pretrain.analysis.stats.evidence import Setting, settings
+from scratch_vs_pretrain.analysis.stats.rules import LITTLE, MUCH, Rule, Test
+from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, OPEN, alpha_of, holm
 from scratch_vs_pretrain.errors import UserError
+
+SUPPORTED = "supported"
+IN_PART = "supported in part"
+CONTRADICTED = "contradicted"
+NOT_ENOUGH = "not enough evidence"
+
+CONCLUSIONS: tuple[tuple[str, Rule, tuple[str, ...]], ...] = (
+    ("Training from scratch works without changing the architecture.", rules.works, ("",)),
+    ("It needs more iterations to converge.", rules.needs_longer, ("",)),
+    (
+        "It ends no worse than pre-trained, down to 10k training images.",
+        rules.ends_no_worse,
+        ("",),
+    ),
+    ("Pre-training speeds up convergence.", rules.speeds_up, ("",)),
+    (
+        "Pre-training does not by itself regularize, except with very little data.",
+        rules.regularizes_little_data,
+        (MUCH, LITTLE),
+    ),
+    (
+        "Pre-training helps less where localization matters more.",
+        rules.helps_localization_less,
+        ("",),
+    ),
+)
 
 
 @dataclass(frozen=True)
-class Rule:
-    """How one conclusion is judged.
+class Finding:
+    """What one setting says about one conclusion.
 
     Attributes:
-        statement: the conclusion.
-        judge: what one study says about it.
-        kinds: findings of each of these kinds are needed to support it.
+        study: the setting: study, arm and size, as far as there are several.
+        verdict: "supported", "contradicted" or "not enough evidence".
+        evidence: the numbers, or what is missing, as a sentence.
+        kind: tells findings of one rule apart where it needs several ("much data").
+        scope: the setting with its size, as a reading names it; empty for a study without pairs.
     """
 
-    statement: str
-    judge: Callable[[Contest], Finding]
-    kinds: tuple[str, ...] = ("",)
-
-
-RULES = (
-    Rule("Training from scratch works without changing the architecture.", judging.works),
-    Rule("It needs more iterations to converge.", judging.needs_longer),
-    Rule("It ends no worse than pre-trained, down to 10k training images.", judging.ends_no_worse),
-    Rule("Pre-training speeds up convergence.", judging.speeds_up),
-    Rule(
-        "Pre-training does not by itself regularize, except with very little data.",
-        judging.regularizes_little_data,
-        ("much data", "little data"),
-    ),
-    Rule(
-        "Pre-training helps less where localization matters more.",
-        judging.helps_localization_less,
-    ),
-)
+    study: str
+    verdict: str
+    evidence: str
+    kind: str = ""
+    scope: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,62 +70,151 @@ class Conclusion:
     Attributes:
         number: 1 to 6.
         statement: the conclusion.
-        verdict: "supported", "contradicted" or "not enough evidence".
-        findings: what each study says.
+        verdict: "supported" or "contradicted" where every setting that decides says so,
+            "supported in part", or "not enough evidence".
+        reading: "supported in 3 of 4 settings; not for ...".
+        findings: what each setting says.
         missing: what more is needed; empty unless the evidence is not enough.
+        assuming: what verdicts of it assume; empty if nothing.
     """
 
     number: int
     statement: str
     verdict: str
+    reading: str
     findings: tuple[Finding, ...]
     missing: str = ""
+    assuming: str = ""
 
 
-def conclude(runs: Sequence[RunRecord]) -> tuple[Conclusion, ...]:
-    """Judges all six; one study that contradicts outweighs others that support.
+def conclude(runs: Sequence[RunRecord], *, level: float = LEVEL) -> tuple[Conclusion, ...]:
+    """Judges all six.
+
+    Of each conclusion, all settings that are said to support it do so with a probability of
+    `level`, and all that are said to contradict it likewise (Holm's method over the settings of
+    one regime: much data, little, and what is between).
 
     Raises:
         UserError: a damaged run folder or unknown thresholds.
     """
-    found: list[Contest] = []
+    found: list[Setting] = []
     unpaired: list[Finding] = []
     for study, members in by_study(runs).items():
         try:
-            results = final_results(members)
+            found += settings(members)
         except UserError as error:
             unpaired.append(Finding(study, NOT_ENOUGH, str(error)))
-        else:
-            found += contests(results)
     return tuple(
-        _conclusion(number, rule, (*map(rule.judge, found), *unpaired))
-        for number, rule in enumerate(RULES, start=1)
+        _conclusion(number, *rule, found, unpaired, alpha_of(level))
+        for number, rule in enumerate(CONCLUSIONS, start=1)
     )
 
 
-def _conclusion(number: int, rule: Rule, findings: tuple[Finding, ...]) -> Conclusion:
-    verdicts = {finding.verdict for finding in findings}
-    supported = {finding.kind for finding in findings if finding.verdict == SUPPORTED}
-    if CONTRADICTED in verdicts:
-        return Conclusion(number, rule.statement, CONTRADICTED, findings)
-    lacking = [kind for kind in rule.kinds if kind not in supported]
-    if not lacking:
-        return Conclusion(number, rule.statement, SUPPORTED, findings)
-    kinds = [f"a study with {kind}" for kind in lacking if kind]
-    missing = f"needed: {' and '.join(kinds)}" if kinds and supported else ""
-    return Conclusion(number, rule.statement, NOT_ENOUGH, findings, missing)
+def _conclusion(
+    number: int,
+    statement: str,
+    rule: Rule,
+    kinds: Sequence[str],
+    found: Sequence[Setting],
+    unpaired: Sequence[Finding],
+    alpha: float,
+) -> Conclusion:
+    tests = [rule(setting) for setting in found]
+    findings = (*_findings(found, tests, alpha), *unpaired)
+    supported = [f for f in findings if f.verdict == SUPPORTED]
+    against = [f for f in findings if f.verdict == CONTRADICTED]
+    lacking = [kind for kind in kinds if kind not in {f.kind for f in supported}]
+    if against:
+        verdict = IN_PART if supported else CONTRADICTED
+    else:
+        verdict = NOT_ENOUGH if lacking else SUPPORTED
+    needed = " and ".join(f"a study with {kind}" for kind in lacking if kind)
+    missing = f"needed: {needed}" if verdict == NOT_ENOUGH and supported and needed else ""
+    return Conclusion(
+        number,
+        statement,
+        verdict,
+        _reading(supported, against, findings),
+        findings,
+        missing,
+        _assuming(found, findings),
+    )
 
 
-def conclusions_text(roots: Path | Iterable[Path]) -> str:
-    """Returns the conclusions of the runs below `roots`, for a terminal.
+def _findings(found: Sequence[Setting], tests: Sequence[Test], alpha: float) -> list[Finding]:
+    families: dict[str, list[int]] = {}
+    for at, test in enumerate(tests):
+        if test.judged:
+            families.setdefault(rules.regime(found[at]), []).append(at)
+    sides: dict[str, dict[int, tuple[float, float]]] = {"p_for": {}, "p_against": {}}
+    for family in families.values():
+        for side, known in sides.items():
+            single = [float(getattr(tests[at], side)) for at in family]
+            known.update(zip(family, zip(single, holm(single), strict=True), strict=True))
+    findings = []
+    for at, test in enumerate(tests):
+        verdict = NOT_ENOUGH
+        tested = alpha / max(1, len(families.get(rules.regime(found[at]), ())))
+        for side, name in (("p_against", CONTRADICTED), ("p_for", SUPPORTED)):
+            p, adjusted = sides[side].get(at, (1.0, 1.0))
+            if adjusted <= alpha:
+                verdict, tested = name, alpha * min(1.0, p / adjusted) if adjusted else tested
+        setting = found[at]
+        findings.append(
+            Finding(
+                setting.name,
+                verdict,
+                test.evidence(tested),
+                test.kind,
+                rules.scope(setting),
+            )
+        )
+    return findings
+
+
+def _reading(
+    supported: Sequence[Finding], against: Sequence[Finding], findings: Sequence[Finding]
+) -> str:
+    decided = len(supported) + len(against)
+    if not decided:
+        return "no setting decides"
+    text = f"supported in {len(supported)} of {decided} setting{'s' * (decided != 1)}"
+    if against:
+        text += f"; not for {', '.join(f.scope for f in against)}"
+    open_ = sum(bool(f.scope) for f in findings) - decided
+    return text + (f"; {open_} undecided" if open_ else "")
+
+
+def _assuming(found: Sequence[Setting], findings: Sequence[Finding]) -> str:
+    used = [s for s, f in zip(found, findings, strict=False) if f.verdict != NOT_ENOUGH]
+    said = [
+        f"a noise of {s.sd:g} AP ({s.because})"
+        for s in used
+        if s.sd is not None and s.seeds < LEAST_SEEDS
+    ]
+    said += [
+        f"training that was long enough ({s.converged})"
+        for s in used
+        if end_gate(s.contrast()) is OPEN
+    ]
+    return "; ".join(dict.fromkeys(said))
+
+
+def conclusions_text(roots: Path | Iterable[Path], form: str = "text") -> str:
+    """Returns the conclusions of the runs below `roots`, for a terminal or as JSON.
 
     Raises:
         UserError: see :func:`conclude`; or there are no runs.
     """
+    found = conclude(load_runs(roots))
+    if form == "json":
+        return json.dumps([plain(conclusion) for conclusion in found], indent=1, allow_nan=False)
     lines = []
-    for conclusion in conclude(load_runs(roots)):
+    for conclusion in found:
         lines.append(f"{conclusion.number}. {conclusion.statement}")
-        lines.append(f"   {conclusion.verdict.upper()}")
+        assuming = ", assuming" if conclusion.assuming else ""
+        lines.append(f"   {conclusion.verdict.upper()}{assuming}: {conclusion.reading}")
         lines += [f"   - {f.study}: {f.verdict}: {f.evidence}" for f in conclusion.findings]
         lines += [f"   - {conclusion.missing}"] if conclusion.missing else []
-    return "\n".join([*lines, "", "The rules and their bounds: docs/conclusions.md"])
+        lines += [f"   assuming {conclusion.assuming}"] if conclusion.assuming else []
+    return "\n".join([*lines, "", "The rules: docs/answer.md"])

@@ -147,18 +147,18 @@ def judge_contrast(
     at = paired(*(c.finals() for c in common[0])) if common else np.empty(0)
     ours, theirs = contrast.scratch[-1:], contrast.other[-1:]
     end = paired(ours[0].finals(), theirs[0].finals()) if ours and theirs else np.empty(0)
-    shorter = _shorter(contrast.scratch), _shorter(contrast.other)
-    door = _gate(contrast, shorter)
+    door = end_gate(contrast)
     claims = [_claim("early", early, contrast), _claim("at", at, contrast)]
     last = _claim("end", end, contrast)
     if door is not None:
-        assumed = door is OPEN
-        claims.append(replace(last, gate=door, assuming=last.assuming or assumed))
-    tested = dict(zip((c.name for c in claims), judge(claims, contrast.margin, alpha), strict=True))
-    if door is None:
-        (alone,) = judge([last], contrast.margin, alpha)
-        reason = "short" if alone.verdict != UNDECIDED or alone.reason == "noise" else alone.reason
-        tested["end"] = replace(alone, verdict=UNDECIDED, reason=reason)
+        claims.append(replace(last, gate=door, assuming=last.assuming or door is OPEN))
+    # What cannot be judged by design, whatever the numbers are, takes no part of the error.
+    testable = [claim for claim in claims if np.isfinite(claim.lead.error)]
+    tested = {v.claim: v for v in judge(testable, contrast.margin, alpha)}
+    for claim in (*claims[:2], last):
+        if claim.name not in tested:
+            tested[claim.name] = _untested(claim, contrast, alpha, bool(len(end)))
+    shorter = _shorter(contrast.scratch)
     where, schedule = _catch_up(contrast)
     return Judged(
         tested["early"],
@@ -167,8 +167,8 @@ def judge_contrast(
         until,
         common[0][0].schedule if common else "",
         (ours[0].schedule if ours else "", theirs[0].schedule if theirs else ""),
-        shorter[0].schedule if shorter[0] else "",
-        _mean(_gains(contrast.scratch, shorter[0])),
+        shorter.schedule if shorter else "",
+        _mean(_gains(contrast.scratch, shorter)),
         where,
         schedule,
     )
@@ -176,6 +176,16 @@ def judge_contrast(
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
+
+
+def _untested(claim: Claim, contrast: Contrast, alpha: float, finished: bool) -> Verdict:
+    (shown,) = judge([claim], contrast.margin, alpha)
+    reason = shown.reason
+    if claim.lead.n == 0:
+        reason = "unasked" if finished else "nothing"
+    elif shown.low is not None:
+        reason = "short"
+    return replace(shown, verdict=UNDECIDED, reason=reason)
 
 
 def _claim(name: str, leads: np.ndarray, contrast: Contrast) -> Claim:
@@ -237,9 +247,9 @@ def _gains(arm: Sequence[Curves], short: Curves | None) -> np.ndarray:
     return np.empty(0) if short is None else paired(short.finals(), arm[-1].finals())
 
 
-def _gate(contrast: Contrast, shorter: Sequence[Curves | None]) -> Gate | None:
-    """Returns the gate of the end; None where nothing tells whether training was long enough."""
-    ours, theirs = shorter
+def end_gate(contrast: Contrast) -> Gate | None:
+    """Returns the gate of claims about the end; None where nothing tells whether it is one."""
+    ours, theirs = shorter = _shorter(contrast.scratch), _shorter(contrast.other)
     if ours is None and theirs is None:
         return OPEN if contrast.converged else None
     arms, sd = (contrast.scratch, contrast.other), contrast.sd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from scratch_vs_pretrain.analysis.runs.evaluations import evaluations
+from scratch_vs_pretrain.analysis.runs.metrics import read_metrics
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import final_results
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves
@@ -19,6 +21,8 @@ from scratch_vs_pretrain.run_info import Noise
 
 # The first that both arms have; VOC is scored at one IoU threshold alone.
 METRICS = ("keypoints/AP", "bbox/AP", "bbox/AP50", "segm/AP")
+# The share of metrics.json's lines, from its end, whose losses stand for the final one.
+FINAL_LOSSES = 0.1
 NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
 # Box AP by which two runs of one config on full COCO differ, as a standard deviation. Maintainers
@@ -91,6 +95,19 @@ class Setting:
     def of(self, arm: str) -> tuple[RunRecord, ...]:
         """Returns the arm's runs."""
         return tuple(run for run in self.runs if run.arm == arm)
+
+    @property
+    def seeds(self) -> int:
+        """The most finished seeds that an arm has with one schedule."""
+        done = Counter((r.arm, r.schedule) for r in self.runs if r.state == "finished")
+        return max(done.values(), default=0)
+
+    def final_losses(self, arm: str) -> dict[int, float]:
+        """Returns the training loss at the end of the arm's longest schedule, by seed."""
+        runs = [run for run in self.of(arm) if run.state == "finished"]
+        longest = max((run.iterations for run in runs), default=0)
+        found = {run.seed or 0: _final_loss(run) for run in runs if run.iterations == longest}
+        return {seed: loss for seed, loss in found.items() if loss > 0}
 
     def contrast(self, metric: str | None = None) -> Contrast:
         """Returns the curves of a metric, by default of the one that decides."""
@@ -200,6 +217,20 @@ def _curves(runs: Sequence[RunRecord], metric: str) -> Curves:
         values.reshape(len(runs), len(at)),
         runs[0].steps,
     )
+
+
+def _final_loss(run: RunRecord) -> float:
+    file = RunFolder(run.folder).metrics_file
+    # The last lines of a short run may hold AP alone.
+    for share in (FINAL_LOSSES, 1.0):
+        curve = (
+            read_metrics(file, own=True, share=share).training.get("total_loss")
+            if (file.exists())
+            else None
+        )
+        if curve is not None:
+            return float(np.median(curve.values))
+    return math.nan
 
 
 def _final_scores(run: RunRecord) -> dict[str, float]:

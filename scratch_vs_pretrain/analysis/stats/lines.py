@@ -119,6 +119,7 @@ def _verdict_text(verdict: Verdict, part: Part, unit: str, where: str) -> str:
     if verdict.verdict == UNDECIDED:
         why = {
             "nothing": "no seed of both arms is finished and evaluated",
+            "unasked": "the arms were not evaluated at the same iterations then",
             "seeds": f"a verdict needs {LEAST_SEEDS} seeds, or a noise that the study states",
             "short": "training too short",
             "noise": "the interval holds both",

@@ -76,7 +76,7 @@ def needs_of(
     found = [
         _need(setting, contrast, verdict, alpha)
         for verdict in judged.verdicts
-        if verdict.verdict == UNDECIDED
+        if verdict.verdict == UNDECIDED and verdict.reason != "unasked"
     ]
     return tuple(sorted(found, key=lambda need: math.inf if need.hours is None else need.hours))
 
@@ -94,7 +94,7 @@ def _need(setting: Setting, contrast: Contrast, verdict: Verdict, alpha: float) 
     if verdict.reason in ("seeds", "nothing"):
         more: int | None = LEAST_SEEDS - have
     else:
-        fewest = seeds_to_decide(_leads(contrast, verdict), contrast.margin, alpha)
+        fewest = seeds_to_decide(_leads(contrast, verdict), contrast.margin, alpha, contrast.sd)
         more = None if fewest is None else max(1, fewest - have)
     cost = _pair_hours(planned or setting.runs)
     hours = None if cost is None or more is None else more * cost
@@ -149,13 +149,18 @@ def _cpu(runs: Sequence[RunRecord]) -> bool:
     return all(run.device == "cpu" for run in runs)
 
 
-def seeds_to_decide(leads: np.ndarray, margin: float, alpha: float) -> int | None:
+def seeds_to_decide(
+    leads: np.ndarray, margin: float, alpha: float, sd: float | None = None
+) -> int | None:
     """Returns how many seeds decide a claim if mean and spread stay as they are.
 
     Returns:
         None if more than :data:`MOST_SEEDS`.
     """
-    mean, sd = float(leads.mean()), max(float(leads.std(ddof=1)), LEAST_SD)
+    mean = float(leads.mean())
+    if sd is None or len(leads) >= LEAST_SEEDS:
+        sd = float(leads.std(ddof=1))
+    sd = max(sd, LEAST_SD)
     distance = max(mean, margin - mean)
     for n in range(max(LEAST_SEEDS, len(leads)), MOST_SEEDS + 1):
         if distance > quantile(1 - alpha, n - 1) * sd / math.sqrt(n):

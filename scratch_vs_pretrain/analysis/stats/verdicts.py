@@ -26,6 +26,9 @@ from numpy.typing import ArrayLike
 LEVEL = 0.95
 LEAST_SEEDS = 3
 
+# Of the error that is allowed; the rest is for noise that is not quite normal.
+USED = 0.95
+
 # Differences never vary less than rounding makes them: the standard deviation of the difference
 # between two values that are each rounded to 0.1 AP. So no interval has width 0.
 LEAST_SD = 0.1 / math.sqrt(6)
@@ -99,13 +102,13 @@ def spread(values: ArrayLike, sd: float | None = None) -> Spread:
 
 
 def alpha_of(level: float = LEVEL, look: int = 1, looks: int = 1) -> float:
-    """Returns the error that one look may spend of 1 - `level`: an equal part of it.
+    """Returns the error that one look may spend: an equal part of most of 1 - `level`.
 
     The sum over looks bounds the chance of ever being wrong, however the looks hang together.
     """
     if not 1 <= look <= looks:
         raise ValueError(f"look {look} is not one of {looks}")
-    return (1 - level) / looks
+    return USED * (1 - level) / looks
 
 
 @functools.cache
@@ -148,13 +151,18 @@ def adjust(p: np.ndarray, sets: np.ndarray) -> np.ndarray:
 
 
 def holm(p: ArrayLike) -> np.ndarray:
-    """Returns (k,) p values adjusted by Holm's method (1979, Scand. J. Statist. 6)."""
-    p = np.asarray(p, float)
-    order = np.argsort(p)
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
+    """Returns (..., k) p values adjusted by Holm's method (1979, Scand. J. Statist. 6)."""
+    single = np.asarray(p, float)
+    order = np.argsort(single, axis=-1)
+    steps = np.take_along_axis(single, order, -1) * np.arange(single.shape[-1], 0, -1)
+    adjusted = np.empty_like(single)
+    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(steps, -1), 1.0), -1)
     return adjusted
+
+
+def two_sided(value: Spread, bound: float) -> tuple[float, float]:
+    """Returns p values for "above" and "below" a bound at which both would be wrong."""
+    return tuple(min(1.0, 2 * float(p)) for p in (value.p_above(bound), value.p_below(bound)))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -211,7 +219,8 @@ class Verdict:
         seeds: pairs.
         assuming: rests on a noise, or a convergence, that the study states.
         reason: why it is undecided: "seeds" (too few for any verdict), "noise" (more would do),
-            "short" (training), "nothing" (no pair was evaluated).
+            "short" (training), "nothing" (no pair is finished), "unasked" (the study has nothing
+            to judge it by: no schedule that both arms have, no early evaluation).
     """
 
     claim: str

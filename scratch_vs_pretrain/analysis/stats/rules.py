@@ -1,0 +1,298 @@
+"""What one setting says about each of the paper's six conclusions: two p values and a sentence.
+
+"For" is the p value of the data if the conclusion did not hold there, "against" if it did. A rule
+that cannot be applied says why, and has neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from scratch_vs_pretrain.analysis.stats.contrast import (
+    Contrast,
+    Curves,
+    early_leads,
+    end_gate,
+    paired,
+)
+from scratch_vs_pretrain.analysis.stats.evidence import Setting, metric_name
+from scratch_vs_pretrain.analysis.stats.lines import signed
+from scratch_vs_pretrain.analysis.stats.verdicts import (
+    LEAST_SEEDS,
+    OPEN,
+    Gate,
+    Spread,
+    bounds,
+    spread,
+    two_sided,
+)
+
+MUCH, LITTLE = "much data", "little data"
+
+
+@dataclass(frozen=True)
+class Test:
+    """One setting's evidence on one conclusion.
+
+    Attributes:
+        what: was measured.
+        value: over seeds; None if the rule cannot be applied.
+        p_for: small where the conclusion holds.
+        p_against: small where it does not.
+        lacks: why the rule cannot be applied, or what would have to be known.
+        kind: "much data" or "little data", of conclusion 5.
+    """
+
+    what: str
+    value: Spread | None = None
+    p_for: float = 1.0
+    p_against: float = 1.0
+    lacks: str = ""
+    kind: str = ""
+
+    @property
+    def judged(self) -> bool:
+        """Whether the rule could decide at all, by design and not by what was measured."""
+        return self.value is not None and min(self.p_for, self.p_against) < 1
+
+    def evidence(self, alpha: float) -> str:
+        """Returns the numbers as a sentence, with bounds that are each wrong with `alpha`."""
+        if self.value is None or self.value.n == 0:
+            return f"{self.what}: {self.lacks}" if self.what else self.lacks
+        text = f"{self.what}: {signed(float(self.value.mean))}"
+        if math.isfinite(self.value.error):
+            low, high = bounds(self.value, alpha)
+            text += f" [{signed(float(low))}, {signed(float(high))}]"
+        text += f" ({self.value.n} seed{'s' * (self.value.n != 1)}"
+        text += ", assuming)" if math.isinf(self.value.df) else ")"
+        if not math.isfinite(self.value.error):
+            text += f"; a verdict needs {LEAST_SEEDS} seeds, or a noise that the study states"
+        return text + (f"; {self.lacks}" if self.lacks else "")
+
+
+Rule = Callable[[Setting], Test]
+
+
+def works(setting: Setting) -> Test:
+    """1: scratch reaches a fair share of the other arm's final AP with the same architecture."""
+    differing = sorted({k for run in setting.runs for k in run.allowed_differences})
+    model = [key for key in differing if key.startswith("MODEL.")]
+    if model:
+        return Test("", lacks=f"the arms' models differ in {', '.join(model)}")
+    contrast, share = setting.contrast(), setting.limits.working_share
+    ours, theirs = _finals(contrast)
+    lead = _enough(contrast, setting)
+    what = f"final {metric_name(setting.metric)} of scratch less {share:g} of {setting.other}'s"
+    if lead:
+        return Test(what, lacks=lead)
+    value = spread([ours[s] - share * theirs[s] for s in ours if s in theirs], setting.sd)
+    door = end_gate(contrast)
+    p_for, against = two_sided(value, 0.0)
+    against = max(against, _p(door, "yes"))
+    lost = [run.name for run in setting.of(setting.scratch) if run.state == "diverged"]
+    lacks = f"diverged, so not counted: {', '.join(lost)}" if lost else ""
+    return Test(what, value, p_for, against, lacks)
+
+
+def needs_longer(setting: Setting) -> Test:
+    """2: at the end of the shortest schedule that both arms have, scratch is still behind."""
+    common = setting.contrast().common()
+    if not common:
+        return Test("", lacks="no schedule that both arms have finished")
+    ours, theirs = (c.finals() for c in common[0])
+    what = f"{metric_name(setting.metric)} that scratch lacks at {common[0][0].schedule}"
+    lacks = _enough(setting.contrast(), setting, (ours, theirs))
+    if lacks:
+        return Test(what, lacks=lacks)
+    value = spread(paired(ours, theirs), setting.sd)
+    against, lacks = float(value.p_below(setting.limits.margin)), ""
+    if common[0] == (setting.contrast().scratch[-1], setting.contrast().other[-1]):
+        against, lacks = 1.0, "it is the longest one too, so only being behind would tell"
+    return Test(what, value, float(value.p_above(0.0)), against, lacks)
+
+
+def ends_no_worse(setting: Setting) -> Test:
+    """3: at each arm's longest schedule, if that is long enough, scratch is within the margin."""
+    return _at_the_end(setting, no_worse=True)
+
+
+def speeds_up(setting: Setting) -> Test:
+    """4: early in training scratch is behind."""
+    leads, until = early_leads(setting.contrast())
+    if not len(leads):
+        return Test("", lacks="no evaluations of both arms at the same iterations early on")
+    value, margin = spread(leads, setting.sd), setting.limits.margin
+    what = f"mean {metric_name(setting.metric)} that scratch lacks up to iteration {until:,.0f}"
+    lacks = _enough(setting.contrast(), setting)
+    if lacks:
+        return Test(what, lacks=lacks)
+    return Test(what, value, float(value.p_above(0.0)), float(value.p_below(margin)))
+
+
+def regularizes_little_data(setting: Setting) -> Test:
+    """5: at an equal training loss, no final lead with much data; with very little, a lead."""
+    images = setting.images
+    if images is None:
+        return Test("", lacks="the number of training images is unknown")
+    kind = regime(setting)
+    if not kind:
+        return Test("", lacks=f"{images:,} training images lie between few and many")
+    test = _at_the_end(setting, no_worse=kind == MUCH)
+    if test.value is None:
+        return Test(test.what, lacks=test.lacks, kind=kind)
+    p, said = _fits_as_well(setting)
+    p_for, p_against = max(test.p_for, p), max(test.p_against, p)
+    lacks = "; ".join(text for text in (said, test.lacks) if text)
+    return Test(test.what, test.value, p_for, p_against, lacks, kind)
+
+
+def helps_localization_less(setting: Setting) -> Test:
+    """6: where the arms' AP50 are alike, scratch is ahead at AP75."""
+    task = setting.metric.split("/")[0]
+    coarse, fine = (setting.contrast(f"{task}/{metric}") for metric in ("AP50", "AP75"))
+    door = end_gate(setting.contrast())
+    if door is None:
+        return _matched(coarse, fine, setting)
+    values = [_finals(contrast) for contrast in (coarse, fine)]
+    leads = [{s: pair[1][s] - pair[0][s] for s in pair[0] if s in pair[1]} for pair in values]
+    what = f"lead of {setting.other} at {task}/AP50 less that at AP75"
+    if not leads[0].keys() & leads[1].keys():
+        return Test(what, lacks=f"no seed of both arms has {task}/AP50 and AP75")
+    sd = setting.sd
+    value = spread(paired(leads[1], leads[0]), None if sd is None else sd * math.sqrt(2))
+    alike = spread(list(leads[0].values()), sd)
+    margin = setting.limits.margin
+    apart = max(float(alike.p_above(-margin)), float(alike.p_below(margin)), _p(door, "no"))
+    lacks = f"at AP50 the lead is {signed(float(alike.mean))}"
+    p_for, p_against = two_sided(value, 0.0)
+    return Test(what, value, max(p_for, apart), max(p_against, apart), lacks)
+
+
+def _matched(coarse: Contrast, fine: Contrast, setting: Setting) -> Test:
+    """Compares AP75 where AP50 is the same, along both arms' curves before any rate drop."""
+    what = f"AP75 of scratch less {setting.other}'s at equal AP50, along the curves"
+    common = list(zip(coarse.common(), fine.common(), strict=False))
+    if not common:
+        return Test(what, lacks="no schedule that both arms have finished")
+    (ours50, theirs50), (ours75, theirs75) = common[-1]
+    seeds = [seed for seed in ours50.seeds if seed in theirs50.seeds]
+    values = [
+        _ap75_ahead(_points(ours50, ours75, seed), _points(theirs50, theirs75, seed))
+        for seed in seeds
+    ]
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return Test(what, lacks="the curves share no AP50")
+    value = spread(known, None if setting.sd is None else setting.sd * math.sqrt(2))
+    return Test(what, value, *two_sided(value, 0.0))
+
+
+def _points(coarse: Curves, fine: Curves, seed: int) -> np.ndarray:
+    """Returns (2, k) AP50 and AP75 of one run before its first rate drop, by AP50."""
+    until = coarse.drops[0] if coarse.drops else coarse.length
+    at = coarse.iterations[coarse.iterations <= until]
+    both = np.array([curves.of([seed], at)[0] for curves in (coarse, fine)])
+    both = both[:, np.isfinite(both).all(axis=0)]
+    return both[:, np.argsort(both[0])]
+
+
+def _ap75_ahead(ours: np.ndarray, theirs: np.ndarray) -> float:
+    if not ours.size or not theirs.size:
+        return math.nan
+    low, high = max(ours[0, 0], theirs[0, 0]), min(ours[0, -1], theirs[0, -1])
+    if low >= high:
+        return math.nan
+    grid = np.linspace(low, high, 50)
+    return float(np.mean(np.interp(grid, *ours) - np.interp(grid, *theirs)))
+
+
+def _at_the_end(setting: Setting, *, no_worse: bool) -> Test:
+    contrast, margin = setting.contrast(), setting.limits.margin
+    what = f"final {metric_name(setting.metric)} that scratch lacks"
+    lacks = _enough(contrast, setting)
+    if lacks:
+        return Test(what, lacks=lacks)
+    value = spread(paired(*_finals(contrast)), setting.sd)
+    door = end_gate(contrast)
+    no = max(float(value.p_below(margin)), _p(door, "no"))
+    yes = max(float(value.p_above(0.0)), _p(door, "yes"))
+    short = "training too short: no schedule at most half as long shows that it is enough"
+    return Test(what, value, *((no, yes) if no_worse else (yes, no)), "" if door else short)
+
+
+def _p(door: Gate | None, side: str) -> float:
+    return 1.0 if door is None else float(getattr(door, side))
+
+
+def _finals(contrast: Contrast) -> tuple[dict[int, float], dict[int, float]]:
+    arms = contrast.scratch, contrast.other
+    ours, theirs = (arm[-1].finals() if arm else {} for arm in arms)
+    return ours, theirs
+
+
+def _enough(
+    contrast: Contrast,
+    setting: Setting,
+    finals: tuple[dict[int, float], dict[int, float]] | None = None,
+) -> str:
+    """Says what is missing for any verdict; empty if nothing is."""
+    ours, theirs = finals or _finals(contrast)
+    if not ours.keys() & theirs.keys():
+        absent = [f"{r.name} ({r.state})" for r in setting.runs if r.state != "finished"]
+        what = ", ".join(absent) or f"a seed both arms finished, with {setting.metric}"
+        return f"missing: {what}"
+    best = max(float(np.mean(list(arm.values()))) for arm in (ours, theirs))
+    if best < setting.limits.least_ap:
+        return f"both arms end under {setting.limits.least_ap:g} AP: train longer"
+    return ""
+
+
+def _fits_as_well(setting: Setting) -> tuple[float, str]:
+    """Tests that scratch fits its training data as well as the other arm, by its final loss."""
+    ours, theirs = (setting.final_losses(arm) for arm in (setting.scratch, setting.other))
+    seeds = [seed for seed in ours if seed in theirs]
+    if not seeds:
+        if setting.converged and end_gate(setting.contrast()) is OPEN:
+            return 0.0, "training losses assumed alike"
+        return 1.0, "the final training loss is not known of both arms"
+    ratio = np.array([math.log(ours[seed] / theirs[seed]) for seed in seeds])
+    limit = math.log1p(setting.limits.loss_excess)
+    mean = [float(np.mean([arm[seed] for seed in seeds])) for arm in (ours, theirs)]
+    text = f"final training loss {mean[0]:.3f} against {mean[1]:.3f}"
+    if len(seeds) < LEAST_SEEDS:
+        p = 0.0 if setting.sd is not None and ratio.mean() <= limit else 1.0
+    else:
+        error = max(float(ratio.std(ddof=1)), 1e-3) / math.sqrt(len(seeds))
+        p = float(
+            Spread(ratio.mean(), np.asarray(error), len(seeds) - 1, len(seeds)).p_below(limit)
+        )
+    if ratio.mean() > limit:
+        text += ": scratch does not fit its training data as well yet"
+    return p, text
+
+
+def regime(setting: Setting) -> str:
+    """Returns how much a setting learns from: much or little data; empty for what is between.
+
+    Few instances an image are little data too, however many images there are (VOC).
+    """
+    limits, images = setting.limits, setting.images
+    if images is None:
+        return ""
+    sparse = setting.instances is not None and setting.instances < limits.few_instances
+    if images <= limits.few_images or sparse:
+        return LITTLE
+    return MUCH if images >= limits.many_images else ""
+
+
+def scope(setting: Setting) -> str:
+    """Names a setting by what is particular: its arm, its size, sparse data."""
+    extra = [] if setting.images is None else [f"{setting.images:,} images"]
+    few = setting.limits.few_instances
+    if setting.instances is not None and setting.instances < few:
+        extra.append(f"{setting.instances:.1f} instances an image")
+    return f"{setting.name} ({', '.join(extra)})" if extra else setting.name
