@@ -128,7 +128,10 @@ def _wrong(cell: Cell, yes: np.ndarray, no: np.ndarray, door: Gate | None) -> fl
     """Judges a conclusion over the studies of one reading; wrong if any of them is."""
     short = door is not None and cell.gain >= MARGIN
     if door is not None:
-        yes, no = np.maximum(yes, door.yes), np.maximum(no, door.no)
+        yes, no = (
+            np.minimum(1.0, 2 * np.maximum(p, opened))
+            for p, opened in ((yes, door.yes), (no, door.no))
+        )
     wrong = np.zeros(len(yes), bool)
     if cell.gap <= 0 or short:
         wrong |= _any(yes)

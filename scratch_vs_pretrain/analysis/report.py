@@ -29,8 +29,7 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
     means,
     pairs,
 )
-from scratch_vs_pretrain.analysis.stats.conclusions import conclude
-from scratch_vs_pretrain.analysis.stats.contest import NOT_ENOUGH
+from scratch_vs_pretrain.analysis.stats.conclusions import NOT_ENOUGH, conclude
 from scratch_vs_pretrain.analysis.tables import pairs as tables
 from scratch_vs_pretrain.analysis.tables.errors import errors_table
 from scratch_vs_pretrain.analysis.tables.published import published_table

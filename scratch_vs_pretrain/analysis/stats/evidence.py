@@ -102,6 +102,14 @@ class Setting:
         done = Counter((r.arm, r.schedule) for r in self.runs if r.state == "finished")
         return max(done.values(), default=0)
 
+    def best_ap(self) -> float:
+        """Returns the better arm's mean final AP at its longest schedule, -inf without any."""
+        contrast = self.contrast()
+        ends = [
+            list(arm[-1].finals().values()) for arm in (contrast.scratch, contrast.other) if arm
+        ]
+        return max((float(np.mean(values)) for values in ends if values), default=-math.inf)
+
     def final_losses(self, arm: str) -> dict[int, float]:
         """Returns the training loss at the end of the arm's longest schedule, by seed."""
         runs = [run for run in self.of(arm) if run.state == "finished"]

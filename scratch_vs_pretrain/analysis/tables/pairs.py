@@ -19,7 +19,7 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
     notes,
     pairs,
 )
-from scratch_vs_pretrain.analysis.stats.contest import Contest, contests
+from scratch_vs_pretrain.analysis.stats.evidence import Setting, settings
 from scratch_vs_pretrain.analysis.stats.paired import (
     NOISE_ON_COCO,
     SEEDS_FOR_P,
@@ -206,7 +206,7 @@ def catch_up_table(runs: Sequence[RunRecord]) -> Table:
     from scratch_vs_pretrain.analysis.stats.cost import total_hours
 
     results = final_results(runs)
-    found = contests(results)
+    found = settings(runs)
     hours = total_hours(runs)
     spent = () if hours is None else (_spent(hours.spent, hours.alone),)
     margins = dict.fromkeys(f"{c.limits.margin:g} {metric_label(c.metric)}" for c in found)
@@ -214,24 +214,29 @@ def catch_up_table(runs: Sequence[RunRecord]) -> Table:
     return Table(
         f"{results.study}: from where {results.scratch} stays within {', '.join(margins)}",
         (*header, "by seed"),
-        tuple(row for contest in found for row in _catch_up_rows(contest)),
+        tuple(row for setting in found for row in _catch_up_rows(setting, results)),
         (*notes(results), *_catch_up_notes(runs), *spent),
         details=("arms", "other's end", "by seed"),
     )
 
 
-def _catch_up_rows(contest: Contest) -> Iterator[tuple[Cell, ...]]:
+def _catch_up_rows(setting: Setting, results: Results) -> Iterator[tuple[Cell, ...]]:
     from scratch_vs_pretrain.analysis.stats.cost import cost, curve
 
-    longest = [contest.results.longest(arm) for arm in (contest.scratch, contest.other)]
+    longest = [results.longest(arm) for arm in (setting.scratch, setting.other)]
     ours, theirs = (
-        {r.seed: r for r in contest.runs(run.arm) if r.state == "finished"} for run in longest
+        {
+            r.seed: r
+            for r in setting.of(run.arm)
+            if r.state == "finished" and r.schedule == run.schedule
+        }
+        for run in longest
     )
     both = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
-    lines = [[curve(run, contest.metric) for run in pair] for pair in both]
+    lines = [[curve(run, setting.metric) for run in pair] for pair in both]
     kept = [k for k, pair in enumerate(lines) if all(len(one.values) for one in pair)]
     both, lines = [both[k] for k in kept], [lines[k] for k in kept]
-    trained = contest.best_ap() >= contest.limits.least_ap
+    trained = setting.best_ap() >= setting.limits.least_ap
     for at_end in (False, True) if both else ():
         for axis in AXES:
             x = [
@@ -248,19 +253,19 @@ def _catch_up_rows(contest: Contest) -> Iterator[tuple[Cell, ...]]:
                     one.values,
                     two_x,
                     two.values,
-                    delta=contest.limits.margin,
+                    delta=setting.limits.margin,
                     at_end=at_end,
                 )
                 for (one_x, two_x), (one, two) in zip(x, lines, strict=True)
             ]
             value = "its last" if at_end else "at the same point"
-            reason = "it begins later" if apart else None if trained else _untrained(contest)
+            reason = "it begins later" if apart else None if trained else _untrained(setting)
             cells = _points(points, axis, reason)
             yield (_arms(*longest), value, axis, _amount(last, axis), *cells)
 
 
-def _untrained(contest: Contest) -> str:
-    return f"nothing: both end under {contest.limits.least_ap:g} AP"
+def _untrained(setting: Setting) -> str:
+    return f"nothing: both end under {setting.limits.least_ap:g} AP"
 
 
 def _points(points: list[float | None], axis: str, reason: str | None) -> tuple[Cell, ...]:
