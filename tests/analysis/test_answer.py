@@ -28,8 +28,8 @@ def test_recorded_demo():
     (answer,) = answers(load_runs(RECORDED / "demo"))
     assert verdicts(answer) == (YES, YES, UNDECIDED)
     lines = said(answer)
-    assert lines["early"].startswith("yes: +6.1 box AP [+0.3, +11.9] over the first half of 1,200")
-    assert lines["at"].startswith("yes: +4.1 [+0.4, +7.8]")
+    assert lines["early"].startswith("yes: +6.1 box AP [+0.1, +12.0] over the first half of 1,200")
+    assert lines["at"].startswith("yes: +4.1 [+0.3, +7.9]")
     assert lines["end"].startswith("undecided, training too short: no schedule at most half")
     assert "add 2,400 iterations for 3 seeds, 0.7 CPU hours" in lines["end"]
     picture = answer.parts[0].picture

@@ -1,22 +1,141 @@
+import json
+from pathlib import Path
+
+import pytest
+
 from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.stats.conclusions import conclude, conclusions_text
-from scratch_vs_pretrain.analysis.stats.contest import CONTRADICTED, NOT_ENOUGH, SUPPORTED
+from scratch_vs_pretrain.analysis.stats.conclusions import (
+    CONTRADICTED,
+    IN_PART,
+    NOT_ENOUGH,
+    SUPPORTED,
+    conclude,
+    conclusions_text,
+)
+
+RECORDED = Path(__file__).parents[2] / "notebooks/data"
+NOISE = (-0.03, 0.0, 0.03)
 
 
-def pair(folders, scratch, pretrained, study="s", images=20_000, **changes):
-    """Writes one run per arm with these final APs."""
-    data = {"train": {"names": ["t"], "images": images, "annotations": 7 * images}}
-    for arm, end in (("scratch", scratch), ("pretrained", pretrained)):
-        folders.run(arm, curve={600: end}, study=study, data=data, **changes)
+def data(images, instances=7):
+    train = {"names": ["t"], "images": images, "annotations": images * instances, "sha256": "a"}
+    return {"train": train, "test": {"names": ["val"], "images": 300, "sha256": "b"}}
 
 
-def test_both_kinds_of_data_are_needed(folders):
-    pair(folders, 31.0, 31.0, "much")
-    conclusion = conclude(load_runs(folders.root))[4]
-    assert conclusion.verdict == NOT_ENOUGH
-    assert conclusion.missing == "needed: a study with little data"
-    pair(folders, 9.0, 16.0, "little", images=3500)
-    assert conclude(load_runs(folders.root))[4].verdict == SUPPORTED
+def arm(folders, name, ends, *, early=5.0, noise=NOISE, images=20_000, instances=7, **changes):
+    """Writes runs of an arm that ends at `ends[k]` after 600 * (k + 1) iterations."""
+    for doubled, end in enumerate(ends):
+        length = 600 * (1 + doubled)
+        for seed, off in enumerate(noise):
+            curve = {100: early + off, 200: early + 5 + off, length: end + off * (1 + 0.1 * seed)}
+            folders.run(
+                name, seed, iterations=length, curve=curve, data=data(images, instances), **changes
+            )
+
+
+def study(folders, scratch, other, **changes):
+    arm(folders, "scratch", scratch, **changes)
+    arm(folders, "pretrained", other, early=12.0, **{**changes, "noise": NOISE[::-1]})
+
+
+def verdicts(folders):
+    return [conclusion.verdict for conclusion in conclude(load_runs(folders.root))]
+
+
+def finding(folders, number):
+    return conclude(load_runs(folders.root))[number - 1].findings[0]
+
+
+def test_all_rules_on_a_study_like_the_papers(folders):
+    study(folders, (28.0, 31.0), (31.0, 31.0))
+    assert verdicts(folders)[:4] == [SUPPORTED] * 4
+    assert finding(folders, 5).verdict == SUPPORTED  # With much data.
+    assert verdicts(folders)[4] == NOT_ENOUGH
+    assert conclude(load_runs(folders.root))[4].missing == "needed: a study with little data"
+    study(folders, (20.0, 20.1), (31.0, 31.1), images=1000, study="little")
+    assert verdicts(folders)[2:5] == [IN_PART, SUPPORTED, SUPPORTED]
+    third = conclude(load_runs(folders.root))[2].reading
+    assert third == "supported in 1 of 2 settings; not for little (1,000 images)"
+
+
+def test_sparse_data_are_a_setting_of_their_own(folders):
+    study(folders, (25.0, 25.1), (31.0, 31.1), instances=2)
+    third, fifth = (conclude(load_runs(folders.root))[k] for k in (2, 4))
+    assert third.reading == "supported in 0 of 1 setting; not for demo (20,000 images, " + (
+        "2.0 instances an image)"
+    )
+    assert (fifth.findings[0].kind, fifth.findings[0].verdict) == ("little data", SUPPORTED)
+
+
+@pytest.mark.parametrize("dropped", ["failed", "diverged"])
+def test_fewer_seeds_never_decide_more(folders, dropped):
+    """One of three runs marked as lost takes verdicts away and gives none."""
+    study(folders, (28.0, 31.0), (31.0, 31.0))
+    before = verdicts(folders)
+    for file in folders.root.rglob("scratch/*/seed2/run.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "state": dropped}))
+    assert SUPPORTED in before
+    assert set(verdicts(folders)) == {NOT_ENOUGH}
+
+
+def test_diverged_runs_enter_no_conclusion(folders):
+    """Nor the fourth, which looks at their curves."""
+    study(folders, (31.0,), (31.0,))
+    for seed in (3, 4):
+        for name, early in (("scratch", 90.0), ("pretrained", 1.0)):
+            folders.run(
+                name, seed, curve={100: early, 200: early}, state="diverged", data=data(20_000)
+            )
+    assert "+7.0" in finding(folders, 4).evidence
+    assert finding(folders, 4).verdict == SUPPORTED
+    assert "diverged, so not counted: scratch 600it seed 3" in finding(folders, 1).evidence
+
+
+def test_one_seed_decides_nothing(folders):
+    study(folders, (20.0, 20.0), (31.0, 31.0), noise=(0.0,))
+    assert verdicts(folders) == [NOT_ENOUGH] * 6
+
+
+def test_identical_learners_of_other_lengths_need_no_longer(folders):
+    """9x and 6x are in other phases of the rate; only a common schedule compares them."""
+    arm(folders, "scratch", (), images=20_000)
+    for seed in range(3):
+        folders.run("scratch", seed, iterations=900, curve={600: 24.9, 900: 31.0})
+        folders.run("pretrained", seed, iterations=600, curve={600: 31.0})
+    assert finding(folders, 2).verdict == NOT_ENOUGH
+    assert "no schedule that both arms" in finding(folders, 2).evidence
+
+
+def test_training_losses_are_compared_with_little_data_too(folders):
+    study(folders, (20.0, 20.1), (31.0, 31.1), images=1000)
+    assert finding(folders, 5).verdict == SUPPORTED
+    for file in folders.root.rglob("scratch/**/metrics.json"):
+        file.write_text(file.read_text().replace('"total_loss": ', '"total_loss": 9'))
+    assert finding(folders, 5).verdict == NOT_ENOUGH
+    assert "does not fit its training data as well" in finding(folders, 5).evidence
+
+
+def test_training_too_short_contradicts_nothing(folders):
+    study(folders, (20.0, 25.0), (30.0, 31.0))
+    assert verdicts(folders)[2] == NOT_ENOUGH
+    assert verdicts(folders)[4] == NOT_ENOUGH
+
+
+def test_scratch_at_a_third_does_not_work(folders):
+    study(folders, (9.9, 10.0), (31.0, 31.0))
+    assert verdicts(folders)[0] == CONTRADICTED
+
+
+def test_both_arms_near_zero_say_nothing(folders):
+    study(folders, (1.0, 1.1), (3.0, 3.1))
+    assert verdicts(folders)[:3] == [NOT_ENOUGH] * 3
+    assert "both arms end under 5 AP" in finding(folders, 1).evidence
+
+
+def test_unlike_models_say_nothing_about_the_architecture(folders):
+    differing = {"MODEL.FPN.NORM": {"scratch": "GN", "pretrained": ""}}
+    study(folders, (28.0, 31.0), (31.0, 31.0), allowed_differences=differing)
+    assert "models differ in MODEL.FPN.NORM" in finding(folders, 1).evidence
 
 
 def test_missing_runs_are_named(folders):
@@ -30,29 +149,74 @@ def test_missing_runs_are_named(folders):
 def test_arm_without_partner_is_no_evidence(folders):
     folders.run("scratch")
     conclusions = conclude(load_runs(folders.root))
-    assert [conclusion.number for conclusion in conclusions] == [1, 2, 3, 4, 5, 6]
     assert {conclusion.verdict for conclusion in conclusions} == {NOT_ENOUGH}
     assert "no partner" in conclusions[0].findings[0].evidence
 
 
-def test_one_contradiction_outweighs_support(folders):
-    pair(folders, 31.0, 31.0, "a")
-    assert conclude(load_runs(folders.root))[2].verdict == SUPPORTED
-    pair(folders, 29.0, 31.0, "b")
-    assert conclude(load_runs(folders.root))[2].verdict == CONTRADICTED
-
-
-def test_each_pretrained_arm_is_judged(folders):
+def test_each_pretrained_arm_is_a_setting(folders):
     order = ["scratch", "imagenet", "moco"]
-    for arm, end in zip(order, (30.0, 29.0, 33.0), strict=True):
-        folders.run(arm, curve={600: end}, arm_order=order)
-    findings = conclude(load_runs(folders.root))[1].findings
-    assert [(finding.study, finding.verdict) for finding in findings] == [
-        ("demo, imagenet", CONTRADICTED),
-        ("demo, moco", SUPPORTED),
-    ]
+    for name, end in zip(order, (30.0, 30.0, 33.0), strict=True):
+        for doubled in (1, 2):
+            for seed, off in enumerate(NOISE):
+                length = 600 * doubled
+                folders.run(
+                    name, seed, iterations=length, curve={length: end + off}, arm_order=order
+                )
+    second = conclude(load_runs(folders.root))[1]
+    assert [(f.study, f.verdict) for f in second.findings] == [
+        ("demo, imagenet", CONTRADICTED), ("demo, moco", SUPPORTED)
+    ]  # fmt: skip
+    assert second.reading.startswith("supported in 1 of 2 settings; not for demo, imagenet")
 
 
-def test_study_sets_its_own_thresholds(folders):
-    pair(folders, 29.0, 31.0, thresholds={"margin": 3})
-    assert conclude(load_runs(folders.root))[2].verdict == SUPPORTED
+def localization(folders, scratch, other, lengths=(600, 600)):
+    """Writes curves of AP50 whose AP75 is AP50 ** 2 / 100, and scratch's `ahead` of that."""
+    for name, values, length in zip(
+        ("scratch", "pretrained"), (scratch, other), lengths, strict=True
+    ):
+        for seed, off in enumerate(NOISE):
+            folder = folders.run(name, seed, iterations=length, curve={}, data=data(20_000))
+            for iteration, (coarse, ahead) in values.items():
+                ap50 = coarse + off
+                tasks = {"bbox": {"AP": ap50 / 2, "AP50": ap50, "AP75": ap50**2 / 100 + ahead}}
+                folders.evaluation(folder, iteration, None, tasks=tasks)
+
+
+def test_an_arm_compared_with_itself_localizes_alike(folders):
+    """At another stage of training: AP75 rises later than AP50, in both arms alike."""
+    grown = {100: (20.0, 0.0), 200: (40.0, 0.0), 300: (50.0, 0.0), 600: (60.0, 0.0)}
+    later = {100: (30.0, 0.0), 200: (50.0, 0.0), 300: (60.0, 0.0), 600: (70.0, 0.0)}
+    localization(folders, grown, later)
+    assert finding(folders, 6).verdict == NOT_ENOUGH
+
+
+def test_no_difference_is_no_support(folders):
+    same = {100: (20.0, 0.0), 200: (40.0, 0.0), 600: (60.0, 0.0)}
+    localization(folders, same, same)
+    assert finding(folders, 6).verdict == NOT_ENOUGH
+
+
+def test_scratch_ahead_at_equal_ap50_localizes_better(folders):
+    ours = {100: (20.0, 2.0), 200: (40.0, 2.0), 300: (50.0, 2.0), 600: (60.0, 2.0)}
+    theirs = {100: (25.0, 0.0), 200: (40.0, 0.0), 300: (55.0, 0.0), 600: (60.0, 0.0)}
+    localization(folders, ours, theirs)
+    assert finding(folders, 6).verdict == SUPPORTED
+    assert "at equal AP50" in finding(folders, 6).evidence
+
+
+def test_recorded_runs_contradict_nothing():
+    """Half an epoch of one seed did, and supported that little data leave a gap."""
+    found = conclude(load_runs([RECORDED / "demo", RECORDED / "demo_regimes"]))
+    assert [c.verdict for c in found] == [
+        SUPPORTED, SUPPORTED, NOT_ENOUGH, SUPPORTED, NOT_ENOUGH, NOT_ENOUGH
+    ]  # fmt: skip
+    regimes = [f for c in found for f in c.findings if f.study.startswith("less-shapes")]
+    assert {f.verdict for f in regimes} == {NOT_ENOUGH}
+    assert "a verdict needs 3 seeds" in regimes[0].evidence
+
+
+def test_json_holds_what_the_text_says(folders):
+    study(folders, (28.0, 31.0), (31.0, 31.0))
+    content = json.loads(conclusions_text(folders.root, "json"))
+    assert [one["number"] for one in content] == [1, 2, 3, 4, 5, 6]
+    assert content[2]["reading"] == "supported in 1 of 1 setting"

@@ -1,4 +1,4 @@
-"""The paper's 91 published numbers, written as the run folders that would have scored them."""
+"""The paper's 91 published numbers, as the run folders that would have scored them, are judged."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.stats.conclusions import (
+    CONTRADICTED,
+    IN_PART,
+    NOT_ENOUGH,
+    SUPPORTED,
+    conclude,
+)
 from scratch_vs_pretrain.run_folder import RunFolder
 
 FULL = {"images": 117_266, "annotations": 849_949}
@@ -34,7 +44,7 @@ def rows() -> list[dict[str, str]]:
     return list(csv.DictReader((package / "paper_results.csv").read_text().splitlines()))
 
 
-def write(root: Path, numbers: Iterable[dict[str, str]] | None = None) -> int:
+def write_published(root: Path, numbers: Iterable[dict[str, str]] | None = None) -> int:
     """Writes every number into the evaluation of its run; returns how many there were."""
     runs: dict[tuple[str, str, int], list[dict[str, str]]] = {}
     written = 0
@@ -89,3 +99,48 @@ def _write_run(
         "format": 1, "iteration": iterations, "dataset": row["eval_set"], "tasks": tasks
     }  # fmt: skip
     folder.evaluation_file(iterations).write_text(json.dumps(evaluation))
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    root = tmp_path_factory.mktemp("paper")
+    assert write_published(root) == 91
+    return conclude(load_runs(root))
+
+
+def by_study(conclusion):
+    return {f.study: f.verdict for f in conclusion.findings}
+
+
+def test_the_papers_numbers_give_the_papers_conclusions(paper):
+    readings = [conclusion.reading.split("; ")[:2] for conclusion in paper]
+    assert readings[0] == [
+        "supported in 11 of 12 settings", "not for less_data-R50-1k (1,000 images)"
+    ]  # fmt: skip
+    assert readings[1][0] == "supported in 2 of 2 settings"
+    assert readings[2] == [
+        "supported in 8 of 11 settings",
+        "not for less_data-R50-1k (1,000 images), less_data-R50-3.5k (3,500 images), "
+        "voc-R101 (10,728 images, 2.3 instances an image)",
+    ]
+    # Its early evaluations are figures, of which no number was published.
+    assert paper[3].reading.startswith("no setting decides")
+    assert readings[4][0] == "supported in 9 of 9 settings"
+    assert readings[5][0] == "supported in 1 of 1 setting"
+    assert {c.verdict for c in paper} == {IN_PART, SUPPORTED, NOT_ENOUGH}
+
+
+def test_what_the_paper_concludes_of_each_setting(paper):
+    third, fifth = by_study(paper[2]), by_study(paper[4])
+    for name in ("baseline-R50", "baseline-R101", "keypoints-R50", "less_data-R50-10k"):
+        assert third[name] == SUPPORTED
+    for name in ("less_data-R50-3.5k", "less_data-R50-1k", "voc-R101"):
+        assert (third[name], fifth[name]) == (CONTRADICTED, SUPPORTED)
+    assert third["vgg-VGG16"] == NOT_ENOUGH  # 35.2 against 35.6: within the noise of the margin.
+
+
+def test_what_is_assumed_is_said_everywhere(paper):
+    for conclusion in paper:
+        decided = [f for f in conclusion.findings if f.verdict != NOT_ENOUGH]
+        assert all("assuming" in finding.evidence for finding in decided)
+        assert bool(decided) == conclusion.assuming.startswith("a noise of 0.2 AP")
