@@ -254,14 +254,9 @@ def _add_power(commands: Commands) -> None:
 
 
 def _power(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.stats.paired import LEVEL, paired_power, seeds_needed
+    from scratch_vs_pretrain.analysis.stats.paired import power_text
 
-    seeds = seeds_needed(options.gap, options.noise, power=options.power)
-    chance = paired_power(seeds, options.gap, options.noise)
-    print(
-        f"{seeds} seeds per arm: a paired t test at level {1 - LEVEL:.2g} then finds a gap of "
-        f"{options.gap:g} AP under noise {options.noise:g} with a chance of {chance:.0%}"
-    )
+    print(power_text(options.gap, options.noise, options.power))
     return 0
 
 

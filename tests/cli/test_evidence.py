@@ -85,7 +85,20 @@ def test_collect(pair, tmp_path, capsys):
 def test_conclude(pair, capsys):
     assert main(["conclude", str(pair)]) == 0
     out = capsys.readouterr().out
-    assert "1. Training from scratch works without changing the architecture.\n   SUPPORTED" in out
+    first = "1. Training from scratch works without changing the architecture.\n"
+    assert f"{first}   NOT ENOUGH EVIDENCE: no setting decides\n" in out
+    assert "a verdict needs 3 seeds" in out
+
+
+def test_answer(pair, capsys):
+    assert main(["answer", str(pair)]) == 0
+    assert capsys.readouterr().out.startswith("Does pre-training help?   demo: scratch and")
+
+
+@pytest.mark.parametrize("command", ["answer", "conclude"])
+def test_programs_read_json(pair, capsys, command):
+    assert main([command, str(pair), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)
 
 
 def test_report(pair, tmp_path):
@@ -107,12 +120,16 @@ def test_errors(pair, capsys):
 
 def test_power(capsys):
     assert main(["power", "--gap", "0.5", "--noise", "0.2"]) == 0
-    assert capsys.readouterr().out.startswith("4 seeds per arm")
+    out = capsys.readouterr().out
+    assert out.startswith("4 seeds per arm")
+    assert "with a chance of 89.9 %" in out  # Not 90.
+    assert "svp answer, which judges several claims together, with 5 seeds" in out
 
 
 @pytest.mark.parametrize(
     ("command", "said"),
     [(["power", "--gap", "0", "--noise", "0.2"], "gap"), (["conclude", "none"], "no such folder"),
+     (["answer", "none"], "no such folder"),
      (["collect", "none"], "no such folder"), (["table", "none"], "no such folder")],
 )  # fmt: skip
 def test_bad_input_is_one_sentence(command, said, capsys):
@@ -124,7 +141,7 @@ def test_bad_input_is_one_sentence(command, said, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["table", "plot", "collect", "conclude", "power", "report", "errors"]
+    "command", ["table", "plot", "collect", "answer", "conclude", "power", "report", "errors"]
 )
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit):

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scratch_vs_pretrain.analysis.stats.verdicts import (
+    LEAST_SEEDS,
+    LEVEL,
+    MOST_NULLS,
+    alpha_of,
+)
 from scratch_vs_pretrain.errors import UserError
-
-LEVEL = 0.95
 
 # Two values do have a t interval, 9 standard deviations to either side: true and of no use.
 SEEDS_FOR_INTERVAL = 3
@@ -270,3 +274,20 @@ def seeds_needed(
         else:
             high = middle
     return high
+
+
+def power_text(gap: float, noise: float, power: float) -> str:
+    """Says how many seeds a gap needs, for a test of it alone and as one claim of an answer.
+
+    Raises:
+        UserError: see :func:`seeds_needed`.
+    """
+    seeds = seeds_needed(gap, noise, power=power)
+    chance = 100 * paired_power(seeds, gap, noise)
+    together = 1 - 2 * alpha_of() / MOST_NULLS
+    answer = max(LEAST_SEEDS, seeds_needed(gap, noise, power=power, level=together))
+    return (
+        f"{seeds} seeds per arm: a paired t test at level {1 - LEVEL:.2g} then finds a gap of "
+        f"{gap:g} AP under noise {noise:g} with a chance of {chance:.1f} %; svp answer, which "
+        f"judges several claims together, with {answer} seeds"
+    )

@@ -111,6 +111,10 @@ def alpha_of(level: float = LEVEL, look: int = 1, looks: int = 1) -> float:
     return USED * (1 - level) / looks
 
 
+# Of an answer's three claims, so many nulls can be true at once.
+MOST_NULLS = 4
+
+
 @functools.cache
 def possible_nulls(claims: int, last_free: bool = True) -> np.ndarray:
     """Returns (c, 2 * claims) sets of nulls that can be true at once.
