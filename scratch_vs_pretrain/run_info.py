@@ -170,7 +170,7 @@ class Provenance(Model):
 
 
 class Noise(Model):
-    """The standard deviation of AP over seeds that a study assumes, and its reason."""
+    """What a study assumes: the standard deviation of the AP between two runs, and its reason."""
 
     sd: Annotated[float, Field(gt=0, le=LARGEST)]
     because: str

@@ -20,6 +20,7 @@ from scratch_vs_pretrain.analysis.stats.conclusions import (
     conclude,
 )
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.run_info import RunInfo
 
 FULL = {"images": 117_266, "annotations": 849_949}
 TRAIN_SETS = {
@@ -83,14 +84,15 @@ def _write_run(
     folder.evaluations.mkdir(parents=True)
     train = {"names": [row["train_set"]], "sha256": "a", **TRAIN_SETS[row["train_set"]]}
     content: dict[str, Any] = {
-        "study": study, "arm": arm, "schedule": schedule, "seed": 0, "state": "finished",
+        "format": 2, "study": study, "arm": arm, "schedule": schedule, "seed": 0, "state": "finished",
         "iterations": iterations, "iteration": iterations,
         "steps": [iterations - iterations // 3, iterations - iterations // 9],
         "init": {"name": "scratch" if arm == "scratch" else "checkpoint"},
         "arm_order": ["scratch", "pretrained"], "noise": NOISE, "converged": CONVERGED,
         "data": {"train": train, "test": {"names": [row["eval_set"]], "sha256": "b"}},
     }  # fmt: skip
-    folder.update(**content)
+    info = RunInfo.from_json(json.dumps(content).encode(), folder.run_file)
+    folder.run_file.write_text(info.to_json())
     tasks: dict[str, dict[str, float]] = {}
     for number in scores:
         task, metric = number["metric"].split("/")

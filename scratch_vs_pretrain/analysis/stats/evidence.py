@@ -17,6 +17,7 @@ from scratch_vs_pretrain.analysis.stats.comparison import final_results
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves
 from scratch_vs_pretrain.analysis.stats.thresholds import Thresholds, read_thresholds
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import Noise
 
 # The first that both arms have; VOC is scored at one IoU threshold alone.
@@ -105,10 +106,8 @@ class Setting:
     def best_ap(self) -> float:
         """Returns the better arm's mean final AP at its longest schedule, -inf without any."""
         contrast = self.contrast()
-        ends = [
-            list(arm[-1].finals().values()) for arm in (contrast.scratch, contrast.other) if arm
-        ]
-        return max((float(np.mean(values)) for values in ends if values), default=-math.inf)
+        ends = [arm[-1].finals() for arm in (contrast.scratch, contrast.other) if arm]
+        return max((float(np.mean([*v.values()])) for v in ends if v), default=-math.inf)
 
     def final_losses(self, arm: str) -> dict[int, float]:
         """Returns the training loss at the end of the arm's longest schedule, by seed."""
@@ -142,10 +141,10 @@ def settings(runs: Sequence[RunRecord]) -> tuple[Setting, ...]:
     Raises:
         UserError: no arm from scratch, none beside it, other test data, or limits that differ.
     """
-    sizes = sorted({_size(run) or 0 for run in runs}, reverse=True)
+    sizes = sorted({run.size or 0 for run in runs}, reverse=True)
     found = []
     for size in sizes:
-        members = tuple(run for run in runs if (_size(run) or 0) == size)
+        members = tuple(run for run in runs if (run.size or 0) == size)
         results = final_results(members)
         details = _details(members)
         limits = read_thresholds(details["thresholds"], f"{members[0].folder}: thresholds")
@@ -167,10 +166,6 @@ def settings(runs: Sequence[RunRecord]) -> tuple[Setting, ...]:
                 )
             )
     return tuple(found)
-
-
-def _size(run: RunRecord) -> int | None:
-    return run.size
 
 
 def _details(runs: Sequence[RunRecord]) -> dict[str, Any]:
@@ -230,12 +225,8 @@ def _curves(runs: Sequence[RunRecord], metric: str) -> Curves:
 def _final_loss(run: RunRecord) -> float:
     file = RunFolder(run.folder).metrics_file
     # The last lines of a short run may hold AP alone.
-    for share in (FINAL_LOSSES, 1.0):
-        curve = (
-            read_metrics(file, own=True, share=share).training.get("total_loss")
-            if (file.exists())
-            else None
-        )
+    for share in (FINAL_LOSSES, 1.0) if file.exists() else ():
+        curve = read_metrics(file, own=True, share=share).training.get("total_loss")
         if curve is not None:
             return float(np.median(curve.values))
     return math.nan
