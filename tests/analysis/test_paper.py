@@ -84,7 +84,8 @@ def _write_run(
     folder.evaluations.mkdir(parents=True)
     train = {"names": [row["train_set"]], "sha256": "a", **TRAIN_SETS[row["train_set"]]}
     content: dict[str, Any] = {
-        "format": 2, "study": study, "arm": arm, "schedule": schedule, "seed": 0, "state": "finished",
+        "format": 2,
+        "study": study, "arm": arm, "schedule": schedule, "seed": 0, "state": "finished",
         "iterations": iterations, "iteration": iterations,
         "steps": [iterations - iterations // 3, iterations - iterations // 9],
         "init": {"name": "scratch" if arm == "scratch" else "checkpoint"},
