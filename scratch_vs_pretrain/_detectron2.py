@@ -166,3 +166,19 @@ def _built_in_sets() -> dict[str, dict[str, Any]]:
                 if name.startswith("voc_"):
                     found[name] = {"dirname": os.path.join(root, tree), "split": split}
     return found
+
+
+def loss_normalizer(model: Any) -> float | None:
+    """Returns what a one-stage detector divides its losses by, None of any other detector.
+
+    A moving average of foreground anchors that is neither parameter nor buffer (Detectron2's
+    modeling/meta_arch/dense_detector.py, ``_ema_update``), so that no checkpoint has it by itself.
+    """
+    return vars(model).get("loss_normalizer")
+
+
+def restore_loss_normalizer(model: Any, values: Sequence[float | None], rank: int) -> None:
+    """Puts the value of this process back, of those of all processes."""
+    value = values[rank % len(values)] if values else None
+    if value is not None:
+        model.loss_normalizer = value

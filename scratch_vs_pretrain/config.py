@@ -275,6 +275,16 @@ def config_text(cfg: CfgNode) -> str:
     return yaml.dump(_as_dict(cfg), Dumper=Dumper)
 
 
+# Their heads are described by MODEL.RETINANET, not by MODEL.ROI_HEADS.
+ONE_STAGE = ("RetinaNet", "FCOS")
+
+
+def classes_key(cfg: CfgNode) -> str:
+    """Returns the key of the number of classes that a config's model tells apart."""
+    part = "RETINANET" if cfg.MODEL.META_ARCHITECTURE in ONE_STAGE else "ROI_HEADS"
+    return f"MODEL.{part}.NUM_CLASSES"
+
+
 def flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
     """Returns a config as one flat dictionary of dotted keys."""
     flat: dict[str, Any] = {}

@@ -55,6 +55,9 @@ def test_every_family_is_a_fair_study_of_its_tasks(script, tmp_path):
         "mask_r50_full": ("bbox", "segm"),
         "cascade_r18": ("bbox", "segm"),
         "keypoint_r18": ("bbox", "keypoints"),
+        "retinanet_r18": ("bbox",),
+        "fcos_r18": ("bbox",),
+        "panoptic_r18": ("bbox", "segm"),
         "vgg16": ("bbox",),
         "vgg16_full": ("bbox",),
     }

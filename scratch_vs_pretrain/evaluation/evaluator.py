@@ -6,22 +6,18 @@ import contextlib
 import itertools
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
-from detectron2.utils.registry import Registry
 from torch import nn
 
-from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.data.loading import load_test_records
 from scratch_vs_pretrain.data.pictures import image_errors, register_deep_images
 from scratch_vs_pretrain.data.voc import is_voc
@@ -29,6 +25,7 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.coco_score import NUMBERS, score
 from scratch_vs_pretrain.evaluation.error_types import error_costs
 from scratch_vs_pretrain.evaluation.ground_truth import check_ground_truth, load_ground_truth
+from scratch_vs_pretrain.evaluation.others import WithOthers, check_names, others_of
 from scratch_vs_pretrain.evaluation.tta import augmentation_problems, with_augmentation
 from scratch_vs_pretrain.evaluation.voc_score import NUMBERS as VOC_NUMBERS
 from scratch_vs_pretrain.evaluation.voc_score import VocScoreEvaluator
@@ -38,10 +35,6 @@ from scratch_vs_pretrain.run_folder import RunFolder, write_atomically, write_js
 logger = logging.getLogger(__name__)
 
 register_deep_images()
-
-EVALUATORS = Registry("EVALUATORS")
-EVALUATORS.__doc__ = """Builders of users' evaluators, called with the config and the name of a test
-data set; they return a DatasetEvaluator, whose numbers become tasks of evaluations."""
 
 # What Detectron2's tools/train_net.py adds to the name of a task scored with test augmentation.
 TTA = "_TTA"
@@ -63,13 +56,7 @@ def check_test_sets(cfg: Any) -> None:
     problems = augmentation_problems(cfg)
     if problems:
         raise UserError("; ".join(problems))
-    known = [name for name, _ in EVALUATORS]
-    for name in cfg.SVP.EVALUATORS:
-        if name not in known:
-            raise UserError(
-                f"SVP.EVALUATORS: no {name!r} is registered{nearest(name, known)}; if it is your "
-                "own, name its module under `imports`"
-            )
+    check_names(cfg)
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name a data set to evaluate on")
     for name in cfg.DATASETS.TEST:
@@ -113,8 +100,7 @@ def evaluate_model(
         for augmented in ways:
             evaluator = CocoScoreEvaluator(name, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
             scored = VocScoreEvaluator(name, evaluator) if is_voc(name) else evaluator
-            if cfg.SVP.EVALUATORS:
-                scored = _WithOthers(cfg, name, scored)
+            scored = WithOthers(scored, others_of(cfg, name))
             found = run_inference(cfg, model, name, scored, progress, test_aug=augmented)
             tasks |= {task + TTA * augmented: numbers for task, numbers in found.items()}
         if comm.is_main_process():
@@ -288,58 +274,8 @@ class CocoScoreEvaluator(DatasetEvaluator):
         except KeyError as error:
             raise UserError(
                 f"{self._dataset_name}: the model predicts class {error} but the data set has "
-                f"{len(category_ids)}; set MODEL.ROI_HEADS.NUM_CLASSES to {len(category_ids)}"
+                f"{len(category_ids)}; set NUM_CLASSES of its heads to {len(category_ids)}"
             ) from None
-
-
-class _WithOthers(DatasetEvaluator):
-    """Adds the tasks of ``SVP.EVALUATORS`` to those of another evaluator."""
-
-    def __init__(self, cfg: Any, dataset_name: str, first: DatasetEvaluator) -> None:
-        self._first = first
-        self._others = {
-            name: EVALUATORS.get(name)(cfg, dataset_name) for name in cfg.SVP.EVALUATORS
-        }
-
-    def reset(self) -> None:
-        for evaluator in (self._first, *self._others.values()):
-            evaluator.reset()
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        for evaluator in (self._first, *self._others.values()):
-            evaluator.process(inputs, outputs)
-
-    def evaluate(self) -> dict[str, Any]:
-        tasks = self._first.evaluate()
-        for name, evaluator in self._others.items():
-            found = evaluator.evaluate()
-            if comm.is_main_process():
-                tasks |= as_tasks(name, found, tasks)
-        return tasks if comm.is_main_process() else {}
-
-
-def as_tasks(name: str, found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a user's evaluator found, as tasks of an evaluation file.
-
-    Raises:
-        UserError: no numbers, something else than numbers, or a task that there is already.
-    """
-    where = f"SVP.EVALUATORS: {name}"
-    if not isinstance(found, Mapping) or not found:
-        raise UserError(f"{where} returned no numbers; let evaluate() return them by name")
-    nested = all(isinstance(numbers, Mapping) for numbers in found.values())
-    tasks: dict[str, Any] = {}
-    for task, numbers in (found if nested else {name: found}).items():
-        if task in known:
-            raise UserError(f"{where} returned a task {task}, which there is; give it another name")
-        tasks[task] = {}
-        for key, value in numbers.items():
-            if not isinstance(value, (int, float, np.number)):
-                raise UserError(f"{where} returned {value!r} for {task}/{key}, which is no number")
-            tasks[task][str(key)] = float(value) if math.isfinite(value) else None
-    if not all(tasks.values()):
-        raise UserError(f"{where} returned no numbers; let evaluate() return them by name")
-    return tasks
 
 
 @contextlib.contextmanager

@@ -74,8 +74,17 @@ def build_svp_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     return build_pyramid(cfg, build_svp_resnet_backbone(cfg, input_shape))
 
 
-def build_pyramid(cfg: CfgNode, bottom_up: Backbone) -> FPN:
-    """Builds the pyramid that ``MODEL.FPN`` describes over a network's features."""
+def build_pyramid(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None = None) -> FPN:
+    """Builds the pyramid that ``MODEL.FPN`` describes over a network's features.
+
+    Args:
+        cfg: the whole config.
+        bottom_up: the network.
+        top_block: makes the coarsest levels; by default one, by pooling.
+
+    Raises:
+        UserError: the network has not all of ``MODEL.FPN.IN_FEATURES``.
+    """
     absent = sorted(set(cfg.MODEL.FPN.IN_FEATURES) - set(bottom_up.output_shape()))
     if absent:
         raise UserError(
@@ -86,7 +95,7 @@ def build_pyramid(cfg: CfgNode, bottom_up: Backbone) -> FPN:
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
+        top_block=top_block or LastLevelMaxPool(),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 

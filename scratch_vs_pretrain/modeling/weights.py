@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling import dense as _registers_detectors  # noqa: F401
 from scratch_vs_pretrain.modeling.conversion import (
     BackboneWeights,
     describe,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.config import (
     ADMISSIBLE,
+    ONE_STAGE,
     SMALLEST_BATCH,
     default_config,
     differences,
@@ -198,7 +199,7 @@ def _norms_in_use(cfg: CfgNode) -> dict[str, str]:
         "MODEL.FPN.NORM": "fpn" in backbone,
         "MODEL.ROI_BOX_HEAD.NORM": model.ROI_BOX_HEAD.NUM_CONV > 0,
         "MODEL.ROI_MASK_HEAD.NORM": model.MASK_ON,
-        "MODEL.RETINANET.NORM": model.META_ARCHITECTURE == "RetinaNet",
+        "MODEL.RETINANET.NORM": model.META_ARCHITECTURE in ONE_STAGE,
         "MODEL.SEM_SEG_HEAD.NORM": model.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor"),
     }
     return {

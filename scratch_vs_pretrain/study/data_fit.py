@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scratch_vs_pretrain.config import classes_key, flatten
 from scratch_vs_pretrain.data.coco import (
     COCO_KEYPOINTS,
     AnnotationFile,
@@ -74,9 +75,8 @@ def _lack(found: AnnotationFile | None, full: str, voc: bool, task: str, part: s
 
 def _disagreements(cfg: CfgNode, name: str, found: AnnotationFile, part: str) -> Iterator[str]:
     """Finds config values that do not go with an annotation file."""
-    retina = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
-    key = f"MODEL.{'RETINANET' if retina else 'ROI_HEADS'}.NUM_CLASSES"
-    classes = cfg.MODEL.RETINANET.NUM_CLASSES if retina else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    key = classes_key(cfg)
+    classes = flatten(cfg)[key]
     if classes != len(found.categories):
         yield (
             f"{name}: has {len(found.categories)} categories, but {key} is {classes}; set it to "

@@ -42,3 +42,9 @@ def check_models(study: Study) -> None:
                     f"{registry} registry; correct the name, or import the module that registers it"
                 ) from None
             raise
+        except (AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{study.file}: arms.{arm.name}: Detectron2 cannot build this model ({reason}); "
+                "correct MODEL"
+            ) from None

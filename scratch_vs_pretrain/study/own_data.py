@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.config import default_config, merge_file
+from scratch_vs_pretrain.config import ONE_STAGE, default_config, merge_file
 from scratch_vs_pretrain.data.coco import USUAL_SIGMA, AnnotationFile, read_annotations
 from scratch_vs_pretrain.data.datasets import check_names
 from scratch_vs_pretrain.errors import UserError
@@ -110,7 +110,7 @@ def merge_data(cfg: CfgNode, study: Study, arm: Arm) -> None:
         if isinstance(source, VocTree)
     )
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(facts.classes)
-    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+    if cfg.MODEL.META_ARCHITECTURE in ONE_STAGE:
         cfg.MODEL.RETINANET.NUM_CLASSES = len(facts.classes)
     else:
         for key, value in _head_keys(facts, overrides).items():

@@ -13,7 +13,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
-from scratch_vs_pretrain.config import load_config
+from scratch_vs_pretrain.config import classes_key, flatten, load_config
 from scratch_vs_pretrain.data import datasets as registration
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.evaluator import CocoScoreEvaluator, run_inference, tasks_of
@@ -105,10 +105,11 @@ def _check_dataset(cfg: CfgNode, dataset: str) -> None:
     registration.source(dataset)
     registration.ensure([dataset])
     categories = len(load_ground_truth(dataset)["categories"])
-    if categories != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+    classes = flatten(cfg)[classes_key(cfg)]
+    if categories != classes:
         raise UserError(
             f"{dataset}: has {categories} categories, but the model was trained for "
-            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; choose a data set with the same ones"
+            f"{classes}; choose a data set with the same ones"
         )
     if cfg.MODEL.KEYPOINT_ON and not MetadataCatalog.get(dataset).get("keypoint_names"):
         raise UserError(f"{dataset}: has no keypoints; choose a keypoint data set")

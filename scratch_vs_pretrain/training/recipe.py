@@ -19,11 +19,13 @@ from detectron2.solver.build import (
     maybe_add_gradient_clipping,
     reduce_param_groups,
 )
+from detectron2.structures import BitMasks, PolygonMasks
 from detectron2.utils.registry import Registry
 from torch import nn
 
 from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.evaluation.panoptic import semantic_truth
 
 OPTIMIZERS = Registry("OPTIMIZERS")
 OPTIMIZERS.__doc__ = """Builders, called with the config and the model; they return an optimizer of
@@ -70,7 +72,22 @@ def build_mapper(cfg: Any) -> Callable[[dict[str, Any]], Any]:
     Raises:
         UserError: nothing of that name is registered.
     """
-    return _registered(MAPPERS, cfg.SVP.MAPPER, "SVP.MAPPER")(cfg)
+    mapper = _registered(MAPPERS, cfg.SVP.MAPPER, "SVP.MAPPER")(cfg)
+    return _with_background(mapper) if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN" else mapper
+
+
+def _with_background(mapper: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+    """Adds to a mapper's samples the semantic truth that a Panoptic FPN learns from."""
+
+    def mapped(record: dict[str, Any]) -> Any:
+        sample = mapper(record)
+        height, width = sample["image"].shape[-2:]
+        masks = sample["instances"].gt_masks  # records without instances are not trained on
+        if isinstance(masks, PolygonMasks):
+            masks = BitMasks.from_polygon_masks(masks, height, width)
+        return {**sample, "sem_seg": semantic_truth(masks.tensor, height, width)}
+
+    return mapped
 
 
 def depth_of(name: str) -> int | None:

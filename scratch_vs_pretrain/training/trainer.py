@@ -17,6 +17,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from scratch_vs_pretrain import _detectron2
 from scratch_vs_pretrain.data.stream import Samples, TrainingStream
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evaluation
@@ -236,6 +237,7 @@ class Trainer(SimpleTrainer):
                 "unreadable": sorted(self.stream.unreadable),
                 "seconds": progress["seconds"],
                 "recent": recent_values(self.storage),
+                "loss_normalizers": comm.gather(_detectron2.loss_normalizer(self.network)),
             },
         )
         if comm.is_main_process():
@@ -252,6 +254,8 @@ class Trainer(SimpleTrainer):
         self.totals = checkpoint["samples"]
         self._seconds_before = checkpoint["seconds"]
         self._recent = checkpoint["recent"]
+        normalizers = checkpoint.get("loss_normalizers", ())
+        _detectron2.restore_loss_normalizer(self.network, normalizers, comm.get_rank())
         self._restore_random_states(checkpoint["random"])
         if comm.is_main_process():
             self.stream.samples = Samples(**self.totals)

@@ -23,11 +23,11 @@ from scratch_vs_pretrain.evaluation.coco_score import NUMBERS
 from scratch_vs_pretrain.evaluation.error_types import ERROR_TYPES
 from scratch_vs_pretrain.evaluation.evaluator import (
     CocoScoreEvaluator,
-    as_tasks,
     evaluate_model,
     flat_metrics,
     write_evaluation,
 )
+from scratch_vs_pretrain.evaluation.others import as_tasks
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.training import distributed as process_group
 
@@ -344,7 +344,7 @@ def test_a_class_too_many_is_an_error(dataset):
     model = StoredModel(small_set())
     for output in model.outputs.values():
         output.pred_classes += 1
-    with pytest.raises(UserError, match=r"class 2 .*MODEL\.ROI_HEADS\.NUM_CLASSES to 2"):
+    with pytest.raises(UserError, match=r"class 2 .*NUM_CLASSES of its heads to 2"):
         evaluate_model(config(dataset), model)
 
 

@@ -5,7 +5,7 @@ from detectron2.data import DatasetMapper
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from scratch_vs_pretrain.evaluation.evaluator import EVALUATORS
+from scratch_vs_pretrain.evaluation.others import EVALUATORS
 from scratch_vs_pretrain.training.recipe import MAPPERS, OPTIMIZERS
 
 

@@ -1,0 +1,164 @@
+"""Panoptic quality and mean IoU of a Panoptic FPN on COCO-format data with masks.
+
+The objects are the things; what no object covers is one class of stuff, ``background``. Crowds are
+void. Definitions: Kirillov et al., "Panoptic Segmentation" (arXiv 1801.00868), Section 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from pycocotools import mask as mask_api
+
+from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
+
+# Of the semantic head, as Detectron2 numbers them: all things are 0.
+THINGS, BACKGROUND = 0, 1
+STUFF = "background"
+
+Segments = dict[int, str | int]
+
+
+class PanopticEvaluator(DatasetEvaluator):
+    """Scores "sem_seg" and "panoptic_seg" of a model's outputs; numbers are percent."""
+
+    def __init__(self, dataset_name: str) -> None:
+        truth = load_ground_truth(dataset_name, "segm")
+        self._images = {image["id"]: image for image in truth["images"]}
+        classes = {one["id"]: k for k, one in enumerate(sorted(truth["categories"], key=_id))}
+        self._things: tuple[str | int, ...] = tuple(classes.values())
+        self._objects: dict[Any, list[tuple[Any, Any]]] = {}
+        for one in truth["annotations"]:
+            label = None if one.get("iscrowd") else classes[one["category_id"]]
+            self._objects.setdefault(one["image_id"], []).append((label, one["segmentation"]))
+        self.reset()
+
+    def reset(self) -> None:
+        self._matched: Counter = Counter()
+        self._confusion = np.zeros((2, 2), np.int64)
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            truth, classes = self._truth(image["image_id"])
+            segments, information = output["panoptic_seg"]
+            found = {
+                one["id"]: one["category_id"] if one["isthing"] else STUFF for one in information
+            }
+            self._matched += match(segments.cpu().numpy(), found, truth, classes)
+            wanted = np.array([-1, *(int(name == STUFF) for name in classes.values())])[truth]
+            semantic = output["sem_seg"].argmax(0).cpu().numpy()
+            known = wanted >= 0
+            self._confusion += np.bincount(
+                2 * wanted[known] + semantic[known], minlength=4
+            ).reshape(2, 2)
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        parts = comm.gather((self._matched, self._confusion))
+        if not comm.is_main_process():
+            return {}
+        matched: Counter = sum((counts for counts, _ in parts), Counter())
+        confusion = sum(table for _, table in parts)
+        union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+        iou = confusion.diagonal()[union > 0] / union[union > 0]
+        numbers: dict[str, float] = {}
+        everything: tuple[str | int, ...] = (*self._things, STUFF)
+        for suffix, names in {"": everything, "_th": self._things, "_st": (STUFF,)}.items():
+            found = np.array([panoptic_quality(matched, name) for name in names])
+            known = found[np.isfinite(found).all(1)]
+            means = known.mean(0) if len(known) else [math.nan] * 3
+            for number, mean in zip(("PQ", "SQ", "RQ"), means, strict=True):
+                numbers[f"{number}{suffix}"] = float(mean)
+        mean_iou = 100 * float(iou.mean()) if len(iou) else math.nan
+        return {"sem_seg": {"mIoU": mean_iou}, "panoptic_seg": numbers}
+
+    def _truth(self, image_id: Any) -> tuple[np.ndarray, Segments]:
+        """Returns (height, width) segment numbers, 0 where void, and each number's class."""
+        height, width = (self._images[image_id][side] for side in ("height", "width"))
+        segments = np.full((height, width), -1, np.int64)
+        classes: Segments = {}
+        for label, segmentation in self._objects.get(image_id, ()):
+            free = _decoded(segmentation, height, width) & (segments < 0)
+            if label is None:
+                segments[free] = 0
+            elif free.any():
+                classes[len(classes) + 1] = label
+                segments[free] = len(classes)
+        if (segments < 0).any():
+            classes[len(classes) + 1] = STUFF
+            segments[segments < 0] = len(classes)
+        return segments, classes
+
+
+def match(
+    found: np.ndarray, found_classes: Segments, truth: np.ndarray, true_classes: Segments
+) -> Counter:
+    """Counts matches of one image's segments: those of one class whose IoU is above 0.5.
+
+    Args:
+        found: (height, width) numbers of segments, 0 for none.
+        found_classes: the class of each number.
+        truth: (height, width) numbers of true segments, 0 for void.
+        true_classes: the class of each number.
+
+    Returns:
+        by (class, what): the sum of IoUs ("iou"), and how many "matched", "found" and "true".
+    """
+    counts: Any = Counter()
+    pairs = Counter(zip(found.ravel().tolist(), truth.ravel().tolist(), strict=True))
+    area = Counter(found.ravel().tolist())
+    true_area = Counter(truth.ravel().tolist())
+    matched = set()
+    for (one, other), shared in pairs.items():
+        if found_classes.get(one, -1) != true_classes.get(other):
+            continue
+        iou = shared / (area[one] - pairs[one, 0] + true_area[other] - shared)
+        if iou > 0.5:
+            counts[true_classes[other], "iou"] += iou
+            counts[true_classes[other], "matched"] += 1
+            matched.add(one)
+    for one, name in found_classes.items():
+        # What lies in the void is no error.
+        if one in matched or pairs[one, 0] <= 0.5 * area[one]:
+            counts[name, "found"] += 1
+    for name in true_classes.values():
+        counts[name, "true"] += 1
+    return counts
+
+
+def panoptic_quality(counts: Counter, name: str | int) -> tuple[float, float, float]:
+    """Returns PQ, SQ and RQ of a class in percent, NaN where it neither is nor is found."""
+    either = (counts[name, "found"] + counts[name, "true"]) / 2
+    if not either:
+        return (np.nan, np.nan, np.nan)
+    iou, matched = counts[name, "iou"], counts[name, "matched"]
+    return 100 * iou / either, 100 * iou / max(matched, 1), 100 * matched / either
+
+
+def semantic_truth(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Returns (height, width) int64 classes of the semantic head for objects' masks.
+
+    Args:
+        masks: (objects, height, width) bool.
+        height: of the picture.
+        width: of the picture.
+    """
+    covered = masks.any(0) if len(masks) else torch.zeros(height, width, dtype=torch.bool)
+    return torch.where(covered, THINGS, BACKGROUND)
+
+
+def _decoded(segmentation: Any, height: int, width: int) -> np.ndarray:
+    if isinstance(segmentation, list):
+        segmentation = mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = mask_api.frPyObjects(segmentation, height, width)
+    return mask_api.decode(segmentation).astype(bool)
+
+
+def _id(category: Any) -> int:
+    return category["id"]
