@@ -19,7 +19,7 @@ from scratch_vs_pretrain.study.resolve import (
     run_config,
     schedules_of,
 )
-from scratch_vs_pretrain.study.schedule import branches_of
+from scratch_vs_pretrain.study.schedule import Trunk, branches_of
 from scratch_vs_pretrain.study.spec import Run, Study
 from scratch_vs_pretrain.study.switch import switched_study
 from scratch_vs_pretrain.training.branch import ENDED
@@ -113,10 +113,14 @@ def _plan_branches(study: Study, output: Path, sharing: bool) -> None:
             spec.name: Run(study.name, arm, spec, seed).folder(output) for spec in arm.schedules
         }
         begun = [name for name, folder in folders.items() if folder.state() != "planned"]
-        branches = branches_of(schedules_of(study, arm), study.switch, begun) if sharing else {}
+        schedules = {one.name: one for one in schedules_of(study, arm)}
+        branches = branches_of(schedules.values(), study.switch, begun) if sharing else {}
         for name, folder in folders.items():
             run = folder.read()
             points = {branch.at for branch in branches.values() if branch.of == name}
+            # From its first rate drop, a schedule that is longer can begin on another day.
+            own = Trunk((schedules[name],), study.switch).start_of(schedules[name])
+            points.update([own] if own > 0 else [])
             known, branch = run.branch, branches.get(name)
             if name not in begun:
                 known = Branch(of=branch.of, at=branch.at, taken=None) if branch else None

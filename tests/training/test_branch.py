@@ -54,10 +54,10 @@ def test_a_branch_equals_the_same_schedule_trained_alone(plan, assert_same):
 def test_branch_points_outlive_other_checkpoints(plan):
     short, long = plan("shared", overrides={"SVP.KEEP_CHECKPOINTS": 1})
     train(long)
-    assert iterations_kept(long) == [3, 8]
+    assert iterations_kept(long) == [3, 6, 8]  # 6: its own first drop
     train(short)
-    assert iterations_kept(short) == [5]
-    assert iterations_kept(long) == [3, 8]
+    assert iterations_kept(short) == [3, 5]
+    assert iterations_kept(long) == [3, 6, 8]
 
 
 def test_a_branch_killed_at_its_beginning_begins_anew(plan, monkeypatch, assert_same):
@@ -89,18 +89,25 @@ def test_a_stopped_branch_resumes_in_its_own_part(plan, assert_same, train_until
     assert_same(short, alone)
 
 
-def test_a_longer_schedule_goes_on_from_a_run_that_is_there(plan, assert_same):
-    """A trunk that did not keep the point lends what it has before it."""
-    (short,) = plan("grown", schedules=SCHEDULES[:1], overrides={"SVP.KEEP_CHECKPOINTS": 3})
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_longer_schedule_goes_on_from_a_finished_run(plan, assert_same, kept):
+    """From its first rate drop; without that checkpoint, from what there is before it."""
+    (short,) = plan("grown", schedules=SCHEDULES[:1])
     train(short)
-    assert iterations_kept(short) == [2, 4, 5]
-    _, long = plan("grown", overrides={"SVP.KEEP_CHECKPOINTS": 3})
+    assert iterations_kept(short) == [3, 4, 5]
+    if not kept:
+        (short.checkpoints / "0000003.pth").rename(short.checkpoints / "0000002.pth")
+    _, long = plan("grown")
     assert long.read().branch.of == "short"
-    train(long)
-    assert long.read().branch.taken.iteration == 2
-    _, alone = plan("alone", sharing=False, overrides={"SVP.KEEP_CHECKPOINTS": 3})
-    train(alone)
-    assert_same(long, alone)
+    assert long.read().branch.at == 3
+    if kept:
+        train(long)
+        assert long.read().branch.taken.iteration == 3
+        _, alone = plan("alone", sharing=False)
+        train(alone)
+        assert_same(long, alone)
+    else:
+        assert branch.find_origin(long) == (short, 2)
 
 
 def test_nothing_is_taken_while_the_trunk_is_not_there(plan):
