@@ -80,9 +80,8 @@ class Cell:
 
 def cells(shapes: tuple[str, ...] = ("normal", "skewed")) -> Iterator[Cell]:
     """Yields every design."""
-    for seeds, studies, gap, noise, shape, gain in itertools.product(
-        SEEDS, STUDIES, GAPS, NOISES, shapes, GAINS
-    ):
+    designs = itertools.product(SEEDS, STUDIES, GAPS, NOISES, shapes, GAINS)
+    for seeds, studies, gap, noise, shape, gain in designs:
         yield Cell(seeds, studies, gap, noise, shape, gain)
         if seeds == 1:
             yield Cell(seeds, studies, gap, noise, shape, gain, stated=True)
@@ -102,12 +101,14 @@ def simulate(cell: Cell, count: int, rng: np.random.Generator) -> dict[str, floa
     gains = [spread(arm[..., 2] - arm[..., 1], cell.sd) for arm in (scratch, other)]
     sd = None if cell.sd is None else cell.sd * math.sqrt(2)
     door = gate(gains[0], gains[1], spread(lead[..., 2] - lead[..., 1], sd), MARGIN)
-    claims = [Claim("early", early), Claim("at", at), Claim("end", end, door)]
     short = cell.gain >= MARGIN
-    yes, no, _ = decide(claims, MARGIN, ALPHA)
-    wrong_yes = np.array([cell.gap <= 0, cell.gap <= 0, cell.gap <= 0 or short])
-    wrong_no = np.array([cell.gap >= MARGIN, cell.gap >= MARGIN, cell.gap >= MARGIN or short])
-    found = {"answer": float(np.mean(((yes & wrong_yes) | (no & wrong_no)).any(axis=-1)[:, 0]))}
+    found = {"answer": 0.0}
+    if cell.studies == 1:
+        claims = [Claim("early", early), Claim("at", at), Claim("end", end, door)]
+        yes, no, _ = decide(claims, MARGIN, ALPHA)
+        wrong_yes = np.array([cell.gap <= 0, cell.gap <= 0, cell.gap <= 0 or short])
+        wrong_no = np.array([cell.gap >= MARGIN, cell.gap >= MARGIN, cell.gap >= MARGIN or short])
+        found["answer"] = float(((yes & wrong_yes) | (no & wrong_no)).any(axis=-1).mean())
     fine = spread(_localization(cell, count, rng), cell.sd)
     for name, value, opened in (("2", at, None), ("3", end, door), ("4", early, None)):
         found[name] = _wrong(cell, value.p_above(0.0), value.p_below(MARGIN), opened)

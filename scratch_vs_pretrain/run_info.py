@@ -194,6 +194,7 @@ class RunInfo(Model):
         tuned_on: the arm on which the recipe was searched, None if it was not.
         thresholds: of the conclusions of format 1.
         margin: the difference in AP that matters to the study.
+        level: how often all verdicts of the study together are to be right.
         converged: why the study takes its longest schedule for long enough.
         seconds: of training and evaluation; a branch's include its trunk's.
         host: that trains it, or did.
@@ -228,6 +229,7 @@ class RunInfo(Model):
     thresholds: dict[str, Json] = {}
     margin: Number | None = None
     noise: Noise | None = None
+    level: Number | None = None
     converged: str | None = None
     data: Data = Data()
     provenance: Provenance | None = None

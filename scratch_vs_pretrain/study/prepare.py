@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scratch_vs_pretrain.config import config_text, differences, load_config
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
-from scratch_vs_pretrain.run_info import Branch, Init, RunInfo, Switch
+from scratch_vs_pretrain.run_info import Branch, Init, Noise, RunInfo, Switch
 from scratch_vs_pretrain.study.audit import audit
 from scratch_vs_pretrain.study.initial_weights import check_models
 from scratch_vs_pretrain.study.resolve import (
@@ -92,8 +92,8 @@ def _prepare_run(
     described = _describe(study, run, files[folder.config_file], allowed)
     if folder.run_file.exists():
         _refuse_another_run(folder, files, described)
-        # By which thresholds a run is judged is no part of its training.
-        _update_idle(folder, thresholds=described.thresholds)
+        # By what a run is judged is no part of its training.
+        _update_idle(folder, margin=described.margin, level=described.level, noise=described.noise)
         return folder
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,9 @@ def _describe(study: Study, run: Run, cfg: CfgNode, allowed: dict[str, dict[str,
         allowed_differences=allowed,
         admitted=tuple(cfg.SVP.ADMIT),
         tuned_on=study.tuned_on,
-        thresholds=dict(study.conclusions),
+        margin=study.answer.margin if study.answer else None,
+        level=study.answer.level if study.answer else None,
+        noise=Noise(sd=study.noise.sd, because=study.noise.because) if study.noise else None,
     )
 
 

@@ -306,7 +306,7 @@ class Noise(Section):
     """The noise between seeds that is assumed where too few were trained to estimate it.
 
     Attributes:
-        sd: standard deviation of AP over seeds.
+        sd: standard deviation of the AP between two runs of one config.
         because: where the number is from; shown with verdicts.
     """
 
@@ -494,12 +494,6 @@ class Study(Section):
             for name, arm in arms.items()
         )
         return Stated(content, {**value.known, "arms": named})
-
-    @property
-    def conclusions(self) -> Mapping[str, float]:
-        """Thresholds by which this study's evidence is judged, beside the defaults."""
-        margin = {"margin": self.answer.margin} if self.answer else {}
-        return margin | ({"noise": self.noise.sd} if self.noise else {})
 
     def runs(self) -> tuple[Run, ...]:
         """Returns every run, by arm, schedule and seed."""

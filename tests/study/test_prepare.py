@@ -41,16 +41,18 @@ def test_new_seeds_and_another_description_are_accepted(write_study, tmp_path):
     assert [folder.state() for folder in prepared(study, tmp_path)] == ["finished", "planned"]
 
 
-def test_conclusions_are_written_and_brought_up_to_date(write_study, tmp_path):
-    folder = prepared(write_study(answer={"margin": 1}), tmp_path)[0]
-    assert folder.read().thresholds == {"margin": 1}
+def test_by_what_is_judged_is_written_and_brought_up_to_date(write_study, tmp_path):
+    noise = {"sd": 0.2, "because": "two runs"}
+    folder = prepared(write_study(answer={"margin": 1, "level": 0.9}, noise=noise), tmp_path)[0]
+    assert (folder.read().margin, folder.read().level) == (1, 0.9)
+    assert folder.read().noise.model_dump() == noise
     folder.update(state="finished")
     changed = write_study(answer={"margin": 2})
     with folder.lock():
         prepared(changed, tmp_path)
-    assert folder.read().thresholds == {"margin": 1}
+    assert folder.read().margin == 1
     prepared(changed, tmp_path)
-    assert folder.read().thresholds == {"margin": 2}
+    assert (folder.read().margin, folder.read().noise) == (2, None)
     assert folder.state() == "finished"
 
 

@@ -29,7 +29,7 @@ from scratch_vs_pretrain.analysis.stats.lines import (
     worths,
 )
 from scratch_vs_pretrain.analysis.stats.part import Part, part_of
-from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, OPEN, UNDECIDED
+from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, OPEN, UNDECIDED
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ def plain(value: Any) -> Any:
 
 
 def answers(
-    runs: Iterable[RunRecord], *, level: float = LEVEL, look: int = 1, looks: int = 1
+    runs: Iterable[RunRecord], *, level: float | None = None, look: int = 1, looks: int = 1
 ) -> tuple[Answer, ...]:
     """Answers the question of each study.
 
     Args:
         runs: of one study or of several.
-        level: of all verdicts of one study together, over all looks.
+        level: of all verdicts of one study together, over all looks; None: the study's own.
         look: which look at its growing evidence this is.
         looks: how many there may be.
 
@@ -128,10 +128,11 @@ def answers(
 
 
 def answer(
-    runs: Sequence[RunRecord], *, level: float = LEVEL, look: int = 1, looks: int = 1
+    runs: Sequence[RunRecord], *, level: float | None = None, look: int = 1, looks: int = 1
 ) -> Answer:
     """Answers the question of one study; see :func:`answers`."""
     found = settings(runs)
+    level = level or found[0].level
     # Arms beside scratch are ranked among themselves too, which is a family of its own.
     families = len(found) + (len({s.other for s in found}) > 1)
     parts = tuple(part_of(setting, level, look, looks, families) for setting in found)

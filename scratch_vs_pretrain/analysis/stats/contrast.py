@@ -158,7 +158,7 @@ def judge_contrast(
     for claim in (*claims[:2], last):
         if claim.name not in tested:
             tested[claim.name] = _untested(claim, contrast, alpha, bool(len(end)))
-    shorter = _shorter(contrast.scratch)
+    shorter = half_as_long(contrast.scratch)
     where, schedule = _catch_up(contrast)
     return Judged(
         tested["early"],
@@ -237,7 +237,7 @@ def shared_leads(ours: Curves, theirs: Curves) -> tuple[np.ndarray, np.ndarray]:
     return at[known], leads[kept][:, known]
 
 
-def _shorter(arm: Sequence[Curves]) -> Curves | None:
+def half_as_long(arm: Sequence[Curves]) -> Curves | None:
     """Returns the longest schedule that is at most half as long as the arm's longest."""
     fitting = [c for c in arm if 2 * c.length <= arm[-1].length]
     return fitting[-1] if fitting else None
@@ -249,7 +249,7 @@ def _gains(arm: Sequence[Curves], short: Curves | None) -> np.ndarray:
 
 def end_gate(contrast: Contrast) -> Gate | None:
     """Returns the gate of claims about the end; None where nothing tells whether it is one."""
-    ours, theirs = shorter = _shorter(contrast.scratch), _shorter(contrast.other)
+    ours, theirs = shorter = half_as_long(contrast.scratch), half_as_long(contrast.other)
     if ours is None and theirs is None:
         return OPEN if contrast.converged else None
     arms, sd = (contrast.scratch, contrast.other), contrast.sd

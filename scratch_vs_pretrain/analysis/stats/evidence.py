@@ -16,6 +16,7 @@ from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import final_results
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves
 from scratch_vs_pretrain.analysis.stats.thresholds import Thresholds, read_thresholds
+from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import Noise
@@ -46,6 +47,7 @@ class Setting:
         size: training images, where the study varies them.
         alone: the study has one other arm and one size.
         limits: by which it is judged.
+        level: how often all verdicts of the study together are right.
         sd: noise that is assumed below three seeds; None if none is.
         because: why.
         converged: why the study says that its training is long enough; empty where it does not.
@@ -58,6 +60,7 @@ class Setting:
     size: int | None
     alone: bool
     limits: Thresholds
+    level: float
     sd: float | None
     because: str
     converged: str
@@ -160,6 +163,7 @@ def settings(runs: Sequence[RunRecord]) -> tuple[Setting, ...]:
                     size or None,
                     len(sizes) == len(results.others) == 1,
                     limits,
+                    details["level"],
                     sd,
                     because,
                     details["converged"] or "",
@@ -175,7 +179,12 @@ def _details(runs: Sequence[RunRecord]) -> dict[str, Any]:
         thresholds = {k: v for k, v in run.thresholds.items() if k != "noise"}
         if run.margin is not None:
             thresholds["margin"] = run.margin
-        found = {"thresholds": thresholds, "noise": run.noise, "converged": run.converged}
+        found = {
+            "thresholds": thresholds,
+            "level": run.level or LEVEL,
+            "noise": run.noise,
+            "converged": run.converged,
+        }
         if first is not None and found != first:
             raise UserError(
                 f"study {run.study}: {runs[0].folder} and {run.folder} are to be judged by "
@@ -183,7 +192,7 @@ def _details(runs: Sequence[RunRecord]) -> dict[str, Any]:
                 "its own into every run.json"
             )
         first = found
-    return first or {"thresholds": {}, "noise": None, "converged": None}
+    return first or {}
 
 
 def _noise(stated: Noise | None, runs: Sequence[RunRecord]) -> tuple[float | None, str]:

@@ -94,14 +94,15 @@ def _need(setting: Setting, contrast: Contrast, verdict: Verdict, alpha: float) 
     if verdict.reason in ("seeds", "nothing"):
         more: int | None = LEAST_SEEDS - have
     else:
-        fewest = seeds_to_decide(_leads(contrast, verdict), contrast.margin, alpha, contrast.sd)
+        fewest = seeds_to_decide(leads_of(contrast, verdict), contrast.margin, alpha, contrast.sd)
         more = None if fewest is None else max(1, fewest - have)
     cost = _pair_hours(planned or setting.runs)
     hours = None if cost is None or more is None else more * cost
     return Need(verdict.claim, "seeds", more, length, hours, _cpu(setting.runs))
 
 
-def _leads(contrast: Contrast, verdict: Verdict) -> np.ndarray:
+def leads_of(contrast: Contrast, verdict: Verdict) -> np.ndarray:
+    """Returns the (n,) leads that a verdict rests on."""
     if verdict.claim == "early":
         return early_leads(contrast)[0]
     pair = (
