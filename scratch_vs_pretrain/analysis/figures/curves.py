@@ -90,10 +90,8 @@ def answer_figure(picture: Picture) -> Figure:
     region, said = picture.catch_up, catch_up_text(picture.catch_up)
     # Where nothing is excluded, grey from end to end would say no more.
     first = min((float(line.x[0]) for line in lines), default=0.0)
-    if (region is not None and first < region.low < np.inf) or (
-        region and np.isfinite(region.high)
-    ):
-        right = min(region.high, ax.get_xlim()[1])
+    if region is not None and (first < region.low < np.inf or np.isfinite(region.high)):
+        right = min(region.high, region.end)
         ax.axvspan(region.low, right, color="0.5", alpha=0.18, linewidth=0, zorder=0)
         said = f"{said} (grey)"
     name_axes(ax, metric_title(picture.metric), "iterations")
