@@ -1,37 +1,47 @@
-"""``svp report``: one HTML file that needs no network and no scripts."""
+"""``svp report``: one HTML file that needs no network and no scripts.
+
+First the answer with its picture and setting, then a section for each study; what few readers need
+is folded.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import importlib.resources
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from scratch_vs_pretrain.analysis.figures.curves import (
+    answer_figure,
     ap_figure,
     iou_figure,
-    loss_figure,
     overlay_figure,
 )
-from scratch_vs_pretrain.analysis.figures.style import figure_bytes
+from scratch_vs_pretrain.analysis.figures.sizes import by_size, sizes_figure
+from scratch_vs_pretrain.analysis.figures.style import arm_styles, figure_bytes
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
-from scratch_vs_pretrain.analysis.stats.comparison import (
-    by_study,
-    final_results,
-    gaps,
-    means,
-    pairs,
+from scratch_vs_pretrain.analysis.stats.answer import Answer, answer
+from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
+from scratch_vs_pretrain.analysis.stats.conclusions import conclude
+from scratch_vs_pretrain.analysis.stats.cost import names
+from scratch_vs_pretrain.analysis.stats.part import Picture
+from scratch_vs_pretrain.analysis.stats.samples import samples_table
+from scratch_vs_pretrain.analysis.tables.errors import COSTS, errors_table
+from scratch_vs_pretrain.analysis.tables.pairs import (
+    catch_up_table,
+    gap_table,
+    metrics_table,
+    schedules_table,
 )
-from scratch_vs_pretrain.analysis.stats.conclusions import NOT_ENOUGH, conclude
-from scratch_vs_pretrain.analysis.tables import pairs as tables
-from scratch_vs_pretrain.analysis.tables.errors import errors_table
 from scratch_vs_pretrain.analysis.tables.published import published_table
 from scratch_vs_pretrain.analysis.tables.runs import (
     differences_table,
@@ -42,37 +52,67 @@ from scratch_vs_pretrain.analysis.tables.table import Table, render
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import write_atomically
 
-FIGURES: dict[str, Callable[..., Figure]] = {
-    "AP versus the length of training": ap_figure,
-    "Box AP and training loss": loss_figure,
-    "All schedules": overlay_figure,
-    "AP gap at each IoU threshold": iou_figure,
-}
-
 TableMaker = Callable[[Sequence[RunRecord]], Table]
+
+FOLDED: dict[str, TableMaker] = {
+    "All metrics at the longest schedules": metrics_table,
+    "The gap, paired by seed, with its statistics": gap_table,
+    "Where scratch catches up, in iterations, images, pixels and hours": catch_up_table,
+    "Samples seen, pre-training included": samples_table,
+    "Every run": runs_table,
+    "Final configs, key by key": differences_table,
+    "Provenance": provenance_table,
+}
+# A reader who wants these has the table of gaps.
+SCHEDULE_COLUMNS = ("iterations", "images", "epochs")
+
+SPARK_WIDTH, SPARK_HEIGHT = 120, 34
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure of the report."""
+class ArmFacts:
+    """What the arms differ in.
 
-    title: str
-    svg: Markup
+    Attributes:
+        name: the arm's.
+        color: in every figure.
+        start: its initial weights.
+        runs: how many are finished.
+        differs: config keys that the study lets its arms differ in, with their values.
+    """
+
+    name: str
+    color: str
+    start: str
+    runs: str
+    differs: str
 
 
 @dataclass(frozen=True)
 class StudyPart:
-    """What the report says about one study."""
+    """What the report says about one study.
+
+    Attributes:
+        name: the study's.
+        answer: None where there is none, for the reason that is the first note.
+        arms: see :class:`ArmFacts`.
+        spark: both arms' curves in miniature.
+        pictures: the answer's.
+        figures: what else there is to see.
+        tables: the important ones.
+        folded: the others, by title.
+        notes: why something is missing.
+    """
 
     name: str
-    description: str
-    summary: str
+    answer: Answer | None
+    arms: tuple[ArmFacts, ...]
+    spark: Markup
+    pictures: tuple[Markup, ...]
+    figures: tuple[tuple[str, Markup], ...]
     tables: tuple[Markup, ...]
-    figures: tuple[Drawn, ...]
+    folded: Mapping[str, Markup]
     notes: tuple[str, ...]
-    differences: Markup
-    runs: Markup
-    provenance: Markup
 
 
 def write_report(folder: Path, output: Path) -> None:
@@ -100,101 +140,154 @@ def report_html(folder: Path) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(template).render(
-        title="Scratch against pre-training: " + ", ".join(groups),
+        studies=[_study(members, f"s{n}-") for n, members in enumerate(groups.values())],
+        across=list(_across(runs)),
+        conclusions=conclude(runs),
         folder=folder,
+        outputs=dict.fromkeys(_output(run) for run in runs),
         runs=len(runs),
         finished=sum(run.state == "finished" for run in runs),
-        studies=[_study(members, number) for number, members in enumerate(groups.values())],
-        conclusions=conclude(runs),
-        not_enough=NOT_ENOUGH,
     )
 
 
-def _study(runs: Sequence[RunRecord], number: int) -> StudyPart:
-    notes: list[str] = []
-    made: list[Table] = []
-    make: TableMaker
-    makers = (
-        tables.schedules_table,
-        tables.metrics_table,
-        tables.gap_table,
-        tables.catch_up_table,
-    )
-    for make in makers:
-        try:
-            made.append(make(runs))
-        except UserError as error:
-            notes.append(str(error))
-    # Most studies are not the paper's; evaluations of old have no error types.
-    for make in (published_table, errors_table):
+def _output(run: RunRecord) -> Path:
+    """Returns the folder that `svp run -o` was given: its study's folder lies in it."""
+    parents = run.folder.parents
+    return next((p.parent for p in parents if p.name == run.study), run.folder.parent)
+
+
+def _across(runs: Sequence[RunRecord]) -> Iterator[tuple[str, Markup]]:
+    """Yields the figure of AP against images where several studies differ in nothing else."""
+    if len(by_study(runs)) > 1:
         with contextlib.suppress(UserError):
-            made.append(make(runs))
+            yield "AP against training images", _svg(sizes_figure(runs), "across-")
+
+
+def _study(runs: Sequence[RunRecord], prefix: str) -> StudyPart:
+    notes: list[str] = []
+    found: Answer | None = None
+    try:
+        found = answer(runs)
+    except UserError as error:
+        notes.append(str(error))
+    pictures = [part.picture for part in found.parts] if found else []
+    made = list(_tables(runs, notes))
+    folded = dict(_folded(runs, made, notes))
     return StudyPart(
         name=runs[0].study,
-        description=runs[0].description or "",
-        summary=_summary(runs),
-        tables=tuple(map(_html, _each_note_once(made))),
-        figures=tuple(_figures(runs, number, notes)),
+        answer=found,
+        arms=tuple(_arms(runs)),
+        spark=_spark(pictures[0]) if pictures else Markup(""),
+        pictures=tuple(
+            _svg(answer_figure(picture), f"{prefix}a{n}-")
+            for n, picture in enumerate(pictures)
+            if any(len(band.iterations) for band in picture.curves.values())
+        ),
+        figures=tuple(_figures(runs, prefix, notes)),
+        tables=tuple(map(_html, made)),
+        folded=folded,
         notes=tuple(dict.fromkeys(notes)),
-        differences=_html(differences_table(runs)),
-        runs=_html(runs_table(runs)),
-        provenance=_html(provenance_table(runs)),
     )
 
 
-def _each_note_once(made: Sequence[Table]) -> Iterator[Table]:
-    """Leaves out what the notes of an earlier table say already."""
-    said: set[str] = set()
-    for table in made:
+def _arms(runs: Sequence[RunRecord]) -> Iterator[ArmFacts]:
+    styles = arm_styles(dict.fromkeys(run.arm for run in runs), scratch_arm(runs))
+    for arm, style in styles.items():
+        mine = [run for run in runs if run.arm == arm]
+        init = mine[0].init
+        start = "random weights" if mine[0].from_scratch else str(init.weights or "a checkpoint")
+        if not mine[0].from_scratch and init.sha256:
+            start = f"{Path(start).name}, sha256 {init.sha256[:12]}"
+        finished = sum(run.state == "finished" for run in mine)
+        allowed = {
+            key: values[arm]
+            for key, values in mine[0].allowed_differences.items()
+            if isinstance(values, Mapping) and arm in values
+        }
+        differs = ", ".join(f"{key} {value}" for key, value in allowed.items())
+        yield ArmFacts(arm, style.color, start, f"{finished} of {len(mine)}", differs)
+
+
+def _tables(runs: Sequence[RunRecord], notes: list[str]) -> Iterator[Table]:
+    try:
+        yield schedules_table(runs).without(SCHEDULE_COLUMNS)
+    except UserError as error:
+        notes.append(str(error))
+        return
+    if any(cost in names(run) for run in runs for cost in COSTS):
+        yield errors_table(runs)
+    # Most studies are not the paper's.
+    with contextlib.suppress(UserError):
+        yield published_table(runs)
+
+
+def _folded(
+    runs: Sequence[RunRecord], shown: Sequence[Table], notes: list[str]
+) -> Iterator[tuple[str, Markup]]:
+    """Yields the other tables, without what the notes of an earlier one say already."""
+    said = {note for table in shown for note in table.notes}
+    for title, make in FOLDED.items():
+        try:
+            table = make(runs)
+        except UserError as error:
+            if make in (runs_table, differences_table, provenance_table):
+                raise
+            notes.append(str(error))
+            continue
         new = tuple(note for note in table.notes if note not in said)
         said.update(new)
-        yield dataclasses.replace(table, notes=new)
+        yield title, _html(dataclasses.replace(table, notes=new))
 
 
-def _summary(runs: Sequence[RunRecord]) -> str:
-    try:
-        results = final_results(runs)
-    except UserError as error:
-        return str(error)
-    scratch = (results.scratch, results.longest(results.scratch).schedule)
-    known = {metric for final in results.finals.values() for metric in final.scores}
-    metric = "keypoints/AP" if "keypoints/AP" in known else "bbox/AP"
-    sentences = []
-    for arm in results.others:
-        other = (arm, results.longest(arm).schedule)
-        paired = pairs(results, scratch, other)
-        if not paired:
-            sentences.append(f"no seed has {results.scratch} and {arm} finished yet.")
-            continue
-        (ours,) = means({seed: a for seed, (a, _) in enumerate(paired)}, [metric])
-        (theirs,) = means({seed: b for seed, (_, b) in enumerate(paired)}, [metric])
-        (gap,) = gaps(paired, [metric])
-        reach = f" ± {gap.half_width:.1f}" if gap.half_width is not None else ""
-        seeds = f"{len(paired)} seed{'s' * (len(paired) > 1)}"
-        sentences.append(
-            f"{results.scratch} ({scratch[1]}) ends at {ours.value:.1f} {metric}, {arm} "
-            f"({other[1]}) at {theirs.value:.1f}: a gap of {gap.value:+.1f}{reach} over {seeds}."
-        )
-    return " ".join(sentences)
-
-
-def _figures(runs: Sequence[RunRecord], number: int, notes: list[str]) -> Iterator[Drawn]:
-    one_schedule = len({(run.arm, run.schedule) for run in runs}) == len({r.arm for r in runs})
-    for index, (title, make) in enumerate(FIGURES.items()):
-        if make is overlay_figure and one_schedule:
-            continue
+def _figures(
+    runs: Sequence[RunRecord], prefix: str, notes: list[str]
+) -> Iterator[tuple[str, Markup]]:
+    known = {name for run in runs for name in names(run)}
+    # The picture of the answer shows the main one.
+    others = [m for m in ("bbox/AP", "segm/AP", "keypoints/AP", "total_loss") if m in known][1:]
+    makers: dict[str, Callable[[Sequence[RunRecord]], Figure]] = {}
+    if others:
+        makers["More over the length of training"] = lambda runs: ap_figure(runs, metrics=others)
+    if len({(run.arm, run.schedule) for run in runs}) > len({run.arm for run in runs}):
+        makers["All schedules"] = overlay_figure
+    if len(by_size(runs)) > 1:
+        makers["AP against training images"] = sizes_figure
+    makers["Where the gap lies: AP at each IoU threshold"] = iou_figure
+    for number, (title, make) in enumerate(makers.items()):
         try:
-            svg = figure_bytes(make(runs), ".svg").decode()
+            yield title, _svg(make(runs), f"{prefix}{number}-")
         except UserError as error:
             notes.append(f"{title}: {error}.")
-            continue
-        yield Drawn(title, Markup(_inline(svg, f"f{number}-{index}-")))
 
 
-def _inline(svg: str, prefix: str) -> str:
-    """Returns an SVG file's element with ids that no other figure of the page has."""
+def _svg(figure: Figure, prefix: str) -> Markup:
+    """Returns a figure as an SVG element with ids that no other figure of the page has."""
+    for patch in (figure.patch, *(ax.patch for ax in figure.axes)):
+        patch.set_alpha(0)
+    svg = figure_bytes(figure, ".svg").decode()
     element = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", element)
+    return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", element))
+
+
+def _spark(picture: Picture) -> Markup:
+    """Returns both arms' curves as an SVG of the size of a word."""
+    styles = arm_styles(picture.curves, next(iter(picture.curves), None))
+    bands = {arm: band for arm, band in picture.curves.items() if len(band.iterations)}
+    right = max((float(band.iterations[-1]) for band in bands.values()), default=1)
+    top = max((float(band.mean.max()) for band in bands.values()), default=1) or 1
+    lines = []
+    for arm, band in bands.items():
+        points = " ".join(
+            f"{2 + (SPARK_WIDTH - 4) * x / right:.1f},"
+            f"{SPARK_HEIGHT - 2 - (SPARK_HEIGHT - 4) * y / top:.1f}"
+            for x, y in zip(band.iterations.tolist(), band.mean.tolist(), strict=True)
+            if math.isfinite(y)
+        )
+        color = styles[arm].color
+        lines.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
+    size: dict[str, Any] = {"width": SPARK_WIDTH, "height": SPARK_HEIGHT}
+    attributes = " ".join(f'{name}="{value}"' for name, value in size.items())
+    return Markup(f'<svg class="spark" role="img" {attributes}>{"".join(lines)}</svg>')
 
 
 def _html(table: Table) -> Markup:

@@ -95,6 +95,12 @@ class Folders:
         return file
 
 
+@pytest.fixture(scope="session")
+def folders_in() -> type[Folders]:
+    """For fixtures that are made once for a module."""
+    return Folders
+
+
 @pytest.fixture
 def folders(tmp_path: Path) -> Folders:
     return Folders(tmp_path)

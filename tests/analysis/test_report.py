@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from scratch_vs_pretrain.analysis.report import report_html, write_report
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.stats.answer import answers
 from scratch_vs_pretrain.errors import UserError
 
 DEMO = Path(__file__).parents[2] / "notebooks" / "data" / "demo"
@@ -37,8 +39,10 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-@pytest.fixture
-def study(folders):
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, folders_in):
+    """Three pairs, below a folder with the name of their study."""
+    folders = folders_in(tmp_path_factory.mktemp("report"))
     curve = {100: 5.0, 300: 15.0}
     for seed in range(3):
         for arm, end in (("scratch", 30.0 + seed / 10), ("pretrained", 31.0)):
@@ -46,26 +50,67 @@ def study(folders):
             folder = folders.run(arm, seed, curve={**curve, 600: end}, provenance=versions)
             weights = "" if arm == "scratch" else "w.pth"
             (folder / "config.yaml").write_text(f"MODEL: {{WEIGHTS: '{weights}', DEPTH: 18}}\n")
-    return folders
+    return folders.root / "output" / "demo"
 
 
-def test_report_says_what_was_found(study):
-    text = " ".join(" ".join(Page(report_html(study.root)).words).split())
-    assert "scratch (600it) ends at 30.1 bbox/AP, pretrained (600it) at 31.0" in text
-    assert "a gap of -0.9 ± 0.2 over 3 seeds" in text
+@pytest.fixture(scope="module")
+def file(study):
+    """The report of that study, rendered once."""
+    write_report(study, study.parent / "report.html")
+    return study.parent / "report.html"
+
+
+def words(text):
+    return " ".join(" ".join(Page(text).words).split())
+
+
+def test_the_answer_comes_first_and_then_its_evidence(study, file):
+    text = words(file.read_text())
+    (found,) = answers(load_runs(study))
+    places = [text.index("Does pre-training help?")]
+    for said in (found.lines[0].title, "What the arms differ in", "random weights", "The evidence"):
+        places.append(text.index(said, places[-1]))
+    assert found.setting in text
+    assert "-0.9 ± 0.2" in text
     assert "6 runs, 6 of them finished" in text
     assert 'MODEL.WEIGHTS "" "w.pth"' in text
     assert "DEPTH" not in text
     assert "torch 2.11" in text
 
 
-def test_report_loads_nothing_and_its_ids_are_unique(study):
-    page = Page(report_html(study.root))
+def test_how_to_repeat_it_names_the_folder_that_svp_run_was_given(study, file):
+    """With the study's own folder it would train everything again, in output/demo/demo."""
+    text = words(file.read_text())
+    assert f"svp run STUDY.yaml -o {study.parent} svp report {study} -o report.html" in text
+
+
+def test_report_loads_nothing_and_its_ids_are_unique(file):
+    page = Page(file.read_text())
     assert page.tags.count("svg") == 3
     assert "script" not in page.tags
     assert {load for load in page.loads if not load.startswith("#")} == {"data:,"}
     assert {load[1:] for load in page.loads if load.startswith("#")} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_provenance_runs_and_full_tables_are_folded(file):
+    text = file.read_text()
+    folded = " ".join(re.findall(r"<details>(.*?)</details>", text, re.DOTALL))
+    for said in ("BCa low", "torch", "Every run", "its last", "key by key"):
+        assert said in folded
+        assert said not in re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+
+
+def test_several_studies_begin_with_an_overview():
+    page = Page(report_html(DEMO.parent / "demo_regimes"))
+    text = " ".join(" ".join(page.words).split())
+    start = text[: text.index("The demo's detector")]
+    for study in ("less-shapes-100", "less-shapes-300", "less-shapes-1000", "less-shapes-3000"):
+        assert study in start
+        assert f"#study-{1 + (100, 300, 1000, 3000).index(int(study[12:]))}" in page.loads
+    assert start.count("undecided") == 12
+    assert page.tags.count("polyline") == 8
+    assert "AP against training images" in start
 
 
 def test_what_users_wrote_is_escaped(folders):
@@ -163,8 +208,8 @@ window.addEventListener("load", () => {{
 </script>"""
 
 
-def test_report_on_a_phone(study, tmp_path, browse):
-    (tmp_path / "phone.html").write_text(PHONE.format(page=escape(report_html(study.root))))
+def test_report_on_a_phone(file, tmp_path, browse):
+    (tmp_path / "phone.html").write_text(PHONE.format(page=escape(file.read_text())))
     shown, console = browse(tmp_path / "phone.html", "--virtual-time-budget=5000", "--dump-dom")
     found = json.loads(unescape(re.search(r"<body>(\{.*\})", shown)[1]))
     assert console == []
@@ -173,18 +218,18 @@ def test_report_on_a_phone(study, tmp_path, browse):
     assert found["scroll"] <= 390
     assert found["text"] >= 14
     assert len(found["figures"]) == 3
-    # Wide enough to read; the page stays still while a figure is moved sideways.
-    assert all(width > 400 and height > 150 for width, height in found["figures"])
+    # The first fits; wider ones are moved sideways, while the page stays still.
+    assert found["figures"][0][0] <= 360
+    assert all(width > 300 and height > 150 for width, height in found["figures"])
     assert all(paths > 20 for paths in found["paths"])
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_report_as_a_picture(study, tmp_path, browse, dark):
-    write_report(study.root, tmp_path / "report.html")
+def test_report_as_a_picture(file, tmp_path, browse, dark):
     picture = tmp_path / "report.png"
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     _, console = browse(
-        tmp_path / "report.html", scheme, "--hide-scrollbars", "--window-size=1200,4000",
+        file, scheme, "--hide-scrollbars", "--window-size=1200,4000",
         f"--screenshot={picture}",
     )  # fmt: skip
     assert console == []
@@ -193,3 +238,21 @@ def test_report_as_a_picture(study, tmp_path, browse, dark):
     assert corner < 60 if dark else corner > 240
     red, green, blue = np.moveaxis(pixels.astype(int), -1, 0)
     assert ((red - green > 60) & (green - blue > 30)).sum() > 200  # scratch's lines
+
+
+def test_nothing_is_lost_on_paper(file, tmp_path, browse):
+    """Tables fit the width of A4 within its margins, and what is folded is printed."""
+    text = file.read_text().replace("@media print {", "@media all {").replace("@page", "@media")
+    text = text.replace("body { max-width: none;", "body { width: 182mm; max-width: none;")
+    measure = """<script>window.addEventListener("load", () => {
+      const right = document.body.getBoundingClientRect().right;
+      const wide = [...document.querySelectorAll("table, figure svg")].filter(
+        one => one.getBoundingClientRect().right > right + 1);
+      const hidden = [...document.querySelectorAll("details table")].filter(
+        one => one.getBoundingClientRect().height == 0);
+      document.body.textContent = JSON.stringify({wide: wide.length, hidden: hidden.length});
+    });</script></body>"""
+    text = re.sub(r"<meta http-equiv[^>]*>", "", text).replace("</body>", measure)
+    (tmp_path / "paper.html").write_text(text)
+    shown, _ = browse(tmp_path / "paper.html", "--virtual-time-budget=5000", "--dump-dom")
+    assert json.loads(re.search(r"<body>(\{.*\})", shown)[1]) == {"wide": 0, "hidden": 0}

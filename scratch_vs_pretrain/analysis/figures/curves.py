@@ -44,6 +44,8 @@ from scratch_vs_pretrain.analysis.stats.part import Picture
 from scratch_vs_pretrain.errors import UserError
 
 HEIGHT = 2.9
+# Inches: a telephone shows it without making its text too small.
+ANSWER_WIDTH = 4.4
 DROP_COLOR = "0.75"
 
 
@@ -73,7 +75,7 @@ def ap_figure(
 
 def answer_figure(picture: Picture) -> Figure:
     """Draws an answer: both arms' curves with 95 % bands, and where scratch catches up."""
-    figure, (ax,) = new_figure(1, width=PAGE_WIDTH, height=3.2)
+    figure, (ax,) = new_figure(1, width=ANSWER_WIDTH, height=3.0)
     scratch = next(iter(picture.curves), None)
     styles = arm_styles(picture.curves, scratch)
     lines = [
@@ -99,14 +101,20 @@ def answer_figure(picture: Picture) -> Figure:
     add_caption(
         figure,
         [
-            f"{picture.title}, mean of {' or '.join(map(str, seeds)) or 'no'} seeds"
-            f"{' with its 95 % interval' if max(seeds, default=0) > 2 else ''}.",
+            f"{picture.title}, {_mean_of(seeds)}.",
             *([f"{scratch} {said}."] if said else []),
             *(["Dotted: the learning rate drops."] if picture.drops else []),
         ],
     )
     label_arms(ax, lines, styles)
     return figure
+
+
+def _mean_of(seeds: Sequence[int]) -> str:
+    if max(seeds, default=0) < 2:
+        return "one seed" if seeds else "nothing finished"
+    interval = " with its 95 % interval" if max(seeds) > 2 else ""
+    return f"mean of {' or '.join(map(str, seeds))} seeds{interval}"
 
 
 def loss_figure(

@@ -8,7 +8,7 @@ import html
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,15 @@ class Table:
     notes: tuple[str, ...] = ()
     details: tuple[str, ...] = ()
 
+    def without(self, columns: Collection[str]) -> Table:
+        """Returns the table without some columns."""
+        kept = [k for k, column in enumerate(self.header) if column not in columns]
+        return dataclasses.replace(
+            self,
+            header=tuple(self.header[k] for k in kept),
+            rows=tuple(tuple(row[k] for k in kept) for row in self.rows),
+        )
+
     def _repr_html_(self) -> str:
         """Shows the table in a notebook."""
         return render(self, "html")
@@ -114,20 +123,13 @@ def render(table: Table, form: str = "text") -> str:
 
 
 def _latex(table: Table) -> str:
-    columns = list(table.header)
     dropped: list[str] = []
     for column in (*table.details, None):
-        size = next((size for size, at in SIZES.items() if _width(table, columns, at) < PAGE), None)
+        small = table.without(dropped)
+        size = next((size for size, at in SIZES.items() if _width(small, at) < PAGE), None)
         if size is not None or column is None:
             break
-        columns.remove(column)
         dropped.append(column)
-    kept = [k for k, column in enumerate(table.header) if column in columns]
-    small = dataclasses.replace(
-        table,
-        header=tuple(columns),
-        rows=tuple(tuple(row[k] for k in kept) for row in table.rows),
-    )
     body = _body(small, "latex")
     packages = ["booktabs"]
     if size is None:
@@ -150,13 +152,12 @@ def _latex(table: Table) -> str:
     )
 
 
-def _width(table: Table, columns: Sequence[str], character: float) -> float:
+def _width(table: Table, character: float) -> float:
     """Returns about how many points a LaTeX table is wide, at a width of its digits."""
     total = 0.0
     for k, column in enumerate(table.header):
-        if column in columns:
-            lines = [*column.rsplit(" ", 1), *(_text(row[k]) for row in table.rows)]
-            total += character * max(map(len, lines)) + 2 * SEPARATION
+        lines = [*column.rsplit(" ", 1), *(_text(row[k]) for row in table.rows)]
+        total += character * max(map(len, lines)) + 2 * SEPARATION
     return total
 
 
