@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
+from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import bottom_up_of
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
@@ -14,7 +16,12 @@ from scratch_vs_pretrain.modeling.detector import match_detector
 from scratch_vs_pretrain.modeling.norms import norm_layers
 from scratch_vs_pretrain.modeling.timm_backbone import TimmBackbone
 from scratch_vs_pretrain.modeling.vgg import pretrained_part
-from scratch_vs_pretrain.modeling.weights import LoadReport, check_input, match_backbone
+from scratch_vs_pretrain.modeling.weights import (
+    LoadReport,
+    check_input,
+    input_settings,
+    match_backbone,
+)
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -38,11 +45,19 @@ def match_initial(
     weights = cfg.MODEL.WEIGHTS
     if cfg.SVP.LOAD not in LOADS:
         raise UserError(f"SVP.LOAD: {cfg.SVP.LOAD!r}; use {' or '.join(LOADS)}")
-    check_input(cfg, read_metadata(weights), weights)
+    check_input(cfg, _origin(weights), weights)
     of_detector = cfg.SVP.LOAD == "detector"
     match = match_detector if of_detector else match_backbone
     report, tensors = match(model, read_checkpoint(weights), weights, cfg.SVP.NORM_WEIGHTS)
     return report, model if of_detector else pretrained_part(model), tensors
+
+
+def _origin(weights: str) -> dict[str, Any]:
+    """Returns what is noted of a checkpoint's training; of a run's, that is its config."""
+    config = Path(weights).parent.parent / "config.yaml"
+    if Path(weights).parent.name == "checkpoints" and config.is_file():
+        return {"input": input_settings(load_config(config))}
+    return read_metadata(weights)
 
 
 def load_initial(model: nn.Module, cfg: CfgNode) -> LoadReport | None:

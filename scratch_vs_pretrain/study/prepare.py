@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import Branch, Init, Noise, RunInfo, Switch
 from scratch_vs_pretrain.study.audit import audit
-from scratch_vs_pretrain.study.initial_weights import check_models
+from scratch_vs_pretrain.study.initial_weights import check_models, with_origins
 from scratch_vs_pretrain.study.resolve import (
     arm_config,
     resolved_schedule,
@@ -41,14 +42,17 @@ def prepare(study: Study, output: Path, sharing: bool = True) -> list[RunFolder]
             is.
 
     Raises:
-        UserError: the arms differ in more than the study allows; as :func:`check_trainable`; a
-            folder holds a run of another config or of other weights; or a folder cannot be written.
-            Nothing was started.
+        UserError: the arms differ in more than the study allows; as :func:`with_origins` and
+            :func:`check_trainable`; a folder holds a run of another config or of other weights; or
+            a folder cannot be written. Nothing was started.
     """
     allowed = {key: dict(values) for key, values in audit(study).allowed.items()}
+    seeds = {seed: with_origins(study, seed, output) for seed in study.seeds}
+    arms = {(arm.name, seed): arm for seed, one in seeds.items() for arm in one.arms}
     if any(run.folder(output).state() not in ENDED for run in study.runs()):
-        check_trainable(study)
-    folders = [_prepare_run(study, run, allowed, output) for run in study.runs()]
+        check_trainable(seeds[study.seeds[0]])
+    started = [dataclasses.replace(run, arm=arms[run.arm.name, run.seed]) for run in study.runs()]
+    folders = [_prepare_run(study, run, allowed, output) for run in started]
     _plan_branches(study, output, sharing)
     return folders
 

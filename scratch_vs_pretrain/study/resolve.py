@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.config import default_config, merge_file, merge_overrides
@@ -86,9 +87,19 @@ def arm_config(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
         cfg.SVP.EVAL_ITERATIONS = study.evaluation.at
     merge_data(cfg, study, arm)
     merge_overrides(cfg, arm.overrides, f"{study.file}: arms.{arm.name}.overrides")
+    if cfg.MODEL.TIMM.NAME:
+        _take_pixels_of_timm(cfg, {**study.overrides, **arm.overrides})
     _check_data_names(cfg, study)
     schedule.resolve(cfg.SOLVER.IMS_PER_BATCH, cfg.SVP.REFERENCE_BATCH).apply(cfg)
     cfg.MODEL.WEIGHTS = arm.weights
+    if arm.load == "detector" and not arm.weights:
+        raise UserError(
+            f"{study.file}: arms.{arm.name}.load: init is scratch, which is no detector; "
+            "leave load out"
+        )
+    cfg.SVP.LOAD = arm.load if arm.load != "backbone" else cfg.SVP.LOAD
+    cfg.SVP.FREEZE = arm.freeze or cfg.SVP.FREEZE
+    cfg.SVP.ADMIT = study.admit or cfg.SVP.ADMIT
     cfg.OUTPUT_DIR = ""
     return cfg
 
@@ -102,6 +113,15 @@ def resolved_schedule(study: Study, arm: Arm, schedule: Schedule) -> Schedule:
 def schedules_of(study: Study, arm: Arm) -> list[Schedule]:
     """Returns an arm's schedules, in the study's order."""
     return [resolved_schedule(study, arm, schedule) for schedule in arm.schedules]
+
+
+def _take_pixels_of_timm(cfg: CfgNode, stated: Collection[str]) -> None:
+    """Sets the pixels that a network of timm was trained with, unless the study states others."""
+    from scratch_vs_pretrain.modeling.timm_backbone import pixel_settings
+
+    pixels = pixel_settings(cfg.MODEL.TIMM.NAME)
+    unstated = {key: value for key, value in pixels.items() if key not in stated}
+    merge_overrides(cfg, unstated, "MODEL.TIMM.NAME")
 
 
 def _check_data_names(cfg: CfgNode, study: Study) -> None:

@@ -438,6 +438,8 @@ class Study(Section):
         evaluation: when to evaluate.
         data: your own data, in place of the config's; classes and heads follow.
         allow_differences: config keys that arms may differ in; every table names them.
+        admit: checks to switch off, for a study of mistakes: frozen-stages-from-scratch,
+            frozen-norm-from-scratch, small-batch-norm, no-warm-up; every table names them.
         switch: what every run goes on with at its end.
         tune: the search that has to come first.
         imports: your own modules, installed or on PYTHONPATH: imported in every process
@@ -468,6 +470,7 @@ class Study(Section):
     evaluation: Evaluation = Evaluation()
     data: Data | None = None
     allow_differences: Annotated[tuple[Text, ...], Listed()] = ()
+    admit: Annotated[tuple[Text, ...], Listed()] = ()
     switch: Switch | None = None
     tune: Tune | None = None
     imports: Annotated[tuple[Annotated[Text, BeforeValidator(_read_module)], ...], Listed()] = ()

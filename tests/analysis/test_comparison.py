@@ -104,6 +104,13 @@ def test_allowed_differences_are_printed(folders):
     assert notes(results(folders)).count(note) == 1
 
 
+def test_admitted_mistakes_are_printed(folders):
+    folders.run("scratch", admitted=["no-warm-up", "small-batch-norm"])
+    folders.run("pretrained")
+    note = "Wrong on purpose: the study admits no-warm-up, small-batch-norm."
+    assert notes(results(folders)).count(note) == 1
+
+
 def test_arm_without_a_partner(folders):
     folders.run("scratch")
     with pytest.raises(UserError, match="scratch has no partner here; give the folder of pretr"):
