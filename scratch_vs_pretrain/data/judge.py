@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import repeat
 from operator import itemgetter
 from typing import Any
@@ -55,7 +55,8 @@ def judge(
             not judged, and whole categories may be lost.
     """
     case = _case(file, facts, heads)
-    records = _judge(case, file.images, file.annotations, facts, frozenset())
+    good = plainly_good(file.annotations, case.sizes, case.classes.keys(), heads)
+    records = _judge(case, file.images, file.annotations, good.tolist(), facts, frozenset())
     return records, whole(case, file, facts, most_dropped)
 
 
@@ -69,14 +70,15 @@ def findings(
     records are made."""
     case, annotations = _case(file, facts, heads), file.annotations
     good = plainly_good(annotations, case.sizes, case.classes.keys(), heads)
-    doubtful = list(itertools.compress(annotations, ~good))
-    plain = itertools.compress(annotations, good & ~has("iscrowd", annotations))
+    settled = good & (heads.keypoints == 0)
+    doubtful = list(itertools.compress(annotations, ~settled))
+    plain = itertools.compress(annotations, settled & ~has("iscrowd", annotations))
     learnt = set(map(itemgetter("image_id"), plain))
     open_cases = case.sizes.keys() - learnt | set(map(itemgetter("image_id"), doubtful))
     images = [
         image for image in file.images if image["id"] in open_cases or image["file_name"] in facts
     ]
-    _judge(case, images, doubtful, facts, learnt)
+    _judge(case, images, doubtful, good[~settled].tolist(), facts, learnt)
     return whole(case, file, facts, most_dropped)
 
 
@@ -122,7 +124,8 @@ def plainly_good(
     classes: Set[int],
     heads: Heads,
 ) -> np.ndarray:
-    """Tells (n,) in which annotations :func:`judge` finds nothing for sure, all at a time.
+    """Tells (n,) in which annotations :func:`judge` finds nothing for sure, all at a time; it does
+    not look at keypoints.
 
     Args:
         annotations: in which ``form_problems`` finds nothing.
@@ -130,8 +133,6 @@ def plainly_good(
         classes: ids of the categories.
         heads: what will be learnt.
     """
-    if heads.keypoints:
-        return np.zeros(len(annotations), dtype=bool)
     # Loops in C alone: there may be a million annotations.
     count = len(annotations)
     places = dict(zip(sizes, range(len(sizes)), strict=True))
@@ -163,6 +164,7 @@ def _judge(
     case: Case,
     images: Sequence[Entry],
     annotations: Sequence[Entry],
+    good: Iterable[bool],
     facts: Mapping[str, ImageFacts],
     learnt: Set[Any],
 ) -> list[dict[str, Any]]:
@@ -172,19 +174,16 @@ def _judge(
         case: receives all findings.
         images: to be judged.
         annotations: to be judged; of these images, or of none.
+        good: which of them are plainly good.
         facts: as in :func:`judge`.
         learnt: ids of images that have further instances.
     """
-    known = [entry for entry in annotations if entry["image_id"] in case.sizes]
-    filled = iter([False] * len(known))
-    if case.heads.masks:
-        masks = [entry.get("segmentation") for entry in known]
-        of_each = np.array([case.sizes[entry["image_id"]] for entry in known]).reshape(-1, 2)
-        filled = iter(surely_filled(masks, of_each).tolist())
     objects: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in images}
-    for entry in known:
+    for entry, plain in zip(annotations, good, strict=True):
+        if entry["image_id"] not in case.sizes:
+            continue
         try:
-            made = _object(entry, case.sizes[entry["image_id"]], case, next(filled))
+            made = _object(entry, case.sizes[entry["image_id"]], case, plain)
             objects[entry["image_id"]].append(made)
         except Unfit as unfit:
             case.drop(entry, *unfit.args)
@@ -221,27 +220,21 @@ def _image_notes(image: Entry, facts: ImageFacts) -> Iterator[Note]:
         yield Note("CMYK image", name)
 
 
-def _object(entry: Entry, size: tuple[int, int], case: Case, filled: bool) -> dict[str, Any]:
+def _object(entry: Entry, size: tuple[int, int], case: Case, plain: bool) -> dict[str, Any]:
     """Returns one annotation as Detectron2's records have it.
 
     Args:
         entry: the annotation.
         size: of its image.
         case: receives what is mended.
-        filled: its mask need not be looked at.
+        plain: it is plainly good.
 
     Raises:
         Unfit: it is to be dropped.
     """
-    if entry["category_id"] not in case.classes:
-        raise Unfit("unknown category", str(entry["category_id"]))
-    if entry.get("ignore"):
-        raise Unfit("annotation marked ignore")
-    box, kind = _box(entry["bbox"], size)
-    if box is None:
-        raise Unfit(kind)
-    if kind:
-        case.notes.append(Note(kind, f"annotation {entry['id']}"))
+    box = entry["bbox"]
+    if not plain:
+        box = _learnt_box(entry, size, case)
     made = {
         "bbox": box,
         "bbox_mode": XYWH_ABS,
@@ -253,7 +246,7 @@ def _object(entry: Entry, size: tuple[int, int], case: Case, filled: bool) -> di
         return made
     if case.heads.masks:
         mask = entry.get("segmentation")
-        made["segmentation"], shortened = (mask, False) if filled else trainable_mask(mask, *size)
+        made["segmentation"], shortened = (mask, False) if plain else trainable_mask(mask, *size)
         if shortened:
             case.notes.append(
                 Note("polygon of fewer than three points", f"annotation {entry['id']}")
@@ -264,6 +257,19 @@ def _object(entry: Entry, size: tuple[int, int], case: Case, filled: bool) -> di
             case.notes.append(Note("no valid keypoints", f"annotation {entry['id']}"))
             made["keypoints"] = [0.5, 0.5, 0] * case.heads.keypoints
     return made
+
+
+def _learnt_box(entry: Entry, size: tuple[int, int], case: Case) -> list[float]:
+    if entry["category_id"] not in case.classes:
+        raise Unfit("unknown category", str(entry["category_id"]))
+    if entry.get("ignore"):
+        raise Unfit("annotation marked ignore")
+    box, kind = _box(entry["bbox"], size)
+    if box is None:
+        raise Unfit(kind)
+    if kind:
+        case.notes.append(Note(kind, f"annotation {entry['id']}"))
+    return box
 
 
 def _box(bbox: list[float], size: tuple[int, int]) -> tuple[list[float] | None, str]:
