@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from scratch_vs_pretrain.text import printable
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -30,8 +32,8 @@ class UserError(Exception):
 
 
 def say(text: str) -> None:
-    """Prints a line on stderr."""
-    print(f"svp: {text}", file=sys.stderr)
+    """Prints a line on stderr, with nothing in it that a terminal would obey."""
+    print(f"svp: {printable(text)}", file=sys.stderr)
 
 
 def from_validation(error: ValidationError, place: object) -> UserError:

@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -60,6 +61,31 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def is_replaced(path: Path) -> bool:
+    """Tells whether a file that a user names is replaced; a link, device or pipe is written to."""
+    return not path.is_symlink() and (path.is_file() or not path.exists())
+
+
+@contextlib.contextmanager
+def replacing_output(path: Path) -> Iterator[BinaryIO]:
+    """As :func:`replacing`, for a file that a user names; see :func:`is_replaced`."""
+    if is_replaced(path):
+        with replacing(path) as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as whole:
+        yield whole
+        whole.seek(0)
+        with path.open("wb") as file:
+            shutil.copyfileobj(whole, file)
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+    """Writes a file that a user names; see :func:`is_replaced`."""
+    with replacing_output(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:

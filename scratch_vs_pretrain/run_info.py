@@ -268,7 +268,8 @@ class RunInfo(Model):
             pydantic.ValidationError: an unknown field, or a value of another type.
         """
         content = {**self.model_dump(exclude_unset=True), **changes, "format": FORMAT}
-        return self.model_validate_json(json.dumps(content, default=Model.model_dump))
+        text = json.dumps(content, default=Model.model_dump, ensure_ascii=False)
+        return self.model_validate_json(text.encode("utf-8", "replace"))  # paths may be no text
 
     @property
     def name(self) -> str:

@@ -43,6 +43,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """Returns text of several lines, each :func:`printable`."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def clean(text: str, form: str = "text") -> str:
     """Returns text on one line, as one of :data:`FORMS` needs it to show the text itself."""
     text = printable(" ".join(text.split()))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from scratch_vs_pretrain import __version__
 from scratch_vs_pretrain.cli import evidence, setup, study, weights
 from scratch_vs_pretrain.cli import tools as data
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, say
 
 BAD_INPUT = 2
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except UserError as error:
-        print(f"svp: error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return BAD_INPUT
     except BrokenPipeError:
         # The reader of our output is gone (`svp table | head`); nothing more can be printed.

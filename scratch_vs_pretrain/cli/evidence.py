@@ -14,7 +14,11 @@ from scratch_vs_pretrain.analysis.registry import (
     draw,
     tables_text,
 )
+from scratch_vs_pretrain.analysis.runs import RESTARTS
 from scratch_vs_pretrain.cli.options import Commands, add_command, add_format, read_labels
+from scratch_vs_pretrain.errors import say
+from scratch_vs_pretrain.run_folder import is_replaced
+from scratch_vs_pretrain.text import printable, printable_lines
 
 
 def add_commands(commands: Commands) -> None:
@@ -167,6 +171,7 @@ def _add_collect(commands: Commands) -> None:
         _collect,
         "write every number of run folders, also of plain Detectron2 ones, as one tidy table",
         "svp collect output/demo -o runs.csv\n"
+        "svp collect /data/other_detectron2_runs --restarts split -o runs.csv\n"
         "svp collect output /data/other_detectron2_runs -o runs.parquet",
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
@@ -176,18 +181,38 @@ def _add_collect(commands: Commands) -> None:
         type=Path,
         default=Path("runs.csv"),
         metavar="FILE",
-        help="a .csv or .parquet file; beside it FILE.cache makes the next time fast "
+        help="a .csv or .parquet file; beside it FILE.index makes the next time fast "
         "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--restarts",
+        choices=RESTARTS,
+        default="last",
+        help="a log in which training begins again: last: what the last start went on from and "
+        "wrote; split: each start as a run of its own (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse all for one folder that cannot be read, instead of leaving it out",
     )
 
 
 def _collect(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.runs.collect import collect_into
 
-    done = collect_into(options.folders, options.output)
+    done = collect_into(
+        options.folders, options.output, strict=options.strict, restarts=options.restarts
+    )
+    for line in (*done.restarted, *(f"left out: {reason}" for reason in done.skipped)):
+        say(line)
     news = f"{done.read} of them new or changed" if done.read else "up to date"
-    print(f"{done.output}: {done.runs} runs, {news}")
-    return 0
+    summary = f"{done.output}: {done.runs} runs, {news}"
+    if is_replaced(done.output):
+        print(printable(summary))
+    else:
+        say(summary)
+    return 1 if done.skipped else 0
 
 
 def _add_answer(commands: Commands) -> None:
@@ -204,7 +229,7 @@ def _add_answer(commands: Commands) -> None:
 def _answer(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.answer import answers_text
 
-    print(answers_text(options.folders, options.format))
+    print(printable_lines(answers_text(options.folders, options.format)))
     return 0
 
 
@@ -228,7 +253,7 @@ def _add_conclude(commands: Commands) -> None:
 def _conclude(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.conclusions import conclusions_text
 
-    print(conclusions_text(options.folders, options.format))
+    print(printable_lines(conclusions_text(options.folders, options.format)))
     return 0
 
 

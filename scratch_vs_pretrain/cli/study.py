@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from scratch_vs_pretrain.cli.options import (
     positive,
     read_study,
 )
+from scratch_vs_pretrain.errors import say
 
 if TYPE_CHECKING:
     from scratch_vs_pretrain.study.slurm import Cluster
@@ -220,19 +220,18 @@ def _run(options: argparse.Namespace) -> int:
     for outcome in outcomes:
         unreadable = outcome.unreadable_images
         if unreadable:
-            print(
-                f"svp: {outcome.folder.path}: {len(unreadable)} training images were replaced "
-                f"because they could not be read, for example {unreadable[0]}",
-                file=sys.stderr,
+            say(
+                f"{outcome.folder.path}: {len(unreadable)} training images were replaced "
+                f"because they could not be read, for example {unreadable[0]}"
             )
     # The runs of a study share their data, and so what was mended there.
     for repaired in {tuple(outcome.repaired.items()): None for outcome in outcomes}:
         if repaired:
             listed = "; ".join(f"{count:,} times {what}" for what, count in repaired)
-            print(f"svp: training data, see svp check-data: {listed}", file=sys.stderr)
+            say(f"training data, see svp check-data: {listed}")
     for outcome in unfinished:
         why = f": {outcome.reason}" if outcome.reason else ""
-        print(f"svp: {outcome.folder.path}: {outcome.state}{why}", file=sys.stderr)
+        say(f"{outcome.folder.path}: {outcome.state}{why}")
     return 1 if unfinished else 0
 
 

@@ -24,7 +24,7 @@ from scratch_vs_pretrain import plugins
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.check import check_decodable
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
 from scratch_vs_pretrain.modeling.checkpoint_file import weights_sha256
 from scratch_vs_pretrain.reproducibility import provenance
@@ -163,11 +163,11 @@ def _ending(error: BaseException) -> Ending:
 def _record(folder: RunFolder, ending: Ending) -> int:
     if not comm.is_main_process():
         return ending.status
-    print(f"svp: {folder.path}: {ending.state}: {ending.reason}", file=sys.stderr)
+    say(f"{folder.path}: {ending.state}: {ending.reason}")
     try:
         folder.update(state=ending.state, reason=ending.reason)
     except OSError as error:  # a full disk must not hide the reason
-        print(f"svp: {folder.run_file}: cannot record it: {error}", file=sys.stderr)
+        say(f"{folder.run_file}: cannot record it: {error}")
     return ending.status
 
 
@@ -215,7 +215,7 @@ def train_folder(folder: RunFolder, verbose: bool) -> int:
         problem, state = agreed((problem, state))
         if problem is not None:
             if comm.is_main_process():
-                print(f"svp: {problem}", file=sys.stderr)
+                say(problem)
             return BUSY
         if state == "finished":
             return FINISHED

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch import nn
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import PARENT, RunFolder
 
 # Detectron2's engine/launch.py: DEFAULT_TIMEOUT.
@@ -326,8 +326,8 @@ def _recorded(folder: RunFolder, ending: Ending) -> bool:
                 return False
             folder.update(state=ending.state, reason=ending.reason)
     except (UserError, OSError) as error:
-        print(f"svp: {folder.run_file}: cannot record it: {error}", file=sys.stderr)
-    print(f"svp: {folder.path}: {ending.state}: {ending.reason}", file=sys.stderr)
+        say(f"{folder.run_file}: cannot record it: {error}")
+    say(f"{folder.path}: {ending.state}: {ending.reason}")
     return True
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.analysis.runs.metrics import is_score, read_metrics
+from scratch_vs_pretrain.analysis.runs.metrics import curves, is_score, read_metrics, read_rows
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -152,7 +152,7 @@ def test_huge_integers_become_infinite(write):
 
 
 def test_missing_and_empty_files(tmp_path, write):
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="no such file"):
         read_metrics(tmp_path / "none" / "metrics.json")
     empty = read_metrics(write(end=""))
     assert (empty.scores, empty.training) == ({}, {})
@@ -164,9 +164,13 @@ def test_second_run_in_one_folder_is_refused(write):
         read_metrics(file)
 
 
-def test_restart_of_our_own_run_is_no_second_run(write):
-    file = write(row(19, a=1), row(39, a=2), row(19, a=3))
-    assert points(read_metrics(file, own=True).training["a"]) == {20: 3, 40: 2}
+@pytest.mark.parametrize("iteration", [19, 39])
+def test_iterations_of_our_own_run_are_there_once(write, iteration):
+    """Training drops what a resume repeats, so somebody else repeated or moved a line."""
+    file = write(row(19), row(39), row(iteration), row(59))
+    message = rf"line 3: iteration {iteration} comes after 39, but training writes each once"
+    with pytest.raises(UserError, match=message):
+        read_metrics(file, own=True)
 
 
 def test_late_row_of_an_early_evaluation_is_no_second_run(write):
@@ -220,7 +224,7 @@ def test_any_rows_read_as_written(tmp_path_factory, rows, cut, resumed):
         text += json.dumps({"iteration": 999, "total_loss": 0.123456789, "lr": 1})[:cut]
     file = tmp_path_factory.mktemp("metrics") / "metrics.json"
     file.write_text(text)
-    training = read_metrics(file, own=True).training
+    training = curves(read_rows(file), own=True).training
     assert training.keys() == expected.keys()
     for key, curve in training.items():
         assert curve.iterations.tolist() == sorted(expected[key])

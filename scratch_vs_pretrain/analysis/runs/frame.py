@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,42 +33,28 @@ COLUMNS = (
 )
 
 
-Reader = Callable[[Path, bool], Metrics]
-
-
 @dataclass(frozen=True)
 class Piece:
     """Numbers of one run from one file.
 
     Attributes:
-        run: position of the run.
         metrics: a name for each row, or one for all.
         iterations: (n,) completed iterations.
         values: (n,).
         source: the file.
     """
 
-    run: int
     metrics: str | tuple[str, ...]
     iterations: np.ndarray
     values: np.ndarray
     source: Path
 
 
-def read(path: Path, own: bool) -> Metrics:
-    """Reads a ``metrics.json`` from its beginning; see :func:`read_metrics`."""
-    return read_metrics(path, own=own)
-
-
-def tidy(runs: Sequence[RunRecord], reader: Reader = read) -> pd.DataFrame:
+def tidy(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Reads the runs' numbers.
 
     Scores come from ``evaluations/``, and from ``metrics.json`` where an iteration has no file
     there; everything else from ``metrics.json``.
-
-    Args:
-        runs: the runs.
-        reader: of a ``metrics.json``, given the file and whether this package wrote it.
 
     Returns:
         the columns of :data:`COLUMNS`, runs in the given order: study, arm, schedule, trunk,
@@ -80,10 +66,15 @@ def tidy(runs: Sequence[RunRecord], reader: Reader = read) -> pd.DataFrame:
     Raises:
         UserError: a damaged file; names it and the key or line.
     """
-    read = [piece for index, run in enumerate(runs) for piece in pieces(index, run, reader)]
-    lengths = np.array([len(piece.values) for piece in read], np.int64)
-    of = [runs[piece.run] for piece in read]
-    iterations = _joined([piece.iterations for piece in read], np.int64)
+    return frame_of(runs, [list(pieces(run, _logged(run))) for run in runs])
+
+
+def frame_of(runs: Sequence[RunRecord], read: Sequence[Sequence[Piece]]) -> pd.DataFrame:
+    """Returns the frame of :func:`tidy` of runs and the pieces that were read of each."""
+    of = [run for run, some in zip(runs, read, strict=True) for _ in some]
+    joined = [piece for some in read for piece in some]
+    lengths = np.array([len(piece.values) for piece in joined], np.int64)
+    iterations = _joined([piece.iterations for piece in joined], np.int64)
     images = _numbers([r.images_per_batch for r in of], lengths) * iterations
     epochs = images / _numbers([r.train_images for r in of], lengths)
     return pd.DataFrame(
@@ -96,35 +87,44 @@ def tidy(runs: Sequence[RunRecord], reader: Reader = read) -> pd.DataFrame:
             "images": images,
             "epochs": epochs.to_numpy(float, na_value=np.nan),
             "trunk": _trunk_column(of, iterations, lengths),
-            "metric": _metric_column(read),
-            "value": _joined([piece.values for piece in read], float),
+            "metric": _metric_column(joined),
+            "value": _joined([piece.values for piece in joined], float),
             "state": _categories([r.state for r in of], lengths),
-            "source": _categories([str(piece.source) for piece in read], lengths),
+            "source": _categories([str(piece.source) for piece in joined], lengths),
         },
         columns=list(COLUMNS),
         copy=False,
     )
 
 
-def pieces(index: int, run: RunRecord, reader: Reader = read) -> Iterator[Piece]:
-    """Yields what the files of one run hold, `index` being the run's position."""
-    evaluated = []
-    for evaluation in evaluations(run.folder) if run.own else ():
-        evaluated.append(evaluation.iteration)
+def _logged(run: RunRecord) -> Metrics | None:
+    file = RunFolder(run.folder).metrics_file
+    return read_metrics(file, own=run.own) if file.exists() else None
+
+
+def pieces(run: RunRecord, logged: Metrics | None, evaluated: bool = True) -> Iterator[Piece]:
+    """Yields what the files of one run hold, none of them empty.
+
+    Args:
+        run: the run.
+        logged: its ``metrics.json``, None where there is none.
+        evaluated: read its evaluations too.
+    """
+    known = []
+    for evaluation in evaluations(run.folder) if run.own and evaluated else ():
+        known.append(evaluation.iteration)
         names = tuple(evaluation.scores)
         iterations = np.full(len(names), evaluation.iteration, np.int64)
         values = np.array([evaluation.scores[name] for name in names], float)
-        yield Piece(index, names, iterations, values, evaluation.file)
+        if names:
+            yield Piece(names, iterations, values, evaluation.file)
     file = RunFolder(run.folder).metrics_file
-    if not file.exists():
-        return
-    metrics = reader(file, run.own)
-    for name, curve in metrics.scores.items():
-        new = ~np.isin(curve.iterations, evaluated)
+    for name, curve in logged.scores.items() if logged else ():
+        new = ~np.isin(curve.iterations, known)
         if new.any():
-            yield Piece(index, name, curve.iterations[new], curve.values[new], file)
-    for name, curve in metrics.training.items():
-        yield Piece(index, name, curve.iterations, curve.values, file)
+            yield Piece(name, curve.iterations[new], curve.values[new], file)
+    for name, curve in logged.training.items() if logged else ():
+        yield Piece(name, curve.iterations, curve.values, file)
 
 
 def _trunk_column(

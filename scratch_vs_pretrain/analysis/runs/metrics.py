@@ -11,21 +11,27 @@ What the file does that a reader must know (``detectron2/utils/events.py``, ``en
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import orjson
 
-from scratch_vs_pretrain.analysis.runs.metrics_lines import Block, parse_lines
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import read_bytes
+from scratch_vs_pretrain.run_info import LARGEST
 
 # "bbox/AP", "segm/AP75", "bbox/AP-person", "box_proposals/AR@100", "coco_2017_val/bbox/AP".
 SCORE = re.compile(r"(?:.+/)?[^/]+/A[PR][^/-]*(?:-.*)?")
 
 # Every training row of Detectron2 has one of them.
 TRAINING_KEYS = ("total_loss", "lr")
+
+NUMBERS = {float, int, type(None)}
 
 
 @dataclass(frozen=True)
@@ -54,57 +60,157 @@ class Metrics:
     training: dict[str, Curve]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a file that have the same keys.
+
+    Attributes:
+        keys: k names, "iteration" among them.
+        lines: (n,) line numbers, from 1, ascending.
+        table: (n, k) float64; NaN for null.
+    """
+
+    keys: tuple[str, ...]
+    lines: np.ndarray
+    table: np.ndarray
+
+    @property
+    def iterations(self) -> np.ndarray:
+        """(n,) int64, as written: 0-based."""
+        return self.table[:, self.keys.index("iteration")].astype(np.int64)
+
+    @property
+    def of_training(self) -> bool:
+        """They are of training, not of an evaluation alone."""
+        return any(key in self.keys for key in TRAINING_KEYS)
+
+    def only(self, kept: np.ndarray) -> Rows:
+        """Returns those where `kept` (n,) is true."""
+        return self if kept.all() else Rows(self.keys, self.lines[kept], self.table[kept])
+
+
+@dataclass(frozen=True)
+class Restart:
+    """A line at which training began again at an iteration that it had passed.
+
+    Attributes:
+        line: from 1.
+        iteration: 0-based.
+        after: the last iteration before it.
+        anew: nothing that was before is kept: a resume from iteration 0, or another run.
+    """
+
+    line: int
+    iteration: int
+    after: int
+    anew: bool
+
+
 def is_score(key: str) -> bool:
     """Tells a detection score (AP, AR) from what training logs."""
     return SCORE.fullmatch(key) is not None
 
 
 def read_metrics(path: Path, *, own: bool = False, share: float = 1.0) -> Metrics:
-    """Reads a ``metrics.json``; of an iteration written twice, the last value of a key counts.
+    """Reads a ``metrics.json``.
 
     Args:
         path: the file.
-        own: this package's trainer wrote it. A lock and a comparison of configs keep other runs out
-            of its folder, so iterations that start again are a restart and not a second run; and
-            every row's iteration is 0-based, the last evaluation's too.
+        own: this package's trainer wrote it: it keeps each iteration once, and every row's
+            iteration is 0-based, the last evaluation's too.
         share: of the file's lines, from its end, to read: rounded, at least one.
 
     Raises:
         UserError: the file is missing, or a line is no row of metrics (the unfinished last line of
-            a killed run is left out instead), or a second run was appended; names the line.
+            a killed run is left out instead), or a second run was appended, or iterations of an
+            own file are repeated; names the line.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    rows = read_rows(path, share)
+    refuse_restarts(path, restarts(rows), own=own)
+    return curves(rows, own=own)
+
+
+def refuse_restarts(path: Path, found: Sequence[Restart], *, own: bool) -> None:
+    """Refuses what :func:`read_metrics` refuses of the restarts that were found."""
+    for restart in found:
+        if own:
+            raise UserError(
+                f"{path}, line {restart.line}: iteration {restart.iteration} comes after "
+                f"{restart.after}, but training writes each once; delete the lines that somebody "
+                "repeated or moved"
+            )
+        if restart.anew:
+            raise UserError(
+                f"{path}, line {restart.line}: iterations start again at {restart.iteration} after "
+                f"{restart.after}, so a second run was written into this folder; "
+                "move the lines of each run to a folder of its own"
+            )
+
+
+def read_rows(path: Path, share: float = 1.0) -> tuple[Rows, ...]:
+    """Reads the rows of a ``metrics.json``; arguments and errors of :func:`read_metrics`."""
+    content = read_bytes(path)
     before = 0
     if share < 1:
         ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
         before = max(0, len(ends) - max(1, round(share * len(ends))))
-    start = ends[before - 1] + 1 if before else 0
-    return assemble(parse_lines(content[start:], path, before), path, own=own)
+        content = content[ends[before - 1] + 1 :] if before else content
+    return _parsed(content, path, before)
 
 
-def assemble(blocks: Sequence[Block], path: Path, *, own: bool) -> Metrics:
-    """Returns the curves of a file's parsed rows; arguments of :func:`read_metrics`."""
-    written = [block.iterations for block in blocks]
-    completed = [iterations + 1 for iterations in written]
+def restarts(rows: Sequence[Rows]) -> list[Restart]:
+    """Returns where training rows go back, in the order of the file."""
+    training = [one for one in rows if one.of_training]
+    if not training:
+        return []
+    lines = np.concatenate([one.lines for one in training])
+    order = np.argsort(lines)
+    lines, at = lines[order], np.concatenate([one.iterations for one in training])[order]
+    back = np.flatnonzero(at[1:] <= at[:-1]) + 1
+    found, lowest = [], at[0]
+    for row in back.tolist():
+        found.append(Restart(int(lines[row]), int(at[row]), int(at[row - 1]), at[row] <= lowest))
+        lowest = min(lowest, at[row])
+    return found
+
+
+def kept_by_the_last(rows: Sequence[Rows], found: Sequence[Restart]) -> list[Rows]:
+    """Returns the rows that training went on from, each time it began again, and its own."""
+    left = list(rows)
+    for restart in found:
+        for index, one in enumerate(left):
+            dropped = (one.lines < restart.line) & (one.iterations >= restart.iteration)
+            left[index] = one.only(~dropped)
+    return [one for one in left if len(one.lines)]
+
+
+def each_start(rows: Sequence[Rows], found: Sequence[Restart]) -> list[list[Rows]]:
+    """Returns the rows that each start of the training wrote."""
+    parts = []
+    ends = [restart.line for restart in found]
+    for begin, end in zip([0, *ends], [*ends, LARGEST], strict=True):
+        part = [one.only((one.lines >= begin) & (one.lines < end)) for one in rows]
+        parts.append([one for one in part if len(one.lines)])
+    return parts
+
+
+def curves(rows: Sequence[Rows], *, own: bool) -> Metrics:
+    """Returns the curves of a file's rows; of what is written twice, the last value counts."""
+    completed = [one.iterations + 1 for one in rows]
     if not own:
-        _refuse_mixed_runs(blocks, path)
-        _mend_the_last(blocks, written, completed)
-
+        _mend_the_last(rows, completed)
     holders: dict[str, tuple[int, ...]] = {}
-    for index, block in enumerate(blocks):
-        for key in block.keys:
+    for index, one in enumerate(rows):
+        for key in one.keys:
             holders[key] = (*holders.get(key, ()), index)
-    columns = [dict(zip(b.keys, np.ascontiguousarray(b.table.T), strict=True)) for b in blocks]
+    columns = [dict(zip(r.keys, np.ascontiguousarray(r.table.T), strict=True)) for r in rows]
     chosen: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray | None]] = {}
     scores, training = {}, {}
     for key, where in holders.items():
         if key == "iteration":
             continue
         if where not in chosen:
-            lines = np.concatenate([blocks[i].lines for i in where])
+            lines = np.concatenate([rows[i].lines for i in where])
             chosen[where] = _last_wins(lines, np.concatenate([completed[i] for i in where]))
         iterations, kept = chosen[where]
         values = np.concatenate([columns[i][key] for i in where])
@@ -117,38 +223,12 @@ def assemble(blocks: Sequence[Block], path: Path, *, own: bool) -> Metrics:
     return Metrics(scores, training)
 
 
-def _is_training(block: Block) -> bool:
-    return any(key in block.keys for key in TRAINING_KEYS)
-
-
-def _refuse_mixed_runs(blocks: Sequence[Block], path: Path) -> None:
-    training = [block for block in blocks if _is_training(block)]
-    if not training:
-        return
-    lines = np.concatenate([block.lines for block in training])
-    order = np.argsort(lines)
-    lines = lines[order]
-    iterations = np.concatenate([block.iterations for block in training])[order]
-    first = iterations[0]
-    progressed = np.maximum.accumulate(iterations) > first
-    restarted = np.flatnonzero(progressed & (iterations <= first))
-    if len(restarted):
-        row = restarted[0]
-        raise UserError(
-            f"{path}, line {lines[row]}: iterations start again at {iterations[row]} after "
-            f"{iterations[:row].max()}, so a second run was written into this folder; "
-            "move the lines of each run to a folder of its own"
-        )
-
-
-def _mend_the_last(
-    blocks: Sequence[Block], written: Sequence[np.ndarray], completed: Sequence[np.ndarray]
-) -> None:
+def _mend_the_last(rows: Sequence[Rows], completed: Sequence[np.ndarray]) -> None:
     """Corrects the rows of the evaluation after the last iteration: alone, one past the end."""
-    ends = [int(w.max()) for b, w in zip(blocks, written, strict=True) if _is_training(b)]
-    for block, iterations, counts in zip(blocks, written, completed, strict=True):
-        if ends and not _is_training(block):
-            counts[iterations == max(ends) + 1] -= 1
+    ends = [int(one.iterations.max()) for one in rows if one.of_training]
+    for one, counts in zip(rows, completed, strict=True):
+        if ends and not one.of_training:
+            counts[one.iterations == max(ends) + 1] -= 1
 
 
 def _last_wins(lines: np.ndarray, iterations: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -159,3 +239,78 @@ def _last_wins(lines: np.ndarray, iterations: np.ndarray) -> tuple[np.ndarray, n
     iterations = iterations[order]
     last = np.append(iterations[1:] != iterations[:-1], True)
     return iterations[last], order[last]
+
+
+def _parsed(content: bytes, path: Path, before: int) -> tuple[Rows, ...]:
+    """Returns the rows of the lines of `content`, which has `before` lines before it."""
+    lines = content.split(b"\n")
+    if not lines[-1] or _value(lines[-1]) is None:
+        lines.pop()  # A kill left it unfinished.
+    kinds: dict[tuple[str, ...], tuple[list[int], list[list[Any]]]] = {}
+    for number, line in enumerate(lines, before + 1):
+        if not line or line.isspace():
+            continue
+        row = _value(line)
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}, line {number}: not a JSON object, the line is damaged; "
+                "delete this line, its iteration is lost"
+            )
+        values = [*row.values()]
+        if not NUMBERS.issuperset(map(type, values)) or "iteration" not in row:
+            values = _checked(row, path, number)
+        where, table = kinds.setdefault(tuple(row), ([], []))
+        where.append(number)
+        table.append(values)
+    found = [_rows(keys, *kind, path) for keys, kind in kinds.items()]
+    return tuple(sorted(found, key=lambda one: int(one.lines[0])))
+
+
+def _value(line: bytes) -> Any:
+    """Returns what a line holds, None if it is broken."""
+    try:
+        return orjson.loads(line)
+    except ValueError:
+        try:
+            value = json.loads(line)  # NaN and infinity are no JSON, and Detectron2 writes them.
+            "".join(value).encode()  # Keys with half a surrogate pair are no text.
+        except (ValueError, TypeError, RecursionError):
+            return None
+    return value
+
+
+def _rows(keys: tuple[str, ...], lines: list[int], values: list[list[Any]], path: Path) -> Rows:
+    try:
+        table = np.array(values, float)
+    except OverflowError:
+        table = np.array([[_to_float(value) for value in row] for row in values])
+    at = table[:, keys.index("iteration")]
+    wrong = ~((at >= 0) & (at < LARGEST) & (at == np.floor(at)))
+    if wrong.any():
+        raise _no_count(path, lines[int(np.argmax(wrong))])
+    return Rows(keys, np.array(lines, np.int64), table)
+
+
+def _to_float(value: float | None) -> float:
+    if value is None:
+        return np.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return np.inf if value > 0 else -np.inf
+
+
+def _checked(row: dict[str, Any], path: Path, number: int) -> list[Any]:
+    if type(row.get("iteration")) is not int:
+        raise _no_count(path, number)
+    key = next(key for key, value in row.items() if type(value) not in NUMBERS)
+    raise UserError(
+        f"{path}, line {number}: the value of {key!r:.60} is not a number; "
+        "is this the metrics.json of Detectron2?"
+    )
+
+
+def _no_count(path: Path, line: int) -> UserError:
+    return UserError(
+        f"{path}, line {line}: 'iteration' is not a count; is this the metrics.json of Detectron2?"
+    )

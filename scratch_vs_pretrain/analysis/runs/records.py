@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,38 +39,56 @@ class RunRecord(RunInfo):
     own: bool = False
 
 
-def load_runs(roots: Path | Iterable[Path]) -> tuple[RunRecord, ...]:
+def load_runs(
+    roots: Path | Iterable[Path], skipped: list[str] | None = None
+) -> tuple[RunRecord, ...]:
     """Reads every ``run.json`` at or below `roots`, sorted by study, arm, schedule and seed.
 
+    Args:
+        roots: folders.
+        skipped: takes the messages about runs that cannot be read, which are then left out.
+
     Raises:
-        UserError: no run there, an unreadable ``run.json``, one run found twice, or two studies of
-            one name.
+        UserError: no run there; and unless `skipped` takes it, an unreadable ``run.json``, one run
+            found twice, or two studies of one name.
     """
-    roots = _roots(roots)
-    runs = [_record(RunFolder(path)) for path in _own_folders(roots)]
-    if not runs:
-        raise UserError(f"{_names(roots)}: no run.json at or below it; is it a study's output?")
-    return _ordered(runs)
+    return _load(_roots(roots), skipped, plain=False)
 
 
-def find_runs(roots: Path | Iterable[Path]) -> tuple[RunRecord, ...]:
-    """Reads what runs there are, plain Detectron2 folders too, in the order of `load_runs`.
+def find_runs(
+    roots: Path | Iterable[Path], skipped: list[str] | None = None
+) -> tuple[RunRecord, ...]:
+    """Reads what runs there are, plain Detectron2 folders too; otherwise as `load_runs`.
 
     Of a plain Detectron2 folder (a ``metrics.json`` without ``run.json``) the study is the
     folder's name; arm, schedule and state are "unknown".
-
-    Raises:
-        UserError: no run there, one run found twice, or two studies of one name.
     """
-    roots = _roots(roots)
-    runs = [_record(RunFolder(path)) for path in _own_folders(roots)]
-    runs += [_plain_record(path, study) for path, study in _plain_folders(roots).items()]
-    if not runs:
-        raise UserError(
-            f"{_names(roots)}: no run.json and no metrics.json at or below it; "
-            "is it an output folder of training?"
-        )
-    return _ordered(runs)
+    return _load(_roots(roots), skipped, plain=True)
+
+
+def _load(roots: Sequence[Path], skipped: list[str] | None, plain: bool) -> tuple[RunRecord, ...]:
+    folders = _own_folders(roots)
+    runs = []
+    for path in folders:
+        try:
+            runs.append(_record(RunFolder(path)))
+        except UserError as error:
+            _skip(error, skipped)
+    if plain:
+        runs += [_plain_record(path, study) for path, study in _plain_folders(roots).items()]
+    if not runs and not folders:
+        names = ", ".join(map(str, roots)) or "no folder given"
+        what = "no run.json at or below it; is it a study's output?"
+        if plain:
+            what = "no run.json and no metrics.json at or below it; is it training's output?"
+        raise UserError(f"{names}: {what}")
+    return tuple(sorted(_distinct(runs, skipped), key=_sort_key))
+
+
+def _skip(error: UserError, skipped: list[str] | None) -> None:
+    if skipped is None:
+        raise error
+    skipped.append(str(error))
 
 
 def collect(roots: Path | Iterable[Path]) -> pd.DataFrame:
@@ -94,10 +112,6 @@ def _roots(roots: Path | Iterable[Path]) -> tuple[Path, ...]:
         if not Path(path).is_dir():
             raise UserError(f"{path}: no such folder")
     return tuple(Path(path) for path in paths)
-
-
-def _names(roots: Sequence[Path]) -> str:
-    return ", ".join(str(root) for root in roots) or "no folder given"
 
 
 def _own_folders(roots: Sequence[Path]) -> list[Path]:
@@ -145,12 +159,6 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= LARGEST
 
 
-def _ordered(runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
-    _refuse_twins(runs)
-    _refuse_namesakes(runs)
-    return tuple(sorted(runs, key=_sort_key))
-
-
 def _sort_key(run: RunRecord) -> tuple[Any, ...]:
     place = run.arm_order.index(run.arm) if run.arm in run.arm_order else len(run.arm_order)
     return (natural(run.study), place, run.arm, run.iterations, run.schedule, run.seed or 0)
@@ -162,31 +170,34 @@ def natural(name: str) -> tuple[list[tuple[str, int]], str]:
     return [(text, int(number or -1)) for text, number in parts], name
 
 
-def _refuse_twins(runs: Sequence[RunRecord]) -> None:
-    seen: dict[tuple[Any, ...], RunRecord] = {}
-    for run in runs:
-        twin = seen.setdefault((run.study, run.arm, run.schedule, run.seed), run)
-        if twin is not run:
-            raise UserError(
-                f"{twin.folder} and {run.folder} hold the same run ({run.name} of study "
-                f"{run.study}); give only one of them, or rename one study"
-            )
+def _distinct(runs: Sequence[RunRecord], skipped: list[str] | None) -> Iterator[RunRecord]:
+    """Yields runs without twins and namesakes.
 
-
-def _refuse_namesakes(runs: Sequence[RunRecord]) -> None:
-    """Two studies of one name: their schedules or, in folders apart, their arms differ."""
+    Two studies have one name if their schedules or, in folders apart, their arms differ.
+    """
+    twins: dict[tuple[Any, ...], RunRecord] = {}
     schedules: dict[tuple[str, str, str], RunRecord] = {}
     studies: dict[str, RunRecord] = {}
     for run in runs:
-        first = schedules.setdefault((run.study, run.arm, run.schedule), run)
-        if first.iterations != run.iterations:
-            what = f"{run.schedule} is {first.iterations} and {run.iterations} iterations"
-            raise _namesakes(first, run, what)
-        first = studies.setdefault(run.study, run)
-        apart = first.folder.parents[2:3] != run.folder.parents[2:3]
-        if apart and first.arm_order != run.arm_order:
-            what = f"arms {', '.join(first.arm_order)} and {', '.join(run.arm_order)}"
-            raise _namesakes(first, run, what)
+        twin = twins.setdefault((run.study, run.arm, run.schedule, run.seed), run)
+        same_schedule = schedules.setdefault((run.study, run.arm, run.schedule), run)
+        same_study = studies.setdefault(run.study, run)
+        apart = same_study.folder.parents[2:3] != run.folder.parents[2:3]
+        if twin is not run:
+            problem = UserError(
+                f"{twin.folder} and {run.folder} hold the same run ({run.name} of study "
+                f"{run.study}); give only one of them, or rename one study"
+            )
+        elif same_schedule.iterations != run.iterations:
+            lengths = f"{same_schedule.iterations} and {run.iterations} iterations"
+            problem = _namesakes(same_schedule, run, f"{run.schedule} is {lengths}")
+        elif apart and same_study.arm_order != run.arm_order:
+            arms = " and ".join(", ".join(one.arm_order) for one in (same_study, run))
+            problem = _namesakes(same_study, run, f"arms {arms}")
+        else:
+            yield run
+            continue
+        _skip(problem, skipped)
 
 
 def _namesakes(first: RunRecord, second: RunRecord, what: str) -> UserError:

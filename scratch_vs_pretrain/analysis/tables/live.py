@@ -24,18 +24,26 @@ MAIN_METRICS = ("keypoints/AP", "bbox/AP")
 def status_text(folder: Path) -> str:
     """Returns the state of every run below `folder`, from the files alone.
 
+    What cannot be read is named below the table.
+
     Raises:
-        UserError: no runs there, or one that cannot be read.
+        UserError: no runs there.
     """
-    runs = load_runs(folder)
+    damaged: list[str] = []
+    runs = load_runs(folder, damaged)
     # Where there is one study, its name is that of the folder.
     start = 0 if len({run.study for run in runs}) > 1 else 1
-    rows = tuple(_row(run)[start:] for run in runs)
-    return render(Table(f"{len(rows)} runs in {folder}", HEADER[start:], rows), "text")
+    rows = tuple(_row(run, damaged)[start:] for run in runs)
+    notes = tuple(f"Cannot be read: {problem}" for problem in damaged)
+    return render(Table(f"{len(rows)} runs in {folder}", HEADER[start:], rows, notes), "text")
 
 
-def _row(run: RunRecord) -> tuple[str | int | float | None, ...]:
-    left = seconds_left(run)
+def _row(run: RunRecord, damaged: list[str]) -> tuple[str | int | float | None, ...]:
+    left, score = seconds_left(run), None
+    try:
+        score = score_so_far(run)
+    except UserError as error:
+        damaged.append(str(error))
     return (
         run.study,
         run.arm,
@@ -43,10 +51,16 @@ def _row(run: RunRecord) -> tuple[str | int | float | None, ...]:
         run.seed,
         run.state,
         f"{run.iteration:,} / {run.iterations:,}",
-        score_so_far(run),
-        None if left is None else str(datetime.timedelta(seconds=round(left))),
+        score,
+        None if left is None else _duration(left),
         run.reason or _waits(run),
     )
+
+
+def _duration(seconds: float) -> str:
+    with contextlib.suppress(OverflowError):
+        return str(datetime.timedelta(seconds=round(seconds)))
+    return "for ever"
 
 
 def _waits(run: RunRecord) -> str | None:
@@ -92,7 +106,7 @@ def watch(folder: Path, seconds: float = REFRESH_SECONDS) -> None:
     with live_table(lambda: status_text(folder)) as show:
         while True:
             show()
-            if not any(run.state in ("running", "planned") for run in load_runs(folder)):
+            if not any(run.state in ("running", "planned") for run in load_runs(folder, [])):
                 return
             time.sleep(seconds)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import html
 import io
 import json
 import math
@@ -13,22 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.text import clean, csv_cell
 
 FORMATS = ("text", "markdown", "csv", "latex", "html", "json")
 
-LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "±": r"$\pm$",
-        "\N{EN DASH}": "--",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-    }
-)
 MISSING = "\N{EN DASH}"
 
 # Points: the text of LaTeX's article class, the room at a column's sides, and the width of a digit
@@ -36,9 +23,6 @@ MISSING = "\N{EN DASH}"
 PAGE = 345
 SEPARATION = 3
 SIZES = {"small": 4.7, "footnotesize": 4.3, "scriptsize": 3.8}
-
-# A spreadsheet would execute a cell that begins so.
-FORMULA = ("=", "+", "-", "@")
 
 
 @dataclass(frozen=True)
@@ -111,7 +95,7 @@ def render(table: Table, form: str = "text") -> str:
         return _json(table)
     if form == "latex":
         return _latex(table)
-    title, *notes = (_escape(text, form) for text in (table.title, *table.notes))
+    title, *notes = (clean(text, form) for text in (table.title, *table.notes))
     body = _body(table, form)
     if form == "html":
         items = "".join(f"<li>{note}</li>\n" for note in notes)
@@ -136,7 +120,7 @@ def _latex(table: Table) -> str:
         packages.append("graphicx")
         body = f"\\resizebox{{\\textwidth}}{{!}}{{%\n{body}}}"
     left_out = [f"Left out for the width of the page: {', '.join(dropped)}."] if dropped else []
-    below = (f"\\par\\footnotesize {_escape(note, 'latex')}\n" for note in table.notes)
+    below = (f"\\par\\footnotesize {clean(note, 'latex')}\n" for note in table.notes)
     return "\n".join(
         [
             f"% Needs \\usepackage{{{','.join(packages)}}}.",
@@ -145,7 +129,7 @@ def _latex(table: Table) -> str:
             "\\centering",
             f"\\{size or 'small'}",
             f"\\setlength{{\\tabcolsep}}{{{SEPARATION:g}pt}}",
-            f"\\caption{{{_escape(table.title, 'latex')}}}",
+            f"\\caption{{{clean(table.title, 'latex')}}}",
             f"{body}",
             "".join(below) + "\\end{table}\n",
         ]
@@ -187,19 +171,19 @@ def _body(table: Table, form: str) -> str:
 
 def _heading(column: str, form: str, left: bool) -> str:
     """Returns a column's name, in two lines where that makes the column narrower."""
-    words = [_escape(part, form) for part in column.rsplit(" ", 1)]
+    words = [clean(part, form) for part in column.rsplit(" ", 1)]
     if form == "text":
         return "\n".join(words)
     if form == "latex" and len(words) > 1:
         return f"\\shortstack[{'l' if left else 'r'}]{{{words[0]}\\\\{words[1]}}}"
-    return _escape(column, form)
+    return clean(column, form)
 
 
 def _shown(cell: Cell, form: str) -> str:
     text = _text(cell)
     if form == "latex" and text.startswith("-") and not isinstance(cell, str):
-        return f"$-${_escape(text[1:], form)}"
-    return _escape(text, form)
+        return f"$-${clean(text[1:], form)}"
+    return clean(text, form)
 
 
 def _text(cell: Cell) -> str:
@@ -214,19 +198,6 @@ def _text(cell: Cell) -> str:
     return MISSING if cell is None else cell
 
 
-def _escape(text: str, form: str) -> str:
-    text = " ".join(text.split())
-    if form == "html":
-        return html.escape(text)
-    if form == "latex":
-        return text.translate(LATEX)
-    if form == "markdown":
-        for character in "\\|*_`[]":
-            text = text.replace(character, f"\\{character}")
-        return html.escape(text, quote=False)
-    return text
-
-
 def _csv(table: Table) -> str:
     wide = [
         any(getattr(row[k], "half_width", None) is not None for row in table.rows)
@@ -235,10 +206,10 @@ def _csv(table: Table) -> str:
     header: list[Raw] = []
     for column, is_wide in zip(table.header, wide, strict=True):
         header += [column, f"{column} half-width"] if is_wide else [column]
-    notes = " ".join(" ".join(note.split()) for note in table.notes)
+    notes = csv_cell(" ".join(table.notes))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*header, "notes"])
+    writer.writerow([*map(csv_cell, header), "notes"])
     for row in table.rows:
         cells: list[Raw] = []
         for cell, is_wide in zip(row, wide, strict=True):
@@ -268,9 +239,4 @@ def _json(table: Table) -> str:
 def _raw(value: Raw) -> Raw:
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, 6)
-    return harmless(value)
-
-
-def harmless(value: Raw) -> Raw:
-    """Returns a CSV cell that a spreadsheet does not execute."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    return csv_cell(value)
