@@ -196,7 +196,8 @@ def test_runs_that_do_not_belong_in_one_table(pair, tmp_path, capsys, spoil, com
     for command in commands:
         output = tmp_path / {"plot": "new.svg", "collect": "new.csv"}.get(command, "new.html")
         writes = command in ("plot", "collect", "report")
-        assert main([command, str(pair), *(["-o", str(output)] if writes else [])]) == 2
+        options = [*(["-o", str(output)] * writes), *(["--strict"] * (command == "collect"))]
+        assert main([command, str(pair), *options]) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.startswith("svp: error: ")
