@@ -31,7 +31,7 @@ def _add_pretrain(commands: Commands) -> None:
         "images", type=Path, metavar="DIR", help="train/<class>/* and val/<class>/*, or <class>/*"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pth")
-    # Options that are not given keep the default of training/pretrain_spec.py.
+    # Options that are not given keep the default of pretraining/pretrain.py.
     parser.add_argument("--epochs", type=positive, metavar="N", help="default: 100")
     parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="default: 224")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="default: 256")
@@ -59,8 +59,7 @@ PRETRAIN_OPTIONS = (
 
 def _pretrain(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.config import load_config
-    from scratch_vs_pretrain.pretraining.pretrain import pretrain
-    from scratch_vs_pretrain.pretraining.pretrain_spec import PretrainSpec
+    from scratch_vs_pretrain.pretraining.pretrain import PretrainSpec, pretrain
 
     given = {name: getattr(options, name) for name in PRETRAIN_OPTIONS}
     spec = PretrainSpec(**{name: value for name, value in given.items() if value is not None})

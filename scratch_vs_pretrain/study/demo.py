@@ -12,8 +12,7 @@ from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data.scenes import ClassificationSpec, ShapesSpec
 from scratch_vs_pretrain.data.shapes import make_classification, make_shapes
 from scratch_vs_pretrain.errors import say
-from scratch_vs_pretrain.pretraining.pretrain import pretrain
-from scratch_vs_pretrain.pretraining.pretrain_spec import PretrainSpec
+from scratch_vs_pretrain.pretraining.pretrain import PretrainSpec, pretrain
 from scratch_vs_pretrain.run_folder import write_atomically
 from scratch_vs_pretrain.study.launch import make_slots, run_study
 from scratch_vs_pretrain.study.parse import load_study

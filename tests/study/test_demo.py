@@ -5,7 +5,7 @@ import pytest
 from scratch_vs_pretrain.data.scenes import ClassificationSpec, ShapesSpec
 from scratch_vs_pretrain.data.shapes import make_shapes
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.pretraining.pretrain_spec import PretrainSpec
+from scratch_vs_pretrain.pretraining.pretrain import PretrainSpec
 from scratch_vs_pretrain.run_folder import find_run_folders
 from scratch_vs_pretrain.study import demo
 from scratch_vs_pretrain.study.schedule import short_schedule

@@ -1,9 +1,12 @@
+import math
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from scratch_vs_pretrain.config import default_config, merge_overrides
@@ -12,8 +15,7 @@ from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
 from scratch_vs_pretrain.modeling.weights import load_backbone
 from scratch_vs_pretrain.pretraining import pretrain as module
-from scratch_vs_pretrain.pretraining.pretrain import pretrain
-from scratch_vs_pretrain.pretraining.pretrain_spec import PretrainSpec
+from scratch_vs_pretrain.pretraining.pretrain import PretrainSpec, pretrain
 
 DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
 SPEC = PretrainSpec(
@@ -149,11 +151,23 @@ def test_without_validation_pictures_there_is_no_accuracy(cfg, pictures, tmp_pat
     assert result.accuracy is None
 
 
+def test_a_backbone_at_chance_level_is_named(cfg, pictures, tmp_path, capfd):
+    spec = PretrainSpec(**vars(SPEC) | {"epochs": 1, "learning_rate": 1e-9})
+    result = pretrain(cfg, pictures, tmp_path / "w.pth", spec, progress=False)
+    assert result.accuracy < 90
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "w.pth: " in said
+    assert "as by guessing among 2 classes" in said
+    pretrain(cfg, pictures, tmp_path / "v.pth", SPEC, progress=False)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_progress_bar_shows_loss_and_accuracy(cfg, pictures, tmp_path, capfd):
     spec = PretrainSpec(**vars(SPEC) | {"epochs": 1})
     pretrain(cfg, pictures, tmp_path / "w.pth", spec, progress=True)
     shown = capfd.readouterr().err
-    assert "pre-training: 100%" in shown
+    assert "pre-training: 4/4 batch" in shown
     assert "accuracy=" in shown
 
 
@@ -201,3 +215,56 @@ def test_real_photographs_are_trained_on(cfg, tmp_path):
     assert result.metadata["validation_images"] == 80
     assert len(result.metadata["classes"]) == 10
     assert load_backbone(build_bottom_up(cfg), read_checkpoint(result.file)).missing == ()
+
+
+def test_cosine_rises_to_the_rate_and_falls_to_zero():
+    spec = PretrainSpec(learning_rate=0.4, warmup=0.1)
+    rates = [spec.rate(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.04)
+    assert rates[9] == rates[10] == pytest.approx(0.4)
+    assert rates[55] == pytest.approx(0.2)
+    assert rates[99] == pytest.approx(0.4 * (1 + math.cos(math.pi * 89 / 90)) / 2)
+
+
+def test_steps_divide_by_ten_at_thirty_sixty_and_ninety_percent():
+    spec = PretrainSpec(learning_rate=0.1, schedule="step", warmup=0)
+    rates = [spec.rate(step, 90) for step in (0, 26, 27, 53, 54, 80, 81, 89)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
+
+
+@given(
+    steps=st.integers(1, 500),
+    warmup=st.floats(0, 1),
+    schedule=st.sampled_from(["cosine", "step"]),
+)
+def test_rates_are_positive_and_never_above_the_largest(steps, warmup, schedule):
+    spec = PretrainSpec(warmup=warmup, schedule=schedule)
+    assert all(0 < spec.rate(step, steps) <= spec.largest_rate for step in range(steps))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"epochs": 0},
+        {"batch_size": -1},
+        {"learning_rate": math.nan},
+        {"schedule": "poly"},
+        {"min_area": 1.5},
+        {"warmup": -0.1},
+        {"validation_fraction": 2.0},
+        {"workers": -1},
+    ],
+)
+def test_values_that_make_no_training_are_refused_by_name(field):
+    with pytest.raises(UserError, match=next(iter(field))):
+        PretrainSpec(**field).check()
+
+
+def test_the_defaults_are_a_training():
+    PretrainSpec().check()
+
+
+def test_the_rate_follows_the_batch_size_unless_it_is_given():
+    assert PretrainSpec().largest_rate == 0.1
+    assert PretrainSpec(batch_size=32).largest_rate == 0.0125
+    assert PretrainSpec(batch_size=32, learning_rate=0.3).largest_rate == 0.3
