@@ -145,8 +145,9 @@ def test_voc_is_compared_by_its_own_metric(folders):
     assert [(row["ours"], row["paper"]) for row in rows] == [(77, 77.6), (83, 82.7)]
 
 
-def test_from_three_seeds_on_our_interval_decides(folders):
-    scratch, pretrained = records(published_table(pair(folders, 36.6, 41.0, seeds=3)))
+def test_from_three_seeds_on_a_prediction_interval_decides(folders):
+    """The mean is 0.4 off: outside its own interval, +-0.25, and inside that of one more run."""
+    scratch, pretrained = records(published_table(pair(folders, 37.1, 41.0, seeds=3)))
     assert (scratch["within noise"], pretrained["within noise"]) == ("yes", "no")
 
 

@@ -5,8 +5,6 @@ import pytest
 
 from scratch_vs_pretrain.analysis.stats.paired import (
     bca_interval,
-    catch_up,
-    catch_up_over_seeds,
     half_width,
     paired_gap,
     paired_power,
@@ -100,60 +98,6 @@ def test_sign_flips_of_many_seeds_are_sampled():
     p = sign_flip_p(differences)
     assert 0 < p < 0.05
     assert p == sign_flip_p(differences)
-
-
-X = [0, 100, 200, 300]
-
-
-@pytest.mark.parametrize(
-    ("scratch", "pretrained", "delta", "expected"),
-    [
-        ([0, 10, 20, 30], [20, 25, 28, 30], 0, 300),
-        # Lag 20, 15, 8, 0: 4 lies halfway between the last two.
-        ([0, 10, 20, 30], [20, 25, 28, 30], 4, 250),
-        ([0, 10, 20, 29], [20, 25, 28, 30], 0.5, None),
-        ([9, 9, 9, 9], [1, 1, 1, 1], 0, 0),
-        # Ahead at 100, behind at 200, level at 300: what counts is to stay.
-        ([0, 30, 20, 30], [20, 25, 28, 30], 0, 300),
-        ([0, 10, math.nan, 30], [20, 25, math.nan, 30], 0, 300),
-    ],
-)
-def test_catch_up_at_the_same_iteration(scratch, pretrained, delta, expected):
-    assert catch_up(X, scratch, X, pretrained, delta=delta) == expected
-
-
-def test_catch_up_with_the_final_value():
-    scratch, pretrained = [0, 10, 20, 40], [20, 25, 28, 30]
-    assert catch_up(X, scratch, X, pretrained, delta=0, at_end=True) == 250
-    assert catch_up(X, scratch, X, pretrained, delta=5, at_end=True) == 225
-    assert catch_up(X, scratch, X, pretrained, delta=-11, at_end=True) is None
-
-
-def test_catch_up_between_unlike_evaluations():
-    # Pretrained is 20 at 100, and keeps its last value beyond 150; scratch is 10 at 100.
-    at = catch_up([50, 150, 250], [5, 15, 25], [100, 150], [20, 21], delta=0)
-    assert at == pytest.approx(210)
-
-
-def test_before_the_pretrained_arm_exists_there_is_nothing_to_catch_up_with():
-    cost = np.array(X) + 1000
-    assert catch_up(X, [0, 10, 20, 30], cost, [20, 25, 28, 30], delta=0) == 0
-    assert catch_up([900, 1100, 1200], [0, 1, 25], cost, [20, 25, 25, 25], delta=0) == 1200
-
-
-def test_catch_up_without_evaluations():
-    assert catch_up([], [], X, [1, 2, 3, 4], delta=0) is None
-    assert catch_up(X, [1, 2, 3, 4], X, [math.nan] * 4, delta=0) is None
-
-
-def test_catch_up_over_seeds():
-    summary = catch_up_over_seeds([100, 200, 300])
-    assert summary.mean == 200
-    reach = 4.302652729911275 * 100 / math.sqrt(3)
-    assert summary.interval == pytest.approx((200 - reach, 200 + reach))
-    assert catch_up_over_seeds([100, 200]).interval is None
-    assert catch_up_over_seeds([100, None, 300]).mean is None
-    assert catch_up_over_seeds([]).mean is None
 
 
 @pytest.mark.parametrize(("gap", "seeds"), [(0.5, 34), (0.8, 15), (1.0, 10), (-0.2, 199)])

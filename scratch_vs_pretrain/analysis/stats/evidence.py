@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from scratch_vs_pretrain.analysis.runs.metrics import read_metrics
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import final_results
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves
-from scratch_vs_pretrain.analysis.stats.thresholds import Thresholds, read_thresholds
 from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -26,6 +25,35 @@ METRICS = ("keypoints/AP", "bbox/AP", "bbox/AP50", "segm/AP")
 # The share of metrics.json's lines, from its end, whose losses stand for the final one.
 FINAL_LOSSES = 0.1
 NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """By which numbers a study is judged; runs of format 1 may state any of them.
+
+    Attributes:
+        margin: AP by which scratch may end behind and still counts as no worse.
+        working_share: share of the other arm's final AP from which on scratch "works".
+        early_share: part of the shorter training that counts as early.
+        least_ap: the better arm's final AP below which nothing is judged.
+        many_images: from so many training images on, data are much.
+        few_images: up to so many, they are little.
+        few_instances: with fewer an image, they are little too.
+        loss_excess: how much higher, as a share, scratch's final training loss may be to say that
+            it fits its training data as well.
+    """
+
+    margin: float = 0.5
+    working_share: float = 0.5
+    early_share: float = 0.5
+    least_ap: float = 5.0
+    many_images: float = 10_000
+    few_images: float = 3_500
+    few_instances: float = 3.0
+    loss_excess: float = 0.05
+
+
+LIMITS = tuple(field.name for field in fields(Limits))
 
 # Box AP by which two runs of one config on full COCO differ, as a standard deviation. Maintainers
 # say "usually less than 0.2" (github.com/open-mmlab/mmdetection/issues/3624) and +/- 0.2
@@ -59,7 +87,7 @@ class Setting:
     runs: tuple[RunRecord, ...]
     size: int | None
     alone: bool
-    limits: Thresholds
+    limits: Limits
     level: float
     sd: float | None
     because: str
@@ -150,7 +178,6 @@ def settings(runs: Sequence[RunRecord]) -> tuple[Setting, ...]:
         members = tuple(run for run in runs if (run.size or 0) == size)
         results = final_results(members)
         details = _details(members)
-        limits = read_thresholds(details["thresholds"], f"{members[0].folder}: thresholds")
         for other in results.others:
             pair = tuple(run for run in members if run.arm in (results.scratch, other))
             sd, because = _noise(details["noise"], pair)
@@ -162,7 +189,7 @@ def settings(runs: Sequence[RunRecord]) -> tuple[Setting, ...]:
                     pair,
                     size or None,
                     len(sizes) == len(results.others) == 1,
-                    limits,
+                    details["limits"],
                     details["level"],
                     sd,
                     because,
@@ -176,11 +203,12 @@ def _details(runs: Sequence[RunRecord]) -> dict[str, Any]:
     """Returns by what the study says it is to be judged."""
     first: dict[str, Any] | None = None
     for run in runs:
-        thresholds = {k: v for k, v in run.thresholds.items() if k != "noise"}
+        stated = dict(run.thresholds)
         if run.margin is not None:
-            thresholds["margin"] = run.margin
+            stated["margin"] = run.margin
+        known = [name for name in LIMITS if isinstance(stated.get(name), (int, float))]
         found = {
-            "thresholds": thresholds,
+            "limits": Limits(**{name: stated[name] for name in known}),
             "level": run.level or LEVEL,
             "noise": run.noise,
             "converged": run.converged,

@@ -7,7 +7,6 @@ every interval is the difference within it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +44,7 @@ class Gap:
         mean: their mean.
         t_interval: Student's interval of the mean; None below three seeds.
         bca_interval: bias-corrected and accelerated bootstrap interval; None below three seeds.
-            Too narrow for few seeds: see ``benchmarks/interval_coverage.py``.
+            Too narrow for few seeds: see docs/answer.md.
         p: two-sided sign-flip p value; None below six seeds, where it cannot fall under 0.05.
     """
 
@@ -152,83 +151,6 @@ def sign_flip_p(differences: ArrayLike, *, seed: int = 0) -> float:
         random_state=np.random.default_rng(seed),
     )
     return float(result.pvalue)
-
-
-def catch_up(
-    scratch_x: ArrayLike,
-    scratch: ArrayLike,
-    pretrained_x: ArrayLike,
-    pretrained: ArrayLike,
-    *,
-    delta: float,
-    at_end: bool = False,
-) -> float | None:
-    """Returns the x from which scratch stays no more than `delta` behind the pretrained arm.
-
-    Both curves are straight lines between their evaluations. x may be iterations or any cost
-    (images, pixels with pre-training, GPU hours), counted for each arm on its own; before the
-    pretrained arm's first evaluation there is nothing to be behind. Beyond its last one it keeps
-    its last value.
-
-    Args:
-        scratch_x: (n,) ascending.
-        scratch: (n,) values; NaN counts as not evaluated.
-        pretrained_x: (m,) ascending.
-        pretrained: (m,) values.
-        delta: tolerated lag, in the values' unit.
-        at_end: compare with the pretrained arm's last value instead of that at the same x.
-
-    Returns:
-        None if scratch is behind at its last evaluation, or an arm has none.
-    """
-    x, y = _evaluated(scratch_x, scratch)
-    reference_x, reference = _evaluated(pretrained_x, pretrained)
-    if len(x) == 0 or len(reference_x) == 0:
-        return None
-    if at_end:
-        reference_x, reference = x[:1], reference[-1:]
-    inside = (reference_x >= x[0]) & (reference_x <= x[-1])
-    grid = np.union1d(x, reference_x[inside])
-    lag = np.interp(grid, reference_x, reference) - np.interp(grid, x, y) - delta
-    behind = np.flatnonzero((lag > 0) & (grid >= reference_x[0]))
-    if len(behind) == 0:
-        return float(grid[0])
-    last = behind[-1]
-    if last == len(grid) - 1:
-        return None
-    share = lag[last] / (lag[last] - lag[last + 1])
-    return float(grid[last] + share * (grid[last + 1] - grid[last]))
-
-
-def _evaluated(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    known = np.isfinite(y)
-    return x[known], y[known]
-
-
-@dataclass(frozen=True)
-class CatchUp:
-    """Catch-up points over seeds.
-
-    Attributes:
-        points: one per seed, None where scratch did not catch up.
-        mean: None unless every seed caught up: a mean over those that did would be too early.
-        interval: t interval of the mean; None below three seeds.
-    """
-
-    points: tuple[float | None, ...]
-    mean: float | None
-    interval: tuple[float, float] | None
-
-
-def catch_up_over_seeds(points: Sequence[float | None], level: float = LEVEL) -> CatchUp:
-    """Summarizes one catch-up point per seed."""
-    reached = [point for point in points if point is not None]
-    if not reached or len(reached) < len(points):
-        return CatchUp(tuple(points), None, None)
-    enough = len(reached) >= SEEDS_FOR_INTERVAL
-    interval = _pair(t_interval(reached, level)) if enough else None
-    return CatchUp(tuple(points), float(np.mean(reached)), interval)
 
 
 def paired_power(seeds: int, gap: float, noise: float, level: float = LEVEL) -> float:

@@ -19,23 +19,22 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
     notes,
     pairs,
 )
+from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
 from scratch_vs_pretrain.analysis.stats.evidence import Setting, settings
 from scratch_vs_pretrain.analysis.stats.paired import (
     NOISE_ON_COCO,
     SEEDS_FOR_P,
     Gap,
-    catch_up,
-    catch_up_over_seeds,
     paired_gap,
 )
+from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS
 from scratch_vs_pretrain.analysis.tables.table import Cell, Estimate, Table
 
 AXES = ("iterations", "images", "pixels", "gpu-hours")
-NOT_REACHED = "not reached"
 
 GAP_NOTES = (
     "t and BCa: 95 % intervals of the mean gap, from three seeds on; BCa is too narrow for few "
-    "seeds (docs/benchmarks.md), so the t interval decides what is within noise.",
+    "seeds (docs/answer.md), so the t interval decides what is within noise.",
     f"p: two-sided, over all sign flips, from {SEEDS_FOR_P} seeds on; below it cannot fall under "
     "0.05.",
 )
@@ -194,11 +193,10 @@ def _cells(gap: Gap, run: RunRecord) -> tuple[Cell, ...]:
 
 
 def catch_up_table(runs: Sequence[RunRecord]) -> Table:
-    """Returns from where on scratch stays no further behind than the study's margin.
+    """Returns between where and where scratch comes within the study's margin of the other arm.
 
-    Both arms are taken at their longest schedule. Against the other arm "at the same point", and
-    against its final value; in iterations, images, pixels with those of pre-training, and GPU
-    hours, as far as they are known.
+    Both arms are taken at their longest schedule, where the rate is in the same phase, and in
+    iterations, images, pixels with those of pre-training, and GPU hours, as far as they are known.
 
     Raises:
         UserError: see :func:`.results.final_results`.
@@ -210,85 +208,75 @@ def catch_up_table(runs: Sequence[RunRecord]) -> Table:
     hours = total_hours(runs)
     spent = () if hours is None else (_spent(hours.spent, hours.alone),)
     margins = dict.fromkeys(f"{c.limits.margin:g} {metric_label(c.metric)}" for c in found)
-    header = ("arms", "value", "in", "other's end", "seeds", "reached", "from", "low", "high")
     return Table(
-        f"{results.study}: from where {results.scratch} stays within {', '.join(margins)}",
-        (*header, "by seed"),
+        f"{results.study}: where {results.scratch} comes within {', '.join(margins)}",
+        ("arms", "in", "seeds", "from", "to"),
         tuple(row for setting in found for row in _catch_up_rows(setting, results)),
         (*notes(results), *_catch_up_notes(runs), *spent),
-        details=("arms", "other's end", "by seed"),
+        details=("arms",),
     )
 
 
 def _catch_up_rows(setting: Setting, results: Results) -> Iterator[tuple[Cell, ...]]:
-    from scratch_vs_pretrain.analysis.stats.cost import cost, curve
-
     longest = [results.longest(arm) for arm in (setting.scratch, setting.other)]
     ours, theirs = (
-        {
-            r.seed: r
-            for r in setting.of(run.arm)
-            if r.state == "finished" and r.schedule == run.schedule
-        }
-        for run in longest
+        {r.seed: r for r in setting.of(run.arm) if r.schedule == run.schedule} for run in longest
     )
     both = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
-    lines = [[curve(run, setting.metric) for run in pair] for pair in both]
-    kept = [k for k, pair in enumerate(lines) if all(len(one.values) for one in pair)]
-    both, lines = [both[k] for k in kept], [lines[k] for k in kept]
-    trained = setting.best_ap() >= setting.limits.least_ap
-    for at_end in (False, True) if both else ():
-        for axis in AXES:
-            x = [
-                [cost(run, axis, one.iterations) for run, one in zip(pair, line, strict=True)]
-                for pair, line in zip(both, lines, strict=True)
-            ]
-            if any(np.isnan(at).any() for pair in x for at in pair):
-                continue
-            apart = not at_end and any(one[-1] < two[0] for one, two in x)
-            last = sum(float(two[-1]) for _, two in x) / len(x)
-            points = [
-                catch_up(
-                    one_x,
-                    one.values,
-                    two_x,
-                    two.values,
-                    delta=setting.limits.margin,
-                    at_end=at_end,
-                )
-                for (one_x, two_x), (one, two) in zip(x, lines, strict=True)
-            ]
-            value = "its last" if at_end else "at the same point"
-            reason = "it begins later" if apart else None if trained else _untrained(setting)
-            cells = _points(points, axis, reason)
-            yield (_arms(*longest), value, axis, _amount(last, axis), *cells)
+    both = [pair for pair in both if all(run.state == "finished" for run in pair)]
+    for axis in AXES if both else ():
+        grid, leads = _leads(both, axis, setting.metric)
+        if grid is None:
+            continue
+        cells: tuple[Cell, Cell]
+        if setting.best_ap() < setting.limits.least_ap:
+            cells = f"nothing: both end under {setting.limits.least_ap:g} AP", None
+        elif len(grid) < 2:
+            cells = "it begins later", None
+        else:
+            where = region(*smoothed(grid, leads), setting.limits.margin, sd=setting.sd)
+            cells = _ends(where, axis)
+        yield (_arms(*longest), axis, len(both), *cells)
 
 
-def _untrained(setting: Setting) -> str:
-    return f"nothing: both end under {setting.limits.least_ap:g} AP"
+def _leads(
+    both: Sequence[tuple[RunRecord, RunRecord]], axis: str, metric: str
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Returns the other arm's lead by seed over an axis, where both arms' rates are in one phase.
+
+    Straight lines join evaluations; beyond its end the other arm keeps its last value. The first
+    array is None where the axis is not known of every run.
+    """
+    from scratch_vs_pretrain.analysis.stats.cost import cost, curve
+
+    lines = [[curve(run, metric) for run in pair] for pair in both]
+    x = [
+        [cost(run, axis, line.iterations) for run, line in zip(pair, line, strict=True)]
+        for pair, line in zip(both, lines, strict=True)
+    ]
+    if any(np.isnan(at).any() or not len(at) for pair in x for at in pair):
+        return None, np.empty((0, 0))
+    first = max(at[0] for pair in x for at in pair)
+    last = min(pair[0][-1] for pair in x)
+    grid = np.unique(np.concatenate([at for pair in x for at in pair]))
+    phases = [np.searchsorted(cost(run, axis, np.array(run.steps)), grid) for run in both[0]]
+    grid = grid[(first <= grid) & (grid <= last) & (grid > 0) & (phases[0] == phases[1])]
+    leads = [
+        np.interp(grid, other_x, other.values) - np.interp(grid, own_x, own.values)
+        for (own_x, other_x), (own, other) in zip(x, lines, strict=True)
+    ]
+    return grid, np.array(leads)
 
 
-def _points(points: list[float | None], axis: str, reason: str | None) -> tuple[Cell, ...]:
-    """Returns the cells from "seeds" on; `reason`: why there is no point to speak of."""
-    if reason is not None:
-        return (len(points), None, reason, None, None, None)
-    summary = catch_up_over_seeds(points)
-    low, high = summary.interval or (None, None)
-    reached = sum(point is not None for point in points)
-    each = [_text(point, axis) for point in points]
-    ends = [None if end is None else _amount(end, axis) for end in (low, high)]
-    mean: Cell = NOT_REACHED if summary.mean is None else _amount(summary.mean, axis)
-    return (len(points), reached, mean, *ends, ", ".join(each) if len(each) > 1 else None)
+def _ends(where: Region, axis: str) -> tuple[Cell, Cell]:
+    def amount(value: float) -> Cell:
+        return _hours(value) if axis == "gpu-hours" else round(value)
 
-
-def _amount(value: float, axis: str) -> Cell:
-    return _hours(value) if axis == "gpu-hours" else round(value)
-
-
-def _text(value: float | None, axis: str) -> str:
-    if value is None:
-        return NOT_REACHED
-    return _hours(value) if axis == "gpu-hours" else f"{value:,.0f}"
+    if math.isnan(where.low):
+        return f"needs {LEAST_SEEDS} seeds", None
+    if math.isinf(where.low):
+        return f"not by {amount(where.end):,}", None
+    return amount(where.low), "later" if math.isinf(where.high) else amount(where.high)
 
 
 def _hours(value: float) -> str:
@@ -299,9 +287,8 @@ def _catch_up_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
     from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, on_processors
 
     yield (
-        "From: the mean over seeds, where every seed reached it; low and high: its 95 % t "
-        "interval, from three seeds on. Straight lines join evaluations; beyond its end the other "
-        "arm keeps its last value."
+        "From, to: where the mean lead may reach the margin, a 95 % region by seeds "
+        "(docs/answer.md); later: perhaps not before the end."
     )
     yield "Pixels include those of pre-training; hours include evaluations."
     yield from axis_sentences("pixels", runs)

@@ -153,8 +153,8 @@ def published_table(runs: Sequence[RunRecord], by: str = "paper", kind: str = "s
 
     A published number is compared with ours of the same training and evaluation data, cascade and
     test augmentation. "Pretrained" is the arm of that name, else the first pretrained one; the
-    schedule "best", or none, is the arm's longest. Within noise is a difference inside our
-    interval; below three seeds, one under 0.3 AP on full COCO, and an open question elsewhere.
+    schedule "best", or none, is the arm's longest. Within noise is a difference inside the
+    prediction interval of one more run of ours; below three seeds, one under 0.3 AP on full COCO, and an open question elsewhere.
 
     Args:
         runs: of one study.
@@ -244,10 +244,14 @@ def _beside(results: Results, number: PublishedNumber) -> list[tuple[Cell, ...]]
         run = next((r for r in results.runs if (r.arm, r.schedule) == (arm, number.schedule)), run)
         if run.schedule != number.schedule:
             return []
-    (mean,) = means(results.of(arm, run.schedule), [_our_metric(number)])
+    finals, metric = results.of(arm, run.schedule), _our_metric(number)
+    (mean,) = means(finals, [metric])
     if math.isnan(mean.value):
         return []
-    gap = Estimate(mean.value - number.value, mean.half_width, signed=True)
+    # The published run varies too: a prediction interval for one more run of ours.
+    n = sum(math.isfinite(final.scores.get(metric, math.nan)) for final in finals.values())
+    reach = None if mean.half_width is None else mean.half_width * math.sqrt(n + 1)
+    gap = Estimate(mean.value - number.value, reach, signed=True)
     source = f"{number.source}, {number.note}" if number.note else number.source
     noise = within_noise(gap, run)
     return [
