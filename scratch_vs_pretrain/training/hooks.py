@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.util
 import json
+import logging
 import os
 import signal
 import time
@@ -27,6 +28,8 @@ from fvcore.common.history_buffer import HistoryBuffer
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.run_folder import SAME_REQUEST, RunFolder, write_atomically
 from scratch_vs_pretrain.training.distributed import Vote
+
+logger = logging.getLogger(__name__)
 
 # Runs that train side by side each have a line.
 BAR_POSITION = int(os.environ.get("SVP_BAR_POSITION", "0"))
@@ -251,17 +254,18 @@ def restore_values(storage: EventStorage, values: dict[str, list[list[float]]]) 
 
 
 def truncate_metrics(path: Path, completed: int) -> None:
-    """Drops the lines of metrics.json that a run resumed after `completed` iterations repeats."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if _iteration(line) < completed]
-    write_atomically(path, "".join(f"{line}\n" for line in kept))
+    """Drops the lines of metrics.json that a run resumed after `completed` iterations repeats.
 
-
-def _iteration(line: str) -> float:
-    """Returns a line's 0-based iteration; a line cut short by a kill counts as infinitely late."""
-    try:
-        content: Any = json.loads(line)
-    except json.JSONDecodeError:
-        return float("inf")
-    return content["iteration"]
+    So are lines that a kill cut short or somebody damaged; of iterations that somebody repeated or
+    turned round, those that a line further down goes back behind.
+    """
+    kept: list[tuple[int, bytes]] = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+            iteration = json.loads(line)["iteration"]
+            if type(iteration) is int and iteration < completed:
+                while kept and kept[-1][0] >= iteration:
+                    logger.warning("%s: iteration %d is repeated", path, kept.pop()[0])
+                kept.append((iteration, line))
+    if path.exists():
+        write_atomically(path, b"".join(line + b"\n" for _, line in kept))

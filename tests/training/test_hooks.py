@@ -155,6 +155,17 @@ def test_lines_that_will_be_repeated_are_dropped(tmp_path, end):
     assert file.read_text() == '{"iteration": 9}\n{"iteration": 19, "x": NaN}\n'
 
 
+def test_lines_that_somebody_repeated_turned_or_damaged_are_dropped(tmp_path, caplog):
+    file = tmp_path / "metrics.json"
+    rows = ['{"iteration": NaN}', "5", "[" * 9999, "{}", '{"iteration": 1.5}']
+    rows += [json.dumps({"iteration": at, "line": n}) for n, at in enumerate([0, 4, 2, 2, 6, 8])]
+    file.write_bytes("\n".join(rows).encode() + b'\n{"iteration": 7, "\xff": 1}\n')
+    truncate_metrics(file, completed=8)
+    left = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["iteration"], row["line"]) for row in left] == [(0, 0), (2, 3), (6, 4)]
+    assert "iteration 4 is repeated" in caplog.text
+
+
 def test_nothing_to_truncate(tmp_path):
     truncate_metrics(tmp_path / "metrics.json", 5)
     assert list(tmp_path.iterdir()) == []
