@@ -92,7 +92,7 @@ def _add_convert_weights(commands: Commands) -> None:
 
 
 def _convert_weights(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.modeling.convert_file import convert_file
+    from scratch_vs_pretrain.modeling.weights import convert_file
 
     report = convert_file(options.source, options.output, options.arch)
     print(f"{options.output}: {options.arch}, from {report.layout} names")

@@ -81,8 +81,31 @@ def _timm_file(name: str) -> Path:
     return path
 
 
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, *_version: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(source: str, path: Path, *_version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns a file's tensors, and its notes."""
+    try:
+        content = load(path, source)
+        notes = content.get("svp") if isinstance(content, Mapping) else None
+        plain = json.dumps(notes, allow_nan=False) if isinstance(notes, Mapping) else "{}"
+        return find_tensors(content), json.loads(plain)
+    except (RecursionError, TypeError, ValueError):
+        raise UserError(_not_a_checkpoint(source)) from None
+
+
+def _version(path: Path) -> tuple[Path, int, int]:
+    found = path.stat()
+    return path, found.st_mtime_ns, found.st_size
+
+
 def weights_sha256(source: str | Path) -> str:
-    """Returns the sha256 of a checkpoint file, computed once per process while it is unchanged.
+    """Returns the sha256 of a checkpoint file, computed once while it is unchanged.
 
     Raises:
         UserError: as :func:`local_file`.
@@ -93,7 +116,8 @@ def weights_sha256(source: str | Path) -> str:
 def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
     """Reads all tensors of a checkpoint, executing nothing that it holds.
 
-    The file that was opened last stays in memory, until :func:`forget_checkpoint`.
+    A file is opened once while it is unchanged and stays in memory, until
+    :func:`forget_checkpoints`.
 
     Args:
         source: a path or URI, see :func:`local_file`.
@@ -115,50 +139,14 @@ def read_metadata(source: str | Path) -> dict[str, Any]:
     """Returns what ``write_backbone`` noted in a file, empty for files of other origin.
 
     Raises:
-        UserError: as :func:`read_checkpoint`; or the notes are no plain values.
+        UserError: as :func:`read_checkpoint`.
     """
-    notes = _notes(str(source), *_version(local_file(source)))
-    try:
-        return json.loads(notes)
-    except ValueError:
-        raise UserError(
-            f"{source}: what it notes of its origin is damaged; make it again"
-        ) from None
+    return dict(_opened(str(source), *_version(local_file(source)))[1])
 
 
-def forget_checkpoint() -> None:
-    """Frees the memory of the checkpoint that was opened last."""
+def forget_checkpoints() -> None:
+    """Frees the memory of all checkpoints that were opened."""
     _opened.cache_clear()
-
-
-def _version(path: Path) -> tuple[Path, int, int]:
-    found = path.stat()
-    return path, found.st_mtime_ns, found.st_size
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256(path: Path, *_version: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@functools.lru_cache(maxsize=1)
-def _opened(source: str, path: Path, *_version: int) -> tuple[dict[str, Tensor], Any]:
-    try:
-        content = load(path, source)
-        notes = content.get("svp") if isinstance(content, Mapping) else None
-        return find_tensors(content), notes
-    except RecursionError:
-        raise UserError(_not_a_checkpoint(source)) from None
-
-
-@functools.lru_cache(maxsize=64)
-def _notes(source: str, path: Path, *version: int) -> str:
-    notes = _opened(source, path, *version)[1]
-    try:
-        return json.dumps(notes if isinstance(notes, Mapping) else {}, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        return "damaged"
 
 
 def load(path: Path, source: str) -> Any:

@@ -1,10 +1,19 @@
-"""A run's initial weights: MODEL.WEIGHTS, as SVP.LOAD and SVP.FREEZE say."""
+"""A run's initial weights: its backbone, or whatever of a trained detector fits.
+
+Of detectors, Detectron2's names are known and those of torchvision's ``maskrcnn_resnet50_fpn(_v2)``
+(and ``fasterrcnn_``). What does not fit, as the layers of another number of classes, keeps the
+values that the other arms have for the same seed.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
@@ -12,12 +21,12 @@ from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import bottom_up_of
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
-from scratch_vs_pretrain.modeling.detector import match_detector
-from scratch_vs_pretrain.modeling.norms import norm_layers
+from scratch_vs_pretrain.modeling.checks import norm_layers
 from scratch_vs_pretrain.modeling.timm_backbone import TimmBackbone
 from scratch_vs_pretrain.modeling.vgg import pretrained_part
 from scratch_vs_pretrain.modeling.weights import (
     LoadReport,
+    check_finite,
     check_input,
     input_settings,
     match_backbone,
@@ -25,6 +34,154 @@ from scratch_vs_pretrain.modeling.weights import (
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
+
+_TORCHVISION = (
+    (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?([wb]\w+)", "backbone.fpn_lateral{level}.{p}"),
+    (r"backbone\.fpn\.inner_blocks\.(\d)\.1\.(\w+)", "backbone.fpn_lateral{level}.norm.{p}"),
+    (r"backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?([wb]\w+)", "backbone.fpn_output{level}.{p}"),
+    (r"backbone\.fpn\.layer_blocks\.(\d)\.1\.(\w+)", "backbone.fpn_output{level}.norm.{p}"),
+    (r"rpn\.head\.conv\.(\d)\.0\.(\w+)", "proposal_generator.rpn_head.conv.conv{n}.{p}"),
+    (r"rpn\.head\.conv()\.(\w+)", "proposal_generator.rpn_head.conv.{p}"),
+    (r"rpn\.head\.cls_logits()\.(\w+)", "proposal_generator.rpn_head.objectness_logits.{p}"),
+    (r"rpn\.head\.bbox_pred()\.(\w+)", "proposal_generator.rpn_head.anchor_deltas.{p}"),
+    (r"roi_heads\.box_head\.fc6()\.(\w+)", "roi_heads.box_head.fc1.{p}"),
+    (r"roi_heads\.box_head\.fc7()\.(\w+)", "roi_heads.box_head.fc2.{p}"),
+    (r"roi_heads\.box_head\.(\d)\.0\.(\w+)", "roi_heads.box_head.conv{next}.{p}"),
+    (r"roi_heads\.box_head\.(\d)\.1\.(\w+)", "roi_heads.box_head.conv{next}.norm.{p}"),
+    (r"roi_heads\.box_head\.(\d)\.(\w+)", "roi_heads.box_head.fc1.{p}"),
+    (r"roi_heads\.mask_head\.(\d)\.0\.(\w+)", "roi_heads.mask_head.mask_fcn{next}.{p}"),
+    (r"roi_heads\.mask_head\.(\d)\.1\.(\w+)", "roi_heads.mask_head.mask_fcn{next}.norm.{p}"),
+    (r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", "roi_heads.mask_head.mask_fcn{n}.{p}"),
+    (r"roi_heads\.mask_predictor\.conv5_mask()\.(\w+)", "roi_heads.mask_head.deconv.{p}"),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits()\.(\w+)", "roi_heads.mask_head.predictor.{p}"),
+    (r"roi_heads\.box_predictor\.cls_score()\.(\w+)", "roi_heads.box_predictor.cls_score.{p}"),
+    (r"roi_heads\.box_predictor\.bbox_pred()\.(\w+)", "roi_heads.box_predictor.bbox_pred.{p}"),
+)
+# torchvision's COCO models have an output for each of the 91 ids, of which 80 are in use.
+_COCO_IDS = 91
+
+
+def match_detector(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str = "the checkpoint",
+    norm_weights: str = "all",
+) -> tuple[LoadReport, dict[str, Tensor]]:
+    """Returns what loading a detector would do, and the tensors by their names in the model.
+
+    The bottom-up network is filled completely, of the rest what fits.
+
+    Raises:
+        UserError: as :func:`match_backbone`; or nothing of the file's heads fits.
+    """
+    report, backbone = match_backbone(model, state, source, norm_weights)
+    own = model.state_dict(keep_vars=True)
+    part = pretrained_part(model).state_dict(keep_vars=True)
+    inside = {id(tensor): name for name, tensor in part.items()}
+    tensors = {
+        name: backbone[inside[id(tensor)]]
+        for name, tensor in own.items()
+        if inside.get(id(tensor)) in backbone
+    }
+    rest = {name: tensor for name, tensor in own.items() if id(tensor) not in inside}
+    found = heads_of(state)
+    fitting = {
+        name: found[name] for name, tensor in rest.items() if _fits(name, tensor, rest, found)
+    }
+    if not fitting:
+        raise UserError(f"{source}: {_nothing_fits(rest, found)}")
+    check_finite(fitting, source)
+    in_file = {name: key for key, name in _names(state).items()}
+    used = {in_file[name] for name in fitting}
+    return (
+        dataclasses.replace(
+            report,
+            loaded=(*report.loaded, *fitting),
+            reinitialized=tuple(
+                name for name in rest if name not in fitting and "num_batches" not in name
+            ),
+            unexpected=tuple(key for key in report.unexpected if key not in used),
+        ),
+        {**tensors, **fitting},
+    )
+
+
+def _fits(
+    name: str, tensor: Tensor, own: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> bool:
+    if name not in found or found[name].shape != tensor.shape:
+        return False
+    # Scale and shift of a BatchNorm are no GroupNorm's.
+    statistics = f"{name.rpartition('.')[0]}.running_mean"
+    return (statistics in own) == (statistics in found)
+
+
+def _nothing_fits(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    theirs, ours = ({name.split(".")[0] for name in names} - {"backbone"} for names in (found, own))
+    if not theirs:
+        return "a backbone without heads, for load: detector; use load: backbone"
+    if not theirs & ours:
+        return (
+            f"a detector of another meta architecture (it has {', '.join(sorted(theirs))}, this "
+            f"config {', '.join(sorted(ours))}); use load: backbone"
+        )
+    return "nothing of its heads fits this config's (other sizes or norms); use load: backbone"
+
+
+def _names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Returns the name in Detectron2 of each key that is not of the bottom-up network."""
+    if any(key.startswith("backbone.body.") for key in state):
+        several = "rpn.head.conv.1.0.weight" in state
+        named = {key: _from_torchvision(key, several) for key in state}
+        return {key: name for key, name in named.items() if name}
+    parts = (
+        "backbone.fpn_",
+        "proposal_generator.",
+        "roi_heads.",
+        "head.",
+        "sem_seg_head.",
+        "backbone.top_block.",
+    )
+    return {key: key for key in state if key.startswith(parts)}
+
+
+def heads_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors of :func:`_names`, classes in Detectron2's order."""
+    of_torchvision = any(key.startswith("backbone.body.") for key in state)
+    return {
+        name: _reordered(name, state[key]) if of_torchvision else state[key]
+        for key, name in _names(state).items()
+    }
+
+
+def _from_torchvision(key: str, several: bool) -> str | None:
+    """Renames a key; `several` convolutions in the RPN are numbered, one alone is not."""
+    for pattern, name in _TORCHVISION:
+        match = re.fullmatch(pattern, key)
+        if match:
+            number = int(match[1] or 0)
+            found = name.format(level=number + 2, next=number + 1, n=number, p=match[2])
+            return found if several else found.replace("rpn_head.conv.conv0", "rpn_head.conv")
+    return None
+
+
+def _reordered(name: str, tensor: Tensor) -> Tensor:
+    """Puts the background of torchvision's first class last, or leaves it out, as Detectron2."""
+    layer = name.split(".")[-2]
+    if layer not in ("cls_score", "bbox_pred", "predictor"):
+        return tensor
+    per_class = 4 if layer == "bbox_pred" else 1
+    rows = tensor.unflatten(0, (-1, per_class))
+    classes = _coco_ids() if len(rows) == _COCO_IDS else list(range(1, len(rows)))
+    order = [*classes, 0] if layer == "cls_score" else classes
+    return rows[torch.tensor(order)].flatten(0, 1)
+
+
+def _coco_ids() -> list[int]:
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+    return [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
+
 
 LOADS = ("backbone", "detector")
 FREEZES = ("", "backbone")

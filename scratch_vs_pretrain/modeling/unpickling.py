@@ -36,8 +36,8 @@ def read_torch_or_pickle(path: Path) -> Any:
         start = file.read(len(_LEGACY))
     if start.startswith(b"PK\x03\x04"):
         return _read_archive(path)
-    read = _read_legacy if start == _LEGACY else _Unpickler.open
-    return read(io.BytesIO(path.read_bytes()))
+    content = io.BytesIO(path.read_bytes())
+    return _read_legacy(content) if start == _LEGACY else _Unpickler(content).load()
 
 
 class Refused(Exception):
@@ -51,16 +51,12 @@ class _Damaged(Exception):
 # NumPy's names of numbers, without byte order.
 _ARRAY_TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 _STORAGE_TYPES = {
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "CharStorage": torch.int8,
-    "ShortStorage": torch.int16,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+    f"torch.{name}Storage": dtype
+    for name, dtype in (
+        *(("Half", torch.float16), ("BFloat16", torch.bfloat16), ("Float", torch.float32)),
+        *(("Double", torch.float64), ("Char", torch.int8), ("Short", torch.int16)),
+        *(("Int", torch.int32), ("Long", torch.int64), ("Byte", torch.uint8), ("Bool", torch.bool)),
+    )
 }
 
 
@@ -78,13 +74,11 @@ class _Dtype:
     order: str = "<"
 
     def set_state(self, state: Any) -> None:
-        if (
-            not isinstance(state, tuple)
-            or (state[0], *state[2:]) != _PLAIN
-            or state[1] not in "<>=|"
-        ):
+        # Version 3, no subarray, names or fields, and the default size, alignment and flags.
+        version, order, *rest = state
+        if (version, *rest) != (3, None, None, None, -1, -1, 0) or order not in "<>=|":
             raise Refused("a numpy dtype with a state of its own")
-        self.order = ">" if state[1] == ">" else "<"
+        self.order = ">" if order == ">" else "<"
 
     def tensor(self, data: Any, shape: Any, fortran: Any = False) -> Tensor:
         if isinstance(data, str):  # of Python 2
@@ -100,16 +94,8 @@ class _Dtype:
         return torch.from_numpy(array != 0 if self.code == "b1" else array)
 
 
-# What NumPy writes of numbers: version, no subarray, names or fields, default size and alignment.
-_PLAIN = (3, None, None, None, -1, -1, 0)
-
-
 class _Array:
     """What stands for an array until its content is known."""
-
-
-def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Tensor:
-    return _dtype(dtype).tensor(data, shape, order == "F")
 
 
 def _dtype(value: Any) -> _Dtype:
@@ -129,15 +115,6 @@ class _Storage:
     """The numbers of one or several tensors."""
 
     numbers: Tensor
-
-    def fill(self, data: bytes) -> None:
-        if len(data) != self.numbers.nbytes:
-            raise _Damaged
-        if data:
-            dtype = self.numbers.dtype
-            is_bool = dtype == torch.bool  # whose bytes may be 2
-            stored = torch.frombuffer(bytearray(data), dtype=torch.uint8 if is_bool else dtype)
-            self.numbers = self.numbers.copy_(stored)
 
 
 def _make_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
@@ -162,10 +139,6 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
-def _ordered(*pairs: Any) -> dict[Any, Any]:
-    return collections.OrderedDict(*pairs)
-
-
 def _beside(*_: Any) -> _Name:
     """Stands for what training scripts keep beside weights, and nobody reads."""
     return _Name("beside", _beside)
@@ -182,8 +155,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _make_dtype,
     "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
     "numpy.core.multiarray.scalar": lambda dtype, data: _dtype(dtype).tensor(data, ()).item(),
-    "numpy.core.numeric._frombuffer": _array_of_buffer,
-    "collections.OrderedDict": _ordered,
+    "numpy.core.numeric._frombuffer": lambda data, dtype, shape, order: _dtype(dtype).tensor(
+        data, shape, order == "F"
+    ),
+    "collections.OrderedDict": collections.OrderedDict,
     "_codecs.encode": _encode,
     "torch._utils._rebuild_tensor_v2": _make_tensor,
     "torch._utils._rebuild_tensor": _make_tensor,
@@ -191,21 +166,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
     "torch._tensor._rebuild_from_type_v2": lambda function, _, args, __: _call(function, *args),
     "torch.storage._load_from_bytes": lambda data: _read_legacy(io.BytesIO(data)),
-    "torch.Size": lambda sizes=(): _sizes(sizes),
-    "builtins.set": lambda items=(): set(items),
-    **dict.fromkeys(
-        (
-            *(f"torch.{name}" for name in _STORAGE_TYPES),
-            *(str(dtype) for dtype in _STORAGE_TYPES.values()),
-            "torch.nn.parameter.Parameter",
-            "torch.device",
-            "collections.Counter",
-            "argparse.Namespace",
-            "builtins.bytearray",
-            "builtins.complex",
-        ),
-        _beside,
-    ),
+    **dict.fromkeys((*_STORAGE_TYPES, *map(str, _STORAGE_TYPES.values())), _beside),
+    **dict.fromkeys(("torch.nn.parameter.Parameter", "torch.device", "torch.Size"), _beside),
+    **dict.fromkeys(("builtins.bytearray", "builtins.complex", "builtins.set"), _beside),
+    **dict.fromkeys(("collections.Counter", "argparse.Namespace"), _beside),
 }
 
 
@@ -219,13 +183,9 @@ class _Unpickler(pickle._Unpickler):
     read: Callable[[int], bytes]
     pop_mark: Callable[[], list[Any]]
 
-    def __init__(self, file: io.BytesIO, storage: Callable[..., _Storage] | None = None) -> None:
+    def __init__(self, file: io.BytesIO, storages: _Storages | None = None) -> None:
         super().__init__(file, encoding="latin1")  # Detectron's files are from Python 2.
-        self._storage = storage
-
-    @classmethod
-    def open(cls, file: io.BytesIO, storage: Callable[..., _Storage] | None = None) -> Any:
-        return cls(file, storage).load()
+        self._storages = storages
 
     def find_class(self, module: str, name: str) -> _Name:
         # numpy.core is numpy._core since NumPy 2, builtins was __builtin__ in Python 2.
@@ -237,10 +197,9 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, reference: Any) -> _Storage:
         kind, type_, key, _, count, *view = reference
-        name = type_.name.removeprefix("torch.")
-        if kind != "storage" or not isinstance(key, str) or any(view) or self._storage is None:
+        if kind != "storage" or not isinstance(key, str) or any(view) or self._storages is None:
             raise _Damaged
-        return self._storage(key, _STORAGE_TYPES[name], *_sizes((count,)))
+        return self._storages.make(key, _STORAGE_TYPES[type_.name], *_sizes((count,)))
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
@@ -260,9 +219,7 @@ class _Unpickler(pickle._Unpickler):
         elif not isinstance(target, _Name | collections.OrderedDict):
             raise _Damaged
 
-    # load_newobj calls a class, as load_reduce does.
-    def load_newobj(self) -> None:
-        self.load_reduce()
+    load_newobj = load_reduce  # calls a class
 
     def load_bytearray8(self) -> None:
         # Python's own makes room for as many bytes as are announced.
@@ -305,7 +262,7 @@ _Unpickler.dispatch = {
 
 # How torch.save's files from before 2020 begin: a number and their version, each a pickle.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_LEGACY_VERSION = 1001
+_LEGACY_NUMBER, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 
 class _Storages:
@@ -315,7 +272,7 @@ class _Storages:
         self._left = size
         self.made: dict[str, _Storage] = {}
 
-    def __call__(self, key: str, dtype: torch.dtype, count: int) -> _Storage:
+    def make(self, key: str, dtype: torch.dtype, count: int) -> _Storage:
         if key not in self.made:
             self._left -= count * dtype.itemsize
             if self._left < 0:
@@ -325,19 +282,26 @@ class _Storages:
             raise _Damaged
         return self.made[key]
 
+    def fill(self, key: str, data: bytes) -> None:
+        numbers = self.made[key].numbers
+        if len(data) != numbers.nbytes:
+            raise _Damaged
+        if data:  # a boolean byte may be 2
+            stored = torch.uint8 if numbers.dtype == torch.bool else numbers.dtype
+            numbers.copy_(torch.frombuffer(bytearray(data), dtype=stored))
+
 
 def _read_archive(path: Path) -> Any:
     storages = _Storages(path.stat().st_size)
     with zipfile.ZipFile(path) as archive:
-        (name,) = (n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl")
+        names = archive.namelist()
+        (name,) = (name for name in names if name.rpartition("/")[2] == "data.pkl")
         folder = name.removesuffix("data.pkl")
-        if f"{folder}constants.pkl" in archive.namelist():
-            raise Refused("a TorchScript program")
-        if f"{folder}byteorder" in archive.namelist():
-            _check_byte_order(archive.read(f"{folder}byteorder") == b"little")
-        content = _Unpickler.open(io.BytesIO(_stored(archive, name)), storages)
-        for key, storage in storages.made.items():
-            storage.fill(_stored(archive, f"{folder}data/{key}"))
+        if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
+            raise Refused("numbers in the byte order of another processor")
+        content = _Unpickler(io.BytesIO(_stored(archive, name)), storages).load()
+        for key in storages.made:
+            storages.fill(key, _stored(archive, f"{folder}data/{key}"))
     return content
 
 
@@ -350,21 +314,16 @@ def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
 
 def _read_legacy(file: io.BytesIO) -> Any:
     storages = _Storages(len(file.getbuffer()))
-    if file.read(len(_LEGACY)) != _LEGACY or _Unpickler.open(file) != _LEGACY_VERSION:
+    start, version, machine = (_Unpickler(file).load() for _ in range(3))
+    if (start, version, machine["little_endian"]) != (_LEGACY_NUMBER, _LEGACY_VERSION, True):
         raise _Damaged
-    _check_byte_order(_Unpickler.open(file)["little_endian"] is True)
-    content = _Unpickler.open(file, storages)
-    keys = _Unpickler.open(file)
+    content = _Unpickler(file, storages).load()
+    keys = _Unpickler(file).load()
     if sorted(keys) != sorted(storages.made):
         raise _Damaged
     for key in keys:
-        storage = storages.made[key]
-        if int.from_bytes(file.read(8), "little") != storage.numbers.numel():
+        numbers = storages.made[key].numbers
+        if int.from_bytes(file.read(8), "little") != numbers.numel():
             raise _Damaged
-        storage.fill(file.read(storage.numbers.nbytes))
+        storages.fill(key, file.read(numbers.nbytes))
     return content
-
-
-def _check_byte_order(little: bool) -> None:
-    if not little:
-        raise Refused("numbers in the byte order of another processor")

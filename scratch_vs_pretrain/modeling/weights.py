@@ -14,13 +14,20 @@ from torch import Tensor
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling import dense as _registers_detectors  # noqa: F401
+from scratch_vs_pretrain.modeling.checkpoint_file import (
+    local_file,
+    read_checkpoint,
+    read_metadata,
+    weights_sha256,
+)
+from scratch_vs_pretrain.modeling.checks import norm_layers
 from scratch_vs_pretrain.modeling.conversion import (
     BackboneWeights,
+    convert,
     describe,
     refuse_fused,
     to_detectron2,
 )
-from scratch_vs_pretrain.modeling.norms import norm_layers
 from scratch_vs_pretrain.modeling.vgg import pretrained_part
 from scratch_vs_pretrain.run_folder import write_atomically
 
@@ -30,7 +37,8 @@ if TYPE_CHECKING:
 
 NORM_WEIGHTS = ("all", "affine_only")
 NAMES_SHOWN = 20
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+COUNTER = "num_batches_tracked"
+STATISTICS = ("running_mean", "running_var", COUNTER)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,35 @@ def write_backbone(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str
         write_atomically(path, buffer.getvalue())
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def convert_file(source: str | Path, output: Path, architecture: str) -> LoadReport:
+    """Writes the backbone of a checkpoint under Detectron2's names, for any study's arm.
+
+    Args:
+        source: see :func:`local_file`; any layout that ``to_detectron2`` knows.
+        output: a ``.pth`` file, written atomically.
+        architecture: one of ``ARCHITECTURE_NAMES``, which the file must be entirely.
+
+    Raises:
+        UserError: as :func:`read_checkpoint` and ``convert``; nothing is written.
+    """
+    if output.suffix != ".pth":
+        raise UserError(f"{output}: name a file that ends in .pth")
+    if output.exists() and output.samefile(local_file(source)):
+        raise UserError(f"{output}: is the checkpoint itself; choose another output file")
+    weights = convert(read_checkpoint(source), architecture, str(source))
+    check_finite(weights.tensors, str(source))
+    converted = {
+        "architecture": architecture,
+        "source": str(source),
+        "sha256": weights_sha256(source),
+    }
+    # What `svp pretrain` noted about pixels still holds.
+    write_backbone(output, weights.tensors, {**read_metadata(source), "converted": converted})
+    return LoadReport(
+        tuple(weights.tensors), (), weights.others, (), weights.layout, weights.prefix
+    )
 
 
 def load_backbone(
@@ -126,8 +163,23 @@ def match_backbone(
     statistics = _unused_statistics(weights, bottom_up, norm_weights, source)
     for name in statistics:
         del tensors[name]
-    report = _compare(bottom_up, tensors, weights, statistics)
-    _check_complete(bottom_up, tensors, report, source, weights.surplus)
+    own = bottom_up.state_dict()
+    common = [name for name in own if name in tensors]
+    mismatched = [name for name in common if own[name].shape != tensors[name].shape]
+    missing = [name for name in own if name not in tensors and not name.endswith(COUNTER)]
+    report = LoadReport(
+        loaded=tuple(name for name in common if name not in mismatched),
+        missing=tuple(missing),
+        unexpected=(*(n for n in tensors if n not in own), *statistics, *weights.others),
+        mismatched=tuple(
+            f"{name} {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+            for name in mismatched
+        ),
+        layout=weights.layout,
+        prefix=weights.prefix,
+    )
+    more = [name for name in report.unexpected if _changes_network(name, tensors, bottom_up)]
+    _check_complete(report, [*weights.surplus, *more], tensors, source)
     loaded = {name: tensors[name] for name in report.loaded}
     check_finite(loaded, source)
     return report, loaded
@@ -176,41 +228,9 @@ def _unused_statistics(
     return [name for name in weights.tensors if name.endswith(STATISTICS)]
 
 
-def _compare(
-    bottom_up: nn.Module,
-    tensors: Mapping[str, Tensor],
-    weights: BackboneWeights,
-    statistics: list[str],
-) -> LoadReport:
-    own = bottom_up.state_dict()
-    common = [name for name in own if name in tensors]
-    mismatched = [name for name in common if own[name].shape != tensors[name].shape]
-    return LoadReport(
-        loaded=tuple(name for name in common if name not in mismatched),
-        missing=tuple(
-            name for name in own if name not in tensors and not name.endswith("num_batches_tracked")
-        ),
-        unexpected=(*(n for n in tensors if n not in own), *statistics, *weights.others),
-        mismatched=tuple(
-            f"{name} {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
-            for name in mismatched
-        ),
-        layout=weights.layout,
-        prefix=weights.prefix,
-    )
-
-
 def _check_complete(
-    bottom_up: nn.Module,
-    tensors: Mapping[str, Tensor],
-    report: LoadReport,
-    source: str,
-    surplus: Sequence[str],
+    report: LoadReport, surplus: Sequence[str], tensors: Mapping[str, Tensor], source: str
 ) -> None:
-    surplus = [
-        *surplus,
-        *(name for name in report.unexpected if _changes_network(name, tensors, bottom_up)),
-    ]
     found = [
         f"{len(names)} {what} ({_some(names)})"
         for what, names in (
@@ -238,7 +258,7 @@ def _changes_network(name: str, tensors: Mapping[str, Tensor], bottom_up: nn.Mod
 
     Whole stages that this network leaves out, counters, and zero biases (Caffe2) do not.
     """
-    if name not in tensors or name.endswith("num_batches_tracked"):
+    if name not in tensors or name.endswith(COUNTER):
         return False
     stage = name.split(".")[0].split("_")[0]
     if not any(child.startswith(stage) for child, _ in bottom_up.named_children()):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.modeling.checkpoint_file import load
-from scratch_vs_pretrain.modeling.norms import use_runnable_norms
+from scratch_vs_pretrain.modeling.checks import use_runnable_norms
 from scratch_vs_pretrain.modeling.weights import input_settings, write_backbone
 from scratch_vs_pretrain.pretraining.classifier import Classifier
 from scratch_vs_pretrain.pretraining.image_folder import ImageBatches, LabelledImages, find_images

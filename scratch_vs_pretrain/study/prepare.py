@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.config import config_text, differences, load_config
 from scratch_vs_pretrain.errors import UserError, say
+from scratch_vs_pretrain.modeling.checkpoint_file import (
+    forget_checkpoints,
+    read_metadata,
+    weights_sha256,
+)
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import Branch, Init, Noise, RunInfo, Switch
 from scratch_vs_pretrain.study.audit import audit
@@ -53,6 +58,7 @@ def prepare(study: Study, output: Path, sharing: bool = True) -> list[RunFolder]
         check_trainable(seeds[study.seeds[0]])
     started = [dataclasses.replace(run, arm=arms[run.arm.name, run.seed]) for run in study.runs()]
     folders = [_prepare_run(study, run, allowed, output) for run in started]
+    forget_checkpoints()
     _plan_branches(study, output, sharing)
     return folders
 
@@ -146,8 +152,6 @@ def _update_idle(folder: RunFolder, **changes: Any) -> None:
 
 
 def _describe(study: Study, run: Run, cfg: CfgNode, allowed: dict[str, dict[str, Any]]) -> RunInfo:
-    from scratch_vs_pretrain.modeling.checkpoint_file import read_metadata, weights_sha256
-
     weights = run.arm.weights
     return RunInfo(
         study=study.name,

@@ -18,8 +18,8 @@ from scratch_vs_pretrain.data import datasets as registration
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.evaluator import CocoScoreEvaluator, run_inference, tasks_of
 from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
+from scratch_vs_pretrain.modeling.checks import use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze
-from scratch_vs_pretrain.modeling.norms import use_runnable_norms
 from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_atomically
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 

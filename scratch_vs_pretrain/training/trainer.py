@@ -21,10 +21,9 @@ from scratch_vs_pretrain import _detectron2
 from scratch_vs_pretrain.data.stream import Samples, TrainingStream
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evaluation
-from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoint
-from scratch_vs_pretrain.modeling.checks import check_trainable
+from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoints
+from scratch_vs_pretrain.modeling.checks import check_trainable, use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze, load_initial
-from scratch_vs_pretrain.modeling.norms import use_runnable_norms
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.reproducibility import restore_random_states
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -73,7 +72,7 @@ def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
         "init_report": None,
     }
     report = load_initial(model, cfg)
-    forget_checkpoint()
+    forget_checkpoints()
     described["init_report"] = report and report.summary()
     freeze(model, cfg)
     # The arms may have drawn differently so far; from here on they draw alike.

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 
 from scratch_vs_pretrain.config import flatten
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.norms import norm_layers
+from scratch_vs_pretrain.modeling.checks import norm_layers
 from scratch_vs_pretrain.study.audit import audit
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan

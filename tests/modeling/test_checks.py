@@ -7,9 +7,8 @@ from torch import nn
 from scratch_vs_pretrain.config import ADMISSIBLE
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-from scratch_vs_pretrain.modeling.checks import check_trainable
+from scratch_vs_pretrain.modeling.checks import check_trainable, use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze
-from scratch_vs_pretrain.modeling.norms import use_runnable_norms
 
 
 def optimizer_of(model):

@@ -14,8 +14,12 @@ from scratch_vs_pretrain.modeling.checkpoint_file import (
     weights_sha256,
 )
 from scratch_vs_pretrain.modeling.conversion import ARCHITECTURE_NAMES
-from scratch_vs_pretrain.modeling.convert_file import convert_file
-from scratch_vs_pretrain.modeling.weights import input_settings, load_backbone, write_backbone
+from scratch_vs_pretrain.modeling.weights import (
+    convert_file,
+    input_settings,
+    load_backbone,
+    write_backbone,
+)
 
 
 def test_converted_file_fills_a_network_that_the_original_fills(make_full_cfg, tmp_path):

@@ -7,7 +7,7 @@ from torch import distributed as dist
 from torch import nn
 
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-from scratch_vs_pretrain.modeling.norms import (
+from scratch_vs_pretrain.modeling.checks import (
     NAIVE,
     ONE_PROCESS,
     norm_census,

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.checkpoint_file import local_file, read_checkpoint
-from scratch_vs_pretrain.modeling.norms import norm_layers
+from scratch_vs_pretrain.modeling.checks import norm_layers
 from scratch_vs_pretrain.modeling.timm_backbone import pixel_settings
 from scratch_vs_pretrain.modeling.weights import load_backbone
 

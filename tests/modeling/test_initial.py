@@ -9,7 +9,7 @@ from detectron2.utils.env import seed_all_rng
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint
-from scratch_vs_pretrain.modeling.detector import heads_of, match_detector
+from scratch_vs_pretrain.modeling.initial import heads_of, match_detector
 
 SMALL = {
     "MODEL.MASK_ON": True,
