@@ -176,11 +176,12 @@ def _distinct(runs: Sequence[RunRecord], skipped: list[str] | None) -> Iterator[
     Two studies have one name if their schedules or, in folders apart, their arms differ.
     """
     twins: dict[tuple[Any, ...], RunRecord] = {}
-    schedules: dict[tuple[str, str, str], RunRecord] = {}
+    schedules: dict[tuple[Any, ...], RunRecord] = {}
     studies: dict[str, RunRecord] = {}
     for run in runs:
-        twin = twins.setdefault((run.study, run.arm, run.schedule, run.seed), run)
-        same_schedule = schedules.setdefault((run.study, run.arm, run.schedule), run)
+        key = (run.study, run.size, run.arm, run.schedule)
+        twin = twins.setdefault((*key, run.seed), run)
+        same_schedule = schedules.setdefault(key, run)
         same_study = studies.setdefault(run.study, run)
         apart = same_study.folder.parents[2:3] != run.folder.parents[2:3]
         if twin is not run:

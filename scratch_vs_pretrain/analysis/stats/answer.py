@@ -29,7 +29,7 @@ from scratch_vs_pretrain.analysis.stats.lines import (
     worths,
 )
 from scratch_vs_pretrain.analysis.stats.part import Part, part_of
-from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, OPEN, UNDECIDED
+from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, OPEN, UNDECIDED, alpha_of
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def answer(
     parts = tuple(part_of(setting, level, look, looks, families) for setting in found)
     first = found[0]
     worth = worths(found)
-    ranks = ranking(found, level, look, looks, families)
+    ranks = ranking(found, alpha_of(level, look, looks) / families)
     assuming = _assuming(parts)
     return Answer(
         first.study,

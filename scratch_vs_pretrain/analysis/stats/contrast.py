@@ -81,6 +81,11 @@ class Contrast:
     converged: bool = False
     early: float = 0.5
 
+    def ends(self) -> tuple[dict[int, float], dict[int, float]]:
+        """Returns both arms' final values by seed, each at its longest schedule."""
+        ours, theirs = (a[-1].finals() if a else {} for a in (self.scratch, self.other))
+        return ours, theirs
+
     def common(self) -> tuple[tuple[Curves, Curves], ...]:
         """Returns both arms' curves of each schedule that they share, shortest first."""
         theirs = {(c.length, c.drops): c for c in self.other}
@@ -101,11 +106,11 @@ class Judged:
         end: at the end of each arm's longest schedule, if that is long enough.
         until: iterations that count as early.
         shortest: schedule of `at`; empty without a common one.
-        ends: the arms' longest schedules.
+        longest: scratch's longest schedule.
         shorter: scratch's schedule at most half as long as its longest; empty without one.
         gain: AP that scratch gains from there, mean over seeds; NaN where unknown.
-        catch_up: where the lead falls to the margin; None without curves of a common schedule.
-        catch_up_in: that schedule's name.
+        catch_up: where the lead falls to the margin, along the longest schedule that both have;
+            None without one.
     """
 
     early: Verdict
@@ -113,11 +118,10 @@ class Judged:
     end: Verdict
     until: float
     shortest: str
-    ends: tuple[str, str]
+    longest: str
     shorter: str
     gain: float
     catch_up: Region | None
-    catch_up_in: str
 
     @property
     def verdicts(self) -> tuple[Verdict, Verdict, Verdict]:
@@ -145,8 +149,7 @@ def judge_contrast(
     early, until = early_leads(contrast)
     common = contrast.common()
     at = paired(*(c.finals() for c in common[0])) if common else np.empty(0)
-    ours, theirs = contrast.scratch[-1:], contrast.other[-1:]
-    end = paired(ours[0].finals(), theirs[0].finals()) if ours and theirs else np.empty(0)
+    end = paired(*contrast.ends())
     door = end_gate(contrast)
     claims = [_claim("early", early, contrast), _claim("at", at, contrast)]
     last = _claim("end", end, contrast)
@@ -159,18 +162,16 @@ def judge_contrast(
         if claim.name not in tested:
             tested[claim.name] = _untested(claim, contrast, alpha, bool(len(end)))
     shorter = half_as_long(contrast.scratch)
-    where, schedule = _catch_up(contrast)
     return Judged(
         tested["early"],
         tested["at"],
         tested["end"],
         until,
         common[0][0].schedule if common else "",
-        (ours[0].schedule if ours else "", theirs[0].schedule if theirs else ""),
+        contrast.scratch[-1].schedule if contrast.scratch else "",
         shorter.schedule if shorter else "",
         _mean(_gains(contrast.scratch, shorter)),
-        where,
-        schedule,
+        _catch_up(contrast),
     )
 
 
@@ -266,14 +267,14 @@ def end_gate(contrast: Contrast) -> Gate | None:
     return gate(gains[0], gains[1], change, contrast.margin)
 
 
-def _catch_up(contrast: Contrast) -> tuple[Region | None, str]:
+def _catch_up(contrast: Contrast) -> Region | None:
     common = contrast.common()
     if not common:
-        return None, ""
+        return None
     ours, theirs = common[-1]
     at, leads = shared_leads(ours, theirs)
     at, leads = at[at > 0], leads[:, at > 0]
     if len(at) < 2 or (len(leads) < LEAST_SEEDS and contrast.sd is None):
-        return None, ours.schedule
+        return None
     grid, curves = smoothed(at, leads, ours.drops)
-    return region(grid, curves, contrast.margin, sd=contrast.sd), ours.schedule
+    return region(grid, curves, contrast.margin, sd=contrast.sd)

@@ -136,8 +136,7 @@ class Setting:
 
     def best_ap(self) -> float:
         """Returns the better arm's mean final AP at its longest schedule, -inf without any."""
-        contrast = self.contrast()
-        ends = [arm[-1].finals() for arm in (contrast.scratch, contrast.other) if arm]
+        ends = self.contrast().ends()
         return max((float(np.mean([*v.values()])) for v in ends if v), default=-math.inf)
 
     def final_losses(self, arm: str) -> dict[int, float]:

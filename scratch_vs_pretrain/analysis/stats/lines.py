@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, paired
+from scratch_vs_pretrain.analysis.stats.contrast import paired
 from scratch_vs_pretrain.analysis.stats.crossing import Region, Worth, worth_in_images
 from scratch_vs_pretrain.analysis.stats.evidence import Setting, metric_name
-from scratch_vs_pretrain.analysis.stats.needs import Need, hours_text, mean_hours
+from scratch_vs_pretrain.analysis.stats.needs import hours_text, mean_hours
 from scratch_vs_pretrain.analysis.stats.part import Part
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     LEAST_SEEDS,
     NO,
     UNDECIDED,
-    YES,
     Verdict,
-    alpha_of,
+    bounds,
     holm,
     spread,
+    two_sided,
 )
 
 
@@ -75,97 +75,77 @@ def lines_of(
     parts: Sequence[Part], worth: Sequence[Worth], ranks: str, assuming: str
 ) -> tuple[Line, ...]:
     """Returns the lines of an answer."""
-    lines: list[Line] = []
     largest = [part for part in parts if part.setting.size == parts[0].setting.size]
+    lines: list[Line] = []
     for part in largest:
         if len(largest) > 1:
-            lines.append(
-                Line("setting", "", f"{part.setting.other} against {part.setting.scratch}")
-            )
-        lines += _part_lines(part)
-    lines += [Line("size", *_size_line(part)) for part in parts[len(largest) :]]
+            lines.append(Line("setting", "", f"{part.setting.other}, {part.setting.scratch}"))
+        lines += [_claim_line(part, verdict) for verdict in _asked(part)]
+    lines += [_size_line(part) for part in parts[len(largest) :]]
     if len(parts) > len(largest):
         lines.append(Line("worth", "worth", _worth_text(worth, parts)))
-    if ranks:
-        lines.append(Line("ranks", "ranks", ranks))
-    lines += [
-        Line("cost", "cost" if len(largest) == 1 else f"cost, {part.setting.other}", text)
-        for part in largest
-        if (text := _cost_text(part))
-    ]
+    lines += [Line("ranks", "ranks", ranks)] if ranks else []
+    for part in largest:
+        title = "cost" if len(largest) == 1 else f"cost, {part.setting.other}"
+        text = _cost_text(part.setting)
+        lines += [Line("cost", title, text)] if text else []
     lines.append(Line("next", "next", _next_text(parts)))
-    if assuming:
-        lines.append(Line("setting", "assuming", assuming))
+    lines += [Line("setting", "assuming", assuming)] if assuming else []
     return tuple(lines)
 
 
-def _part_lines(part: Part) -> Iterator[Line]:
-    judged, unit = part.judged, metric_name(part.setting.metric)
-    length = judged.until / part.setting.limits.early_share
-    share = "first half" if part.setting.limits.early_share == 0.5 else "beginning"
-    over = f" over the {share} of {length:,.0f} iterations" if math.isfinite(length) else ""
-    early = _verdict_text(judged.early, part, unit, over)
-    if judged.early.verdict != UNDECIDED:
-        early += f" ({seeds_text(judged.early.seeds)})"
-    yield Line("early", "early", early, judged.early.verdict)
-    if judged.shortest:
-        text = _verdict_text(judged.at, part, "", "")
-        yield Line("at", f"at {judged.shortest}", text, judged.at.verdict)
-    yield Line("end", "at the end", _end_text(part), judged.end.verdict)
+def _asked(part: Part) -> list[Verdict]:
+    """Returns the verdicts that have a line: "at" needs a schedule that both arms have."""
+    return [v for v in part.judged.verdicts if v.claim != "at" or part.judged.shortest]
 
 
-def _verdict_text(verdict: Verdict, part: Part, unit: str, where: str) -> str:
-    shown = interval_text(verdict, unit)
-    if verdict.verdict == UNDECIDED:
-        why = {
-            "nothing": "no seed of both arms is finished and evaluated",
-            "unasked": "the arms were not evaluated at the same iterations then",
-            "seeds": f"a verdict needs {LEAST_SEEDS} seeds, or a noise that the study states",
-            "short": "training too short",
-            "noise": "the interval holds both",
-        }[verdict.reason]
-        need = _need_text(verdict, part.needs)
-        return ", ".join(
-            x for x in (f"undecided: {shown}{where}" if shown else "undecided", why, need) if x
-        )
-    assuming = ", assuming" if verdict.assuming else ""
-    return f"{verdict.verdict}{assuming}: {shown}{where}"
+def _title(part: Part, claim: str) -> str:
+    return {"early": "early", "at": f"at {part.judged.shortest}", "end": "at the end"}[claim]
+
+
+def _claim_line(part: Part, verdict: Verdict) -> Line:
+    claim, scratch = verdict.claim, part.setting.scratch
+    shown = interval_text(verdict, metric_name(part.setting.metric) if claim == "early" else "")
+    need = next((f"; {need.text()}" for need in part.needs if need.claim == claim), "")
+    if claim == "early" and shown:
+        shown += f" over the first {part.judged.until:,.0f} iterations"
+    longest = max(run.iterations for run in part.setting.of(scratch))
+    assuming = ", assuming" * verdict.assuming
+    if verdict.reason == "short":
+        text = f"undecided, {_why(part, verdict)}{need}"
+    elif verdict.verdict == UNDECIDED:
+        text = ": ".join(one for one in ("undecided", shown) if one)
+        text += f"; {_why(part, verdict)}{need}"
+    elif claim == "end" and verdict.verdict == NO:
+        caught = catch_up_text(part.judged.catch_up)
+        text = f"no{assuming}: {scratch} ends no worse at {longest:,} iterations, {shown}"
+        text += f"; it {caught}" * bool(caught)
+    else:
+        text = f"{verdict.verdict}{assuming}: {shown}"
+        text += f" at {longest:,} iterations" * (claim == "end")
+        text += f" ({seeds_text(verdict.seeds)})" * (claim == "early")
+    return Line(claim, _title(part, claim), text, verdict.verdict)
+
+
+def _why(part: Part, verdict: Verdict) -> str:
+    """Says why a claim is undecided."""
+    judged = part.judged
+    if verdict.reason == "short" and not judged.shorter:
+        return f"training too short: no schedule half as long shows that {judged.longest} is enough"
+    if verdict.reason == "short":
+        gain = f"{part.setting.scratch} still gains {judged.gain:.1f} AP from {judged.shorter}"
+        return f"training too short: {gain} to {judged.longest}"
+    return {
+        "nothing": "no seed of both arms is finished",
+        "unasked": "the arms were not evaluated at the same iterations then",
+        "seeds": f"{seeds_text(verdict.seeds)}, a verdict needs {LEAST_SEEDS} or a stated noise",
+        "noise": "the interval holds both",
+    }[verdict.reason]
 
 
 def seeds_text(seeds: int) -> str:
     """Returns "1 seed" or "3 seeds"."""
     return f"{seeds} seed{'s' * (seeds != 1)}"
-
-
-def _need_text(verdict: Verdict, needs: Sequence[Need]) -> str:
-    return next((need.text() for need in needs if need.claim == verdict.claim), "")
-
-
-def _end_text(part: Part) -> str:
-    judged, setting = part.judged, part.setting
-    verdict = judged.end
-    ours = [run.iterations for run in setting.of(setting.scratch)]
-    at = f" at {max(ours):,} iterations" if ours else ""
-    shown, assuming = interval_text(verdict), ", assuming" if verdict.assuming else ""
-    if verdict.verdict == NO:
-        caught = catch_up_text(judged.catch_up)
-        return f"no{assuming}: {setting.scratch} ends no worse{at}, {shown}" + (
-            f"; it {caught}" if caught else ""
-        )
-    if verdict.verdict == YES:
-        return f"yes{assuming}: {shown}{at}"
-    if verdict.reason == "short":
-        still = ""
-        if judged.shorter and math.isfinite(judged.gain):
-            still = (
-                f": {setting.scratch} still gains {judged.gain:.1f} AP from {judged.shorter} "
-                f"to {judged.ends[0]}"
-            )
-        elif not judged.shorter:
-            still = f": no schedule at most half as long shows that {judged.ends[0]} is enough"
-        need = _need_text(verdict, part.needs)
-        return f"undecided, training too short{still}; {need}"
-    return _verdict_text(verdict, part, "", at)
 
 
 def catch_up_text(region: Region | None) -> str:
@@ -175,8 +155,7 @@ def catch_up_text(region: Region | None) -> str:
     if math.isinf(region.low):
         return f"had not caught up by {region.end:,.0f}"
     if math.isinf(region.high):
-        earliest = _round(region.low)
-        return f"caught up after {earliest} at the earliest, perhaps not by {region.end:,.0f}"
+        return f"caught up after {_round(region.low)}, perhaps not by {region.end:,.0f}"
     return f"caught up between {_round(region.low)} and {_round(region.high)}"
 
 
@@ -186,42 +165,35 @@ def _round(iterations: float) -> str:
     return f"{round(iterations, -digits):,.0f}"
 
 
-def _size_line(part: Part) -> tuple[str, str, str]:
-    judged, shown = part.judged, []
-    titles = ("early", f"at {judged.shortest}", "at the end")
-    for title, verdict in zip(titles, judged.verdicts, strict=True):
-        why = " (training too short)" if verdict.reason == "short" else ""
-        shown.append(f"{title} {verdict.verdict} {interval_text(verdict)}".rstrip() + why)
-    return part.name, "; ".join(shown), judged.end.verdict
+def _size_line(part: Part) -> Line:
+    shown = [
+        f"{_title(part, v.claim)} {v.verdict} {interval_text(v)}".rstrip()
+        + " (training too short)" * (v.reason == "short")
+        for v in _asked(part)
+    ]
+    return Line("size", part.name, "; ".join(shown), part.judged.end.verdict)
 
 
-def _cost_text(part: Part) -> str:
+def _cost_text(setting: Setting) -> str:
     """Says what each arm's shortest schedule costs that ends at the lower arm's final AP."""
-    setting = part.setting
     contrast = setting.contrast()
-    if not contrast.scratch or not contrast.other:
+    if not all(contrast.ends()):
         return ""
-    ends = [list(arm[-1].finals().values()) for arm in (contrast.scratch, contrast.other)]
-    if not all(ends):
-        return ""
-    target = min(float(np.mean(values)) for values in ends)
-    shown = []
-    arms = ((setting.scratch, contrast.scratch), (setting.other, contrast.other))
-    cpu = all(run.device == "cpu" for run in setting.runs)
-    for name, arm in arms:
-        reaching = next(c for c in arm if _reaches(c, target))
-        runs = [r for r in setting.of(name) if r.schedule == reaching.schedule]
+    target = min(_mean(finals) for finals in contrast.ends())
+    cpu, shown = all(run.device == "cpu" for run in setting.runs), []
+    for name, arm in ((setting.scratch, contrast.scratch), (setting.other, contrast.other)):
+        reaching = next(c for c in arm if _mean(c.finals()) >= target)
+        runs = [run for run in setting.of(name) if run.schedule == reaching.schedule]
         hours = mean_hours(runs)
         if hours is None:
             return ""
-        before = " + its pre-training" if runs[0].init.weights else ""
+        before = " + its pre-training" * bool(runs[0].init.weights)
         shown.append(f"{name} {hours_text(hours, cpu)} ({reaching.schedule}){before}")
     return f"to {target:.1f} AP: {', '.join(shown)}, a run"
 
 
-def _reaches(curves: Curves, target: float) -> bool:
-    finals = list(curves.finals().values())
-    return bool(finals) and float(np.mean(finals)) >= target - 1e-9
+def _mean(finals: dict[int, float]) -> float:
+    return float(np.mean([*finals.values()])) if finals else -math.inf
 
 
 def _next_text(parts: Sequence[Part]) -> str:
@@ -229,45 +201,34 @@ def _next_text(parts: Sequence[Part]) -> str:
     if not needs:
         return "nothing undecided"
     part, need = min(needs, key=lambda one: math.inf if one[1].hours is None else one[1].hours)
-    judged = part.judged
-    title = {"early": "early", "at": f"at {judged.shortest}", "end": "at the end"}[need.claim]
     where = f", {part.name}" if part.name else ""
+    title = _title(part, need.claim)
     return f"{len(needs)} undecided; cheapest is {title}{where}: {need.text()}"
 
 
 def worths(found: Sequence[Setting]) -> tuple[Worth, ...]:
     """Returns what pre-training is worth at each size, for the first other arm."""
-    first = [s for s in found if s.other == found[0].other and s.size]
-    if len(first) < 2:
+    sized = [s for s in reversed(found) if s.other == found[0].other and s.size]
+    ends = [s.contrast().ends() for s in sized]
+    seeds = set.intersection(*({*ours} & {*theirs} for ours, theirs in ends)) if ends else set()
+    if len(sized) < 2 or not seeds:
         return ()
-    first = sorted(first, key=lambda s: s.size or 0)
-    both = [(s.size, *_last(s.contrast())) for s in first]
-    seeds = set.intersection(*({*ours} & {*theirs} for _, ours, theirs in both))
-    if not seeds:
-        return ()
-    scratch = np.array([[ours[seed] for _, ours, _ in both] for seed in sorted(seeds)])
-    other = np.array([[theirs[seed] for _, _, theirs in both] for seed in sorted(seeds)])
-    return worth_in_images([s.size or 0 for s in first], scratch, other, sd=found[0].sd)
-
-
-def _last(contrast: Contrast) -> tuple[dict[int, float], dict[int, float]]:
-    """Returns both arms' final values at the longest schedule that they share, else at each's."""
-    common = contrast.common()
-    pair = common[-1:] or [(contrast.scratch[-1], contrast.other[-1])]
-    return pair[0][0].finals(), pair[0][1].finals()
+    scratch, other = (
+        np.array([[pair[arm][seed] for pair in ends] for seed in sorted(seeds)]) for arm in (0, 1)
+    )
+    return worth_in_images([s.size or 0 for s in sized], scratch, other, sd=found[0].sd)
 
 
 def _worth_text(worth: Sequence[Worth], parts: Sequence[Part]) -> str:
-    inside = [p.setting.size for p in parts if p.judged.end.verdict == NO]
-    margin = f"; inside the margin from {min(inside):,} images on" if inside else ""  # type: ignore[type-var]
-    if not worth:
-        return f"not known: no seed has both arms at every size{margin}"
-    return "; ".join(f"{_one_worth(one)} at {one.size:,} images" for one in worth) + margin
+    inside = list(itertools.takewhile(lambda part: part.judged.end.verdict == NO, parts))
+    margin = f"; inside the margin from {inside[-1].setting.size:,} images on" if inside else ""
+    each = [f"{_one_worth(one)} at {one.size:,} images" for one in worth]
+    return ("; ".join(each) or "not known: no seed has both arms at every size") + margin
 
 
 def _one_worth(one: Worth) -> str:
     if math.isinf(one.ratio) or math.isinf(one.low):
-        least = one.most if math.isinf(one.low) or math.isnan(one.low) else one.low
+        least = one.low if math.isfinite(one.low) else one.most
         return f"> {least:.1f} times the training images, beyond the largest size,"
     if math.isnan(one.low):
         return f"{one.ratio:.1f} times (too few seeds for an interval)"
@@ -275,34 +236,25 @@ def _one_worth(one: Worth) -> str:
     return f"{one.ratio:.1f} [{one.low:.1f}, {high}] times the training images"
 
 
-def ranking(found: Sequence[Setting], level: float, look: int, looks: int, families: int) -> str:
-    """Ranks the arms of the largest size at their longest common length; "" for two arms.
+def ranking(found: Sequence[Setting], alpha: float) -> str:
+    """Ranks the arms of the largest size by their final AP; "" for two arms.
 
-    Every pair of arms is compared by a two-sided t test, adjusted by Holm's method, in the part of
-    the error that is left to the ranking; shown are the simultaneous intervals (Bonferroni's).
+    Every pair of arms is compared by a two-sided t test, adjusted by Holm's method; the intervals
+    of neighbours are simultaneous for all pairs (Bonferroni).
     """
     largest = [s for s in found if s.size == found[0].size]
     if len(largest) < 2:
         return ""
-    arms = {largest[0].scratch: _arm_finals(largest[0], True)}
-    arms |= {s.other: _arm_finals(s, False) for s in largest}
+    arms = {s.other: s.contrast().ends()[1] for s in largest}
+    arms[largest[0].scratch] = largest[0].contrast().ends()[0]
     order = sorted(arms, key=lambda arm: -_mean(arms[arm]))
-    alpha = alpha_of(level, look, looks) / families
-    names = [(a, b) for at, a in enumerate(order) for b in order[at + 1 :]]
-    spreads = [spread(paired(arms[b], arms[a]), largest[0].sd) for a, b in names]
-    p = holm([2 * min(float(s.p_above(0)), float(s.p_below(0))) for s in spreads])
-    apart = {name: value <= alpha for name, value in zip(names, p, strict=True)}
+    pairs = list(itertools.combinations(order, 2))
+    leads = {(a, b): spread(paired(arms[b], arms[a]), found[0].sd) for a, b in pairs}
+    p = dict(zip(pairs, holm([min(two_sided(leads[pair], 0.0)) for pair in pairs]), strict=True))
     text = order[0]
-    for a, b in itertools.pairwise(order):
-        text += f" {'>' if apart[a, b] else '~'} {b}"
-    return text + f" (final AP; > apart, ~ not, {level:.0%} for all pairs together)"
-
-
-def _arm_finals(setting: Setting, scratch: bool) -> dict[int, float]:
-    contrast = setting.contrast()
-    arm = contrast.scratch if scratch else contrast.other
-    return arm[-1].finals() if arm else {}
-
-
-def _mean(finals: dict[int, float]) -> float:
-    return float(np.mean(list(finals.values()))) if finals else -math.inf
+    for pair in itertools.pairwise(order):
+        low, high = (signed(float(x)) for x in bounds(leads[pair], alpha / 2 / len(pairs)))
+        interval = f" [{low}, {high}]" if low != "+nan" else ""
+        sign = ">" if p[pair] <= alpha else "~"
+        text += f" {sign} {pair[1]} ({signed(float(leads[pair].mean))}{interval})"
+    return text

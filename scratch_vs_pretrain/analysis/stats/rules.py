@@ -84,7 +84,7 @@ def works(setting: Setting) -> Test:
     if model:
         return Test("", lacks=f"the arms' models differ in {', '.join(model)}")
     contrast, share = setting.contrast(), setting.limits.working_share
-    ours, theirs = _finals(contrast)
+    ours, theirs = contrast.ends()
     lead = _enough(contrast, setting)
     what = f"final {metric_name(setting.metric)} of scratch less {share:g} of {setting.other}'s"
     if lead:
@@ -157,7 +157,7 @@ def helps_localization_less(setting: Setting) -> Test:
     door = end_gate(setting.contrast())
     if door is None:
         return _matched(coarse, fine, setting)
-    values = [_finals(contrast) for contrast in (coarse, fine)]
+    values = [contrast.ends() for contrast in (coarse, fine)]
     leads = [{s: pair[1][s] - pair[0][s] for s in pair[0] if s in pair[1]} for pair in values]
     what = f"lead of {setting.other} at {task}/AP50 less that at AP75"
     if not leads[0].keys() & leads[1].keys():
@@ -225,7 +225,7 @@ def _at_the_end(setting: Setting, *, no_worse: bool) -> Test:
     lacks = _enough(contrast, setting)
     if lacks:
         return Test(what, lacks=lacks)
-    value = spread(paired(*_finals(contrast)), setting.sd)
+    value = spread(paired(*contrast.ends()), setting.sd)
     door = end_gate(contrast)
     no = max(float(value.p_below(margin)), _p(door, "no"))
     yes = max(float(value.p_above(0.0)), _p(door, "yes"))
@@ -239,19 +239,13 @@ def _p(door: Gate | None, side: str) -> float:
     return 1.0 if door is None else float(getattr(door, side))
 
 
-def _finals(contrast: Contrast) -> tuple[dict[int, float], dict[int, float]]:
-    arms = contrast.scratch, contrast.other
-    ours, theirs = (arm[-1].finals() if arm else {} for arm in arms)
-    return ours, theirs
-
-
 def _enough(
     contrast: Contrast,
     setting: Setting,
     finals: tuple[dict[int, float], dict[int, float]] | None = None,
 ) -> str:
     """Says what is missing for any verdict; empty if nothing is."""
-    ours, theirs = finals or _finals(contrast)
+    ours, theirs = finals or contrast.ends()
     if not ours.keys() & theirs.keys():
         absent = [f"{r.name} ({r.state})" for r in setting.runs if r.state != "finished"]
         what = ", ".join(absent) or f"a seed both arms finished, with {setting.metric}"
