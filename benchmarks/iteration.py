@@ -35,8 +35,7 @@ from tqdm import tqdm
 
 from scratch_vs_pretrain.config import config_text, default_config, merge_file, merge_overrides
 from scratch_vs_pretrain.data.datasets import register
-from scratch_vs_pretrain.data.scenes import ShapesSpec
-from scratch_vs_pretrain.data.shapes import make_shapes
+from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.training.exactness import deterministic_kernels
 from scratch_vs_pretrain.training.trainer import Trainer

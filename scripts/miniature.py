@@ -11,8 +11,7 @@ Everything goes to output/miniature; what is there already is left as it is.
 from pathlib import Path
 
 from scratch_vs_pretrain.config import load_config
-from scratch_vs_pretrain.data.scenes import ShapesSpec
-from scratch_vs_pretrain.data.shapes import make_classification, make_shapes
+from scratch_vs_pretrain.data.shapes import ShapesSpec, make_classification, make_shapes
 from scratch_vs_pretrain.pretraining.pretrain import pretrain
 from scratch_vs_pretrain.study.demo import FULL
 

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from scratch_vs_pretrain.data.scenes import ShapesSpec
-from scratch_vs_pretrain.data.shapes import make_shapes
+from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import read_json, write_json
 from scratch_vs_pretrain.study.launch import run_study

@@ -27,8 +27,7 @@ DEMO_CONFIG = Path(__file__).parents[1] / "configs/demo_mask_rcnn_R_18_FPN_gn.ya
 @pytest.fixture(scope="session")
 def tiny_shapes(tmp_path_factory):
     """A folder with a `shapes` set of 12 training and 4 test images of 64 pixels."""
-    from scratch_vs_pretrain.data.scenes import ShapesSpec
-    from scratch_vs_pretrain.data.shapes import make_shapes
+    from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
 
     folder = tmp_path_factory.mktemp("data") / "shapes"
     spec = ShapesSpec(train=12, test=4, image_size=64, object_size=(16, 40), objects=(1, 3))

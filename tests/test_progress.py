@@ -6,8 +6,7 @@ import time
 import pytest
 
 from scratch_vs_pretrain import progress
-from scratch_vs_pretrain.data.scenes import ShapesSpec
-from scratch_vs_pretrain.data.shapes import make_shapes
+from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
 from scratch_vs_pretrain.progress import Bar
 
 

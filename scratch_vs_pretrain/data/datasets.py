@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -30,7 +30,6 @@ from scratch_vs_pretrain.data.pictures import locate
 from scratch_vs_pretrain.data.subsets import (
     ALIASES,
     Subset,
-    SubsetFile,
     digest,
     parse_subset,
     subset_file,
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 _BONE_COLOUR = (102, 204, 255)
-_SUBSETS: dict[str, SubsetFile] = {}
+_SUBSETS: dict[str, Path] = {}
 _NAMED_FILES = 3
 # COCO's sizes: areas in pixels, of the image as it is on disk.
 SMALL, LARGE = 32**2, 96**2
@@ -128,12 +127,9 @@ def annotations_of(name: str) -> AnnotationFile:
     """Returns what is to be known of a data set's annotation file.
 
     Raises:
-        UserError: as :func:`source`, or the file cannot be used.
+        UserError: as :func:`location`, or the file cannot be used.
     """
-    if is_voc(name):
-        return voc_file(name).facts
-    file, _ = source(name)
-    return _SUBSETS[name].index if name in _SUBSETS else read_annotations(file)
+    return voc_file(name).facts if is_voc(name) else read_annotations(source(name)[0])
 
 
 def coco_of(name: str, optional: Sequence[str] = ()) -> CocoFile:
@@ -172,7 +168,7 @@ def source(name: str) -> tuple[Path, Path]:
         annotations, images = source(subset.base)
         if name not in _SUBSETS:
             _SUBSETS[name] = subset_file(subset, annotations)
-        return _SUBSETS[name].file, images
+        return _SUBSETS[name], images
     known = registered(name)
     if known is None:
         near = difflib.get_close_matches(name, registered_names(), n=1)
@@ -282,65 +278,38 @@ def check_names(annotations: Path, images: Path, names: Sequence[str]) -> Sequen
     return located.missing
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Counts of one data set.
+def subset_text(name: str, file: CocoFile) -> str:
+    """Returns the description of a data set as `svp subset` prints it.
 
-    Attributes:
-        images: all of them.
-        empty: images without an instance.
-        instances: annotations that are no crowds.
-        crowds: annotations that are.
-        present: categories that have instances, with their number, in the order of the ids.
-        absent: categories that have none.
-        sizes: instances that are small, medium and large by COCO's definition.
+    Sizes are COCO's; an instance without ``area`` counts with its box's.
     """
-
-    images: int
-    empty: int
-    instances: int
-    crowds: int
-    present: Mapping[str, int]
-    absent: tuple[str, ...]
-    sizes: Mapping[str, int]
-
-
-def statistics(file: CocoFile) -> Statistics:
-    """Counts what the file holds. An instance without ``area`` counts with its box's."""
     instances = [entry for entry in file.annotations if not entry.get("iscrowd")]
     of_category = Counter(map(itemgetter("category_id"), instances))
     sizes = Counter(map(_size, instances))
-    annotated = set(map(itemgetter("image_id"), instances))
-    categories = sorted(file.categories, key=itemgetter("id"))
-    return Statistics(
-        images=len(file.images),
-        empty=sum(image["id"] not in annotated for image in file.images),
-        instances=len(instances),
-        crowds=len(file.annotations) - len(instances),
-        present={c["name"]: of_category[c["id"]] for c in categories if of_category[c["id"]]},
-        absent=tuple(c["name"] for c in categories if not of_category[c["id"]]),
-        sizes={size: sizes[size] for size in ("small", "medium", "large")},
-    )
-
-
-def subset_text(name: str, file: CocoFile) -> str:
-    """Returns the description of a data set as `svp subset` prints it."""
-    found = statistics(file)
-    sizes = ", ".join(f"{number:,} {size}" for size, number in found.sizes.items())
-    listed = sorted(found.present.items(), key=lambda item: -item[1])
-    present = ", ".join(f"{category} {number:,}" for category, number in listed)
-    absent = ", ".join(found.absent)
+    empty = {image["id"] for image in file.images} - {one["image_id"] for one in instances}
+    categories = sorted(file.categories, key=lambda one: (-of_category[one["id"]], one["id"]))
+    there = [f"{c['name']} {of_category[c['id']]:,}" for c in categories if of_category[c["id"]]]
+    absent = [c["name"] for c in categories if not of_category[c["id"]]]
     rows = {
-        "images": f"{found.images:,} ({found.empty:,} without instances)",
-        "instances": f"{found.instances:,}, and {found.crowds:,} crowds",
-        "instances per image": f"{found.instances / found.images:.2f}" if found.images else "-",
-        "sizes": sizes,
-        "categories present": f"{len(found.present)}: {present}" if present else "0",
-        "categories absent": f"{len(found.absent)}: {absent}" if absent else "0",
+        "images": f"{len(file.images):,} ({len(empty):,} without instances)",
+        "instances": f"{len(instances):,}, and {len(file.annotations) - len(instances):,} crowds",
+        "instances per image": f"{len(instances) / len(file.images):.2f}" if file.images else "-",
+        "sizes": ", ".join(f"{sizes[size]:,} {size}" for size in ("small", "medium", "large")),
+        "categories present": f"{len(there)}: {', '.join(there)}" if there else "0",
+        "categories absent": f"{len(absent)}: {', '.join(absent)}" if absent else "0",
         "sha256 of the image ids": digest(file.ids()),
     }
     width = max(map(len, rows))
     return "\n".join([name, *(f"  {title:{width}}  {text}" for title, text in rows.items())])
+
+
+def _size(entry: Entry) -> str:
+    _, _, width, height = entry["bbox"]
+    area = entry.get("area")
+    if not isinstance(area, (int, float)):
+        area = width * height
+    # COCO's ranges include both ends; the smaller one gets what lies on a border.
+    return "small" if area <= SMALL else "medium" if area <= LARGE else "large"
 
 
 def export(file: CocoFile, target: Path) -> Path:
@@ -358,15 +327,6 @@ def export(file: CocoFile, target: Path) -> Path:
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from None
     return target
-
-
-def _size(entry: Entry) -> str:
-    _, _, width, height = entry["bbox"]
-    area = entry.get("area")
-    if not isinstance(area, (int, float)):
-        area = width * height
-    # COCO's ranges include both ends; the smaller one gets what lies on a border.
-    return "small" if area <= SMALL else "medium" if area <= LARGE else "large"
 
 
 def _register(name: str, base: str, annotations: Path, images: Path) -> None:

@@ -6,8 +6,7 @@ seed are nested, and the order of the annotation file, the Python version, the p
 process make no difference.
 
 A subset's file is an ordinary COCO file, made once, so whatever reads data sets reads subsets. It
-lies in a folder named by the fingerprint of the file that it was drawn from, and counts only with
-an index beside it, written last, that states its sha256.
+lies in a folder named by the fingerprint of the file that it was drawn from.
 """
 
 from __future__ import annotations
@@ -19,18 +18,17 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from scratch_vs_pretrain.data.coco import (
-    AnnotationFile,
     Entry,
     Identity,
+    by_id,
     coco_file,
     id_order,
     parse,
@@ -39,10 +37,13 @@ from scratch_vs_pretrain.data.coco import (
     without_gc,
 )
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import write_atomically, write_json
+from scratch_vs_pretrain.run_folder import write_atomically
 
-# To be raised whenever the same annotation file would give another subset file or index.
+# To be raised whenever the same annotation file would give another subset file.
 CACHE_FORMAT = 3
+
+# Of every subset's file.
+_END = b"]}\n"
 
 # Other names of registered data sets.
 ALIASES = {"coco_35k": "coco_2014_valminusminival"}  # the paper's 35k images, also called val35k
@@ -158,21 +159,6 @@ def _refuse_misspelt(name: str, bases: Iterable[str]) -> None:
             )
 
 
-@dataclass(frozen=True)
-class SubsetFile:
-    """A subset's annotation file.
-
-    Attributes:
-        file: in COCO format.
-        ids_sha256: of the image ids, see :func:`digest`.
-        index: what is to be known of the file.
-    """
-
-    file: Path
-    ids_sha256: str
-    index: AnnotationFile
-
-
 def cache_folder() -> Path:
     """Returns where subset files are kept: ``$SVP_CACHE``, or the user's cache folder.
 
@@ -184,38 +170,41 @@ def cache_folder() -> Path:
     return Path(home) / "scratch_vs_pretrain"
 
 
-def subset_file(subset: Subset, annotations: Path) -> SubsetFile:
+def subset_file(subset: Subset, annotations: Path) -> Path:
     """Returns a subset's annotation file, made from that of its base unless it is there.
 
     Raises:
         UserError: the base's file cannot be used, it has too few images, or the cache cannot be
             written.
     """
-    fingerprint = _fingerprint(annotations)
     size = str(subset.size).replace("/", "_of_")
     part = f"{'part_' if subset.relative else ''}{size}_s{subset.seed}.json"
-    file = cache_folder() / "subsets" / fingerprint / part
-    found = _kept(file)
-    if found is not None:
-        return found
-    content, chosen = extract(
-        annotations, lambda ids: draw(ids, subset.count(len(ids)), subset.seed)
-    )
+    file = cache_folder() / "subsets" / _fingerprint(annotations) / part
+    if _is_whole(file):
+        return file
+    content = extract(annotations, lambda ids: draw(ids, subset.count(len(ids)), subset.seed))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content)
-        index = read_annotations(file)
-        description = {"ids_sha256": digest(chosen), "index": asdict(index)}
-        write_json(_index_file(file), description)
+        read_annotations(file)
     except OSError as error:
         raise UserError(
             f"{file.parent}: cannot keep subsets there ({error.strerror}); set SVP_CACHE to "
             "another folder"
         ) from None
     except UserError as error:
-        # What is wrong came with the annotations.
+        file.unlink(missing_ok=True)  # what is wrong came with the annotations
         raise UserError(str(error).replace(str(file), f"{annotations} ({subset.name})")) from None
-    return SubsetFile(file, digest(chosen), index)
+    return file
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            opened.seek(-len(_END), os.SEEK_END)
+            return opened.read() == _END
+    except OSError:
+        return False
 
 
 def _fingerprint(annotations: Path) -> str:
@@ -230,24 +219,6 @@ def _fingerprint(annotations: Path) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
-def _index_file(file: Path) -> Path:
-    return file.with_suffix(".index.json")
-
-
-def _kept(file: Path) -> SubsetFile | None:
-    """Returns the file if it is there, complete and as it was written."""
-    try:
-        description: dict[str, Any] = json.loads(_index_file(file).read_bytes())
-        fields = description["index"]
-        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        if sha256 != fields["sha256"]:
-            return None
-        index = msgspec.convert(fields, AnnotationFile)
-        return SubsetFile(file, str(description["ids_sha256"]), index)
-    except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError):
-        return None
-
-
 class _Owner(msgspec.Struct):
     image_id: int | float | str
 
@@ -258,9 +229,7 @@ class _Outline(msgspec.Struct):
     annotations: list[msgspec.Raw]
 
 
-def extract(
-    path: Path, draw: Callable[[list[Identity]], list[Identity]]
-) -> tuple[bytes, list[Identity]]:
+def extract(path: Path, draw: Callable[[list[Identity]], list[Identity]]) -> bytes:
     """Takes a part out of a COCO file, parsing only the annotations that are in it.
 
     Args:
@@ -269,7 +238,7 @@ def extract(
 
     Returns:
         A COCO file of these images: ascending, with their annotations in the order of the file, and
-        all categories; and the ids as `draw` returned them.
+        all categories.
 
     Raises:
         UserError: the file is missing, no JSON or not in COCO format, lists an image twice, or
@@ -283,20 +252,16 @@ def extract(
     file = coco_file(path, "", listed)
     for problem in file.unusable:
         raise UserError(f"{path}: {problem}")
-    known = set(map(itemgetter("id"), file.images))
-    if not known.issuperset(owners):
-        number, owner = next(item for item in enumerate(owners) if item[1] not in known)
-        text = f"belongs to image {owner!r}, which is not among the images"
-        if owner is None:
-            text = "has no valid image_id"
-        raise UserError(f"{path}: annotations[{number}] {text}; add the image or take it out")
-    drawn = draw([image["id"] for image in file.images])
-    chosen = set(drawn)
-    images = [image for image in file.images if image["id"] in chosen]
-    images.sort(key=lambda image: id_order(image["id"]))
+    known = {image["id"] for image in file.images}
+    for number, owner in enumerate(owners):
+        if owner not in known:
+            text = f"belongs to image {owner!r}, which is not among the images"
+            raise UserError(f"{path}: annotations[{number}] {text}; add the image or take it out")
+    chosen = set(draw([image["id"] for image in file.images]))
+    images = by_id(image for image in file.images if image["id"] in chosen)
     taken = itertools.compress(entries or (), map(chosen.__contains__, owners))
     rest = json.dumps({"images": images, "categories": content["categories"]}).encode()[:-1]
-    return rest + b', "annotations": [' + b",\n".join(map(_text, taken)) + b"]}\n", drawn
+    return rest + b', "annotations": [' + b",\n".join(map(_text, taken)) + _END
 
 
 def _outline(path: Path, data: bytes) -> tuple[Any, list[Any]]:
@@ -309,13 +274,8 @@ def _outline(path: Path, data: bytes) -> tuple[Any, list[Any]]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         content = parse(path, data)
     entries = content.get("annotations") if isinstance(content, dict) else None
-    return content, [
-        owner if isinstance(owner, (int, float, str)) else None
-        for owner in (
-            one.get("image_id") if isinstance(one, dict) else None
-            for one in (entries if isinstance(entries, list) else ())
-        )
-    ]
+    owners = [one.get("image_id") if isinstance(one, dict) else None for one in entries or ()]
+    return content, [one if isinstance(one, (int, float, str)) else None for one in owners]
 
 
 def _text(entry: Any) -> bytes:

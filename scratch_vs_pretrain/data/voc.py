@@ -1,55 +1,37 @@
-"""PASCAL VOC trees: read once, checked, and as COCO annotations.
-
-Boxes and their order are those of Detectron2's ``load_voc_instances``.
-"""
+"""PASCAL VOC trees as COCO annotations. Boxes and their order are those of Detectron2's
+``load_voc_instances``."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import math
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scratch_vs_pretrain._detectron2 import registered
-from scratch_vs_pretrain.data.coco import CocoFile, Note, coco_file
+from scratch_vs_pretrain.data.coco import CocoFile, Entry, Note
 from scratch_vs_pretrain.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_FLAGS = ("truncated", "difficult")
 
 
-@dataclass(frozen=True)
-class VocObject:
-    """One object of an image; corners as in the XML, where the first pixel has number 1."""
-
-    name: str
-    corners: tuple[float, float, float, float]
-    difficult: bool
-
-
-@dataclass(frozen=True)
-class VocImage:
-    """What one XML file says.
+@dataclass(frozen=True, eq=False)
+class _Tree:
+    """What a VOC set's usable XML files say, as COCO entries but for the category ids.
 
     Attributes:
-        identity: the file's name without its ending.
-        file_name: as the XML states it, None if it does not.
-        plain: Detectron2's evaluator can read the file: corners and flags are whole numbers, and
-            nothing it wants is missing.
+        problems: what is wrong with the other XML files.
+        sha256: of the list of images and the digests of their annotations.
     """
 
-    identity: str
-    width: int
-    height: int
-    objects: tuple[VocObject, ...]
-    file_name: str | None
-    plain: bool
+    images: list[Entry]
+    objects: list[Entry]
+    notes: list[Note]
+    problems: list[str]
+    sha256: str
 
 
 def is_voc(name: str) -> bool:
@@ -66,7 +48,7 @@ def voc_location(name: str) -> tuple[Path, Path]:
     """
     known = registered(name) or {}
     root = Path(known["dirname"])
-    listing = root / "ImageSets" / "Main" / f"{known['split']}.txt"
+    listing = _listing(root, known["split"])
     if not listing.is_file():
         hint = f"; set DETECTRON2_DATASETS to the folder that holds {root.name}"
         raise UserError(
@@ -75,22 +57,11 @@ def voc_location(name: str) -> tuple[Path, Path]:
     return listing, root
 
 
-def voc_images(name: str) -> tuple[VocImage, ...]:
-    """Returns what the XML files of a VOC set say, in the order of its list.
-
-    Raises:
-        UserError: a file is missing or cannot be used.
-    """
-    listing, root = voc_location(name)
-    return _strictly(_read(listing, root, _state(listing))).images
-
-
 def voc_file(name: str, strict: bool = True) -> CocoFile:
     """Returns a VOC set as COCO annotations, read once per process until its list changes.
 
-    File names are relative to the tree's root; sha256 is of the list of images and the digests of
-    their annotations. Objects of other classes than the set's are left out. ``difficult`` stays
-    with each annotation: Detectron2 trains on difficult objects as on any other.
+    File names are relative to the tree's root. Objects of other classes than the set's are left
+    out. ``difficult`` stays with each annotation: Detectron2 trains on difficult objects, too.
 
     Args:
         name: of a registered VOC set.
@@ -102,72 +73,41 @@ def voc_file(name: str, strict: bool = True) -> CocoFile:
     from detectron2.data import MetadataCatalog
 
     listing, root = voc_location(name)
-    if strict:
-        tree = _strictly(_read(listing, root, _state(listing)))
-    else:  # to check it; XML files may have changed, and the list of them not
-        tree = _parse_all(listing, root)
-    return _as_coco(listing, tree, tuple(MetadataCatalog.get(name).thing_classes))
+    # To check it, anew: XML files may have changed, and the list of them not.
+    tree = _read(listing, root) if strict else _parse_all(listing, root)
+    return _with_classes(listing, tree, tuple(MetadataCatalog.get(name).thing_classes))
 
 
 @functools.lru_cache(maxsize=8)
-def _as_coco(listing: Path, tree: _Tree, classes: tuple[str, ...]) -> CocoFile:
-    listed: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    notes = []
+def _with_classes(listing: Path, tree: _Tree, classes: tuple[str, ...]) -> CocoFile:
     numbers = {name: number for number, name in enumerate(classes, 1)}
-    for image in tree.images:
-        file = f"{image.identity}.xml"
-        if image.file_name not in (None, f"{image.identity}.jpg"):
-            notes.append(Note("XML names another file", f"{file} ({image.file_name})"))
-        if not image.plain:
-            notes.append(Note("XML with fractions or without flags", file))
-        listed.append(
-            {
-                "id": image.identity,
-                "file_name": f"JPEGImages/{image.identity}.jpg",
-                "height": image.height,
-                "width": image.width,
-            }
-        )
-        for one in image.objects:
-            left, top, right, bottom = one.corners
-            if one.name not in numbers:
-                notes.append(Note("object of another class", f"{file} ({one.name})"))
-                continue
-            if right == left or bottom == top:
-                notes.append(Note("box one pixel wide", f"{file} ({one.name})"))
-            # The first pixel has number 1, and the last one belongs to the box.
-            width, height = right - left + 1, bottom - top + 1
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image.identity,
-                    "category_id": numbers[one.name],
-                    "bbox": [left - 1, top - 1, width, height],
-                    "area": width * height,
-                    "iscrowd": 0,
-                    "difficult": int(one.difficult),
-                }
-            )
-    categories = [{"id": number, "name": name} for name, number in numbers.items()]
-    content = {"images": listed, "annotations": annotations, "categories": categories}
-    made = coco_file(listing, tree.sha256, content)
-    return dataclasses.replace(made, unusable=tree.problems, notes=tuple(notes))
+    known = [one for one in tree.objects if one["name"] in numbers]
+    others = [one for one in tree.objects if one["name"] not in numbers]
+    return CocoFile(
+        listing,
+        tree.sha256,
+        tree.images,
+        [
+            {**one, "id": number, "category_id": numbers[one["name"]]}
+            for number, one in enumerate(known, 1)
+        ],
+        [{"id": number, "name": name} for name, number in numbers.items()],
+        tuple(tree.problems),
+        (*tree.notes, *(_note("object of another class", one) for one in others)),
+    )
 
 
 def voc_classes(trees: Iterable[tuple[Path, str]]) -> tuple[str, ...]:
     """Returns the classes of the objects in (root, split) trees, in alphabetical order.
 
     Raises:
-        UserError: as :func:`voc_images`, or there is no object.
+        UserError: a tree cannot be used, or has no object.
     """
-    names: Counter[str] = Counter()
+    names: set[str] = set()
     for root, split in trees:
-        listing = root / "ImageSets" / "Main" / f"{split}.txt"
-        for image in _strictly(_read(listing, root, _state(listing))).images:
-            names.update(one.name for one in image.objects)
+        names.update(one["name"] for one in _read(_listing(root, split), root).objects)
         if not names:
-            raise UserError(f"{listing}: no image of it has an object")
+            raise UserError(f"{_listing(root, split)}: no image of it has an object")
     return tuple(sorted(names))
 
 
@@ -177,49 +117,48 @@ def voc_count(root: Path, split: str) -> int:
     Raises:
         UserError: the list cannot be used.
     """
-    return len(_identities(root / "ImageSets" / "Main" / f"{split}.txt"))
+    return len(_identities(_listing(root, split)))
 
 
-def _state(listing: Path) -> tuple[int, int]:
+def _listing(root: Path, split: str) -> Path:
+    return root / "ImageSets" / "Main" / f"{split}.txt"
+
+
+def _read(listing: Path, root: Path) -> _Tree:
     try:
         state = listing.stat()
     except OSError as error:
         raise UserError(f"{listing}: cannot be read ({error.strerror})") from None
-    return state.st_size, state.st_mtime_ns
-
-
-@dataclass(frozen=True, eq=False)
-class _Tree:
-    """What a VOC set's usable XML files say, and what is wrong with the others."""
-
-    images: tuple[VocImage, ...]
-    problems: tuple[str, ...]
-    sha256: str
-
-
-def _strictly(tree: _Tree) -> _Tree:
+    tree = _kept(listing, root, state.st_size, state.st_mtime_ns)
     for problem in tree.problems:
         raise UserError(problem)
     return tree
 
 
 @functools.lru_cache(maxsize=8)
-def _read(listing: Path, root: Path, state: tuple[int, int]) -> _Tree:
+def _kept(listing: Path, root: Path, size: int, modified: int) -> _Tree:
     return _parse_all(listing, root)
 
 
 def _parse_all(listing: Path, root: Path) -> _Tree:
-    images, lines, problems = [], [], []
+    images: list[Entry] = []
+    objects: list[Entry] = []
+    notes: list[Note] = []
+    problems, digest = [], hashlib.sha256()
     for identity in _identities(listing):
+        file = root / "Annotations" / f"{identity}.xml"
         try:
-            image, digest = _parse(root, identity)
+            data = file.read_bytes()
+            image, found = _parse(file, identity, data, notes)
+        except OSError as error:
+            problems.append(f"{file}: cannot read the annotations ({error.strerror})")
         except UserError as error:
             problems.append(str(error))
-            continue
-        images.append(image)
-        lines.append(f"{identity} {digest}\n")
-    sha256 = hashlib.sha256("".join(lines).encode()).hexdigest()
-    return _Tree(tuple(images), tuple(problems), sha256)
+        else:
+            images.append(image)
+            objects += found
+            digest.update(f"{identity} {hashlib.sha256(data).hexdigest()}\n".encode())
+    return _Tree(images, objects, notes, problems, digest.hexdigest())
 
 
 def _identities(listing: Path) -> list[str]:
@@ -241,48 +180,56 @@ def _identities(listing: Path) -> list[str]:
     return identities
 
 
-def _parse(root: Path, identity: str) -> tuple[VocImage, str]:
-    """Returns what an image's XML file says, and the file's sha256."""
-    file = root / "Annotations" / f"{identity}.xml"
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot read the annotations ({error.strerror})") from None
+def _parse(file: Path, identity: str, data: bytes, notes: list[Note]) -> tuple[Entry, list[Entry]]:
+    """Returns what an XML file says: the image and its objects."""
     try:
         tree = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise UserError(f"{file}: not valid XML ({error}); is it truncated?") from None
-    width, height = (
-        int(_number(file, tree, f"size/{side}", "the image")) for side in ("width", "height")
-    )
-    objects = tuple(
-        _object(file, entry, f"object {number}")
-        for number, entry in enumerate(tree.findall("object"), 1)
-    )
-    image = VocImage(
-        identity,
-        width,
-        height,
-        objects,
-        file_name=(tree.findtext("filename") or "").strip() or None,
-        plain=all(_is_plain(entry) for entry in tree.findall("object")),
-    )
-    return image, hashlib.sha256(data).hexdigest()
+    entries = tree.findall("object")
+    image = {
+        "id": identity,
+        "file_name": f"JPEGImages/{identity}.jpg",
+        "width": int(_number(file, tree, "size/width", "the image")),
+        "height": int(_number(file, tree, "size/height", "the image")),
+    }
+    objects = [_object(file, one, n, identity) for n, one in enumerate(entries, 1)]
+    named = (tree.findtext("filename") or "").strip()
+    if named not in ("", f"{identity}.jpg"):
+        notes.append(Note("XML names another file", f"{identity}.xml ({named})"))
+    if not all(map(_is_plain, entries)):
+        notes.append(Note("XML with fractions or without flags", f"{identity}.xml"))
+    notes += [_note("box one pixel wide", one) for one in objects if 1 in one["bbox"][2:]]
+    return image, objects
 
 
-def _object(file: Path, entry: ElementTree.Element, where: str) -> VocObject:
+def _note(kind: str, one: Entry) -> Note:
+    return Note(kind, f"{one['image_id']}.xml ({one['name']})")
+
+
+def _object(file: Path, entry: ElementTree.Element, number: int, identity: str) -> Entry:
+    where = f"object {number}"
     name = (entry.findtext("name") or "").strip()
     if not name:
         raise UserError(f"{file}: {where} has no name; write its class there")
     left, top, right, bottom = (
         _number(file, entry, f"bndbox/{corner}", where) for corner in _CORNERS
     )
-    difficult = (entry.findtext("difficult") or "0").strip()
-    return VocObject(name, (left, top, right, bottom), difficult not in ("", "0"))
+    # The first pixel has number 1, and the last one belongs to the box.
+    width, height = right - left + 1, bottom - top + 1
+    return {
+        "image_id": identity,
+        "name": name,
+        "bbox": [left - 1, top - 1, width, height],
+        "area": width * height,
+        "iscrowd": 0,
+        "difficult": int((entry.findtext("difficult") or "0").strip() not in ("", "0")),
+    }
 
 
 def _is_plain(entry: ElementTree.Element) -> bool:
-    wanted = (*(f"bndbox/{corner}" for corner in _CORNERS), *_FLAGS)
+    """Tells whether Detectron2's evaluator can read an object."""
+    wanted = (*(f"bndbox/{corner}" for corner in _CORNERS), "truncated", "difficult")
     try:
         for path in wanted:
             int(entry.findtext(path) or "")

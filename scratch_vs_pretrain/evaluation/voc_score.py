@@ -7,14 +7,14 @@ import math
 import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.utils import comm
 
-from scratch_vs_pretrain.data.voc import VocImage, voc_images, voc_location
+from scratch_vs_pretrain.data.coco import CocoFile
+from scratch_vs_pretrain.data.voc import voc_file, voc_location
 
 # AP50 is the VOC benchmark's; of VOC 2007 with its 11-point metric.
 NUMBERS = ("AP", "AP50", "AP75")
@@ -31,10 +31,11 @@ class VocScoreEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, other: DatasetEvaluator) -> None:
         self._other = other
         self._voc = PascalVOCDetectionEvaluator(dataset_name)
-        images = voc_images(dataset_name)
+        file = voc_file(dataset_name)
         listed = voc_location(dataset_name)[0].read_text().splitlines()
-        if not all(image.plain for image in images) or not all(map(str.strip, listed)):
-            folder = Path(_plain_copies(images).name)
+        odd = any(note.kind == "XML with fractions or without flags" for note in file.notes)
+        if odd or not all(map(str.strip, listed)):
+            folder = Path(_plain_copies(file).name)
             self._voc._anno_file_template = str(folder / "{}.xml")
             self._voc._image_set_path = str(folder / "images.txt")
         self.reset()
@@ -62,20 +63,21 @@ class VocScoreEvaluator(DatasetEvaluator):
 
 
 @functools.lru_cache(maxsize=4)
-def _plain_copies(images: Sequence[VocImage]) -> tempfile.TemporaryDirectory[str]:
+def _plain_copies(file: CocoFile) -> tempfile.TemporaryDirectory[str]:
     """Returns a folder of XML files, and their list, that Detectron2's evaluator can read."""
     folder = tempfile.TemporaryDirectory(prefix="svp_voc_")
-    names = "".join(f"{image.identity}\n" for image in images)
-    (Path(folder.name) / "images.txt").write_text(names)
-    for image in images:
-        top = ElementTree.Element("annotation")
-        for one in image.objects:
-            entry = ElementTree.SubElement(top, "object")
-            fields = {"name": one.name, "pose": "Unspecified", "truncated": "0"}
-            for key, text in {**fields, "difficult": str(int(one.difficult))}.items():
-                ElementTree.SubElement(entry, key).text = text
-            box = ElementTree.SubElement(entry, "bndbox")
-            for key, value in zip(("xmin", "ymin", "xmax", "ymax"), one.corners, strict=True):
-                ElementTree.SubElement(box, key).text = str(round(value))
-        ElementTree.ElementTree(top).write(Path(folder.name) / f"{image.identity}.xml")
+    trees = {image["id"]: ElementTree.Element("annotation") for image in file.images}
+    (Path(folder.name) / "images.txt").write_text("".join(f"{one}\n" for one in trees))
+    for one in file.annotations:
+        entry = ElementTree.SubElement(trees[one["image_id"]], "object")
+        fields = {"name": one["name"], "pose": "Unspecified", "truncated": "0"}
+        for key, text in {**fields, "difficult": str(one["difficult"])}.items():
+            ElementTree.SubElement(entry, key).text = text
+        box = ElementTree.SubElement(entry, "bndbox")
+        left, top, width, height = one["bbox"]
+        corners = (left + 1, top + 1, left + width, top + height)
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True):
+            ElementTree.SubElement(box, key).text = str(round(value))
+    for identity, top_element in trees.items():
+        ElementTree.ElementTree(top_element).write(Path(folder.name) / f"{identity}.xml")
     return folder

@@ -9,8 +9,12 @@ from pathlib import Path
 
 from scratch_vs_pretrain.analysis.registry import draw, tables_text
 from scratch_vs_pretrain.config import load_config
-from scratch_vs_pretrain.data.scenes import ClassificationSpec, ShapesSpec
-from scratch_vs_pretrain.data.shapes import make_classification, make_shapes
+from scratch_vs_pretrain.data.shapes import (
+    ClassificationSpec,
+    ShapesSpec,
+    make_classification,
+    make_shapes,
+)
 from scratch_vs_pretrain.errors import say
 from scratch_vs_pretrain.pretraining.pretrain import PretrainSpec, pretrain
 from scratch_vs_pretrain.run_folder import write_atomically

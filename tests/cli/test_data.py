@@ -30,9 +30,9 @@ def svp(tmp_path):
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(content))
 
-    def run(*arguments):
+    def run(*arguments, code=START):
         return subprocess.run(
-            [sys.executable, "-c", START, *arguments],
+            [sys.executable, "-c", code, *arguments],
             env={
                 **os.environ,
                 "DETECTRON2_DATASETS": str(tmp_path),
@@ -108,3 +108,37 @@ def test_check_data_of_a_studys_own_files(svp, tmp_path):
 def test_check_data_of_nothing(capsys):
     assert main(["check-data", "coco_2017_vall"]) == 2
     assert "did you mean coco_2017_val" in capsys.readouterr().err
+
+
+def test_subset_of_a_studys_own_data(svp, tmp_path):
+    annotations = tmp_path / "coco" / "annotations" / "instances_val2017.json"
+    (tmp_path / "base.yaml").write_text("VERSION: 2\n")
+    (tmp_path / "study.yaml").write_text(
+        "{name: own, base: base.yaml, arms: {scratch: {init: scratch}}, schedules: [2x],\n"
+        f"data: {{train: {{annotations: {annotations}, images: .}},\n"
+        f"  test: {{annotations: {annotations}, images: .}}}}}}"
+    )
+    done = svp("subset", "train_5", "--study", "study.yaml", "--list")
+    assert done.returncode == 0, done.stderr
+    built_in = svp("subset", "coco_2017_val_5", "--list")
+    assert done.stdout == built_in.stdout
+    assert "images                   30" in svp("subset", "test", "--study", "study.yaml").stdout
+
+
+def test_subset_parses_a_file_once_and_needs_no_torch(svp):
+    code = (
+        "import sys\n"
+        "from scratch_vs_pretrain.data import coco\n"
+        "parsed, parse = [], coco.parse\n"
+        "coco.parse = lambda path, data: parsed.append(path) or parse(path, data)\n"
+        "from scratch_vs_pretrain.cli import main\n"
+        "assert main(['subset', 'coco_2017_val', '--list', '--export', 'all.json']) == 0\n"
+        "assert len(parsed) == 1, parsed\n"
+        "assert main(['subset', 'coco_2017_val_7']) == 0\n"
+        "del parsed[:]\n"
+        "assert main(['subset', 'coco_2017_val_7', '--list']) == 0\n"
+        "assert len(parsed) == 1, parsed\n"
+        "assert not {'torch', 'detectron2.data'} & sys.modules.keys()\n"
+    )
+    done = svp(code=code)
+    assert done.returncode == 0, done.stderr

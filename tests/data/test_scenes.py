@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.data.scenes import (
+from scratch_vs_pretrain.data.shapes import (
     BORDER,
     CLASSES,
     LEAST_VISIBLE,

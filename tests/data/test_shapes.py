@@ -1,6 +1,7 @@
 """The synthetic data sets as folders of files."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -16,10 +17,16 @@ from PIL import Image
 from pycocotools.coco import COCO
 from scipy.ndimage import binary_fill_holes
 
-from scratch_vs_pretrain.data.scenes import CLASSES, STREAMS, ClassificationSpec, draw_scene
+import scratch_vs_pretrain.data.shapes as module
+from scratch_vs_pretrain.data.coco import read_annotations
 from scratch_vs_pretrain.data.shapes import (
+    CLASSES,
     JPEG_QUALITY,
+    KEYPOINTS,
+    STREAMS,
+    ClassificationSpec,
     ShapesSpec,
+    draw_scene,
     make_classification,
     make_shapes,
 )
@@ -220,3 +227,36 @@ def test_the_bar_shows_progress(tmp_path, capsys):
     assert "3/3" in capsys.readouterr().err
     make_shapes(tmp_path / "quiet", ShapesSpec(train=2, test=1), progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_keypoints_change_nothing_else_and_are_on_the_objects(tmp_path):
+    make_shapes(tmp_path / "plain", SPEC, progress=False)
+    make_shapes(tmp_path / "points", dataclasses.replace(SPEC, keypoints=True), progress=False)
+    plain, points = (
+        json.loads((tmp_path / name / "annotations/train.json").read_text())
+        for name in ("plain", "points")
+    )
+    assert points["images"] == plain["images"]
+    before, after = digests(tmp_path / "plain"), digests(tmp_path / "points")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"annotations/train.json", "annotations/test.json", "spec.json"}
+    for one, bare in zip(points["annotations"], plain["annotations"], strict=True):
+        keypoints = np.array(one.pop("keypoints")).reshape(-1, 3)
+        assert one.pop("num_keypoints") == (keypoints[:, 2] > 0).sum()
+        assert one == bare
+        left, top, width, height = one["bbox"]
+        x, y = keypoints[keypoints[:, 2] == 2, :2].T
+        assert ((x >= left - 2) & (x <= left + width + 2)).all()
+        assert ((y >= top - 2) & (y <= top + height + 2)).all()
+    found = read_annotations(tmp_path / "points/annotations/test.json")
+    assert found.keypoints == KEYPOINTS
+    assert found.labelled
+    assert "keypoints" not in found.lacks
+
+
+def test_most_tips_of_the_foremost_object_can_be_seen():
+    visible = []
+    for index in range(30):
+        _, _, masks, tips = module._draw(ShapesSpec(), "train", index)
+        visible += module._visible(tips[0], masks[0])[2::3]
+    assert np.mean(np.array(visible) == 2) > 0.8

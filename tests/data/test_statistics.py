@@ -1,7 +1,7 @@
 import json
 
 from scratch_vs_pretrain.data.coco import read_coco
-from scratch_vs_pretrain.data.datasets import statistics
+from scratch_vs_pretrain.data.datasets import subset_text
 
 
 def instance(identity, image, category, **more):
@@ -35,8 +35,19 @@ def test_counts(tmp_path):
     }
     file = tmp_path / "a.json"
     file.write_text(json.dumps(content))
-    found = statistics(read_coco(file))
-    assert (found.images, found.empty, found.instances, found.crowds) == (4, 2, 5, 1)
-    assert list(found.present.items()) == [("a", 2), ("z", 3)]
-    assert found.absent == ("crowd",)
-    assert found.sizes == {"small": 1, "medium": 2, "large": 2}
+    lines = [" ".join(line.split()) for line in subset_text("a", read_coco(file)).splitlines()]
+    assert lines[:-1] == [
+        "a",
+        "images 4 (2 without instances)",
+        "instances 5, and 1 crowds",
+        "instances per image 1.25",
+        "sizes 1 small, 2 medium, 2 large",
+        "categories present 2: z 3, a 2",
+        "categories absent 1: crowd",
+    ]
+
+
+def test_an_empty_set_has_no_mean(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"images": [], "annotations": [], "categories": []}')
+    assert "instances per image      -" in subset_text("a", read_coco(file))

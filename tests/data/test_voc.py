@@ -168,6 +168,17 @@ def test_check_data_names_every_xml_that_cannot_be_used(tree, tmp_path):
     assert len(report.found[tree, "unusable XML"]) == 2
 
 
+def test_boxes_one_pixel_wide_are_named_and_learnt_as_detectron2_learns_them(tree, tmp_path):
+    thin = [*OBJECTS[:1], {"name": "ring", "difficult": 0, "box": (5, 6, 5, 8)}]
+    (tmp_path / "Annotations" / "a.xml").write_text(annotation(thin))
+    report = check([registered_set(tree)], progress=False, images=False)
+    assert report.found[tree, "box one pixel wide"] == ["a.xml (ring)"]
+    assert not report.breaks
+    cfg = default_config()
+    cfg.DATASETS.TRAIN = (tree,)
+    assert load_training_records(cfg).records[0]["annotations"][1]["bbox"] == [4, 5, 1, 3]
+
+
 def test_fractions_missing_flags_and_other_classes(tree, tmp_path):
     """VOC 2012 has a few fractions, which Detectron2 trains on and its evaluator cannot read."""
     for identity in "abc":

@@ -2,8 +2,7 @@
 
 import pytest
 
-from scratch_vs_pretrain.data.scenes import ClassificationSpec, ShapesSpec
-from scratch_vs_pretrain.data.shapes import make_shapes
+from scratch_vs_pretrain.data.shapes import ClassificationSpec, ShapesSpec, make_shapes
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pretraining.pretrain import PretrainSpec
 from scratch_vs_pretrain.run_folder import find_run_folders

@@ -26,10 +26,15 @@ pytestmark = [
 ]
 
 
-def reference(ground_truth, results, task, image_ids=None, keypoint_sigmas=None):
-    """pycocotools' numbers in percent, as a TaskScore (its own code, but for the percent)."""
+def reference(ground_truth, results, task, image_ids=None, keypoint_sigmas=None, numbered_from=1):
+    """pycocotools' numbers in percent, as a TaskScore (its own code, but for the percent).
+
+    Annotations are numbered anew: it takes a match with one whose id is 0 for none.
+    """
     truth, detections = COCO(), COCO()
     truth.dataset = copy.deepcopy(ground_truth)
+    for number, annotation in enumerate(truth.dataset["annotations"], numbered_from):
+        annotation["id"] = number
     results = copy.deepcopy(results)
     if task == "segm":
         for result in results:
@@ -374,3 +379,23 @@ def test_json_holds_every_number():
     found = score(one_image(square(1)), [], "keypoints")
     content = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert set(content) == {*NUMBERS["keypoints"], "per_iou", "per_class"}
+
+
+def test_perfect_detections_score_100_whatever_the_ids():
+    """As Roboflow numbers annotations; pycocotools' number on the same file beside ours."""
+    boxes = [[10 * k, 5, 8, 8] for k in range(4)]
+    truth = {
+        "images": [{"id": 1, "width": 100, "height": 100}],
+        "annotations": [
+            {"id": k, "image_id": 1, "category_id": 1, "bbox": box, "area": 64, "iscrowd": 0}
+            for k, box in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "disc"}],
+    }
+    results = [
+        {"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9 - k / 10}
+        for k, box in enumerate(boxes)
+    ]
+    assert score(truth, results, "bbox").numbers["AP"] == pytest.approx(100)
+    theirs = reference(truth, results, "bbox", numbered_from=0).numbers["AP"]
+    assert theirs == pytest.approx(56.44, abs=0.01)

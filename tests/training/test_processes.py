@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scratch_vs_pretrain.data.scenes import ShapesSpec
-from scratch_vs_pretrain.data.shapes import make_shapes
+from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
