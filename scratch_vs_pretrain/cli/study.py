@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,11 @@ from scratch_vs_pretrain.cli.options import (
     positive,
     read_study,
 )
-from scratch_vs_pretrain.errors import say
+from scratch_vs_pretrain.errors import UserError
 
 if TYPE_CHECKING:
-    from scratch_vs_pretrain.study.slurm import Cluster
+    from scratch_vs_pretrain.study.launch import Outcome
+    from scratch_vs_pretrain.study.spec import Study
 
 
 def add_commands(commands: Commands) -> None:
@@ -96,11 +98,24 @@ def _add_run(commands: Commands) -> None:
         "svp run configs/studies/coco_smoke.yaml --weights pretrained=backbone.pth\n"
         "svp run my_study.yaml -o /data/runs --jobs 2\n"
         "svp run my_study.yaml --gpus 0,1,2,3 --gpus-per-run 2\n"
+        "svp run my_study.yaml --until answered --budget 40h\n"
         "svp run my_study.yaml -o /shared/runs --launcher slurm --partition P --gpus-per-run 8 \\\n"
         "    --time 24:00:00 --max-parallel 4 --slurm account=A",
     )
     add_study(parser)
     add_output(parser)
+    parser.add_argument(
+        "--until",
+        choices=("answered",),
+        help="train no more than the study's question needs: first few seeds of the shortest "
+        "schedule, then more, then longer schedules (docs/answer.md)",
+    )
+    parser.add_argument(
+        "--budget",
+        type=_hours,
+        metavar="40h",
+        help="hours of all jobs that --until answered may spend (default: no end)",
+    )
     parser.add_argument(
         "-j",
         "--jobs",
@@ -165,6 +180,16 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _hours(text: str) -> float:
+    try:
+        hours = float(text.removesuffix("h"))
+    except ValueError:
+        hours = 0.0
+    if not 0 < hours < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours such as 40h")
+    return hours
+
+
 def _read_by(function: Callable[[str], Any]) -> Callable[[str], Any]:
     """Returns an option's type that shows what `function` says of bad input."""
 
@@ -177,21 +202,6 @@ def _read_by(function: Callable[[str], Any]) -> Callable[[str], Any]:
     return read
 
 
-def _cluster(options: argparse.Namespace) -> Cluster | None:
-    from scratch_vs_pretrain.study.slurm import Cluster
-
-    if options.launcher is None:
-        return None
-    return Cluster(
-        options.gpus_per_run,
-        options.nodes,
-        options.time,
-        options.partition,
-        options.max_parallel,
-        dict(options.slurm),
-    )
-
-
 def _add_sharing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-sharing",
@@ -202,37 +212,37 @@ def _add_sharing(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.registry import tables_text
-    from scratch_vs_pretrain.study.launch import make_slots, run_study
-
     study = read_study(options)
-    cluster = _cluster(options)
+    if options.budget is not None and not options.until:
+        raise UserError("--budget goes with --until answered; add it, or leave the budget out")
+    from scratch_vs_pretrain.study.adaptive import Adaptive
+    from scratch_vs_pretrain.study.launch import ENDED, make_slots, report, run_study
+    from scratch_vs_pretrain.study.slurm import Cluster
+
+    cluster = None
+    if options.launcher:
+        cluster = Cluster(
+            options.gpus_per_run,
+            options.nodes,
+            options.time,
+            options.partition,
+            options.max_parallel,
+            dict(options.slurm),
+        )
     slots = make_slots(options.jobs, options.gpus, options.gpus_per_run)
-    outcomes = run_study(study, options.output, slots, options.verbose, options.sharing, cluster)
-    if options.launcher == "slurm":
-        print(f"svp status {options.output} shows how far the runs are")
+
+    def train(part: Study) -> list[Outcome]:
+        return run_study(part, options.output, slots, options.verbose, options.sharing, cluster)
+
+    search = None
+    if options.until:
+        search = Adaptive(study, options.output, train, options.budget or math.inf)
+    outcomes = search.run() if search else train(study)
+    if cluster and any(outcome.state not in ENDED for outcome in outcomes):
+        again = "; give the command again when they have ended" if search else ""
+        print(f"svp status {options.output} shows how far the runs are{again}")
         return 0
-    unfinished = [outcome for outcome in outcomes if outcome.state != "finished"]
-    # A search for the recipe that is not complete has no table of its own.
-    own = (options.output / study.name) in outcomes[0].folder.path.parents
-    if own and len(unfinished) < len(outcomes) and len(study.arms) > 1:
-        print(tables_text(options.output / study.name, "schedules", "text"))
-    for outcome in outcomes:
-        unreadable = outcome.unreadable_images
-        if unreadable:
-            say(
-                f"{outcome.folder.path}: {len(unreadable)} training images were replaced "
-                f"because they could not be read, for example {unreadable[0]}"
-            )
-    # The runs of a study share their data, and so what was mended there.
-    for repaired in {tuple(outcome.repaired.items()): None for outcome in outcomes}:
-        if repaired:
-            listed = "; ".join(f"{count:,} times {what}" for what, count in repaired)
-            say(f"training data, see svp check-data: {listed}")
-    for outcome in unfinished:
-        why = f": {outcome.reason}" if outcome.reason else ""
-        say(f"{outcome.folder.path}: {outcome.state}{why}")
-    return 1 if unfinished else 0
+    return report(study, options.output, outcomes, search)
 
 
 def _add_status(commands: Commands) -> None:

@@ -15,16 +15,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
+from scratch_vs_pretrain.analysis.registry import tables_text
+from scratch_vs_pretrain.analysis.stats.answer import answers_text
 from scratch_vs_pretrain.analysis.tables.live import live_table, status_text
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.study.slurm import Cluster, Submission
-from scratch_vs_pretrain.study.spec import Run, Study
+from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study
 from scratch_vs_pretrain.study.tune import pick_winner, search_study, with_recipe
 from scratch_vs_pretrain.training.branch import ENDED, is_ready, trunk_of
 from scratch_vs_pretrain.training.distributed import signals_to
+
+if TYPE_CHECKING:
+    from scratch_vs_pretrain.study.adaptive import Adaptive
 
 POLL_SECONDS = 0.5
 
@@ -254,6 +260,48 @@ def in_order(study: Study, folders: Sequence[RunFolder]) -> list[RunFolder]:
         return run.seed, is_branch, schedules.index(run.schedule.name), arms.index(run.arm.name)
 
     return [folder for _, folder in sorted(zip(study.runs(), folders, strict=True), key=place)]
+
+
+def report(
+    study: Study, output: Path, outcomes: Sequence[Outcome], search: Adaptive | None = None
+) -> int:
+    """Prints what came of a study: its table, its answer, and what went wrong.
+
+    Args:
+        study: that was trained.
+        output: below which the run folders lie.
+        outcomes: of its runs.
+        search: that decided which of them trained.
+
+    Returns:
+        0, or 1 if a run did not finish.
+    """
+    unfinished = [outcome for outcome in outcomes if outcome.state != "finished"]
+    root = output / study.name
+    # A search for the recipe that is not complete has no table of its own.
+    own = all(root in outcome.folder.path.parents for outcome in outcomes)
+    if own and len(unfinished) < len(outcomes) and len(study.arms) > 1:
+        print(tables_text(root, "schedules", "text"))
+        if search is not None and search.seen:
+            print(search.text())
+        elif any(arm.init == SCRATCH for arm in study.arms):
+            print(answers_text(root))
+    for outcome in outcomes:
+        if outcome.unreadable_images:
+            say(
+                f"{outcome.folder.path}: {len(outcome.unreadable_images)} training images were "
+                f"replaced because they could not be read, for example "
+                f"{outcome.unreadable_images[0]}"
+            )
+    # The runs of a study share their data, and so what was mended there.
+    for repaired in {tuple(outcome.repaired.items()): None for outcome in outcomes}:
+        if repaired:
+            listed = "; ".join(f"{count:,} times {what}" for what, count in repaired)
+            say(f"training data, see svp check-data: {listed}")
+    for outcome in unfinished:
+        why = f": {outcome.reason}" if outcome.reason else ""
+        say(f"{outcome.folder.path}: {outcome.state}{why}")
+    return 1 if unfinished else 0
 
 
 def _outcome(folder: RunFolder, blocked: str | None) -> Outcome:

@@ -1,0 +1,263 @@
+"""What to train next so that a study's question is answered: ``svp run STUDY --until answered``.
+
+For each size of the training data, a path of looks at the evidence: first the shortest schedule
+with the fewest seeds, then more seeds while noise leaves a verdict open, then longer schedules
+while training is too short for one about the end. A path has a fixed greatest number of looks, over
+which its error is divided. Where it stands follows from the finished runs alone, so that it goes on
+wherever it was left.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
+from scratch_vs_pretrain.analysis.stats.answer import answer, plain
+from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Judged
+from scratch_vs_pretrain.analysis.stats.needs import leads_of, seeds_to_decide
+from scratch_vs_pretrain.analysis.stats.verdicts import UNDECIDED, alpha_of
+from scratch_vs_pretrain.errors import UserError, say
+from scratch_vs_pretrain.run_folder import RunFolder, write_json
+from scratch_vs_pretrain.study.resolve import schedules_of
+from scratch_vs_pretrain.study.schedule import branches_of, share_trunk
+from scratch_vs_pretrain.study.spec import SCRATCH, Answer, Run, Size, Study
+from scratch_vs_pretrain.training.branch import ENDED
+
+if TYPE_CHECKING:
+    from scratch_vs_pretrain.study.launch import Outcome
+
+# Each look has so many times the seeds of the one before, at least: a look costs certainty.
+GROWTH = 1.5
+# More seeds are not tried if a verdict would need more than so many times the most.
+REACH = 2.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained before a look: the shortest schedules of every arm, with the first seeds."""
+
+    schedules: int
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a path may go: the seeds at each look, growing, and how many schedules there are."""
+
+    seeds: tuple[int, ...]
+    schedules: int
+
+    @property
+    def looks(self) -> int:
+        """The most looks of a path, each of which goes a step further in one of both."""
+        return len(self.seeds) + self.schedules - 1
+
+
+@dataclass(frozen=True)
+class Open:
+    """A claim without a verdict.
+
+    Attributes:
+        claim: "early", "at" or "end".
+        seeds: that would bring one if lead and noise stayed as they are; infinite if very many
+            would not.
+        longer: what it lacks is longer training, from which scratch still gains the margin.
+    """
+
+    claim: str
+    seeds: float = math.inf
+    longer: bool = False
+
+
+def seeds_at_looks(least: int, most: int) -> tuple[int, ...]:
+    """Returns how many seeds there are at each look."""
+    found = [least]
+    while found[-1] < most:
+        found.append(min(most, max(found[-1] + 1, math.floor(GROWTH * found[-1]))))
+    return tuple(found)
+
+
+def next_stage(stage: Stage, limits: Limits, undecided: Sequence[Open]) -> tuple[Stage | None, str]:
+    """Returns what follows a look, None if nothing does, and why."""
+    if not undecided:
+        return None, "every line is answered"
+    more = next((n for n in limits.seeds if n > stage.seeds), None)
+    # The noise that the first look sees is too uncertain to give up on.
+    most = math.inf if stage.seeds == limits.seeds[0] else REACH * limits.seeds[-1]
+    noisy = [one for one in undecided if not one.longer and one.seeds <= most]
+    longer = [one for one in undecided if one.longer and stage.schedules < limits.schedules]
+    if more and noisy and not (longer and all(one.claim == "end" for one in noisy)):
+        return replace(stage, seeds=more), f"more seeds for {_named(noisy)}"
+    if longer:
+        step = replace(stage, schedules=stage.schedules + 1)
+        return step, f"longer training for {_named(longer)}"
+    return None, f"no run within the limits is likely to decide {_named(undecided)}"
+
+
+def _named(undecided: Sequence[Open]) -> str:
+    return ", ".join(dict.fromkeys(one.claim for one in undecided))
+
+
+def undecided_of(contrast: Contrast, judged: Judged, alpha: float) -> list[Open]:
+    """Returns the claims without a verdict; each is tested at about `alpha`."""
+    found = []
+    for verdict in judged.verdicts:
+        if verdict.verdict != UNDECIDED or verdict.reason == "unasked":
+            continue
+        if verdict.reason == "short":
+            # Without a shorter schedule the gain is not known, and no number.
+            found.append(Open(verdict.claim, 0.0, not judged.gain < contrast.margin))
+        elif verdict.reason == "noise":
+            leads = leads_of(contrast, verdict)
+            seeds = seeds_to_decide(leads, contrast.margin, alpha, contrast.sd)
+            found.append(Open(verdict.claim, seeds or math.inf))
+        else:
+            found.append(Open(verdict.claim, 0.0))
+    return found
+
+
+def part_of(study: Study, stage: Stage, size: Size | None) -> Study:
+    """Returns the study of what is trained before a look."""
+    seeds = itertools.chain(study.seeds, (n for n in itertools.count() if n not in study.seeds))
+    arms = []
+    for arm in study.arms:
+        lengths = {one.name: one.iterations or 0 for one in schedules_of(study, arm)}
+        ordered = sorted(arm.schedules, key=lambda one: lengths[one.name])
+        arms.append(replace(arm, schedules=tuple(ordered[: stage.schedules])))
+    return replace(
+        study,
+        arms=tuple(arms),
+        seeds=tuple(itertools.islice(seeds, stage.seeds)),
+        sizes=(size,) if size else (),
+    )
+
+
+@dataclass
+class Adaptive:
+    """Trains a study stage by stage until every line is answered or nothing more can be done.
+
+    ``<output>/<study>/answer.json`` tells each look with the verdicts that it rests on.
+
+    Attributes:
+        study: with all its schedules and sizes; its ``answer`` says how many seeds it may have.
+        output: below which the run folders lie.
+        train: trains the runs of a part of the study and returns each one's outcome.
+        budget: in hours of all slots; a stage that would exceed it is not begun.
+        seen: the runs of the stages so far, by folder.
+        looks: what was found.
+    """
+
+    study: Study
+    output: Path
+    train: Callable[[Study], Sequence[Outcome]]
+    budget: float = math.inf
+    seen: dict[Path, RunRecord] = field(default_factory=dict)
+    looks: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        arms = self.study.arms
+        if len(arms) < 2 or all(arm.init != SCRATCH for arm in arms):
+            raise UserError(
+                f"{self.study.file}: --until answered needs an arm from scratch and another one"
+            )
+        asked = self.study.answer or Answer()
+        seeds = seeds_at_looks(asked.seeds.least, asked.seeds.most)
+        self.limits = Limits(seeds, max(len(arm.schedules) for arm in arms))
+        # The largest first: it is what the question is about.
+        self.sizes: tuple[Size | None, ...] = self.study.sizes[::-1] or (None,)
+        self.error = (1 - asked.level) / len(self.sizes)
+
+    def run(self) -> Sequence[Outcome]:
+        """Trains; returns the outcomes of the last stage, among them any run that did not end."""
+        outcomes: Sequence[Outcome] = ()
+        for size in self.sizes:
+            stage: Stage | None = Stage(1, self.limits.seeds[0])
+            for look in itertools.count(1):
+                assert stage is not None
+                part = part_of(self.study, stage, size)
+                if (hours := self.spent() + self._hours_left(part)) > self.budget:
+                    say(f"the next stage would bring the hours to {hours:.1f}, over the budget")
+                    return outcomes
+                outcomes = self.train(part)
+                if any(outcome.state not in ENDED for outcome in outcomes):
+                    return outcomes
+                stage, why = self._look([one.folder for one in outcomes], stage, look)
+                say(f"look {look} of at most {self.limits.looks}: {why}")
+                if stage is None:
+                    break
+        return outcomes
+
+    def _look(
+        self, folders: Sequence[RunFolder], stage: Stage, look: int
+    ) -> tuple[Stage | None, str]:
+        there = {folder.path for folder in folders}
+        runs = [run for run in load_runs(self.output / self.study.name) if run.folder in there]
+        self.seen |= {run.folder: run for run in runs}
+        found = answer(runs, level=1 - self.error, look=look, looks=self.limits.looks)
+        alpha = alpha_of(1 - self.error, look, self.limits.looks) / len(found.parts) / 3
+        undecided = [
+            claim
+            for one in found.parts
+            for claim in undecided_of(one.setting.contrast(), one.judged, alpha)
+        ]
+        following, why = next_stage(stage, self.limits, undecided)
+        self.looks.append(
+            {
+                "look": look,
+                "looks": self.limits.looks,
+                "size": runs[0].size,
+                "schedules": list(dict.fromkeys(run.schedule for run in runs)),
+                "seeds": stage.seeds,
+                "hours": round(self.spent(), 3),
+                "verdicts": [plain(v) for one in found.parts for v in one.judged.verdicts],
+                "next": why,
+            }
+        )
+        file = self.output / self.study.name / "answer.json"
+        write_json(file, {"format": 1, "study": self.study.name, "looks": self.looks})
+        return following, why
+
+    def spent(self) -> float:
+        """Returns the hours that training has taken, what runs share counted once."""
+        seconds = ((run.seconds or 0.0) - run.trunk_seconds for run in self.seen.values())
+        return sum(seconds) / 3600
+
+    def _hours_left(self, part: Study) -> float:
+        """Returns how long a part's runs still train, at the rate so far."""
+        done = sum(run.iteration - run.branch_at for run in self.seen.values())
+        left = 0
+        for arm, seed in itertools.product(part.arms, part.seeds):
+            runs = {one.name: Run(part.name, arm, one, seed) for one in arm.schedules}
+            folders = {name: run.folder(self.output) for name, run in runs.items()}
+            begun = [name for name, folder in folders.items() if folder.state() != "planned"]
+            schedules = schedules_of(part, arm)
+            branches = branches_of(schedules, part.switch, begun)
+            for one in schedules:
+                at = branches[one.name].at if one.name in branches else 0
+                at = folders[one.name].read().iteration if one.name in begun else at
+                left += (one.iterations or 0) - at if folders[one.name].state() not in ENDED else 0
+        return left * self.spent() / done if done else 0.0
+
+    def text(self) -> str:
+        """Returns the answer, and what it took of all that the limits allow."""
+        sizes = len({run.size for run in self.seen.values()})
+        level = 1 - self.error * sizes
+        runs = list(self.seen.values())
+        lines = answer(runs, level=level, look=1, looks=self.limits.looks).text()
+        trained = sum(run.iteration - run.branch_at for run in runs)
+        trunks = (
+            trunk
+            for arm in self.study.arms
+            for trunk in share_trunk(schedules_of(self.study, arm), self.study.switch)
+        )
+        whole = sum(trunk.iterations for trunk in trunks)
+        whole *= self.limits.seeds[-1] * len(self.sizes)
+        return (
+            f"{lines}\n{trained:,} iterations, {self.spent():.1f} hours; all seeds, schedules and "
+            f"sizes would take {whole:,}: {1 - trained / whole:.0%} saved"
+        )

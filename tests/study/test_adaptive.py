@@ -1,0 +1,198 @@
+"""Which runs an answer still needs; trainings are pretended, with AP that is drawn."""
+
+import dataclasses
+import json
+import random
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scratch_vs_pretrain.cli import main
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import write_json
+from scratch_vs_pretrain.run_info import Init, RunInfo
+from scratch_vs_pretrain.study.adaptive import (
+    Adaptive,
+    Limits,
+    Open,
+    Stage,
+    next_stage,
+    part_of,
+    seeds_at_looks,
+)
+from scratch_vs_pretrain.study.parse import load_study
+
+LIMITS = Limits((3, 4, 6, 9, 10), 3)
+
+
+class TestNextStage:
+    @pytest.mark.parametrize(
+        ("stage", "undecided", "expected"),
+        [
+            (Stage(1, 3), [], None),
+            (Stage(1, 3), [Open("early", 5), Open("end", 0, longer=True)], Stage(1, 4)),
+            (Stage(1, 4), [Open("end", 0, longer=True)], Stage(2, 4)),
+            # What only the end lacks in seeds comes after the length that it lacks.
+            (Stage(1, 4), [Open("end", 5), Open("end", 0, longer=True)], Stage(2, 4)),
+            (Stage(2, 4), [Open("end", 7)], Stage(2, 6)),
+            # After the first look, what no 20 seeds decide is given up.
+            (Stage(1, 3), [Open("at", 50)], Stage(1, 4)),
+            (Stage(1, 4), [Open("at", 50), Open("end", 0, longer=True)], Stage(2, 4)),
+            (Stage(2, 4), [Open("at", 50)], None),
+            (Stage(3, 6), [Open("end", 0, longer=True)], None),
+            (Stage(3, 10), [Open("end", 11)], None),
+        ],
+    )
+    def test_seeds_then_length_then_nothing(self, stage, undecided, expected):
+        assert next_stage(stage, LIMITS, undecided)[0] == expected
+
+    @given(
+        st.lists(
+            st.lists(
+                st.builds(
+                    Open,
+                    st.sampled_from(["early", "at", "end"]),
+                    st.floats(0, 100),
+                    st.booleans(),
+                ),
+                max_size=3,
+            ),
+            min_size=20,
+            max_size=20,
+        )
+    )
+    def test_a_path_ends_within_its_looks(self, answers):
+        stage, looks = Stage(1, 3), 0
+        for undecided in answers:
+            looks += 1
+            following, _ = next_stage(stage, LIMITS, undecided)
+            if following is None:
+                break
+            grown = following.seeds - stage.seeds, following.schedules - stage.schedules
+            assert min(grown) == 0 < max(grown)
+            stage = following
+        assert looks <= LIMITS.looks
+
+
+@given(st.integers(1, 30), st.integers(0, 40))
+def test_seeds_grow_to_the_most(least, more):
+    found = seeds_at_looks(least, least + more)
+    assert found[0] == least
+    assert found[-1] == least + more
+    assert list(found) == sorted(set(found))
+
+
+@pytest.fixture
+def study(write_study, tiny_backbone):
+    def make(**fields):
+        arms = {"scratch": {"init": "scratch"}, "pretrained": {"init": str(tiny_backbone)}}
+        lengths = [{"iterations": n, "name": f"{n}it"} for n in (40, 10, 20)]
+        answer = {"margin": 0.5, "seeds": {"least": 3, "most": 8}}
+        fields = {"arms": arms, "schedules": lengths, "answer": answer, **fields}
+        return load_study(write_study(**fields))
+
+    return make
+
+
+class Pretended:
+    """Trains nothing: writes what the runs would have scored, and records what was asked for."""
+
+    def __init__(self, output, lead, sd=0.1):
+        self.output, self.lead, self.sd, self.asked = output, lead, sd, []
+
+    def __call__(self, part):
+        self.asked.append((len(part.arms[0].schedules), len(part.seeds)))
+        outcomes = []
+        for run in part.runs():
+            folder = run.folder(self.output)
+            outcomes.append(SimpleNamespace(folder=folder, state="finished"))
+            if folder.run_file.exists():
+                continue
+            folder.evaluations.mkdir(parents=True)
+            length = run.schedule.iterations
+            init = Init(name="checkpoint" if run.arm.weights else "scratch")
+            about = {"study": part.name, "arm": run.arm.name, "schedule": run.schedule.name}
+            done = {"iterations": length, "iteration": length, "steps": (length * 2 // 3,)}
+            info = RunInfo(
+                **about, **done, seed=run.seed, state="finished", init=init, seconds=36.0 * length
+            )
+            folder.write(info)
+            noise = random.Random(str(run.folder(self.output))).gauss(0, self.sd)
+            for at in (length // 4, length // 2, length):
+                ap = 30.0 + noise + (self.lead(at) if run.arm.weights else 0.0)
+                content = {"iteration": at, "dataset": "val", "tasks": {"bbox": {"AP": ap}}}
+                write_json(folder.evaluation_file(at), content)
+        return outcomes
+
+
+def test_a_clear_lead_needs_few_seeds_and_no_longest_schedule(study, tmp_path, capsys):
+    train = Pretended(tmp_path, lambda at: 5.0)
+    search = Adaptive(study(), tmp_path, train)
+    search.run()
+    assert train.asked[0] == (1, 3)
+    assert train.asked[-1][0] == 2
+    assert train.asked[-1][1] < 8
+    text = search.text()
+    assert "Does pre-training help?" in text
+    assert text.count("yes: +") == 3
+    assert text.endswith("% saved")
+    looks = json.loads((tmp_path / "tiny/answer.json").read_text())["looks"]
+    assert [look["seeds"] for look in looks] == [seeds for _, seeds in train.asked]
+    assert looks[-1]["next"] == "every line is answered"
+    assert looks[-1]["schedules"] == ["10it", "20it"]
+    assert {verdict["verdict"] for verdict in looks[-1]["verdicts"]} == {"yes"}
+    assert "look 1 of at most" in capsys.readouterr().err
+
+
+def test_a_lead_that_training_takes_away_is_followed_to_where_it_has_gone(study, tmp_path):
+    train = Pretended(tmp_path, lambda at: 8.0 if at <= 10 else 0.0)
+    search = Adaptive(study(), tmp_path, train)
+    search.run()
+    assert "no: scratch ends no worse" in search.text()
+
+
+def test_a_study_goes_on_where_it_was_left(study, tmp_path):
+    whole = Pretended(tmp_path / "whole", lambda at: 5.0)
+    Adaptive(study(), tmp_path / "whole", whole).run()
+    parted = Pretended(tmp_path / "parts", lambda at: 5.0)
+
+    def stop_early(part):
+        outcomes = parted(part)
+        outcomes[-1].state = "interrupted"
+        return outcomes
+
+    outcomes = Adaptive(study(), tmp_path / "parts", stop_early).run()
+    assert outcomes[-1].state == "interrupted"
+    parted.asked.clear()
+    Adaptive(study(), tmp_path / "parts", parted).run()
+    assert parted.asked == whole.asked
+
+
+def test_the_budget_is_kept(study, tmp_path, capsys):
+    # A run takes 0.01 hours an iteration: three pairs of the shortest schedule are 0.6 hours.
+    train = Pretended(tmp_path, lambda at: 0.2, sd=1.0)
+    search = Adaptive(study(), tmp_path, train, budget=0.7)
+    search.run()
+    assert train.asked == [(1, 3)]
+    assert search.spent() == pytest.approx(0.6)
+    assert "over the budget" in capsys.readouterr().err
+    assert "undecided" in search.text()
+
+
+def test_a_part_has_the_shortest_schedules_and_the_first_seeds(study):
+    part = part_of(study(seeds=[7]), Stage(2, 3), None)
+    assert part.seeds == (7, 0, 1)
+    assert [one.name for one in part.arms[0].schedules] == ["10it", "20it"]
+    assert dataclasses.replace(part, arms=(), seeds=()) == dataclasses.replace(
+        study(seeds=[7]), arms=(), seeds=()
+    )
+
+
+def test_what_compares_nothing_is_refused(study, write_study, tmp_path, capsys):
+    alone = load_study(write_study())
+    with pytest.raises(UserError, match="--until answered needs an arm from scratch and another"):
+        Adaptive(alone, tmp_path, lambda part: [])
+    assert main(["run", str(write_study()), "--budget", "3h"]) == 2
+    assert "--budget goes with --until answered" in capsys.readouterr().err
