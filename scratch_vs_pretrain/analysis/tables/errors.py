@@ -14,18 +14,21 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
     by_study,
     final_results,
     gaps,
-    means,
     notes,
     pairs,
 )
-from scratch_vs_pretrain.analysis.tables.table import Cell, Estimate, Table, render
+from scratch_vs_pretrain.analysis.tables.pairs import side_by_side
+from scratch_vs_pretrain.analysis.tables.table import Estimate, Table, render
 
 ERROR_TYPES = ("classification", "localization", "both", "duplicate", "background", "missed")
 COSTS = tuple(f"bbox/dAP-{kind}" for kind in ERROR_TYPES)
 EXCESS = "bbox/dAP-excess"
-ROWS = ("bbox/AP50", *COSTS, EXCESS)
-LABELS = ("box AP50", *ERROR_TYPES, "classification less localization")
-FALLBACK = ("bbox/AP50", "bbox/AP75")
+ROWS = {
+    "box AP50": "bbox/AP50",
+    **dict(zip(ERROR_TYPES, COSTS, strict=True)),
+    "classification less localization": EXCESS,
+}
+FALLBACK = {"box AP50": "bbox/AP50", "box AP75": "bbox/AP75"}
 
 MEANING = (
     "Costs: by how much box AP50 rises when all errors of a type are mended (TIDE's dAP, "
@@ -59,31 +62,15 @@ def errors_table(runs: Sequence[RunRecord]) -> Table:
     results = dataclasses.replace(
         results, finals={index: _with_excess(final) for index, final in results.finals.items()}
     )
-    told = has_costs(results)
-    metrics, labels = (ROWS, LABELS) if told else (FALLBACK, ("box AP50", "box AP75"))
-    scratch = (results.scratch, results.longest(results.scratch).schedule)
-    found = results.of(*scratch)
-    header = ["cost of errors", f"{scratch[0]} {scratch[1]}"]
-    columns: list[list[Cell]] = [["seeds", *labels], [len(found), *means(found, metrics)]]
-    said: list[str] = []
-    for arm in results.others:
-        other = (arm, results.longest(arm).schedule)
-        theirs, paired = results.of(*other), pairs(results, scratch, other)
-        header += [f"{arm} {other[1]}", f"{results.scratch} - {arm}"]
-        columns.append([len(theirs), *means(theirs, metrics)])
-        columns.append([len(paired), *gaps(paired, metrics)])
-        said += _sentence(results, arm, paired)
+    told = any(cost in final.scores for final in results.finals.values() for cost in COSTS)
+    header, rows = side_by_side(results, "cost of errors", ROWS if told else FALLBACK)
+    said = [line for arm in results.others for line in _sentence(results, arm)]
     return Table(
         f"{results.study}: AP50 that each type of error costs at the longest schedule of each arm",
-        tuple(header),
-        tuple(zip(*columns, strict=True)),
+        header,
+        rows,
         (*said, MEANING if told else UNTOLD, *notes(results)),
     )
-
-
-def has_costs(results: Results) -> bool:
-    """Tells whether any final evaluation says what errors cost."""
-    return any(cost in final.scores for final in results.finals.values() for cost in COSTS)
 
 
 def _with_excess(final: Evaluation) -> Evaluation:
@@ -93,10 +80,9 @@ def _with_excess(final: Evaluation) -> Evaluation:
     )
 
 
-def _sentence(
-    results: Results, arm: str, paired: list[tuple[Evaluation, Evaluation]]
-) -> Iterator[str]:
-    costs = gaps(paired, [COSTS[0], COSTS[1], EXCESS])
+def _sentence(results: Results, arm: str) -> Iterator[str]:
+    ends = [(one, results.longest(one).schedule) for one in (results.scratch, arm)]
+    costs = gaps(pairs(results, *ends), [COSTS[0], COSTS[1], EXCESS])
     if any(math.isnan(cost.value) for cost in costs):
         return
     classification, localization, excess = costs

@@ -6,7 +6,7 @@ What their numbers are: :mod:`.stats.comparison`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -18,6 +18,13 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
     means,
     notes,
     pairs,
+)
+from scratch_vs_pretrain.analysis.stats.cost import (
+    axis_sentences,
+    cost,
+    curve,
+    on_processors,
+    total_hours,
 )
 from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
 from scratch_vs_pretrain.analysis.stats.evidence import Setting, settings
@@ -101,25 +108,34 @@ def metrics_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """
     results = final_results(runs, best=best)
     metrics = metrics_of(results, ALL)
+    header, rows = side_by_side(results, "metric", {metric_label(m): m for m in metrics})
+    return Table(
+        f"{results.study}: AP, its parts, and the difference at the longest schedule of each arm",
+        header,
+        rows,
+        notes(results),
+    )
+
+
+def side_by_side(
+    results: Results, corner: str, metrics: Mapping[str, str]
+) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
+    """Returns header and rows: a row for each label of `metrics`, both arms and their difference.
+
+    Every arm is taken at its longest schedule.
+    """
+    names = list(metrics.values())
     scratch = (results.scratch, results.longest(results.scratch).schedule)
-    header = ["metric", f"{results.scratch} {scratch[1]}"]
     finals = results.of(*scratch)
-    columns: list[list[Cell]] = [
-        ["seeds", *(metric_label(metric) for metric in metrics)],
-        [len(finals), *means(finals, metrics)],
-    ]
+    header = [corner, f"{scratch[0]} {scratch[1]}"]
+    columns: list[list[Cell]] = [["seeds", *metrics], [len(finals), *means(finals, names)]]
     for arm in results.others:
         other = (arm, results.longest(arm).schedule)
         finals, paired = results.of(*other), pairs(results, scratch, other)
         header += [f"{arm} {other[1]}", f"{results.scratch} - {arm}"]
-        columns.append([len(finals), *means(finals, metrics)])
-        columns.append([len(paired), *gaps(paired, metrics)])
-    return Table(
-        f"{results.study}: AP, its parts, and the difference at the longest schedule of each arm",
-        tuple(header),
-        tuple(zip(*columns, strict=True)),
-        notes(results),
-    )
+        columns.append([len(finals), *means(finals, names)])
+        columns.append([len(paired), *gaps(paired, names)])
+    return tuple(header), tuple(zip(*columns, strict=True))
 
 
 def within_noise(gap: Estimate, run: RunRecord) -> str:
@@ -201,8 +217,6 @@ def catch_up_table(runs: Sequence[RunRecord]) -> Table:
     Raises:
         UserError: see :func:`.results.final_results`.
     """
-    from scratch_vs_pretrain.analysis.stats.cost import total_hours
-
     results = final_results(runs)
     found = settings(runs)
     hours = total_hours(runs)
@@ -247,8 +261,6 @@ def _leads(
     Straight lines join evaluations; beyond its end the other arm keeps its last value. The first
     array is None where the axis is not known of every run.
     """
-    from scratch_vs_pretrain.analysis.stats.cost import cost, curve
-
     lines = [[curve(run, metric) for run in pair] for pair in both]
     x = [
         [cost(run, axis, line.iterations) for run, line in zip(pair, line, strict=True)]
@@ -284,8 +296,6 @@ def _hours(value: float) -> str:
 
 
 def _catch_up_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
-    from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, on_processors
-
     yield (
         "From, to: where the mean lead may reach the margin, a 95 % region by seeds "
         "(docs/answer.md); later: perhaps not before the end."
