@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from scratch_vs_pretrain.analysis.runs.evaluations import Evaluation, evaluation_after, evaluations
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.stats.paired import SEEDS_FOR_INTERVAL, half_width
+from scratch_vs_pretrain.analysis.stats.paired import half_width
+from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS
 from scratch_vs_pretrain.analysis.tables.table import Estimate
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -164,7 +165,7 @@ def _estimate(values: list[float], signed: bool = False) -> Estimate:
     values = [value for value in values if math.isfinite(value)]
     if not values:
         return Estimate(math.nan, None, signed)
-    reach = half_width(values) if len(values) >= SEEDS_FOR_INTERVAL else None
+    reach = half_width(values) if len(values) >= LEAST_SEEDS else None
     return Estimate(math.fsum(values) / len(values), reach, signed)
 
 
@@ -190,7 +191,7 @@ def _notes_on_seeds(results: Results) -> Iterator[str]:
     groups = {(run.arm, run.schedule) for run in results.runs}
     seeds = {group: set(results.of(*group)) for group in groups}
     most = max((len(found) for found in seeds.values()), default=0)
-    if most >= SEEDS_FOR_INTERVAL:
+    if most >= LEAST_SEEDS:
         yield "Means over seeds; ± is half the 95 % t interval (from three seeds on)."
     elif most > 1:
         yield "Means over two seeds, too few for an interval."

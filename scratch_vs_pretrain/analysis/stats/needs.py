@@ -35,7 +35,7 @@ class Need:
 
     Attributes:
         claim: "early", "at" or "end".
-        kind: "seeds" (more of them), "length" (a longer schedule), or "runs" (that never finished).
+        kind: "seeds" (more of them) or "length" (a longer schedule).
         seeds: pairs to add; None if more than 100.
         iterations: length of the runs.
         hours: of all of them together; None where the runs do not tell their time.
@@ -96,8 +96,8 @@ def _need(setting: Setting, contrast: Contrast, verdict: Verdict, alpha: float) 
     else:
         fewest = seeds_to_decide(leads_of(contrast, verdict), contrast.margin, alpha, contrast.sd)
         more = None if fewest is None else max(1, fewest - have)
-    cost = _pair_hours(planned or setting.runs)
-    hours = None if cost is None or more is None else more * cost
+    cost = mean_hours(planned or setting.runs)
+    hours = None if cost is None or more is None else 2 * more * cost
     return Need(verdict.claim, "seeds", more, length, hours, _cpu(setting.runs))
 
 
@@ -105,12 +105,9 @@ def leads_of(contrast: Contrast, verdict: Verdict) -> np.ndarray:
     """Returns the (n,) leads that a verdict rests on."""
     if verdict.claim == "early":
         return early_leads(contrast)[0]
-    pair = (
-        contrast.common()[0]
-        if verdict.claim == "at"
-        else (contrast.scratch[-1], contrast.other[-1])
-    )
-    return paired(pair[0].finals(), pair[1].finals())
+    if verdict.claim == "end":
+        return paired(*contrast.ends())
+    return paired(*(curves.finals() for curves in contrast.common()[0]))
 
 
 def _longer(setting: Setting, both: Sequence[Curves], length: int, verdict: Verdict) -> Need:
@@ -118,32 +115,18 @@ def _longer(setting: Setting, both: Sequence[Curves], length: int, verdict: Verd
     seeds = max(LEAST_SEEDS, verdict.seeds)
     total: float | None = 0.0
     for curves in both:
-        arm = [r for r in setting.runs if r.schedule == curves.schedule and r.seconds]
-        rate = [(r.seconds or 0) * r.devices / 3600 / r.iteration for r in arm if r.iteration]
-        shared = min(curves.drops[:1] or (0,))
-        there = min(len(curves.seeds), seeds)
-        iterations = 2 * length * seeds - shared * there
-        total = None if total is None or not rate else total + iterations * float(np.mean(rate))
+        runs = [run for run in setting.runs if run.schedule == curves.schedule]
+        hours = mean_hours(runs)
+        shared = min(curves.drops[:1] or (0,)) * min(len(curves.seeds), seeds)
+        share = (2 * length * seeds - shared) / curves.length
+        total = None if total is None or hours is None else total + share * hours
     return Need(verdict.claim, "length", seeds, 2 * length, total, _cpu(setting.runs))
 
 
-def run_hours(run: RunRecord) -> float | None:
-    """Returns the device hours of one run alone, its trunk's included; None where unknown."""
-    return None if not run.seconds else run.seconds * run.devices / 3600
-
-
 def mean_hours(runs: Iterable[RunRecord]) -> float | None:
-    """Returns the mean hours of the finished ones of some runs."""
-    known = [run_hours(run) for run in runs if run.state == "finished"]
-    hours = [one for one in known if one is not None]
+    """Returns the mean device hours of finished runs, each alone; None where unknown."""
+    hours = [r.seconds * r.devices / 3600 for r in runs if r.state == "finished" and r.seconds]
     return float(np.mean(hours)) if hours else None
-
-
-def _pair_hours(runs: Sequence[RunRecord]) -> float | None:
-    arms = {run.arm for run in runs}
-    each = [mean_hours(run for run in runs if run.arm == arm) for arm in arms]
-    known = [one for one in each if one is not None]
-    return float(np.mean(known)) * 2 if known else None
 
 
 def _cpu(runs: Sequence[RunRecord]) -> bool:

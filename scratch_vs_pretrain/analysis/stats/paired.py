@@ -17,22 +17,16 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     LEVEL,
     MOST_NULLS,
     alpha_of,
+    bounds,
+    spread,
 )
 from scratch_vs_pretrain.errors import UserError
-
-# Two values do have a t interval, 9 standard deviations to either side: true and of no use.
-SEEDS_FOR_INTERVAL = 3
 
 # The smallest two-sided p of n sign flips is 2 / 2^n: 0.0625 for n = 5, 0.031 for n = 6.
 SEEDS_FOR_P = 6
 LARGEST_EXACT = 16
 
 RESAMPLES = 9999
-
-# Box AP by which two runs of one config on full COCO (train2017, val2017) may differ. Maintainers
-# report "usually less than 0.2" (github.com/open-mmlab/mmdetection/issues/3624) and +/- 0.2
-# (github.com/facebookresearch/Mask2Former/issues/46, where two runs gave 43.5 and 43.2).
-NOISE_ON_COCO = 0.3
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,7 @@ def paired_gap(
     if pairs[0].shape != pairs[1].shape or pairs[0].ndim != 1 or pairs[0].size == 0:
         raise UserError(f"pairs are needed, got {pairs[0].size} and {pairs[1].size} values")
     differences = pairs[0] - pairs[1]
-    enough = len(differences) >= SEEDS_FOR_INTERVAL
+    enough = len(differences) >= LEAST_SEEDS
     return Gap(
         differences=tuple(differences.tolist()),
         mean=float(differences.mean()),
@@ -83,14 +77,14 @@ def paired_gap(
     )
 
 
-def _pair(bounds: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
-    return float(bounds[0]), float(bounds[1])
+def _pair(ends: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    return float(ends[0]), float(ends[1])
 
 
 def half_width(values: ArrayLike, level: float = LEVEL) -> float | None:
     """Returns half the t interval's width for (n,) values, None for fewer than three."""
     values = np.asarray(values, float)
-    if len(values) < SEEDS_FOR_INTERVAL:
+    if len(values) < LEAST_SEEDS:
         return None
     low, high = t_interval(values, level)
     return float(high - low) / 2
@@ -98,14 +92,7 @@ def half_width(values: ArrayLike, level: float = LEVEL) -> float | None:
 
 def t_interval(values: ArrayLike, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """Returns Student's interval of the mean over the last axis of (..., n) values."""
-    from scipy import special
-
-    values = np.asarray(values, float)
-    n = values.shape[-1]
-    mean = values.mean(axis=-1)
-    error = values.std(axis=-1, ddof=1) / math.sqrt(n)
-    reach = special.stdtrit(n - 1, 0.5 + level / 2) * error
-    return mean - reach, mean + reach
+    return bounds(spread(values), (1 - level) / 2)
 
 
 def bca_interval(
@@ -113,7 +100,7 @@ def bca_interval(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the BCa bootstrap interval (Efron 1987) of the mean over the last axis.
 
-    Values that are all equal give an interval of no width, as their bootstrap does.
+    Values that are all equal, whose bootstrap has no width, give the t interval.
     """
     from scipy import stats
 
@@ -131,8 +118,8 @@ def bca_interval(
         method="BCa",
         random_state=np.random.default_rng(seed),
     ).confidence_interval
-    mean = values.mean(axis=-1)
-    return np.where(equal, mean, interval.low), np.where(equal, mean, interval.high)
+    low, high = t_interval(values, level)
+    return np.where(equal, low, interval.low), np.where(equal, high, interval.high)
 
 
 def sign_flip_p(differences: ArrayLike, *, seed: int = 0) -> float:

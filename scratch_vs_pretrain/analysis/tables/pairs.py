@@ -27,9 +27,8 @@ from scratch_vs_pretrain.analysis.stats.cost import (
     total_hours,
 )
 from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
-from scratch_vs_pretrain.analysis.stats.evidence import Setting, settings
+from scratch_vs_pretrain.analysis.stats.evidence import COCO_SD, Setting, settings
 from scratch_vs_pretrain.analysis.stats.paired import (
-    NOISE_ON_COCO,
     SEEDS_FOR_P,
     Gap,
     paired_gap,
@@ -139,12 +138,12 @@ def side_by_side(
 
 
 def within_noise(gap: Estimate, run: RunRecord) -> str:
-    """Returns "yes", "no" or "unknown": inside its interval, else under 0.3 AP on full COCO."""
+    """Returns "yes", "no" or "unknown": inside its interval, else by the noise of full COCO."""
     if gap.half_width is not None:
         return "yes" if abs(gap.value) <= gap.half_width else "no"
     names = (run.train_set.names, run.test_set.names)
     if names == FULL_COCO and (run.train_images or 0) >= FULL_COCO_IMAGES:
-        return "yes" if abs(gap.value) < NOISE_ON_COCO else "no"
+        return "yes" if abs(gap.value) < 1.96 * COCO_SD else "no"
     return "unknown"
 
 

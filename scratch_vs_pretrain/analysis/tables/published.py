@@ -154,7 +154,7 @@ def published_table(runs: Sequence[RunRecord], by: str = "paper", kind: str = "s
     A published number is compared with ours of the same training and evaluation data, cascade and
     test augmentation. "Pretrained" is the arm of that name, else the first pretrained one; the
     schedule "best", or none, is the arm's longest. Within noise is a difference inside the
-    prediction interval of one more run of ours; below three seeds, one under 0.3 AP on full COCO,
+    prediction interval of one more run of ours; below three seeds, one under 0.39 AP on full COCO,
     and an open question elsewhere.
 
     Args:
