@@ -9,6 +9,7 @@ every process of the run imports them before it reads anything.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import importlib
 import importlib.metadata
@@ -60,6 +61,21 @@ def versions(names: Iterable[str]) -> dict[str, str]:
     The sources are all Python files of the outermost package that a module is in.
     """
     return {name: _version(name) for name in names}
+
+
+def registered(registry: Any, name: str, key: str) -> Any:
+    """Returns what one of Detectron2's kind of registries holds under a config value.
+
+    Raises:
+        UserError: it holds nothing of that name.
+    """
+    if name in registry:
+        return registry.get(name)
+    near = difflib.get_close_matches(name, [known for known, _ in registry], n=1)
+    raise UserError(
+        f"{key}: no {name!r} is registered{f'; did you mean {near[0]}?' if near else ''}; if it is "
+        "your own, name its module under `imports`"
+    )
 
 
 def _import(name: str, where: str) -> ModuleType:

@@ -62,7 +62,6 @@ def score(
     ground_truth: Mapping[str, Any],
     results: Iterable[Mapping[str, Any]],
     iou_type: str,
-    image_ids: Sequence[int] | None = None,
     keypoint_sigmas: Sequence[float] | None = None,
 ) -> TaskScore:
     """Scores detections.
@@ -76,7 +75,6 @@ def score(
         results: COCO results: ``image_id``, ``category_id``, ``score`` and ``bbox`` (x, y, width,
             height in pixels), ``segmentation`` (compressed RLE) or ``keypoints`` (x, y, v, ...).
         iou_type: "bbox", "segm" or "keypoints".
-        image_ids: the images that count; all by default.
         keypoint_sigmas: OKS sigma of each keypoint; COCO's 17 by default.
 
     Raises:
@@ -88,7 +86,7 @@ def score(
     # The library wants integers as ids; tied scores are ordered by image id.
     ids = sorted(image["id"] for image in ground_truth["images"])
     numbers = {image_id: number for number, image_id in enumerate(ids)}
-    unknown = {*(result["image_id"] for result in results), *(image_ids or ())} - numbers.keys()
+    unknown = {result["image_id"] for result in results} - numbers.keys()
     if unknown:
         raise ValueError(f"images that the ground truth does not have, such as {min(unknown)}")
     truth = _index_ground_truth(ground_truth, iou_type, numbers)
@@ -103,8 +101,6 @@ def score(
     )
     # For keypoints the library would leave out categories without annotations.
     evaluation.params.catIds = sorted(truth.cats)
-    if image_ids is not None:
-        evaluation.params.imgIds = sorted({numbers[image_id] for image_id in image_ids})
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()

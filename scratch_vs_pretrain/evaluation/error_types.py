@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as mask_api
 
 ERROR_TYPES = ("classification", "localization", "both", "duplicate", "background", "missed")
 CLASSIFICATION, LOCALIZATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(len(ERROR_TYPES))
@@ -227,9 +228,6 @@ def _boxes(items: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 def _overlaps(one: np.ndarray, other: np.ndarray, crowd: bool = False) -> np.ndarray:
     """Returns (n, m) IoU of boxes (x, y, width, height); with crowds, of the first's own area."""
-    corner = np.maximum(one[:, None, :2], other[None, :, :2])
-    far = np.minimum(one[:, None, :2] + one[:, None, 2:], other[None, :, :2] + other[None, :, 2:])
-    shared = np.clip(far - corner, 0, None).prod(axis=2)
-    areas = one[:, None, 2:].prod(axis=2)
-    union = areas if crowd else areas + other[None, :, 2:].prod(axis=2) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    if not len(one) or not len(other):
+        return np.zeros((len(one), len(other)))
+    return mask_api.iou(one, other, [int(crowd)] * len(other))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +28,7 @@ from scratch_vs_pretrain.evaluation.tta import augmentation_problems, with_augme
 from scratch_vs_pretrain.evaluation.voc_score import NUMBERS as VOC_NUMBERS
 from scratch_vs_pretrain.evaluation.voc_score import VocScoreEvaluator
 from scratch_vs_pretrain.reproducibility import random_states, restore_random_states
-from scratch_vs_pretrain.run_folder import RunFolder, write_atomically, write_json
+from scratch_vs_pretrain.run_folder import RunFolder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -180,42 +178,19 @@ def run_inference(
         restore_random_states(states)
 
 
-def score_results(
-    dataset_name: str,
-    results: list[dict[str, Any]],
-    tasks: Sequence[str],
-    keypoint_sigmas: Sequence[float] = (),
-) -> dict[str, Any]:
-    """Returns each task's entry of an evaluation file for COCO results on a registered data set."""
-    sigmas = keypoint_sigmas or None
-    scores = {
-        task: score(load_ground_truth(dataset_name, task), results, task, keypoint_sigmas=sigmas)
-        for task in tasks
-    }
-    for task, found in scores.items():
-        logger.info("%s of %s: %s", task, dataset_name, dict(found.numbers))
-    entries = {task: found.to_json() for task, found in scores.items()}
-    if "bbox" in entries:
-        entries["bbox"]["errors"] = error_costs(load_ground_truth(dataset_name), results)
-    return entries
-
-
 class CocoScoreEvaluator(DatasetEvaluator):
     """Scores a model's outputs with :mod:`scratch_vs_pretrain.evaluation.coco_score`.
 
     In contrast to Detectron2's COCOEvaluator it changes none of the model's outputs, gives every
-    number COCO defines, 0 where nothing was detected, and writes no file unless asked.
+    number COCO defines, 0 where nothing was detected, and writes no file.
 
     Attributes:
         images: how many images were processed, by all processes after :meth:`evaluate`.
+        results: COCO results, after :meth:`evaluate` those of all processes.
     """
 
     def __init__(
-        self,
-        dataset_name: str,
-        tasks: Sequence[str],
-        keypoint_sigmas: Sequence[float] = (),
-        predictions_folder: Path | None = None,
+        self, dataset_name: str, tasks: Sequence[str], keypoint_sigmas: Sequence[float] = ()
     ) -> None:
         """
         Args:
@@ -224,17 +199,15 @@ class CocoScoreEvaluator(DatasetEvaluator):
                 :func:`~scratch_vs_pretrain.evaluation.ground_truth.check_ground_truth` finds all
                 that is needed; none is fine for a set without annotations.
             keypoint_sigmas: TEST.KEYPOINT_OKS_SIGMAS; COCO's if empty.
-            predictions_folder: receives ``<dataset_name>.json``, a list of COCO results.
         """
         self._dataset_name = dataset_name
         self._tasks = tuple(tasks)
-        self._keypoint_sigmas = tuple(keypoint_sigmas)
-        self._predictions_folder = predictions_folder
+        self._keypoint_sigmas = tuple(keypoint_sigmas) or None
         self.reset()
 
     def reset(self) -> None:
         self.images = 0
-        self._results: list[dict[str, Any]] = []
+        self.results: list[dict[str, Any]] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
@@ -242,39 +215,37 @@ class CocoScoreEvaluator(DatasetEvaluator):
             if instances.has("pred_keypoints"):
                 # instances_to_coco_json subtracts half a pixel in place.
                 instances.pred_keypoints = instances.pred_keypoints.clone()
-            self._results += instances_to_coco_json(instances, image["image_id"])
+            self.results += instances_to_coco_json(instances, image["image_id"])
             self.images += 1
 
     def evaluate(self) -> dict[str, Any]:
         """Returns each task's entry of an evaluation file; empty but in the main process."""
-        gathered = comm.gather((self.images, self._results))
+        gathered = comm.gather((self.images, self.results))
         if not comm.is_main_process():
             return {}
         self.images = sum(images for images, _ in gathered)
-        ground_truth = load_ground_truth(self._dataset_name)
-        results = self._with_dataset_categories(
-            itertools.chain.from_iterable(results for _, results in gathered), ground_truth
-        )
-        if self._predictions_folder is not None:
-            path = self._predictions_folder / f"{self._dataset_name}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(results, allow_nan=False))
-        return score_results(self._dataset_name, results, self._tasks, self._keypoint_sigmas)
+        self.results = self._with_dataset_categories([one for _, part in gathered for one in part])
+        entries: dict[str, Any] = {}
+        for task in self._tasks:
+            ground_truth = load_ground_truth(self._dataset_name, task)
+            found = score(ground_truth, self.results, task, self._keypoint_sigmas)
+            logger.info("%s of %s: %s", task, self._dataset_name, dict(found.numbers))
+            entries[task] = found.to_json()
+            if task == "bbox":
+                entries[task]["errors"] = error_costs(ground_truth, self.results)
+        return entries
 
-    def _with_dataset_categories(
-        self, results: Iterable[dict[str, Any]], ground_truth: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
+    def _with_dataset_categories(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Replaces the model's classes by the category ids of the annotation file."""
+        categories = load_ground_truth(self._dataset_name)["categories"]
         # As Detectron2 numbers them, by ascending id.
-        category_ids = dict(
-            enumerate(sorted(category["id"] for category in ground_truth["categories"]))
-        )
+        ids = dict(enumerate(sorted(category["id"] for category in categories)))
         try:
-            return [{**r, "category_id": category_ids[r["category_id"]]} for r in results]
+            return [{**r, "category_id": ids[r["category_id"]]} for r in results]
         except KeyError as error:
             raise UserError(
                 f"{self._dataset_name}: the model predicts class {error} but the data set has "
-                f"{len(category_ids)}; set NUM_CLASSES of its heads to {len(category_ids)}"
+                f"{len(ids)}; set NUM_CLASSES of its heads to {len(ids)}"
             ) from None
 
 

@@ -11,9 +11,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 
-from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.panoptic import BACKGROUND, PanopticEvaluator
+from scratch_vs_pretrain.plugins import registered
 
 EVALUATORS = Registry("EVALUATORS")
 EVALUATORS.__doc__ = """Builders of users' evaluators, called with the config and the name of a test
@@ -26,13 +26,8 @@ def check_names(cfg: Any) -> None:
     Raises:
         UserError: a name is not registered, or a Panoptic FPN has other stuff than background.
     """
-    known = [name for name, _ in EVALUATORS]
     for name in cfg.SVP.EVALUATORS:
-        if name not in known:
-            raise UserError(
-                f"SVP.EVALUATORS: no {name!r} is registered{nearest(name, known)}; if it is your "
-                "own, name its module under `imports`"
-            )
+        registered(EVALUATORS, name, "SVP.EVALUATORS")
     semantic = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if _is_panoptic(cfg) and semantic != BACKGROUND + 1:
         raise UserError(

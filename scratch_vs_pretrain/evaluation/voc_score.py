@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.utils import comm
 
@@ -30,14 +31,12 @@ class VocScoreEvaluator(DatasetEvaluator):
 
     def __init__(self, dataset_name: str, other: DatasetEvaluator) -> None:
         self._other = other
-        self._voc = PascalVOCDetectionEvaluator(dataset_name)
         file = voc_file(dataset_name)
         listed = voc_location(dataset_name)[0].read_text().splitlines()
         odd = any(note.kind == "XML with fractions or without flags" for note in file.notes)
         if odd or not all(map(str.strip, listed)):
-            folder = Path(_plain_copies(file).name)
-            self._voc._anno_file_template = str(folder / "{}.xml")
-            self._voc._image_set_path = str(folder / "images.txt")
+            dataset_name, _ = _plain_copy(dataset_name, file)
+        self._voc = PascalVOCDetectionEvaluator(dataset_name)
         self.reset()
 
     def reset(self) -> None:
@@ -63,11 +62,14 @@ class VocScoreEvaluator(DatasetEvaluator):
 
 
 @functools.lru_cache(maxsize=4)
-def _plain_copies(file: CocoFile) -> tempfile.TemporaryDirectory[str]:
-    """Returns a folder of XML files, and their list, that Detectron2's evaluator can read."""
+def _plain_copy(dataset_name: str, file: CocoFile) -> tuple[str, tempfile.TemporaryDirectory[str]]:
+    """Returns a tree's copy that Detectron2's evaluator can read: registered name and folder."""
     folder = tempfile.TemporaryDirectory(prefix="svp_voc_")
+    annotations, lists = Path(folder.name) / "Annotations", Path(folder.name) / "ImageSets/Main"
+    annotations.mkdir()
+    lists.mkdir(parents=True)
     trees = {image["id"]: ElementTree.Element("annotation") for image in file.images}
-    (Path(folder.name) / "images.txt").write_text("".join(f"{one}\n" for one in trees))
+    (lists / "all.txt").write_text("".join(f"{one}\n" for one in trees))
     for one in file.annotations:
         entry = ElementTree.SubElement(trees[one["image_id"]], "object")
         fields = {"name": one["name"], "pose": "Unspecified", "truncated": "0"}
@@ -79,5 +81,10 @@ def _plain_copies(file: CocoFile) -> tempfile.TemporaryDirectory[str]:
         for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True):
             ElementTree.SubElement(box, key).text = str(round(value))
     for identity, top_element in trees.items():
-        ElementTree.ElementTree(top_element).write(Path(folder.name) / f"{identity}.xml")
-    return folder
+        ElementTree.ElementTree(top_element).write(annotations / f"{identity}.xml")
+    original, name = MetadataCatalog.get(dataset_name), f"{dataset_name} in {folder.name}"
+    classes = original.thing_classes
+    MetadataCatalog.get(name).set(
+        dirname=folder.name, split="all", year=original.year, thing_classes=classes
+    )
+    return name, folder

@@ -16,12 +16,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from scratch_vs_pretrain import plugins
-from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.check import check_decodable
 from scratch_vs_pretrain.errors import UserError, say
@@ -42,22 +40,13 @@ from scratch_vs_pretrain.training.distributed import (
 )
 from scratch_vs_pretrain.training.exactness import inexact_because, numerics
 from scratch_vs_pretrain.training.hooks import Interrupted
+from scratch_vs_pretrain.training.predict import config_of
 from scratch_vs_pretrain.training.trainer import Trainer
 
 logger = logging.getLogger("scratch_vs_pretrain")
 
 # Exit status: what the launcher is told about the run.
 FINISHED, FAILED, BUSY, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
-
-
-def config_of(file: Path) -> CfgNode:
-    """Returns a run folder's frozen config, on the CPU where there is no CUDA device."""
-    cfg = load_config(file).clone()
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.defrost()
-        cfg.MODEL.DEVICE = "cpu"
-        cfg.freeze()
-    return cfg
 
 
 def train(folder: RunFolder) -> None:

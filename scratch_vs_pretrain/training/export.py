@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from detectron2.config import get_cfg
-from detectron2.modeling import BACKBONE_REGISTRY, build_model
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.errors import UserError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BUILDERS = {
     "build_svp_resnet_backbone": "build_resnet_backbone",
     "build_svp_resnet_fpn_backbone": "build_resnet_fpn_backbone",
+    "build_svp_retinanet_resnet_fpn_backbone": "build_retinanet_resnet_fpn_backbone",
 }
 PLAIN = ("detectron2", "fvcore", "torch")
 
@@ -118,6 +119,7 @@ def _network(cfg: CfgNode) -> tuple[dict[str, torch.Size], tuple[str, ...]]:
         model = build_model(cfg)
     needed = {type(module).__module__ for module in model.modules()}
     needed.add(BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME).__module__)
+    needed.add(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).__module__)
     foreign = sorted(name for name in needed if name.partition(".")[0] not in PLAIN)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}, tuple(foreign)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from scratch_vs_pretrain.evaluation.evaluator import CocoScoreEvaluator, run_inf
 from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
 from scratch_vs_pretrain.modeling.checks import use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze
-from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_atomically
+from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 
 if TYPE_CHECKING:
@@ -56,18 +55,17 @@ def predict(
     """
     folder = RunFolder(run)
     folder.read()
-    cfg = _config_of(folder)
+    cfg = config_of(folder.config_file)
     registration.register(cfg)
     _check_dataset(cfg, dataset)
     model = load_model(folder, cfg)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+    with warnings.catch_warnings():
         # Of Detectron2 v0.6's calls of a newer torch; training's go into its log.
         warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
-        evaluator = CocoScoreEvaluator(dataset, tasks=(), predictions_folder=Path(scratch))
+        evaluator = CocoScoreEvaluator(dataset, tasks=())
         run_inference(cfg, model, dataset, evaluator, progress)
-        results = read_json(Path(scratch) / f"{dataset}.json")
     prefix = prefix or folder.predictions / dataset
-    return [_write(prefix, task, results) for task in tasks_of(cfg)]
+    return [_write(prefix, task, evaluator.results) for task in tasks_of(cfg)]
 
 
 def load_model(folder: RunFolder, cfg: CfgNode) -> nn.Module:
@@ -92,12 +90,13 @@ def load_model(folder: RunFolder, cfg: CfgNode) -> nn.Module:
     return model
 
 
-def _config_of(folder: RunFolder) -> CfgNode:
-    cfg = load_config(folder.config_file).clone()
-    cfg.defrost()
+def config_of(file: Path) -> CfgNode:
+    """Returns a run folder's frozen config, on the CPU where there is no CUDA device."""
+    cfg = load_config(file).clone()
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.defrost()
         cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
+        cfg.freeze()
     return cfg
 
 

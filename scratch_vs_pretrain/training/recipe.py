@@ -23,9 +23,8 @@ from detectron2.structures import BitMasks, PolygonMasks
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from scratch_vs_pretrain.config import nearest
-from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.panoptic import semantic_truth
+from scratch_vs_pretrain.plugins import registered
 
 OPTIMIZERS = Registry("OPTIMIZERS")
 OPTIMIZERS.__doc__ = """Builders, called with the config and the model; they return an optimizer of
@@ -63,7 +62,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
     Raises:
         UserError: nothing of that name is registered.
     """
-    return _registered(OPTIMIZERS, cfg.SVP.OPTIMIZER, "SVP.OPTIMIZER")(cfg, model)
+    return registered(OPTIMIZERS, cfg.SVP.OPTIMIZER, "SVP.OPTIMIZER")(cfg, model)
 
 
 def build_mapper(cfg: Any) -> Callable[[dict[str, Any]], Any]:
@@ -72,7 +71,7 @@ def build_mapper(cfg: Any) -> Callable[[dict[str, Any]], Any]:
     Raises:
         UserError: nothing of that name is registered.
     """
-    mapper = _registered(MAPPERS, cfg.SVP.MAPPER, "SVP.MAPPER")(cfg)
+    mapper = registered(MAPPERS, cfg.SVP.MAPPER, "SVP.MAPPER")(cfg)
     return _with_background(mapper) if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN" else mapper
 
 
@@ -100,16 +99,6 @@ def depth_of(name: str) -> int | None:
         return None
     block, stage, first = found.groups()
     return 0 if first else int(block) + 1 if block else int(stage) - 1
-
-
-def _registered(registry: Registry, name: str, key: str) -> Callable:
-    known = [known for known, _ in registry]
-    if name not in known:
-        raise UserError(
-            f"{key}: no {name!r} is registered{nearest(name, known)}; if it is your own, name its "
-            "module under `imports`"
-        )
-    return registry.get(name)
 
 
 @OPTIMIZERS.register()

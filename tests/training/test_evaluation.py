@@ -305,14 +305,13 @@ def test_outputs_are_left_as_they_are(dataset):
     assert torch.equal(model.outputs[1].pred_keypoints, before)
 
 
-def test_predictions_are_written_where_asked(dataset, tmp_path):
+def test_results_are_kept_for_predictions(dataset):
     model = StoredModel(small_set()).eval()
-    evaluator = CocoScoreEvaluator(dataset, (), predictions_folder=tmp_path / "predictions")
+    evaluator = CocoScoreEvaluator(dataset, ())
     evaluator.process([{"image_id": 2}], model([{"image_id": 2}]))
     assert evaluator.evaluate() == {}
-    results = json.loads((tmp_path / "predictions" / f"{dataset}.json").read_text())
-    assert [result["category_id"] for result in results] == [3, 7]
-    assert results[0]["bbox"] == [4, 6, 20, 20]
+    assert [result["category_id"] for result in evaluator.results] == [3, 7]
+    assert evaluator.results[0]["bbox"] == [4, 6, 20, 20]
 
 
 def test_no_test_set_is_an_error():
