@@ -5,9 +5,9 @@ a process of its own for each and on one core:
 
 - baseline: ``json.loads`` line by line, a DataFrame per run, all runs in one;
 - baseline to CSV: the same, and each DataFrame (one row per line, a column per key) as a CSV file;
-- collect: `analysis.runs.collect`, the tidy frame; with its peak memory;
+- frame: `analysis.runs.frame.tidy`; with its peak memory;
 - command: `svp collect -o runs.csv` (one row per number), again with nothing new, and again with
-  new lines in one run; `svp collect -o runs.parquet` if pyarrow is there.
+  new lines in one run; `svp collect -o runs.parquet`, likewise.
 
     python benchmarks/collect.py [--runs 300] [--lines 13500] [--folder DIR]
 """
@@ -15,7 +15,6 @@ a process of its own for each and on one core:
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import random
 import shutil
@@ -54,8 +53,9 @@ with (Path(root) / "baseline.csv").open("w") as out:
 )
 COLLECT = """
 from pathlib import Path
-from scratch_vs_pretrain.analysis.runs.records import collect
-frame = collect(Path(root))
+from scratch_vs_pretrain.analysis.runs.frame import tidy
+from scratch_vs_pretrain.analysis.runs.records import find_runs
+frame = tidy(find_runs(Path(root)))
 """
 COMMAND = """
 from pathlib import Path
@@ -129,7 +129,7 @@ def main() -> None:
         whole = measure(BASELINE, root)
         show("baseline", whole, whole)
         first = measure(COLLECT, root)
-        show("collect", first, whole)
+        show("frame", first, whole)
         command = measure(COMMAND, root)
         show("command, first", command, whole)
         show("command, nothing new", measure(COMMAND, root), command)
@@ -137,10 +137,11 @@ def main() -> None:
         append_rows(changed, options.lines, options.lines + 20, random.Random(1))
         show("command, one run grew", measure(COMMAND, root), command)
         (root / "runs.csv").unlink()
-        if importlib.util.find_spec("pyarrow"):
-            parquet = measure(PARQUET, root)
-            show("command, Parquet", parquet, whole)
-            show("Parquet, nothing new", measure(PARQUET, root), parquet)
+        parquet = measure(PARQUET, root)
+        show("command, Parquet", parquet, whole)
+        show("Parquet, nothing new", measure(PARQUET, root), parquet)
+        append_rows(changed, options.lines + 20, options.lines + 40, random.Random(2))
+        show("Parquet, one run grew", measure(PARQUET, root), parquet)
         show("baseline to CSV", measure(BASELINE_CSV, root), whole)
         (root / "baseline.csv").unlink()
         print(

@@ -46,9 +46,21 @@ DEAD_AFTER_SECONDS = 180
 LOCK_SECONDS = 0.5
 
 
+def is_replaced(path: Path) -> bool:
+    """Tells a file that is replaced from a device or a pipe, which is written into."""
+    return path.parent != Path("/dev") and (path.is_file() or not path.exists())
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that takes the place of `path` in one step when all is written."""
+    if not is_replaced(path):
+        with tempfile.TemporaryFile() as whole:
+            yield whole
+            whole.seek(0)
+            with path.open("wb") as file:
+                shutil.copyfileobj(whole, file)
+        return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -61,31 +73,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
-
-
-def is_replaced(path: Path) -> bool:
-    """Tells whether a file that a user names is replaced; a link, device or pipe is written to."""
-    return not path.is_symlink() and (path.is_file() or not path.exists())
-
-
-@contextlib.contextmanager
-def replacing_output(path: Path) -> Iterator[BinaryIO]:
-    """As :func:`replacing`, for a file that a user names; see :func:`is_replaced`."""
-    if is_replaced(path):
-        with replacing(path) as file:
-            yield file
-        return
-    with tempfile.TemporaryFile() as whole:
-        yield whole
-        whole.seek(0)
-        with path.open("wb") as file:
-            shutil.copyfileobj(whole, file)
-
-
-def write_output(path: Path, content: str | bytes) -> None:
-    """Writes a file that a user names; see :func:`is_replaced`."""
-    with replacing_output(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
@@ -119,10 +106,8 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: {str(error.strerror).lower()}") from None
 
 
 @dataclass(frozen=True)

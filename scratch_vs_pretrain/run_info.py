@@ -65,24 +65,13 @@ class Init(Model):
 
 
 class Loaded(Model):
-    """What became of a checkpoint's tensors; names, and for what was loaded their number.
-
-    Attributes:
-        missing: of the network, not in the checkpoint.
-        unexpected: of the checkpoint, not in the network.
-        mismatched: names with both shapes.
-        reinitialized: of the network, drawn at random as in the other arms.
-        left_over: of the checkpoint, without a use.
-        layout: whose names the checkpoint has.
-        prefix: what stood before them.
-    """
+    """What became of a checkpoint's tensors, as :class:`.LoadReport` has it."""
 
     loaded: Count = 0
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
     reinitialized: tuple[str, ...] = ()
-    left_over: tuple[str, ...] = ()
     layout: str | None = None
     prefix: str = ""
 

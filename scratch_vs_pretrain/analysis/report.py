@@ -50,7 +50,7 @@ from scratch_vs_pretrain.analysis.tables.runs import (
 )
 from scratch_vs_pretrain.analysis.tables.table import Table, render
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import write_output
+from scratch_vs_pretrain.run_folder import write_atomically
 
 TableMaker = Callable[[Sequence[RunRecord]], Table]
 
@@ -122,7 +122,7 @@ def write_report(folder: Path, output: Path) -> None:
         UserError: no runs there, a damaged run folder, or an output that cannot be written.
     """
     try:
-        write_output(output, report_html(folder))
+        write_atomically(output, report_html(folder))
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from None
 

@@ -12,8 +12,13 @@ from pandas.testing import assert_frame_equal
 
 from scratch_vs_pretrain.analysis.runs import metrics
 from scratch_vs_pretrain.analysis.runs.collect import collect_into
-from scratch_vs_pretrain.analysis.runs.records import collect
+from scratch_vs_pretrain.analysis.runs.frame import tidy
+from scratch_vs_pretrain.analysis.runs.records import find_runs
 from scratch_vs_pretrain.errors import UserError
+
+
+def collect(roots):
+    return tidy(find_runs(roots))
 
 
 def assert_holds(output, roots):

@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import write_output
+from scratch_vs_pretrain.run_folder import write_atomically
 
 # Okabe and Ito's palette, without the yellow that white paper swallows. Scratch is always the
 # first; the others take theirs in the study's order. Markers tell them apart without colour.
@@ -243,7 +243,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     if path.suffix.lower() not in FILES:
         raise UserError(f"{path}: figures are written as {', '.join(FILES)}; choose one of them")
     try:
-        write_output(path, figure_bytes(figure, path.suffix.lower()))
+        write_atomically(path, figure_bytes(figure, path.suffix.lower()))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 

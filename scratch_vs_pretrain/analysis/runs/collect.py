@@ -24,7 +24,7 @@ from scratch_vs_pretrain.analysis.runs import metrics
 from scratch_vs_pretrain.analysis.runs.frame import COLUMNS, Piece, frame_of, pieces
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, find_runs
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import RunFolder, is_replaced, replacing_output, write_json
+from scratch_vs_pretrain.run_folder import RunFolder, is_replaced, replacing, write_json
 from scratch_vs_pretrain.text import csv_cell
 
 FORMAT = 3
@@ -81,7 +81,7 @@ def collect_into(
         return Collected(output, len(runs), 0, tuple(skipped))
     writer = _Writer(output, old, strict, restarts, skipped)
     try:
-        with replacing_output(output) as file:
+        with replacing(output) as file:
             writer.write(file, runs, keys)
         if is_replaced(output):
             status = output.stat()

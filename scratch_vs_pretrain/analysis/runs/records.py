@@ -1,4 +1,4 @@
-"""Run folders to records and to one tidy frame; pandas is imported only where a frame is made."""
+"""Run folders to records."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders
 from scratch_vs_pretrain.run_info import LARGEST, RunInfo
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 UNKNOWN = "unknown"
 
@@ -89,21 +86,6 @@ def _skip(error: UserError, skipped: list[str] | None) -> None:
     if skipped is None:
         raise error
     skipped.append(str(error))
-
-
-def collect(roots: Path | Iterable[Path]) -> pd.DataFrame:
-    """Reads run folders, half-finished and plain Detectron2 ones too, into one tidy frame.
-
-    Returns:
-        the frame that :func:`scratch_vs_pretrain.analysis.runs.frame.tidy` describes.
-
-    Raises:
-        UserError: as :func:`find_runs`; or a damaged file (names the line), or two runs in one
-            folder.
-    """
-    from scratch_vs_pretrain.analysis.runs.frame import tidy
-
-    return tidy(find_runs(roots))
 
 
 def _roots(roots: Path | Iterable[Path]) -> tuple[Path, ...]:
