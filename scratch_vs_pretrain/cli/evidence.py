@@ -135,7 +135,7 @@ def _plot(options: argparse.Namespace) -> int:
         band=options.band,
         schedule=options.schedule,
     )
-    print(options.output)
+    _wrote(options.output)
     return 0
 
 
@@ -207,12 +207,16 @@ def _collect(options: argparse.Namespace) -> int:
     for line in (*done.restarted, *(f"left out: {reason}" for reason in done.skipped)):
         say(line)
     news = f"{done.read} of them new or changed" if done.read else "up to date"
-    summary = f"{done.output}: {done.runs} runs, {news}"
-    if is_replaced(done.output):
-        print(printable(summary))
-    else:
-        say(summary)
+    _wrote(done.output, f": {done.runs} runs, {news}")
     return 1 if done.skipped else 0
+
+
+def _wrote(output: Path, about: str = "") -> None:
+    """Names the file that was written, not on stdout where that is the file."""
+    if is_replaced(output):
+        print(printable(f"{output}{about}"))
+    else:
+        say(f"{output}{about}")
 
 
 def _add_answer(commands: Commands) -> None:
@@ -308,5 +312,5 @@ def _report(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.report import write_report
 
     write_report(options.folder, options.output)
-    print(options.output)
+    _wrote(options.output)
     return 0

@@ -56,6 +56,20 @@ def test_by_what_is_judged_is_written_and_brought_up_to_date(write_study, tmp_pa
     assert folder.state() == "finished"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b'{"format": 2', b"[" * 200_000, b'{"format": 2, "init": null}', b"\xff", b"9" * 5000],
+    ids=["cut", "nested", "null", "bytes", "digits"],
+)
+def test_damaged_run_is_refused_and_kept(write_study, tmp_path, damage):
+    study = write_study()
+    folder = prepared(study, tmp_path)[0]
+    folder.run_file.write_bytes(damage)
+    with pytest.raises(UserError, match=r"seed0/run\.json: "):
+        prepared(study, tmp_path)
+    assert folder.run_file.read_bytes() == damage
+
+
 def test_another_config_is_refused_and_named(write_study, tmp_path):
     folder = prepared(write_study(), tmp_path)[0]
     before = folder.config_file.read_bytes()
