@@ -56,31 +56,31 @@ MARKERS = {
 # DINO's student, whose teacher is the one that DINO evaluates.
 NOT_THE_NETWORK = ("encoder_k", "momentum", "target", "student")
 
-# Stage, block, convolution and parameter. torchvision counts stages from 1, Hugging Face stages and
-# convolutions from 0, Detectron2 stages from 2 and convolutions from 1.
+# Stage, block, convolution and parameter; torchvision counts stages from 1, Detectron2 from 2.
+_TORCHVISION = (
+    (r"conv1\.()()()(\w+)", "stem.conv1.{p}"),
+    (r"bn1\.()()()(\w+)", "stem.conv1.norm.{p}"),
+    (r"layer(\d)\.(\d+)\.conv(\d)\.(\w+)", "res{s}.{b}.conv{c}.{p}"),
+    (r"layer(\d)\.(\d+)\.bn(\d)\.(\w+)", "res{s}.{b}.conv{c}.norm.{p}"),
+    (r"layer(\d)\.(\d+)\.downsample\.0()\.(\w+)", "res{s}.{b}.shortcut.{p}"),
+    (r"layer(\d)\.(\d+)\.downsample\.1()\.(\w+)", "res{s}.{b}.shortcut.norm.{p}"),
+)
+# Hugging Face counts stages and convolutions from 0.
+_HUGGING_FACE = (
+    (r"embedder\.embedder()()()", "stem.conv1"),
+    (r"encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.(\d)", "res{s}.{b}.conv{c}"),
+    (r"encoder\.stages\.(\d)\.layers\.(\d+)\.shortcut()", "res{s}.{b}.shortcut"),
+)
+_HUGGING_FACE_KINDS = ((r"\.convolution\.(\w+)", ".{p}"), (r"\.normalization\.(\w+)", ".norm.{p}"))
+# Of each layout: its patterns, and what is added to its numbers of stages and convolutions.
 _PATTERNS = {
-    "torchvision": (
-        (r"conv1\.(?P<p>\w+)", "stem.conv1.{p}"),
-        (r"bn1\.(?P<p>\w+)", "stem.conv1.norm.{p}"),
-        (r"layer(?P<s>\d)\.(?P<b>\d+)\.conv(?P<c>\d)\.(?P<p>\w+)", "res{s}.{b}.conv{c}.{p}"),
-        (r"layer(?P<s>\d)\.(?P<b>\d+)\.bn(?P<c>\d)\.(?P<p>\w+)", "res{s}.{b}.conv{c}.norm.{p}"),
-        (r"layer(?P<s>\d)\.(?P<b>\d+)\.downsample\.0\.(?P<p>\w+)", "res{s}.{b}.shortcut.{p}"),
-        (r"layer(?P<s>\d)\.(?P<b>\d+)\.downsample\.1\.(?P<p>\w+)", "res{s}.{b}.shortcut.norm.{p}"),
-    ),
-    "Hugging Face": tuple(
-        (f"{place}\\.{kind}\\.(?P<p>\\w+)", f"{name}.{norm}{{p}}")
-        for place, name in (
-            (r"embedder\.embedder", "stem.conv1"),
-            (
-                r"encoder\.stages\.(?P<s>\d)\.layers\.(?P<b>\d+)\.layer\.(?P<c>\d)",
-                "res{s}.{b}.conv{c}",
-            ),
-            (r"encoder\.stages\.(?P<s>\d)\.layers\.(?P<b>\d+)\.shortcut", "res{s}.{b}.shortcut"),
-        )
-        for kind, norm in (("convolution", ""), ("normalization", "norm."))
+    "torchvision": (_TORCHVISION, 1, 0),
+    "Hugging Face": (
+        [(a + c, b + d) for a, b in _HUGGING_FACE for c, d in _HUGGING_FACE_KINDS],
+        2,
+        1,
     ),
 }
-_COUNT_FROM = {"torchvision": {"s": 1, "c": 0}, "Hugging Face": {"s": 2, "c": 1}}
 # Lightly keeps torchvision's children in a Sequential, by their places.
 _PLACES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
@@ -204,11 +204,8 @@ def _own_markers(own: Mapping[str, str]) -> dict[str, str]:
 def _family_of(network: nn.Module | None) -> str:
     if network is None:
         return "ResNet or VGG-16"
-    return (
-        "VGG-16"
-        if hasattr(network, "conv5_3")
-        else getattr(network, "family", type(network).__name__)
-    )
+    name = "VGG-16" if hasattr(network, "conv5_3") else type(network).__name__
+    return getattr(network, "family", name)
 
 
 def convert(
@@ -312,13 +309,9 @@ def _locate(
 
 def _same_network(state: Mapping[str, Tensor], one: str, other: str) -> bool:
     """Tells whether a network is there twice: OpenSelfSup keeps its encoder under two names."""
-    pairs = [
-        (tensor, state.get(one + k[len(other) :]))
-        for k, tensor in state.items()
-        if k.startswith(other)
-    ]
-    common = [(a, b) for a, b in pairs if b is not None]
-    return bool(common) and all(torch.equal(a, b) for a, b in common)
+    names = [key.removeprefix(other) for key in state if key.startswith(other)]
+    common = [name for name in names if one + name in state]
+    return all(torch.equal(state[one + name], state[other + name]) for name in common)
 
 
 def _rename(key: str, layout: str) -> str | None:
@@ -334,12 +327,13 @@ def _rename(key: str, layout: str) -> str | None:
 
 
 def _from_pattern(key: str, layout: str) -> str | None:
-    for pattern, name in _PATTERNS[layout]:
-        match = re.fullmatch(pattern, key)
-        if match:
-            found = match.groupdict()
-            counted = {k: int(found[k]) + n for k, n in _COUNT_FROM[layout].items() if k in found}
-            return name.format(**found | counted)
+    patterns, stages, convolutions = _PATTERNS[layout]
+    for pattern, name in patterns:
+        if match := re.fullmatch(pattern, key):
+            stage, block, number, p = match.groups()
+            return name.format(
+                s=int(stage or 0) + stages, b=block, c=int(number or 0) + convolutions, p=p
+            )
     return None
 
 

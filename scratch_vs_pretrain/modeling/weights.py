@@ -68,6 +68,13 @@ class LoadReport:
         """Returns the report for run.json: the loaded names are counted, the others listed."""
         return {**dataclasses.asdict(self), "loaded": len(self.loaded)}
 
+    def text(self, source: str) -> str:
+        """Returns a sentence on what a detector's checkpoint was used for."""
+        return (
+            f"{len(self.loaded)} tensors are from {source}; {', '.join(self.reinitialized)} start "
+            f"at random, as in arms from scratch; {len(self.unexpected)} are left over"
+        )
+
 
 def write_backbone(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
     """Writes backbone weights (Detectron2's names) and plain metadata, atomically.

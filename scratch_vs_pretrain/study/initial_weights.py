@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.modeling.initial import match_initial
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.resolve import arm_config
@@ -69,6 +69,8 @@ def _origin(study: Study, arm: Arm, seed: int, output: Path) -> str:
 def check_models(study: Study) -> None:
     """Checks that every arm's model can be built, and that its checkpoint fills its backbone.
 
+    What a whole detector's checkpoint leaves at random is said.
+
     Raises:
         UserError: nothing of a name that the config gives; a checkpoint is none, is of another
             network, or was trained with other pixels.
@@ -82,7 +84,9 @@ def check_models(study: Study) -> None:
             with torch.device("meta"):
                 model = build_model(cfg)
             if arm.weights:
-                match_initial(model, cfg)
+                report, *_ = match_initial(model, cfg)
+                if report.reinitialized:
+                    say(f"{study.file}: arms.{arm.name}: {report.text(arm.weights)}")
         except UserError as error:
             raise UserError(f"{study.file}: arms.{arm.name}: {error}") from None
         except KeyError as error:

@@ -147,6 +147,20 @@ class TestOriginsInTheOutputFolder:
             prepare(study, tmp_path / "out")
 
 
+def test_layers_of_another_number_of_classes_are_said_to_be_random(write_study, tmp_path, capfd):
+    study = load_study(write_study())
+    cfg = arm_config(study, study.arms[0], study.arms[0].schedules[0])
+    cfg.MODEL.DEVICE, cfg.SEED = "cpu", 0
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES += 2
+    torch.save({"model": build_run_model(cfg)[0].state_dict()}, tmp_path / "detector.pth")
+    arms = {"detector": {"init": str(tmp_path / "detector.pth"), "load": "detector"}}
+    prepare(load_study(write_study(arms=arms)), tmp_path / "out")
+    said = capfd.readouterr().err
+    assert "arms.detector: " in said
+    assert "roi_heads.box_predictor.cls_score.weight" in said
+    assert "start at random, as in arms from scratch" in said
+
+
 def test_scratch_is_no_detector(write_study, tmp_path):
     study = load_study(write_study(arms={"a": {"init": "scratch", "load": "detector"}}))
     with pytest.raises(UserError, match=r"arms\.a\.load: init is scratch, which is no detector"):

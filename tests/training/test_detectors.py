@@ -5,11 +5,14 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from scratch_vs_pretrain.config import config_text
 from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
+from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+from scratch_vs_pretrain.modeling.weights import write_backbone
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training.__main__ import train as train_run
 from scratch_vs_pretrain.training.predict import load_model, predict
@@ -34,6 +37,8 @@ RESNEXT = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
 }
 
+TIMM = {"MODEL.BACKBONE.NAME": "build_svp_timm_fpn_backbone", "MODEL.TIMM.NAME": "test_convnext"}
+
 # Config, what it is changed in beside its size, tasks, and the normalization that really runs.
 DETECTORS = {
     "mask-gn": ("mask_rcnn_R_50_FPN_gn", {}, MASKS, {"GN"}),
@@ -46,6 +51,7 @@ DETECTORS = {
     "boxes-syncbn": ("faster_rcnn_R_101_FPN_gn_voc", SYNCBN, ["bbox"], {ONE_PROCESS}),
     "retinanet": ("retinanet_R_18_FPN_gn", ANY_SCORE, ["bbox"], {"GN"}),
     "fcos": ("fcos_R_18_FPN_gn", ANY_SCORE, ["bbox"], {"GN"}),
+    "timm": ("mask_rcnn_R_50_FPN_gn", TIMM, MASKS, {"GN", "LN"}),
     "vgg-tta": ("faster_rcnn_VGG_16", AUGMENTED, ["bbox"], set()),
 }
 
@@ -56,6 +62,32 @@ def assert_evaluated(folder, tasks):
     for task in tasks:
         assert math.isfinite(content["tasks"][task]["AP"])
     return content
+
+
+USUAL = {"MODEL.RESNETS.NORM": "FrozenBN", "MODEL.BACKBONE.FREEZE_AT": 2}
+PRETRAINED = {
+    "usual recipe": (USUAL, "stem.", "res3.0.conv1.weight"),
+    "frozen features": ({"SVP.FREEZE": "backbone"}, "", None),
+    "timm": (TIMM, "none", "net.stages_0.blocks.0.conv_dw.weight"),
+}
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_a_pretrained_arm_trains_and_keeps_what_is_frozen(name, shapes, tmp_path, config_of, train):
+    keys, frozen, trained = PRETRAINED[name]
+    cfg = config_of("mask_rcnn_R_50_FPN_gn", shapes, keys)
+    torch.manual_seed(5)
+    state = build_bottom_up(cfg).state_dict()
+    write_backbone(tmp_path / "w.pth", state, {})
+    cfg.MODEL.WEIGHTS = str(tmp_path / "w.pth")
+    folder, trainer = train(tmp_path / "run", cfg)
+    assert trainer.described["init_report"]["loaded"] == len(state)
+    after = trainer.network.backbone.bottom_up.state_dict()
+    still = [key for key in state if key.startswith(frozen)]
+    assert all(torch.equal(after[key], state[key]) for key in still)
+    assert trained is None or not torch.equal(after[trained], state[trained])
+    assert_evaluated(folder, MASKS)
+    assert predict(folder.path, "detectors_test", tmp_path / "out" / "mine")
 
 
 @pytest.mark.parametrize("name", DETECTORS)
