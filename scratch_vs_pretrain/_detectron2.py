@@ -104,6 +104,61 @@ def prepare_on_import() -> None:
         sys.meta_path.insert(0, _Finder)
 
 
+def default_cfg() -> Any:
+    """Returns a copy of Detectron2's default config, as ``get_cfg()`` does, without its torch.
+
+    Raises:
+        UserError: Detectron2 is not installed.
+    """
+    if "detectron2.config" in sys.modules:
+        from detectron2.config import get_cfg
+
+        return get_cfg()
+    return _config_module("defaults")._C.clone()
+
+
+def merge_into(cfg: Any, loaded: dict[str, Any], name: str) -> None:
+    """Merges a config file's content into a config as Detectron2 does: old versions are upgraded.
+
+    The same as the end of ``CfgNode.merge_from_file`` in config/config.py (v0.6, lines 55-83).
+    """
+    other = type(cfg)(loaded)
+    compat = _config_module("compat")
+    version = other.get("VERSION") or compat.guess_version(other, name)
+    if version == cfg.VERSION:
+        cfg.merge_from_other_cfg(other)
+        return
+    if version > cfg.VERSION:
+        raise ValueError(f"Cannot merge a v{version} config into a v{cfg.VERSION} config.")
+    old = compat.downgrade_config(cfg, to_version=version)
+    old.merge_from_other_cfg(other)
+    new = compat.upgrade_config(old)
+    cfg.clear()
+    cfg.update(new)
+
+
+@functools.cache
+def _config_module(name: str) -> Any:
+    """Imports a module of ``detectron2.config`` without the packages that it is in.
+
+    ``detectron2/__init__.py`` imports torch, for seconds. defaults.py and compat.py need nothing
+    of it but ``from .config import CfgNode``, which is fvcore's but for merging files.
+    """
+    folder = source_folder()
+    if folder is None:
+        raise UserError(f"Detectron2 is not installed; run: {INSTALL_COMMAND}")
+    package = "_scratch_vs_pretrain_detectron2_config"
+    if package not in sys.modules:
+        from fvcore.common.config import CfgNode
+
+        sys.modules[package] = types.ModuleType(package)
+        sys.modules[package].__path__ = [str(folder / "config")]
+        stand_in: Any = types.ModuleType(f"{package}.config")
+        stand_in.CfgNode = CfgNode
+        sys.modules[stand_in.__name__] = stand_in
+    return importlib.import_module(f"{package}.{name}")
+
+
 def _restore_numpy_names() -> None:
     import numpy as np
 

@@ -129,31 +129,6 @@ REMOVED = {
 }
 
 
-# The checks that `admit` may name, each of which finds a mistake that trains without complaint.
-ADMISSIBLE = (
-    "frozen-stages-from-scratch",
-    "frozen-norm-from-scratch",
-    "small-batch-norm",
-    "no-warm-up",
-)
-# Below this many images per process BatchNorm's error grows quickly (Wu & He, "Group
-# Normalization", Figure 1).
-SMALLEST_BATCH = 16
-
-
-def missing_warmup(cfg: CfgNode) -> list[str]:
-    """Finds a schedule that starts at the full learning rate."""
-    solver = cfg.SOLVER
-    if solver.WARMUP_ITERS <= 0:
-        return [f"no warm-up: SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}; set it above 0"]
-    if solver.WARMUP_FACTOR >= 1:
-        return [
-            f"no warm-up: SOLVER.WARMUP_FACTOR is {solver.WARMUP_FACTOR}; set it below 1, "
-            "for example 0.001"
-        ]
-    return []
-
-
 def default_config(imports: Sequence[str] = (), where: str = "--import") -> CfgNode:
     """Returns Detectron2's default config with the ``SVP`` node and what users' modules add.
 
@@ -164,10 +139,7 @@ def default_config(imports: Sequence[str] = (), where: str = "--import") -> CfgN
     Raises:
         UserError: Detectron2 is not installed, or a module cannot be imported.
     """
-    _detectron2.prepare()
-    from detectron2.config import get_cfg
-
-    cfg = get_cfg()
+    cfg = _detectron2.default_cfg()
     add_svp_config(cfg)
     cfg.SVP.IMPORTS = tuple(imports)
     plugins.add_configs(plugins.import_modules(imports, where), cfg)
@@ -217,27 +189,60 @@ _BAD_INPUT = (
     OSError,
     RecursionError,
     MemoryError,
+    OverflowError,
 )
 
 
 def merge_file(cfg: CfgNode, path: Path) -> None:
-    """Merges a config file (with ``_BASE_``), without executing anything that it holds.
+    """Merges a config file (with ``_BASE_``), without executing or fetching what it names.
 
     Raises:
         UserError: missing file, invalid or unsafe YAML, unknown key, or a value of another type.
     """
-    import yaml
-
     before = flatten(cfg)
     try:
-        if not path.is_file():
-            raise UserError(f"{path}: no such config file")
-        cfg.merge_from_file(str(path), allow_unsafe=False)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not plain YAML ({_one_line(error)})") from None
+        _detectron2.merge_into(cfg, _read_with_base(path), str(path))
     except _BAD_INPUT as error:
         raise UserError(f"{path}: {_explain(cfg, error)}") from None
-    _refuse_emptied(cfg, before, str(path))
+    # yacs lets None replace a value of any type.
+    for key, value in flatten(cfg).items():
+        if value is None and before.get(key) is not None:
+            raise UserError(f"{path}: {key} has no value; it was {before[key]!r}")
+
+
+def _read_with_base(path: Path) -> dict[str, Any]:
+    """Returns a config file's content over that of its ``_BASE_`` files, as fvcore merges them."""
+    import yaml
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file")
+    try:
+        content = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not plain YAML ({_one_line(error, path)})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a mapping of config keys to values")
+    named = content.pop("_BASE_", [])
+    merged: dict[str, Any] = {}
+    for base in named if isinstance(named, list) else [named]:
+        if not isinstance(base, str) or "://" in base:
+            raise UserError(f"{path}: _BASE_ is {base!r}, but must be a file here; download it")
+        file = path.parent / Path(base).expanduser()
+        if not file.is_file():
+            raise UserError(f"{path}: cannot read {file} (No such file or directory)")
+        _merge(_read_with_base(file), merged)
+    _merge(content, merged)
+    return merged
+
+
+def _merge(new: dict[str, Any], into: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and key in into:
+            if not isinstance(into[key], dict):
+                raise ValueError(f"Cannot inherit key '{key}' from base!")
+            _merge(value, into[key])
+        else:
+            into[key] = value
 
 
 def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> None:
@@ -249,16 +254,21 @@ def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> N
         UserError: unknown key (the nearest known one is named), or a value of another type.
     """
     for key, value in overrides.items():
-        before = flatten(cfg)
-        if key not in before:
-            raise UserError(f"{where}: {_unknown(key, before)}")
-        if isinstance(before[key], float) and type(value) is int:
-            value = float(value)
+        node: Any = cfg
+        *sections, name = key.split(".")
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or name not in node or isinstance(node[name], dict):
+            raise UserError(f"{where}: {_unknown(key, flatten(cfg))}")
+        before = node[name]
         try:
+            if isinstance(before, float) and type(value) is int:
+                value = float(value)
             cfg.merge_from_list([key, value])
         except _BAD_INPUT as error:
-            raise UserError(f"{where}: {_explain(cfg, error)}") from None
-        _refuse_emptied(cfg, before, where)
+            raise UserError(f"{where}: {_explain(cfg, error, key)}") from None
+        if node[name] is None and before is not None:
+            raise UserError(f"{where}: {key} has no value; it was {before!r}")
 
 
 def config_text(cfg: CfgNode) -> str:
@@ -333,20 +343,13 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _refuse_emptied(cfg: CfgNode, before: dict[str, Any], where: str) -> None:
-    # yacs lets None replace a value of any type.
-    for key, value in flatten(cfg).items():
-        if value is None and before.get(key) is not None:
-            raise UserError(f"{where}: {key} has no value; it was {before[key]!r}")
-
-
 # yacs: "Type mismatch (<class 'int'> vs. <class 'str'>) with values (1 vs. a) for config key: K"
 _WRONG_TYPE = re.compile(
     r"<class '[\w.]*?(\w+)'> vs\. .* with values \((.*) vs\. (.*)\) for config key: (\S+)"
 )
 
 
-def _explain(cfg: CfgNode, error: BaseException) -> str:
+def _explain(cfg: CfgNode, error: BaseException, merged: str = "") -> str:
     text = _one_line(error).strip("'\"")
     if unknown := re.search(r"Non-existent config key: (\S+)", text):
         return _unknown(unknown[1], flatten(cfg))
@@ -355,6 +358,8 @@ def _explain(cfg: CfgNode, error: BaseException) -> str:
         if kind == "CfgNode":
             return f"{key} is a section, not a value"
         return f"{key} must be of type {kind}, like {old}, not {new}"
+    if isinstance(error, OverflowError):
+        return f"{merged} is a number too large"
     if isinstance(error, (RecursionError, MemoryError)):
         return "nested too deeply, or _BASE_ files that include each other"
     if isinstance(error, OSError):
@@ -364,5 +369,5 @@ def _explain(cfg: CfgNode, error: BaseException) -> str:
     return text
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _one_line(error: BaseException, read: Path | None = None) -> str:
+    return " ".join(str(error).replace("<byte string>", str(read)).split())

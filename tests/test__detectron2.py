@@ -249,3 +249,24 @@ def test_built_in_sets_are_known_without_importing_detectron2():
         "assert known <= early.keys(), known - early.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_default_config_is_detectron2s():
+    from detectron2.config import get_cfg
+
+    loaded = _detectron2._config_module("defaults")._C
+    assert loaded == get_cfg()
+    assert _detectron2.default_cfg() == get_cfg()
+
+
+def test_configs_of_older_versions_are_upgraded_as_detectron2_does(tmp_path):
+    from detectron2.config import get_cfg
+
+    file = tmp_path / "old.yaml"
+    file.write_text("VERSION: 1\nMODEL: {WEIGHT: other.pkl}\n")
+    ours, upstreams = _detectron2._config_module("defaults")._C.clone(), get_cfg()
+    content = {"VERSION": 1, "MODEL": {"WEIGHT": "other.pkl"}}
+    _detectron2.merge_into(ours, content, str(file))
+    upstreams.merge_from_file(str(file))
+    assert ours == upstreams
+    assert ours.MODEL.WEIGHTS == "other.pkl"

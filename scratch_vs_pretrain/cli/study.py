@@ -212,7 +212,7 @@ def _add_sharing(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    study = read_study(options)
+    study = read_study(options)  # before torch is imported
     if options.budget is not None and not options.until:
         raise UserError("--budget goes with --until answered; add it, or leave the budget out")
     from scratch_vs_pretrain.study.adaptive import Adaptive

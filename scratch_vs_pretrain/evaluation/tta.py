@@ -13,28 +13,11 @@ from detectron2.modeling.roi_heads.keypoint_head import keypoint_rcnn_inference
 from fvcore.transforms.transform import HFlipTransform
 from torch import Tensor, nn
 
+from scratch_vs_pretrain.config_checks import augmentation_problems
 from scratch_vs_pretrain.errors import UserError
 
 # Of the detector: Detectron2 turns them off for the boxes, and leaves them so after an error.
 _SWITCHES = ("mask_on", "keypoint_on")
-
-
-def augmentation_problems(cfg: Any) -> list[str]:
-    """Finds what a config asks of ``TEST.AUG`` that cannot be done; each says what to change."""
-    if not cfg.TEST.AUG.ENABLED:
-        return []
-    problems = []
-    own = [name for name, *_ in cfg.SVP.VOC_DATASETS]
-    voc = [name for name in cfg.DATASETS.TEST if str(name).startswith("voc_") or name in own]
-    if voc:
-        problems.append(
-            "PASCAL VOC's numbers are without test augmentation: set TEST.AUG.ENABLED to False "
-            f"for {', '.join(voc)}"
-        )
-    sizes = cfg.TEST.AUG.MIN_SIZES
-    if not sizes or min(sizes) < 1 or cfg.TEST.AUG.MAX_SIZE < 1:
-        problems.append("TEST.AUG.MIN_SIZES and MAX_SIZE must be sizes in pixels, at least one")
-    return problems
 
 
 @contextlib.contextmanager

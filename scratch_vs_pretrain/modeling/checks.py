@@ -19,7 +19,7 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
 
-from scratch_vs_pretrain.config import SMALLEST_BATCH, missing_warmup
+from scratch_vs_pretrain.config_checks import SMALLEST_BATCH, missing_warmup
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import bottom_up_of
 

@@ -14,13 +14,13 @@ from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scratch_vs_pretrain.config_checks import norm_problems
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import bottom_up_of
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-BACKBONE = "build_svp_vgg16_backbone"
 BOX_HEAD = "VGGFC67Head"
 FEATURE = "conv5_3"
 STRIDE = 16
@@ -32,8 +32,6 @@ LAYERS = tuple(
     for stage, (_, convolutions) in enumerate(STAGES, start=1)
     for layer in range(1, convolutions + 1)
 )
-# Settings of parts that this detector does not have, or has without normalization.
-NORM_KEYS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
 
 
 def msra_fill(layer: nn.Conv2d | nn.Linear) -> None:
@@ -95,17 +93,6 @@ def build_svp_vgg16_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VGG16:
     if problems:
         raise UserError("; ".join(problems))
     return VGG16(input_shape.channels, cfg.SVP.VGG.WIDTH)
-
-
-def norm_problems(cfg: CfgNode) -> list[str]:
-    """Finds normalization that a config with this backbone asks for."""
-    if cfg.MODEL.BACKBONE.NAME != BACKBONE:
-        return []
-    norms = {f"MODEL.{key}.NORM": cfg.MODEL[key].NORM for key in NORM_KEYS}
-    found = ", ".join(f"{key} {norm}" for key, norm in norms.items() if norm)
-    if not found:
-        return []
-    return [f'VGG-16 has no normalization layers, but the config sets {found}; set it to ""']
 
 
 @ROI_BOX_HEAD_REGISTRY.register()

@@ -10,19 +10,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.config import (
+from scratch_vs_pretrain.config import ONE_STAGE, default_config, differences, flatten, nearest
+from scratch_vs_pretrain.config_checks import (
     ADMISSIBLE,
-    ONE_STAGE,
     SMALLEST_BATCH,
-    default_config,
-    differences,
-    flatten,
+    augmentation_problems,
     missing_warmup,
-    nearest,
+    norm_problems,
 )
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.tta import augmentation_problems
-from scratch_vs_pretrain.modeling.vgg import norm_problems
 from scratch_vs_pretrain.study.data_fit import data_problems
 from scratch_vs_pretrain.study.own_data import data_notices
 from scratch_vs_pretrain.study.resolve import ORIGINS, PRESETS, arm_config

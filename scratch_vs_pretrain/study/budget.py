@@ -149,10 +149,11 @@ def _missing(cfg: CfgNode) -> Iterator[tuple[str, str]]:
 
 def _pretraining(arm: Arm) -> Pretraining:
     """Returns what an arm's weights have seen; only a file that is here is asked."""
-    from scratch_vs_pretrain.modeling.checkpoint_file import read_metadata
+    noted = None
+    if arm.weights and os.path.isfile(os.path.expanduser(arm.weights)):
+        from scratch_vs_pretrain.modeling.checkpoint_file import read_metadata
 
-    here = arm.weights and os.path.isfile(os.path.expanduser(arm.weights))
-    noted = read_metadata(arm.weights) if here else None
+        noted = read_metadata(arm.weights)
     return pretraining(Init(weights=arm.weights, pretraining=noted))
 
 

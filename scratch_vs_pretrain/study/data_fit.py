@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scratch_vs_pretrain._detectron2 import registered
 from scratch_vs_pretrain.config import classes_key, flatten
 from scratch_vs_pretrain.data.coco import (
     COCO_KEYPOINTS,
@@ -106,8 +107,6 @@ def _disagreements(cfg: CfgNode, name: str, found: AnnotationFile, part: str) ->
 
 def _origin(cfg: CfgNode, name: str) -> tuple[str, bool, Path | None]:
     """Returns a set's full name, whether it is a VOC tree, and its COCO file if it can be read."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
     from scratch_vs_pretrain.data.datasets import find_subset
     from scratch_vs_pretrain.data.voc import is_voc
 
@@ -120,7 +119,7 @@ def _origin(cfg: CfgNode, name: str) -> tuple[str, bool, Path | None]:
         return full, False, own[full] if own[full].is_file() else None
     if full in trees or is_voc(full):
         return full, True, None
-    stated = MetadataCatalog.get(full).get("json_file") if full in DatasetCatalog else None
+    stated = (registered(full) or {}).get("json_file")
     file = Path(stated) if stated else None
     readable = file is not None and file.is_file() and file.stat().st_size < READ_BYTES
     return full, False, file if readable else None
@@ -132,19 +131,16 @@ def _check_list(cfg: CfgNode, full: str) -> None:
     Raises:
         UserError: it cannot be used.
     """
-    from detectron2.data import MetadataCatalog
-
     from scratch_vs_pretrain.data.voc import voc_count
 
     own = {name: (root, split) for name, root, split, *_ in cfg.SVP.VOC_DATASETS}
-    known = MetadataCatalog.get(full)
-    root, split = own.get(full) or (known.dirname, known.split)
+    known = registered(full) or {}
+    root, split = own.get(full) or (known["dirname"], known["split"])
     if (Path(root) / "ImageSets" / "Main" / f"{split}.txt").is_file():
         voc_count(Path(root), split)
 
 
 def _is_official_without_keypoints(full: str) -> bool:
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    known = MetadataCatalog.get(full) if full in DatasetCatalog else None
-    return known is not None and bool(known.get("json_file")) and not known.get("keypoint_names")
+    known = registered(full) or {}
+    labelled = known.get("keypoint_names") or full.startswith("keypoints_")
+    return bool(known.get("json_file")) and not labelled

@@ -78,7 +78,8 @@ def check_models(study: Study) -> None:
     from detectron2.modeling import build_model
 
     for arm in study.arms:
-        cfg = arm_config(study, arm, arm.schedules[-1])
+        cfg = arm_config(study, arm, arm.schedules[-1]).clone()
+        cfg.defrost()
         cfg.MODEL.DEVICE = "meta"
         try:
             with torch.device("meta"):

@@ -15,6 +15,13 @@ from scratch_vs_pretrain.study.spec import Arm, Data, DataFiles, Study, VocTree
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+# COCO_PERSON_KEYPOINT_NAMES of Detectron2's data/datasets/builtin_meta.py.
+_PAIRED = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+COCO_PERSON_KEYPOINTS = (
+    "nose",
+    *(f"{side}_{part}" for part in _PAIRED for side in ("left", "right")),
+)
+
 
 @dataclass(frozen=True)
 class DataFacts:
@@ -202,10 +209,8 @@ def _missing(
 
 def _sigmas(file: AnnotationFile) -> tuple[float, ...]:
     """Returns the sigmas that keypoints are scored with, none for COCO's persons."""
-    from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
-
     if file.sigmas or not file.keypoints:
         return file.sigmas
-    if file.keypoints == tuple(COCO_PERSON_KEYPOINT_NAMES):
+    if file.keypoints == COCO_PERSON_KEYPOINTS:
         return ()
     return (USUAL_SIGMA,) * len(file.keypoints)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate  # type: ignore[import-untyped]
 
+from scratch_vs_pretrain._detectron2 import registered
 from scratch_vs_pretrain.data.coco import read_annotations
 from scratch_vs_pretrain.data.subsets import ALIASES
 from scratch_vs_pretrain.study.audit import Audit, audit
@@ -203,9 +204,5 @@ def _count(name: str, file: Path | None) -> int | None:
 
 def _registered_file(name: str) -> Path | None:
     """Returns the COCO annotation file of a data set that Detectron2 knows, None for others."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    if name not in DatasetCatalog.list():
-        return None
-    file = MetadataCatalog.get(name).get("json_file")
+    file = (registered(name) or {}).get("json_file")
     return Path(file) if file else None

@@ -65,18 +65,27 @@ def run_config(study: Study, run: Run) -> CfgNode:
         UserError: the base file, an override, the schedule or the data do not fit; the message
             names file and key.
     """
-    cfg = arm_config(study, run.arm, run.schedule)
+    cfg = arm_config(study, run.arm, run.schedule).clone()
+    cfg.defrost()
     cfg.SEED = run.seed
     cfg.freeze()
     return cfg
 
 
 def arm_config(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
-    """Returns what the configs of an arm's runs with this schedule share; see :func:`run_config`.
+    """Returns the frozen config that an arm's runs share with this schedule; :func:`run_config`.
 
-    The result is not frozen.
+    It is merged once for each study.
     """
-    cfg = default_config()
+    made = vars(study).setdefault("_configs", {})  # no field: equal studies stay equal
+    key = id(arm), id(schedule)
+    if key not in made:
+        made[key] = arm, schedule, _merged(study, arm, schedule)  # held, so that ids stay theirs
+    return made[key][-1]
+
+
+def _merged(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
+    cfg = default_config(study.imports, f"{study.file}: imports")
     merge_file(cfg, study.base)
     if study.preset:
         merge_overrides(cfg, PRESETS[study.preset], f"preset {study.preset}")
@@ -101,6 +110,7 @@ def arm_config(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
     cfg.SVP.FREEZE = arm.freeze or cfg.SVP.FREEZE
     cfg.SVP.ADMIT = study.admit or cfg.SVP.ADMIT
     cfg.OUTPUT_DIR = ""
+    cfg.freeze()
     return cfg
 
 

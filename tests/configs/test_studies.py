@@ -254,7 +254,8 @@ def test_every_arm_has_the_same_network(name):
 def assert_one_network(study, parameters, norms):
     described = []
     for arm in study.arms:
-        cfg = arm_config(study, arm, arm.schedules[-1])
+        cfg = arm_config(study, arm, arm.schedules[-1]).clone()
+        cfg.defrost()
         cfg.MODEL.DEVICE = "meta"
         with torch.device("meta"):
             model = build_model(cfg)

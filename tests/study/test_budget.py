@@ -116,7 +116,12 @@ def test_expected_and_counted_agree_within_1_percent(write_study, photos, overri
         photos,
         write_study,
         schedules=[{"iterations": iterations, "name": "long"}],
-        overrides={"SOLVER.IMS_PER_BATCH": 4, "INPUT.MASK_FORMAT": "polygon", **overrides},
+        overrides={
+            "SOLVER.IMS_PER_BATCH": 4,
+            "SVP.MAX_DROPPED": 1.0,
+            "INPUT.MASK_FORMAT": "polygon",
+            **overrides,
+        },
     )
     (expected,) = study_budgets(study).rows
     cfg = run_config(study, study.runs()[0])
@@ -132,7 +137,7 @@ def test_expected_and_counted_agree_within_1_percent(write_study, photos, overri
 
 
 def test_no_image_is_opened(write_study, photos, tmp_path):
-    study = study_on(photos, write_study)
+    study = study_on(photos, write_study, overrides={"SVP.MAX_DROPPED": 1.0})
     before = study_budgets(study)
     for file in (tmp_path / "images").iterdir():
         file.unlink()

@@ -300,9 +300,9 @@ def train_here(path):
 def test_voc_trees_train_and_are_evaluated(voc_study):
     path = voc_study(name="voc-end-to-end", schedules=SHORT, overrides=SMALL)
     run, evaluation = train_here(path)
-    assert run["state"] == "finished"
-    assert (run["data"]["train"]["images"], run["data"]["train"]["annotations"]) == (2, 3)
-    assert run["repaired"] == {}
+    assert run.state == "finished"
+    assert (run.data.train.images, run.data.train.annotations) == (2, 3)
+    assert run.repaired == {}
     assert evaluation["dataset"] == "voc-end-to-end_test"
     assert list(evaluation["tasks"]) == ["bbox", "voc"]
     assert list(evaluation["tasks"]["bbox"]["per_class"]) == ["disc", "ring", "star"]
@@ -332,8 +332,8 @@ def test_photographs_with_keypoints_train_and_are_evaluated(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(study))
     run, evaluation = train_here(path)
-    assert run["state"] == "finished"
-    assert run["repaired"] == {
+    assert run.state == "finished"
+    assert run.repaired == {
         "degenerate box, dropped": 1,
         "image without instances, left out": 1,
     }

@@ -1,0 +1,68 @@
+"""What of a config cannot train or be evaluated as it should; each says what to change.
+
+Configs are all that is looked at, without torch; modeling/checks.py looks at built models.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+# The checks that `admit` may name, each of which finds a mistake that trains without complaint.
+ADMISSIBLE = (
+    "frozen-stages-from-scratch",
+    "frozen-norm-from-scratch",
+    "small-batch-norm",
+    "no-warm-up",
+)
+# Below this many images per process BatchNorm's error grows quickly (Wu & He, "Group
+# Normalization", Figure 1).
+SMALLEST_BATCH = 16
+
+VGG_BACKBONE = "build_svp_vgg16_backbone"
+# Settings of parts that this detector does not have, or has without normalization.
+NORM_KEYS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+
+
+def missing_warmup(cfg: CfgNode) -> list[str]:
+    """Finds a schedule that starts at the full learning rate."""
+    solver = cfg.SOLVER
+    if solver.WARMUP_ITERS <= 0:
+        return [f"no warm-up: SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}; set it above 0"]
+    if solver.WARMUP_FACTOR >= 1:
+        return [
+            f"no warm-up: SOLVER.WARMUP_FACTOR is {solver.WARMUP_FACTOR}; set it below 1, "
+            "for example 0.001"
+        ]
+    return []
+
+
+def norm_problems(cfg: CfgNode) -> list[str]:
+    """Finds normalization that a config with this backbone asks for."""
+    if cfg.MODEL.BACKBONE.NAME != VGG_BACKBONE:
+        return []
+    norms = {f"MODEL.{key}.NORM": cfg.MODEL[key].NORM for key in NORM_KEYS}
+    found = ", ".join(f"{key} {norm}" for key, norm in norms.items() if norm)
+    if not found:
+        return []
+    return [f'VGG-16 has no normalization layers, but the config sets {found}; set it to ""']
+
+
+def augmentation_problems(cfg: Any) -> list[str]:
+    """Finds what a config asks of ``TEST.AUG`` that cannot be done; each says what to change."""
+    if not cfg.TEST.AUG.ENABLED:
+        return []
+    problems = []
+    own = [name for name, *_ in cfg.SVP.VOC_DATASETS]
+    voc = [name for name in cfg.DATASETS.TEST if str(name).startswith("voc_") or name in own]
+    if voc:
+        problems.append(
+            "PASCAL VOC's numbers are without test augmentation: set TEST.AUG.ENABLED to False "
+            f"for {', '.join(voc)}"
+        )
+    sizes = cfg.TEST.AUG.MIN_SIZES
+    if not sizes or min(sizes) < 1 or cfg.TEST.AUG.MAX_SIZE < 1:
+        problems.append("TEST.AUG.MIN_SIZES and MAX_SIZE must be sizes in pixels, at least one")
+    return problems
