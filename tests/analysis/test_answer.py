@@ -137,3 +137,11 @@ def test_the_answer_as_json():
 
 def test_numbers_that_round_to_zero_have_no_minus():
     assert (signed(-0.04), signed(0.04), signed(-0.06)) == ("+0.0", "+0.0", "-0.1")
+
+
+def test_arms_that_have_learned_nothing_are_not_alike(folders):
+    for arm in ("scratch", "pretrained"):
+        three_lengths(folders, arm, (0.1, 0.12), early=0.0, noise=(0.0, 0.01, 0.02))
+    (answer,) = answers(load_runs(folders.root))
+    assert verdicts(answer) == (UNDECIDED,) * 3
+    assert "training too short: both arms end under 5 AP" in said(answer)["end"]

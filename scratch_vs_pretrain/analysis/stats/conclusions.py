@@ -142,33 +142,20 @@ def _conclusion(
 
 
 def _findings(found: Sequence[Setting], tests: Sequence[Test], alpha: float) -> list[Finding]:
-    families: dict[str, list[int]] = {}
-    for at, test in enumerate(tests):
-        if test.judged:
-            families.setdefault(rules.regime(found[at]), []).append(at)
-    sides: dict[str, dict[int, tuple[float, float]]] = {"p_for": {}, "p_against": {}}
-    for family in families.values():
-        for side, known in sides.items():
-            single = [float(getattr(tests[at], side)) for at in family]
-            known.update(zip(family, zip(single, holm(single), strict=True), strict=True))
+    decided: dict[int, tuple[str, float]] = {}
+    for regime in set(map(rules.regime, found)):
+        family = [k for k, t in enumerate(tests) if t.judged and rules.regime(found[k]) == regime]
+        for side, verdict in (("p_for", SUPPORTED), ("p_against", CONTRADICTED)):
+            single = [float(getattr(tests[k], side)) for k in family]
+            for k, p, adjusted in zip(family, single, holm(single), strict=True):
+                if adjusted <= alpha:
+                    decided[k] = verdict, alpha * p / adjusted if adjusted else alpha / len(family)
+    open_ = NOT_ENOUGH, alpha / max(1, len(tests))
     findings = []
-    for at, test in enumerate(tests):
-        verdict = NOT_ENOUGH
-        tested = alpha / max(1, len(families.get(rules.regime(found[at]), ())))
-        for side, name in (("p_against", CONTRADICTED), ("p_for", SUPPORTED)):
-            p, adjusted = sides[side].get(at, (1.0, 1.0))
-            if adjusted <= alpha:
-                verdict, tested = name, alpha * min(1.0, p / adjusted) if adjusted else tested
-        setting = found[at]
-        findings.append(
-            Finding(
-                setting.name,
-                verdict,
-                test.evidence(tested),
-                test.kind,
-                rules.scope(setting),
-            )
-        )
+    for k, (setting, test) in enumerate(zip(found, tests, strict=True)):
+        verdict, tested = decided.get(k, open_)
+        evidence, scope = test.evidence(tested), rules.scope(setting)
+        findings.append(Finding(setting.name, verdict, evidence, test.kind, scope))
     return findings
 
 

@@ -72,6 +72,7 @@ class Contrast:
         converged: the study states that its longest training is long enough; used where no
             shorter schedule can show it.
         early: share of the shorter training that counts as early.
+        least_ap: the better arm's mean final AP below which training was too short for any claim.
     """
 
     scratch: tuple[Curves, ...]
@@ -80,11 +81,17 @@ class Contrast:
     sd: float | None = None
     converged: bool = False
     early: float = 0.5
+    least_ap: float = 0.0
 
     def ends(self) -> tuple[dict[int, float], dict[int, float]]:
         """Returns both arms' final values by seed, each at its longest schedule."""
         ours, theirs = (a[-1].finals() if a else {} for a in (self.scratch, self.other))
         return ours, theirs
+
+    def best_ap(self) -> float:
+        """Returns the better arm's mean final AP at its longest schedule, -inf without any."""
+        ends = [list(finals.values()) for finals in self.ends() if finals]
+        return max((float(np.mean(values)) for values in ends), default=-math.inf)
 
     def common(self) -> tuple[tuple[Curves, Curves], ...]:
         """Returns both arms' curves of each schedule that they share, shortest first."""
@@ -161,6 +168,8 @@ def judge_contrast(
     for claim in (*claims[:2], last):
         if claim.name not in tested:
             tested[claim.name] = _untested(claim, contrast, alpha, bool(len(end)))
+    if len(end) and contrast.best_ap() < contrast.least_ap:
+        tested = {k: replace(v, verdict=UNDECIDED, reason="short") for k, v in tested.items()}
     shorter = half_as_long(contrast.scratch)
     return Judged(
         tested["early"],

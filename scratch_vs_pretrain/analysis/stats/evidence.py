@@ -134,11 +134,6 @@ class Setting:
         done = Counter((r.arm, r.schedule) for r in self.runs if r.state == "finished")
         return max(done.values(), default=0)
 
-    def best_ap(self) -> float:
-        """Returns the better arm's mean final AP at its longest schedule, -inf without any."""
-        ends = self.contrast().ends()
-        return max((float(np.mean([*v.values()])) for v in ends if v), default=-math.inf)
-
     def final_losses(self, arm: str) -> dict[int, float]:
         """Returns the training loss at the end of the arm's longest schedule, by seed."""
         runs = [run for run in self.of(arm) if run.state == "finished"]
@@ -156,6 +151,7 @@ class Setting:
             self.sd,
             bool(self.converged),
             self.limits.early_share,
+            self.limits.least_ap,
         )
 
 

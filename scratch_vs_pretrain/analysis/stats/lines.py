@@ -129,7 +129,9 @@ def _claim_line(part: Part, verdict: Verdict) -> Line:
 
 def _why(part: Part, verdict: Verdict) -> str:
     """Says why a claim is undecided."""
-    judged = part.judged
+    judged, limits = part.judged, part.setting.limits
+    if verdict.reason == "short" and part.setting.contrast().best_ap() < limits.least_ap:
+        return f"training too short: both arms end under {limits.least_ap:g} AP"
     if verdict.reason == "short" and not judged.shorter:
         return f"training too short: no schedule half as long shows that {judged.longest} is enough"
     if verdict.reason == "short":

@@ -250,7 +250,7 @@ def _enough(
         absent = [f"{r.name} ({r.state})" for r in setting.runs if r.state != "finished"]
         what = ", ".join(absent) or f"a seed both arms finished, with {setting.metric}"
         return f"missing: {what}"
-    if setting.best_ap() < setting.limits.least_ap:
+    if setting.contrast().best_ap() < setting.limits.least_ap:
         return f"both arms end under {setting.limits.least_ap:g} AP: train longer"
     return ""
 

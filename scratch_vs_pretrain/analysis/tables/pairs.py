@@ -242,7 +242,7 @@ def _catch_up_rows(setting: Setting, results: Results) -> Iterator[tuple[Cell, .
         if grid is None:
             continue
         cells: tuple[Cell, Cell]
-        if setting.best_ap() < setting.limits.least_ap:
+        if setting.contrast().best_ap() < setting.limits.least_ap:
             cells = f"nothing: both end under {setting.limits.least_ap:g} AP", None
         elif len(grid) < 2:
             cells = "it begins later", None
