@@ -7,12 +7,10 @@ Nothing here needs torch but registering itself.
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,6 @@ from scratch_vs_pretrain.data.coco import (
     Entry,
     read_annotations,
     read_coco,
-    without_gc,
 )
 from scratch_vs_pretrain.data.pictures import locate
 from scratch_vs_pretrain.data.subsets import (
@@ -189,35 +186,9 @@ def remedy(name: str) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class DataSummary:
-    """What identifies the data of a run.
-
-    Attributes:
-        names: of the data sets, as registered.
-        images, annotations: in all of them together, crowds and empty images included.
-        categories: names in the order of the category ids.
-        sha256: of the annotation file; with several data sets, of their digests, one a line.
-    """
-
-    names: tuple[str, ...]
-    images: int
-    annotations: int
-    categories: tuple[str, ...]
-    sha256: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns what run.json records."""
-        return {
-            "names": list(self.names),
-            "images": self.images,
-            "annotations": self.annotations,
-            "sha256": self.sha256,
-        }
-
-
-def describe(names: Sequence[str]) -> DataSummary:
-    """Returns what identifies registered data sets.
+def describe(names: Sequence[str]) -> dict[str, Any]:
+    """Returns what run.json records of registered data sets: names, counts over all of them, crowds
+    and empty images included, and the sha256 of the file, or of several files' digests, one a line.
 
     Raises:
         UserError: a name is not registered, an annotation file cannot be used, or the data sets
@@ -232,13 +203,12 @@ def describe(names: Sequence[str]) -> DataSummary:
             )
     digests = [file.sha256 for file in files]
     lines = "".join(f"{digest}\n" for digest in digests)
-    return DataSummary(
-        names=tuple(names),
-        images=sum(len(file.file_names) for file in files),
-        annotations=sum(file.annotations for file in files),
-        categories=files[0].categories if files else (),
-        sha256=digests[0] if len(digests) == 1 else hashlib.sha256(lines.encode()).hexdigest(),
-    )
+    return {
+        "names": list(names),
+        "images": sum(len(file.file_names) for file in files),
+        "annotations": sum(file.annotations for file in files),
+        "sha256": digests[0] if len(digests) == 1 else hashlib.sha256(lines.encode()).hexdigest(),
+    }
 
 
 def check_files(names: Sequence[str]) -> None:
@@ -330,19 +300,13 @@ def export(file: CocoFile, target: Path) -> Path:
 
 
 def _register(name: str, base: str, annotations: Path, images: Path) -> None:
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data import MetadataCatalog
+    from detectron2.data.datasets import register_coco_instances
 
-    metadata = {**MetadataCatalog.get(base).as_dict(), "json_file": str(annotations)}
-    del metadata["name"]
-    DatasetCatalog.register(name, functools.partial(_load, str(annotations), str(images), name))
-    MetadataCatalog.get(name).set(**metadata)
-
-
-def _load(annotations: str, images: str, name: str) -> list[dict[str, Any]]:
-    from detectron2.data.datasets import load_coco_json
-
-    with without_gc():
-        return load_coco_json(annotations, images, name)
+    stated = ("name", "json_file", "image_root", "evaluator_type")
+    known = MetadataCatalog.get(base).as_dict()
+    metadata = {key: value for key, value in known.items() if key not in stated}
+    register_coco_instances(name, metadata, str(annotations), str(images))
 
 
 def _register_voc(entry: Any) -> None:

@@ -149,12 +149,8 @@ def _notes_on_identities(case: Case, file: CocoFile) -> Iterator[Note]:
     ids = list(map(itemgetter("id"), annotations))
     if 0 in set(ids):
         yield Note("annotation id 0", "pycocotools takes a match with it for none; renumbered here")
-    if len(set(ids)) < len(ids):
-        known: set[Identity] = set()
-        for number, identity in enumerate(ids):
-            if identity in known:
-                yield Note("duplicate annotation id", f"annotations[{number}] ({identity})")
-            known.add(identity)
+    for number in _repeated(ids):
+        yield Note("duplicate annotation id", f"annotations[{number}] ({ids[number]})")
     if not case.sizes.keys() >= set(map(itemgetter("image_id"), annotations)):
         for entry in annotations:
             if entry["image_id"] not in case.sizes:
@@ -163,22 +159,22 @@ def _notes_on_identities(case: Case, file: CocoFile) -> Iterator[Note]:
         for entry in annotations:
             if not isinstance(entry.get("area"), (int, float)):
                 yield Note("annotation without area", f"annotation {entry['id']}")
-    names = Counter(map(itemgetter("file_name"), file.images))
-    yield from (Note("same file listed twice", name) for name, count in names.items() if count > 1)
-    boxes = list(
-        zip(
-            map(itemgetter("image_id"), annotations),
-            map(itemgetter("category_id"), annotations),
-            map(tuple, map(itemgetter("bbox"), annotations)),
-            strict=True,
-        )
-    )
-    if len(set(boxes)) < len(boxes):
-        seen: set[Any] = set()
-        for box, entry in zip(boxes, annotations, strict=True):
-            if box in seen:
-                yield Note("same box twice", f"annotation {entry['id']}")
-            seen.add(box)
+    names = list(map(itemgetter("file_name"), file.images))
+    yield from (Note("same file listed twice", names[number]) for number in _repeated(names))
+    boxes = list(map(tuple, map(itemgetter("bbox"), annotations)))
+    where = map(itemgetter("image_id", "category_id"), annotations)
+    for number in _repeated(list(zip(where, boxes, strict=True))):
+        yield Note("same box twice", f"annotation {annotations[number]['id']}")
+
+
+def _repeated(values: Sequence[Any]) -> Iterator[int]:
+    """Yields the positions of values that were there before."""
+    if len(set(values)) < len(values):
+        known: set[Any] = set()
+        for number, value in enumerate(values):
+            if value in known:
+                yield number
+            known.add(value)
 
 
 def _lost(case: Case, file: CocoFile, most_dropped: float) -> Iterator[Note]:
@@ -207,14 +203,10 @@ def _lost(case: Case, file: CocoFile, most_dropped: float) -> Iterator[Note]:
         share = f"{100 * lost / instances:.3g} %"
         yield Note("instances lost", f"{lost:,} of {instances:,} ({share}): {text}")
     of_each = Counter(entry["category_id"] for entry, _ in case.dropped)
-    whole = (
-        Counter(entry["category_id"] for entry in file.annotations if not entry.get("iscrowd"))
-        if of_each
-        else Counter()
-    )
+    had = Counter(itertools.compress(map(itemgetter("category_id"), file.annotations), ~crowds))
     for category in file.categories:
         count = of_each[category["id"]]
-        if count and count == whole[category["id"]]:
+        if count and count == had[category["id"]]:
             yield Note("category lost", f"{category['name']}, all {count:,} of its instances")
 
 

@@ -70,7 +70,7 @@ def train(folder: RunFolder) -> None:
         check_decodable(cfg.DATASETS.TEST)
         folder.update(
             data={
-                part: datasets.describe(names).to_json()
+                part: datasets.describe(names)
                 for part, names in (("train", cfg.DATASETS.TRAIN), ("test", cfg.DATASETS.TEST))
             },
             provenance=origin,

@@ -78,8 +78,8 @@ def test_a_name_alone_is_enough(full):
     whole = load_coco_json(str(file), str(file.parent / "images"), name)
     assert records == [record for record in whole if record["image_id"] in chosen]
     described = datasets.describe([subset])
-    assert (described.images, described.annotations) == (10, 20)
-    assert described.categories == ("disc", "ring")
+    assert (described["images"], described["annotations"]) == (10, 20)
+    assert datasets.annotations_of(subset).categories == ("disc", "ring")
     datasets.check_files([subset])
 
 
@@ -151,7 +151,7 @@ from scratch_vs_pretrain.data.loading import load_training_records
 cfg = default_config()
 cfg.DATASETS.TRAIN = ("coco_2017_train_100", "coco_35k")
 found = [r["image_id"] for r in load_training_records(cfg).records]
-print(json.dumps([found, datasets.describe(["coco_35k"]).images]))
+print(json.dumps([found, datasets.describe(["coco_35k"])["images"]]))
 """
 
 

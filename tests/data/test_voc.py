@@ -53,7 +53,8 @@ def tree(tmp_path):
 
 def test_is_described_checked_and_loaded(tree, tmp_path):
     found = datasets.describe([tree])
-    assert (found.images, found.annotations, found.categories) == (3, 4, CLASSES)
+    assert (found["images"], found["annotations"]) == (3, 4)
+    assert datasets.annotations_of(tree).categories == CLASSES
     datasets.check_files([tree])
     assert location(tree) == (tmp_path / "ImageSets" / "Main" / "train.txt", tmp_path)
     cfg = default_config()
@@ -90,10 +91,10 @@ def test_as_coco_the_boxes_are_detectron2s(tree):
 
 
 def test_the_digest_follows_the_annotations(tree, tmp_path):
-    before = datasets.describe([tree]).sha256
+    before = datasets.describe([tree])["sha256"]
     (tmp_path / "Annotations" / "b.xml").write_text(annotation(OBJECTS[:1]))
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nc \n")
-    assert datasets.describe([tree]).sha256 != before
+    assert datasets.describe([tree])["sha256"] != before
 
 
 @pytest.mark.parametrize(
