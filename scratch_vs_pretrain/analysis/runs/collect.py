@@ -13,7 +13,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -133,11 +133,11 @@ class _Writer:
     strict: bool
     restarts: str
     skipped: list[str]
+    parts: list[tuple[str, int, int]] = field(default_factory=list)
+    restarted: list[str] = field(default_factory=list)
+    read: int = 0
 
     def write(self, file: BinaryIO, runs: Sequence[RunRecord], keys: Sequence[str]) -> None:
-        self.parts: list[tuple[str, int, int]] = []
-        self.restarted: list[str] = []
-        self.read = 0
         write = self._parquet if self.output.suffix == ".parquet" else self._csv
         with contextlib.ExitStack() as stack:
             before = stack.enter_context(self.output.open("rb")) if self.old else None
@@ -191,7 +191,7 @@ class _Writer:
                         if len(frame)
                     ]
                 for table in tables:
-                    writer.write_table(table.cast(schema), row_group_size=max(1, len(table)))
+                    writer.write_table(table, row_group_size=max(1, len(table)))
                 groups += len(tables)
                 self.parts.append((key, begin, groups))
 
