@@ -154,6 +154,7 @@ class Trainer(SimpleTrainer):
             UserError: a full disk, or one that fails.
         """
         self.start_iter = self.iter
+        logger.info("Starting training from iteration %d", self.start_iter)
         with deterministic_kernels(self.cfg), EventStorage(self.iter) as self.storage:
             keep_recent(self.storage)
             try:

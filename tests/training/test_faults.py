@@ -86,7 +86,7 @@ def test_a_full_disk_when_metrics_are_written(
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
 
     assert train(folder, lambda: at_iteration(3, fill)) == worker.FAILED
-    assert folder.read()["state"] == "failed"
+    assert folder.read().state == "failed"
     printed = capfd.readouterr().err + (tmp_path / "forks.log").read_text()
     assert "failed: " in printed
     assert "File too large; make room" in printed
