@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scratch_vs_pretrain.analysis.registry import draw, tables_text
+from scratch_vs_pretrain.analysis.stats.answer import answers_text
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data.shapes import (
     ClassificationSpec,
@@ -88,6 +89,7 @@ def run_demo(output: Path, seeds: int = 1, quick: bool = False, verbose: bool = 
     say("4/4 table and figures")
     show(output, output / study.name)
     say(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+    print("next: docs/miniature.md, which asks the paper's question of these pictures in earnest")
     return 0
 
 
@@ -113,6 +115,7 @@ def demo_study(size: DemoSize, data: Path, backbone: Path, seeds: int) -> Study:
 def show(output: Path, runs: Path) -> None:
     """Prints the table of finished runs and writes table and curves into `output`."""
     print(tables_text(runs, "schedules", "text"))
+    print(answers_text(runs))
     for name, form in (("table.md", "markdown"), ("table.csv", "csv")):
         write_atomically(output / name, tables_text(runs, "schedules", form))
     draw(runs, "ap", [output / "curves.png", output / "curves.svg"])

@@ -15,7 +15,8 @@ from scratch_vs_pretrain.cli import build_parser, main
 REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "notebooks" / "data"
 READING = (
-    "answer", "collect", "conclude", "errors", "plot", "power", "report", "status", "table",
+    "answer", "collect", "conclude", "errors", "plot", "power", "report", "prune", "status",
+    "table",
 )  # fmt: skip
 
 # The examples' studies: which recorded one stands for each. COCO's names go with its numbers.

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -119,7 +120,7 @@ class Pretended:
                 **about, **done, seed=run.seed, state="finished", init=init, seconds=36.0 * length
             )
             folder.write(info)
-            noise = random.Random(str(run.folder(self.output))).gauss(0, self.sd)
+            noise = random.Random(str(run.folder(Path()))).gauss(0, self.sd)
             for at in (length // 4, length // 2, length):
                 ap = 30.0 + noise + (self.lead(at) if run.arm.weights else 0.0)
                 content = {"iteration": at, "dataset": "val", "tasks": {"bbox": {"AP": ap}}}
