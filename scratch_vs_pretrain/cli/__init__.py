@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from scratch_vs_pretrain import __version__
-from scratch_vs_pretrain.cli import evidence, setup, study, weights
-from scratch_vs_pretrain.cli import tools as data
+from scratch_vs_pretrain.cli import evidence, setup, study, tools, weights  # noqa: F401
+from scratch_vs_pretrain.cli.options import add_commands
 from scratch_vs_pretrain.errors import UserError, say
 
 BAD_INPUT = 2
@@ -25,8 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"svp {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (setup, study, evidence, data, weights):
-        group.add_commands(commands)
+    add_commands(commands)
     return parser
 
 

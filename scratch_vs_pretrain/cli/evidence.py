@@ -15,55 +15,46 @@ from scratch_vs_pretrain.analysis.registry import (
     tables_text,
 )
 from scratch_vs_pretrain.analysis.runs import RESTARTS
-from scratch_vs_pretrain.cli.options import Commands, add_command, add_format, read_labels
+from scratch_vs_pretrain.cli.options import (
+    FOLDER,
+    FOLDERS,
+    FORMAT,
+    command,
+    option,
+    read_labels,
+)
 from scratch_vs_pretrain.errors import say
 from scratch_vs_pretrain.run_folder import is_replaced
 from scratch_vs_pretrain.text import printable, printable_lines
 
-
-def add_commands(commands: Commands) -> None:
-    _add_table(commands)
-    _add_plot(commands)
-    _add_errors(commands)
-    _add_collect(commands)
-    _add_answer(commands)
-    _add_conclude(commands)
-    _add_power(commands)
-    _add_report(commands)
+TEXT_OR_JSON = option("--format", choices=("text", "json"), default="text")
 
 
-def _add_table(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "table",
-        _table,
-        "print the comparison of finished runs",
-        "svp table output/demo\n"
-        "svp table output/baseline-r50-gn --against paper\n"
-        "svp table output/demo --kind catch-up\n"
-        "svp table output/demo --kind gaps --format csv > gaps.csv\n"
-        "svp table output/demo --kind metrics --format latex > table.tex\n"
-        "svp table output/less-data-* --kind less-data",
-    )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
-    parser.add_argument(
+@command(
+    "table",
+    "print the comparison of finished runs",
+    "svp table output/demo\n"
+    "svp table output/baseline-r50-gn --against paper\n"
+    "svp table output/demo --kind catch-up\n"
+    "svp table output/demo --kind gaps --format csv > gaps.csv\n"
+    "svp table output/demo --kind metrics --format latex > table.tex\n"
+    "svp table output/less-data-* --kind less-data",
+    FOLDERS,
+    option(
         "--kind",
         choices=KINDS,
         default="schedules",
         help=f"of each study: {', '.join(TABLES)}; of all together: the others "
         "(default: %(default)s)",
-    )
-    add_format(parser)
-    parser.add_argument(
-        "--against", choices=PUBLISHED, help="beside the numbers that were published"
-    )
-    parser.add_argument(
+    ),
+    FORMAT,
+    option("--against", choices=PUBLISHED, help="beside the numbers that were published"),
+    option(
         "--best",
         action="store_true",
         help="of each run's best evaluation, not its final one; the table says so",
-    )
-
-
+    ),
+)
 def _table(options: argparse.Namespace) -> int:
     text = tables_text(
         options.folders, options.kind, options.format, against=options.against, best=options.best
@@ -72,58 +63,51 @@ def _table(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_plot(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "plot",
-        _plot,
-        "draw AP versus the length of training, and other figures",
-        "svp plot output/demo -o curves.png\n"
-        "svp plot output/demo --x pixels --metric bbox/AP --metric bbox/AP75 -o curves.pdf\n"
-        "svp plot output/baseline-r50-gn --figure overlay -o overlay.svg\n"
-        "svp plot output/less-data-* --figure loss -o less_data.pdf\n"
-        "svp plot output/baseline-r50-gn output/enhanced-r50 --figure bars "
-        "--label baseline-r50-gn=baseline -o bars.pdf\n"
-        "svp plot output/demo --figure samples -o samples.svg\n"
-        "svp plot output/demo --figure iou -o iou.svg",
-    )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
-    parser.add_argument(
+@command(
+    "plot",
+    "draw AP versus the length of training, and other figures",
+    "svp plot output/demo -o curves.png\n"
+    "svp plot output/demo --x pixels --metric bbox/AP --metric bbox/AP75 -o curves.pdf\n"
+    "svp plot output/baseline-r50-gn --figure overlay -o overlay.svg\n"
+    "svp plot output/less-data-* --figure loss -o less_data.pdf\n"
+    "svp plot output/baseline-r50-gn output/enhanced-r50 --figure bars "
+    "--label baseline-r50-gn=baseline -o bars.pdf\n"
+    "svp plot output/demo --figure samples -o samples.svg\n"
+    "svp plot output/demo --figure iou -o iou.svg",
+    FOLDERS,
+    option(
         "--figure",
         choices=FIGURES,
         default="ap",
         help="; ".join(f"{name}: {what}" for name, (_, what) in FIGURES.items())
         + " (default: %(default)s)",
-    )
-    parser.add_argument(
+    ),
+    option(
         "--x",
         choices=AXES,
         help="of curves; pixels include those of pre-training (default: iterations)",
-    )
-    parser.add_argument(
+    ),
+    option(
         "--metric", action="append", metavar="NAME", help="such as keypoints/AP; may be repeated"
-    )
-    parser.add_argument("--band", choices=BANDS, help="of curves over seeds (default: range)")
-    parser.add_argument(
-        "--schedule", metavar="NAME", help="of ap and loss (default: each arm's longest)"
-    )
-    parser.add_argument(
+    ),
+    option("--band", choices=BANDS, help="of curves over seeds (default: range)"),
+    option("--schedule", metavar="NAME", help="of ap and loss (default: each arm's longest)"),
+    option(
         "--label",
         action="append",
         default=[],
         metavar="STUDY=TEXT",
         help="what a study is called under its bars",
-    )
-    parser.add_argument(
+    ),
+    option(
         "-o",
         "--output",
         type=Path,
         default=Path("curves.png"),
         metavar="FILE",
         help="a .png, .svg or .pdf file (default: %(default)s)",
-    )
-
-
+    ),
+)
 def _plot(options: argparse.Namespace) -> int:
     draw(
         options.folders,
@@ -139,24 +123,17 @@ def _plot(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_errors(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "errors",
-        _errors,
-        "say what each type of error costs each arm: classification, localization, both, "
-        "duplicate, background, missed",
-        "svp errors output/demo\n"
-        "svp errors output/demo --format markdown\n"
-        "svp errors output/demo --json > errors.json",
-    )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or above")
-    add_format(parser)
-    parser.add_argument(
-        "--json", dest="format", action="store_const", const="json", help="as --format json"
-    )
-
-
+@command(
+    "errors",
+    "say what each type of error costs each arm: classification, localization, both, "
+    "duplicate, background, missed",
+    "svp errors output/demo\n"
+    "svp errors output/demo --format markdown\n"
+    "svp errors output/demo --json > errors.json",
+    option("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or above"),
+    FORMAT,
+    option("--json", dest="format", action="store_const", const="json", help="as --format json"),
+)
 def _errors(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.tables.errors import errors_text
 
@@ -164,18 +141,14 @@ def _errors(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_collect(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "collect",
-        _collect,
-        "write every number of run folders, also of plain Detectron2 ones, as one tidy table",
-        "svp collect output/demo -o runs.csv\n"
-        "svp collect /data/other_detectron2_runs --restarts split -o runs.csv\n"
-        "svp collect output /data/other_detectron2_runs -o runs.parquet",
-    )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
-    parser.add_argument(
+@command(
+    "collect",
+    "write every number of run folders, also of plain Detectron2 ones, as one tidy table",
+    "svp collect output/demo -o runs.csv\n"
+    "svp collect /data/other_detectron2_runs --restarts split -o runs.csv\n"
+    "svp collect output /data/other_detectron2_runs -o runs.parquet",
+    FOLDERS,
+    option(
         "-o",
         "--output",
         type=Path,
@@ -183,21 +156,20 @@ def _add_collect(commands: Commands) -> None:
         metavar="FILE",
         help="a .csv or .parquet file; beside it FILE.index makes the next time fast "
         "(default: %(default)s)",
-    )
-    parser.add_argument(
+    ),
+    option(
         "--restarts",
         choices=RESTARTS,
         default="last",
         help="a log in which training begins again: last: what the last start went on from and "
         "wrote; split: each start as a run of its own (default: %(default)s)",
-    )
-    parser.add_argument(
+    ),
+    option(
         "--strict",
         action="store_true",
         help="refuse all for one folder that cannot be read, instead of leaving it out",
-    )
-
-
+    ),
+)
 def _collect(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.runs.collect import collect_into
 
@@ -219,17 +191,13 @@ def _wrote(output: Path, about: str = "") -> None:
         say(f"{output}{about}")
 
 
-def _add_answer(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "answer",
-        _answer,
-        "say whether pre-training helps: early, at the end, for what it costs",
-        "svp answer output/demo\nsvp answer output/demo --format json",
-    )
-    _add_folders(parser)
-
-
+@command(
+    "answer",
+    "say whether pre-training helps: early, at the end, for what it costs",
+    "svp answer output/demo\nsvp answer output/demo --format json",
+    FOLDERS,
+    TEXT_OR_JSON,
+)
 def _answer(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.answer import answers_text
 
@@ -237,23 +205,14 @@ def _answer(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_folders(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
-
-
-def _add_conclude(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "conclude",
-        _conclude,
-        "judge the paper's six conclusions by your own runs",
-        "svp conclude output/demo\nsvp conclude output/less-data-1k output/less-data-10k\n"
-        "svp conclude output/demo --format json",
-    )
-    _add_folders(parser)
-
-
+@command(
+    "conclude",
+    "judge the paper's six conclusions by your own runs",
+    "svp conclude output/demo\nsvp conclude output/less-data-1k output/less-data-10k\n"
+    "svp conclude output/demo --format json",
+    FOLDERS,
+    TEXT_OR_JSON,
+)
 def _conclude(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.conclusions import conclusions_text
 
@@ -261,27 +220,20 @@ def _conclude(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_power(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "power",
-        _power,
-        "say how many seeds a difference needs to be seen",
-        "svp power --gap 0.5 --noise 0.2\nsvp power --gap 0.5 --noise 0.2 --power 0.9",
-    )
-    parser.add_argument("--gap", type=float, required=True, metavar="AP", help="true difference")
-    parser.add_argument(
+@command(
+    "power",
+    "say how many seeds a difference needs to be seen",
+    "svp power --gap 0.5 --noise 0.2\nsvp power --gap 0.5 --noise 0.2 --power 0.9",
+    option("--gap", type=float, required=True, metavar="AP", help="true difference"),
+    option(
         "--noise",
         type=float,
         required=True,
         metavar="AP",
         help="standard deviation of the difference between paired runs over seeds",
-    )
-    parser.add_argument(
-        "--power", type=float, default=0.8, metavar="P", help="chance to see it (default: 0.8)"
-    )
-
-
+    ),
+    option("--power", type=float, default=0.8, metavar="P", help="chance to see it (default: 0.8)"),
+)
 def _power(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.paired import power_text
 
@@ -289,25 +241,20 @@ def _power(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_report(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "report",
-        _report,
-        "write one HTML file with tables, figures, conclusions and provenance",
-        "svp report output/demo\nsvp report output -o report.html",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
-    parser.add_argument(
+@command(
+    "report",
+    "write one HTML file with tables, figures, conclusions and provenance",
+    "svp report output/demo\nsvp report output -o report.html",
+    FOLDER,
+    option(
         "-o",
         "--output",
         type=Path,
         default=Path("report.html"),
         metavar="FILE",
         help="(default: %(default)s)",
-    )
-
-
+    ),
+)
 def _report(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.report import write_report
 

@@ -14,29 +14,48 @@ from scratch_vs_pretrain.errors import UserError
 if TYPE_CHECKING:
     from scratch_vs_pretrain.study.spec import Study
 
-# What `ArgumentParser.add_subparsers` returns.
-Commands = Any
-
 OUTPUT = Path("output")
 
+# Adds an option to a parser.
+Option = Callable[[argparse.ArgumentParser], Any]
+Handler = Callable[[argparse.Namespace], int]
 
-def add_command(
-    commands: Commands,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    summary: str,
-    examples: str,
-) -> argparse.ArgumentParser:
-    """Adds a command whose help ends in `examples`, one a line, and returns its parser."""
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples.splitlines()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
+COMMANDS: list[tuple[str, str, str, tuple[Option, ...], Handler]] = []
+
+
+def command(name: str, summary: str, examples: str, *options: Option) -> Callable[[Handler], Any]:
+    """Makes a command of a function, whose help ends in `examples`, one a line."""
+
+    def register(handler: Handler) -> Handler:
+        COMMANDS.append((name, summary, examples, options, handler))
+        return handler
+
+    return register
+
+
+def add_commands(commands: Any) -> None:
+    """Adds every command to what ``ArgumentParser.add_subparsers`` returned."""
+    for name, summary, examples, options, handler in sorted(COMMANDS):
+        parser = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog="examples:\n" + "\n".join(f"  {line}" for line in examples.splitlines()),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for add in options:
+            add(parser)
+        parser.set_defaults(run=handler)
+
+
+def option(*names: str, **settings: Any) -> Option:
+    """Returns what adds an argument to a parser."""
+    return lambda parser: parser.add_argument(*names, **settings)
+
+
+FORMAT = option("--format", choices=FORMATS, default="text")
+FOLDER = option("folder", type=Path, metavar="DIR", help="holds run folders")
+FOLDERS = option("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
 
 
 def add_study(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +70,9 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_output(parser: argparse.ArgumentParser, default: Path = OUTPUT) -> None:
-    """Adds ``--output``."""
-    parser.add_argument(
+def output(default: Path = OUTPUT) -> Option:
+    """Returns ``--output``."""
+    return option(
         "-o",
         "--output",
         type=Path,
@@ -61,11 +80,6 @@ def add_output(parser: argparse.ArgumentParser, default: Path = OUTPUT) -> None:
         metavar="DIR",
         help="where the run folders lie (default: %(default)s)",
     )
-
-
-def add_format(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--format``, of a table."""
-    parser.add_argument("--format", choices=FORMATS, default="text")
 
 
 def read_study(options: argparse.Namespace, need_weights: bool = True) -> Study:

@@ -4,47 +4,30 @@ from __future__ import annotations
 
 import argparse
 
-from scratch_vs_pretrain.cli.options import OUTPUT, Commands, add_command, add_output, positive
+from scratch_vs_pretrain.cli.options import OUTPUT, command, option, output, positive
 
 
-def add_commands(commands: Commands) -> None:
-    _add_demo(commands)
-    _add_doctor(commands)
-
-
-def _add_demo(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "demo",
-        _demo,
-        "train a scratch/pretrained pair on a built-in data set and show the comparison",
-        "svp demo\nsvp demo --quick\nsvp demo --seeds 3 -o demo-output",
-    )
-    add_output(parser, OUTPUT / "demo")
-    parser.add_argument(
-        "--seeds", type=positive, default=1, metavar="N", help="pairs (default: %(default)s)"
-    )
-    parser.add_argument("--quick", action="store_true", help="a shorter run, in 3 minutes")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show Detectron2's log")
-
-
+@command(
+    "demo",
+    "train a scratch/pretrained pair on a built-in data set and show the comparison",
+    "svp demo\nsvp demo --quick\nsvp demo --seeds 3 -o demo-output",
+    output(OUTPUT / "demo"),
+    option("--seeds", type=positive, default=1, metavar="N", help="pairs (default: %(default)s)"),
+    option("--quick", action="store_true", help="a shorter run, in 3 minutes"),
+    option("-v", "--verbose", action="store_true", help="show Detectron2's log"),
+)
 def _demo(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.demo import run_demo
 
     return run_demo(options.output, options.seeds, options.quick, options.verbose)
 
 
-def _add_doctor(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "doctor",
-        _doctor,
-        "show versions, device and data sets, and what is missing with the command that mends it",
-        "svp doctor\nDETECTRON2_DATASETS=/data svp doctor",
-    )
-    parser.add_argument("--json", action="store_true", help="as JSON")
-
-
+@command(
+    "doctor",
+    "show versions, device and data sets, and what is missing with the command that mends it",
+    "svp doctor\nDETECTRON2_DATASETS=/data svp doctor",
+    option("--json", action="store_true", help="as JSON"),
+)
 def _doctor(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.doctor import diagnose, report
 

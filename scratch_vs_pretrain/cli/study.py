@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.cli.options import (
-    Commands,
-    add_command,
-    add_format,
-    add_output,
+    FOLDER,
+    FORMAT,
     add_study,
+    command,
+    option,
+    output,
     positive,
     read_study,
 )
@@ -24,123 +25,34 @@ if TYPE_CHECKING:
     from scratch_vs_pretrain.study.spec import Study
 
 
-def add_commands(commands: Commands) -> None:
-    _add_plan(commands)
-    _add_budget(commands)
-    _add_run(commands)
-    _add_status(commands)
-    _add_prune(commands)
+SHARING = option(
+    "--no-sharing",
+    dest="sharing",
+    action="store_false",
+    help="train every schedule alone, not from the longest one's checkpoints",
+)
 
 
-def _add_plan(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "plan",
-        _plan,
-        "show every run of a study, and what its arms differ in; trains nothing",
-        "svp plan configs/studies/paper/baseline_r50_gn.yaml",
-    )
-    add_study(parser)
-    _add_sharing(parser)
+def _hours(text: str) -> float:
+    try:
+        hours = float(text.removesuffix("h"))
+    except ValueError:
+        hours = 0.0
+    if not 0 < hours < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours such as 40h")
+    return hours
 
 
-def _plan(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.study.plan import plan
+def _read_by(function: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Returns an option's type that shows what `function` says of bad input."""
 
-    print(plan(read_study(options, need_weights=False), sharing=options.sharing).text())
-    return 0
+    def read(text: str) -> Any:
+        try:
+            return function(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-
-def _add_budget(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "budget",
-        _budget,
-        "show the images, instances and pixels that each arm will see, pre-training included; "
-        "trains nothing",
-        "svp budget configs/studies/paper/baseline_r50_gn.yaml\n"
-        "svp budget my_study.yaml --format csv > budget.csv\n"
-        "svp budget my_study.yaml --weights pretrained=backbone.pth -o budget.svg",
-    )
-    add_study(parser)
-    add_format(parser)
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="also draw it, into a .png, .svg or .pdf file",
-    )
-
-
-def _budget(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.stats.samples import budget_table
-    from scratch_vs_pretrain.analysis.tables.table import render
-    from scratch_vs_pretrain.study.budget import study_budgets
-
-    found = study_budgets(read_study(options, need_weights=False))
-    print(render(budget_table(found), options.format), end="")
-    if options.output:
-        from scratch_vs_pretrain.analysis.figures.bars import budget_figure
-        from scratch_vs_pretrain.analysis.figures.style import save_figure
-
-        save_figure(budget_figure(found), options.output)
-        print(options.output)
-    return 0
-
-
-def _add_run(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "run",
-        _run,
-        "train a study: finished runs are skipped, interrupted ones resumed",
-        "svp run configs/studies/coco_smoke.yaml --weights pretrained=backbone.pth\n"
-        "svp run my_study.yaml -o /data/runs --jobs 2\n"
-        "svp run my_study.yaml --gpus 0,1,2,3 --gpus-per-run 2\n"
-        "svp run my_study.yaml --until answered --budget 40h\n"
-        "svp run my_study.yaml -o /shared/runs --launcher slurm --partition P --gpus-per-run 8 \\\n"
-        "    --time 24:00:00 --max-parallel 4 --slurm account=A",
-    )
-    add_study(parser)
-    add_output(parser)
-    parser.add_argument(
-        "--until",
-        choices=("answered",),
-        help="train no more than the study's question needs: first few seeds of the shortest "
-        "schedule, then more, then longer schedules (docs/answer.md)",
-    )
-    parser.add_argument(
-        "--budget",
-        type=_hours,
-        metavar="40h",
-        help="hours of all jobs that --until answered may spend (default: no end)",
-    )
-    parser.add_argument(
-        "-j",
-        "--jobs",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="runs that train at the same time, sharing the processor (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--gpus",
-        type=lambda text: [gpu.strip() for gpu in text.split(",") if gpu.strip()],
-        default=[],
-        metavar="0,1,...",
-        help="GPUs to train on, each run on its own (default: every run on the first)",
-    )
-    parser.add_argument(
-        "--gpus-per-run",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="GPUs that train one run together (default: %(default)s)",
-    )
-    _add_sharing(parser)
-    parser.add_argument("-v", "--verbose", action="store_true", help="show Detectron2's log")
-    _add_cluster(parser)
+    return read
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
@@ -180,37 +92,102 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _hours(text: str) -> float:
-    try:
-        hours = float(text.removesuffix("h"))
-    except ValueError:
-        hours = 0.0
-    if not 0 < hours < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours such as 40h")
-    return hours
+@command(
+    "plan",
+    "show every run of a study, and what its arms differ in; trains nothing",
+    "svp plan configs/studies/paper/baseline_r50_gn.yaml",
+    add_study,
+    SHARING,
+)
+def _plan(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.study.plan import plan
+
+    print(plan(read_study(options, need_weights=False), sharing=options.sharing).text())
+    return 0
 
 
-def _read_by(function: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Returns an option's type that shows what `function` says of bad input."""
+@command(
+    "budget",
+    "show the images, instances and pixels that each arm will see, pre-training included; "
+    "trains nothing",
+    "svp budget configs/studies/paper/baseline_r50_gn.yaml\n"
+    "svp budget my_study.yaml --format csv > budget.csv\n"
+    "svp budget my_study.yaml --weights pretrained=backbone.pth -o budget.svg",
+    add_study,
+    FORMAT,
+    option(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="also draw it, into a .png, .svg or .pdf file",
+    ),
+)
+def _budget(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.analysis.stats.samples import budget_table
+    from scratch_vs_pretrain.analysis.tables.table import render
+    from scratch_vs_pretrain.study.budget import study_budgets
 
-    def read(text: str) -> Any:
-        try:
-            return function(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+    found = study_budgets(read_study(options, need_weights=False))
+    print(render(budget_table(found), options.format), end="")
+    if options.output:
+        from scratch_vs_pretrain.analysis.figures.bars import budget_figure
+        from scratch_vs_pretrain.analysis.figures.style import save_figure
 
-    return read
-
-
-def _add_sharing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--no-sharing",
-        dest="sharing",
-        action="store_false",
-        help="train every schedule alone, not from the longest one's checkpoints",
-    )
+        save_figure(budget_figure(found), options.output)
+        print(options.output)
+    return 0
 
 
+@command(
+    "run",
+    "train a study: finished runs are skipped, interrupted ones resumed",
+    "svp run configs/studies/coco_smoke.yaml --weights pretrained=backbone.pth\n"
+    "svp run my_study.yaml -o /data/runs --jobs 2\n"
+    "svp run my_study.yaml --gpus 0,1,2,3 --gpus-per-run 2\n"
+    "svp run my_study.yaml --until answered --budget 40h\n"
+    "svp run my_study.yaml -o /shared/runs --launcher slurm --partition P --gpus-per-run 8 \\\n"
+    "    --time 24:00:00 --max-parallel 4 --slurm account=A",
+    add_study,
+    output(),
+    option(
+        "--until",
+        choices=("answered",),
+        help="train no more than the study's question needs: first few seeds of the shortest "
+        "schedule, then more, then longer schedules (docs/answer.md)",
+    ),
+    option(
+        "--budget",
+        type=_hours,
+        metavar="40h",
+        help="hours of all jobs that --until answered may spend (default: no end)",
+    ),
+    option(
+        "-j",
+        "--jobs",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="runs that train at the same time, sharing the processor (default: %(default)s)",
+    ),
+    option(
+        "--gpus",
+        type=lambda text: [gpu.strip() for gpu in text.split(",") if gpu.strip()],
+        default=[],
+        metavar="0,1,...",
+        help="GPUs to train on, each run on its own (default: every run on the first)",
+    ),
+    option(
+        "--gpus-per-run",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="GPUs that train one run together (default: %(default)s)",
+    ),
+    SHARING,
+    option("-v", "--verbose", action="store_true", help="show Detectron2's log"),
+    _add_cluster,
+)
 def _run(options: argparse.Namespace) -> int:
     study = read_study(options)  # before torch is imported
     if options.budget is not None and not options.until:
@@ -245,20 +222,15 @@ def _run(options: argparse.Namespace) -> int:
     return report(study, options.output, outcomes, search)
 
 
-def _add_status(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "status",
-        _status,
-        "show the state of every run in a folder, from its files alone",
-        "svp status output\nsvp status output/demo --watch",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
-    parser.add_argument(
+@command(
+    "status",
+    "show the state of every run in a folder, from its files alone",
+    "svp status output\nsvp status output/demo --watch",
+    FOLDER,
+    option(
         "--watch", action="store_true", help="show it anew until nothing runs or waits any more"
-    )
-
-
+    ),
+)
 def _status(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.tables.live import status_text, watch
 
@@ -269,25 +241,19 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_prune(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "prune",
-        _prune,
-        "list what no unfinished or future run needs, above all old checkpoints; deletes it with "
-        "--yes",
-        "svp prune output\nsvp prune output --yes",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="holds run folders")
-    parser.add_argument(
+@command(
+    "prune",
+    "list what no unfinished or future run needs, above all old checkpoints; deletes it with --yes",
+    "svp prune output\nsvp prune output --yes",
+    FOLDER,
+    option(
         "--final",
         action="store_true",
         help="also the final models of finished runs, which can then be neither exported nor "
         "made longer",
-    )
-    parser.add_argument("--yes", action="store_true", help="delete it")
-
-
+    ),
+    option("--yes", action="store_true", help="delete it"),
+)
 def _prune(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.prune import delete, find_waste, freed_bytes
 

@@ -6,40 +6,30 @@ import argparse
 import re
 from pathlib import Path
 
-from scratch_vs_pretrain.cli.options import Commands, add_command, positive
+from scratch_vs_pretrain.cli.options import command, option, positive
 
 
-def add_commands(commands: Commands) -> None:
-    _add_subset(commands)
-    _add_check_data(commands)
-
-
-def _add_subset(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "subset",
-        _subset,
-        "show what is in a data set or a subset of one, or write it to a file",
-        "svp subset coco_2017_train_10k\n"
-        "svp subset coco_2017_train_1k_s3 --list\n"
-        "svp subset coco_2017_train_10pct --export train_10pct.json\n"
-        "svp subset train_500 --study my_study.yaml",
-    )
-    parser.add_argument(
+@command(
+    "subset",
+    "show what is in a data set or a subset of one, or write it to a file",
+    "svp subset coco_2017_train_10k\n"
+    "svp subset coco_2017_train_1k_s3 --list\n"
+    "svp subset coco_2017_train_10pct --export train_10pct.json\n"
+    "svp subset train_500 --study my_study.yaml",
+    option(
         "name",
         metavar="NAME",
         help="DATASET_SIZE or DATASET_SIZE_sSEED; a size is 500, 3.5k, 10pct, ...",
-    )
-    parser.add_argument(
+    ),
+    option(
         "--study",
         type=Path,
         metavar="FILE",
         help="a study file; its own data sets are called train and test",
-    )
-    parser.add_argument("--export", type=Path, metavar="FILE.json", help="write COCO JSON")
-    parser.add_argument("--list", action="store_true", help="print the image ids, one a line")
-
-
+    ),
+    option("--export", type=Path, metavar="FILE.json", help="write COCO JSON"),
+    option("--list", action="store_true", help="print the image ids, one a line"),
+)
 def _subset(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.data.datasets import coco_of, export, subset_text
 
@@ -62,29 +52,20 @@ def _own(study_file: Path, name: str) -> str:
     return f"{study}_{name}" if re.match("(train|test)(-|_|$)", name) else name
 
 
-def _add_check_data(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "check-data",
-        _check_data,
-        "read data sets once, images included; say whether a number trained on them can be trusted "
-        "(exit 1 if not), and list what is wrong or odd",
-        "svp check-data coco_2017_val\n"
-        "svp check-data coco_2017_train --no-images\n"
-        "svp check-data my_study.yaml --json > report.json",
-    )
-    parser.add_argument(
-        "what", metavar="NAME-or-STUDY", help="a data set's name, or a study file (.yaml)"
-    )
-    parser.add_argument("--json", action="store_true", help="as JSON, with every finding")
-    parser.add_argument(
-        "--no-images", action="store_true", help="look at the annotations alone, in seconds"
-    )
-    parser.add_argument(
+@command(
+    "check-data",
+    "read data sets once, images included; say whether a number trained on them can be trusted "
+    "(exit 1 if not), and list what is wrong or odd",
+    "svp check-data coco_2017_val\n"
+    "svp check-data coco_2017_train --no-images\n"
+    "svp check-data my_study.yaml --json > report.json",
+    option("what", metavar="NAME-or-STUDY", help="a data set's name, or a study file (.yaml)"),
+    option("--json", action="store_true", help="as JSON, with every finding"),
+    option("--no-images", action="store_true", help="look at the annotations alone, in seconds"),
+    option(
         "-j", "--jobs", type=positive, metavar="N", help="threads that decode (default: one a core)"
-    )
-
-
+    ),
+)
 def _check_data(options: argparse.Namespace) -> int:
     import json
 

@@ -6,45 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from scratch_vs_pretrain.cli.options import Commands, add_command, positive
-
-
-def add_commands(commands: Commands) -> None:
-    _add_pretrain(commands)
-    _add_convert_weights(commands)
-    _add_predict(commands)
-    _add_export(commands)
-
-
-def _add_pretrain(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "pretrain",
-        _pretrain,
-        "train a config's backbone as a classifier on a folder of images",
-        "svp pretrain configs/mask_rcnn_R_50_FPN_gn.yaml imagenette80 -o backbone.pth "
-        "--epochs 5 --image-size 80\n"
-        "svp pretrain configs/mask_rcnn_R_50_FPN_gn.yaml /data/imagenet -o R-50-GN.pth --workers 8",
-    )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="the detector's config (YAML)")
-    parser.add_argument(
-        "images", type=Path, metavar="DIR", help="train/<class>/* and val/<class>/*, or <class>/*"
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pth")
-    # Options that are not given keep the default of pretraining/pretrain.py.
-    parser.add_argument("--epochs", type=positive, metavar="N", help="default: 100")
-    parser.add_argument("--image-size", type=positive, metavar="PIXELS", help="default: 224")
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="default: 256")
-    parser.add_argument(
-        "--learning-rate",
-        type=float,
-        metavar="RATE",
-        help="default: 0.1 for batches of 256, and in proportion",
-    )
-    parser.add_argument("--workers", type=int, metavar="N", help="decoding processes; default: 0")
-    parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
-    parser.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
-
+from scratch_vs_pretrain.cli.options import command, option, positive
 
 PRETRAIN_OPTIONS = (
     "epochs",
@@ -57,6 +19,30 @@ PRETRAIN_OPTIONS = (
 )
 
 
+@command(
+    "pretrain",
+    "train a config's backbone as a classifier on a folder of images",
+    "svp pretrain configs/mask_rcnn_R_50_FPN_gn.yaml imagenette80 -o backbone.pth "
+    "--epochs 5 --image-size 80\n"
+    "svp pretrain configs/mask_rcnn_R_50_FPN_gn.yaml /data/imagenet -o R-50-GN.pth --workers 8",
+    option("config", type=Path, metavar="CONFIG", help="the detector's config (YAML)"),
+    option(
+        "images", type=Path, metavar="DIR", help="train/<class>/* and val/<class>/*, or <class>/*"
+    ),
+    option("-o", "--output", type=Path, required=True, metavar="FILE.pth"),
+    option("--epochs", type=positive, metavar="N", help="default: 100"),
+    option("--image-size", type=positive, metavar="PIXELS", help="default: 224"),
+    option("--batch-size", type=positive, metavar="N", help="default: 256"),
+    option(
+        "--learning-rate",
+        type=float,
+        metavar="RATE",
+        help="default: 0.1 for batches of 256, and in proportion",
+    ),
+    option("--workers", type=int, metavar="N", help="decoding processes; default: 0"),
+    option("--seed", type=int, metavar="N", help="default: 0"),
+    option("--device", help="cpu, cuda, ...; default: a GPU if there is one"),
+)
 def _pretrain(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.config import load_config
     from scratch_vs_pretrain.pretraining.pretrain import PretrainSpec, pretrain
@@ -69,28 +55,23 @@ def _pretrain(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_convert_weights(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "convert-weights",
-        _convert_weights,
-        "write a checkpoint's backbone under Detectron2's names, and say what became of the rest",
-        "svp convert-weights moco_v2_800ep.pth.tar -o moco.pth --arch resnet50\n"
-        "svp convert-weights vgg16-397923af.pth -o vgg16.pth --arch vgg16\n"
-        "svp convert-weights detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl -o R-50-GN.pth "
-        "--arch resnet50",
-    )
-    parser.add_argument("source", metavar="SOURCE", help="a file, or a URI that Detectron2 fetches")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.pth")
-    parser.add_argument(
+@command(
+    "convert-weights",
+    "write a checkpoint's backbone under Detectron2's names, and say what became of the rest",
+    "svp convert-weights moco_v2_800ep.pth.tar -o moco.pth --arch resnet50\n"
+    "svp convert-weights vgg16-397923af.pth -o vgg16.pth --arch vgg16\n"
+    "svp convert-weights detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl -o R-50-GN.pth "
+    "--arch resnet50",
+    option("source", metavar="SOURCE", help="a file, or a URI that Detectron2 fetches"),
+    option("-o", "--output", type=Path, required=True, metavar="OUT.pth"),
+    option(
         "--arch",
         required=True,
         metavar="NAME",
         help="resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, "
         "resnext101_32x8d, resnext101_64x4d, resnext152_8x32d or vgg16",
-    )
-
-
+    ),
+)
 def _convert_weights(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.modeling.weights import convert_file
 
@@ -104,31 +85,26 @@ def _convert_weights(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_predict(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "predict",
-        _predict,
-        "write a trained run's detections as COCO result files, for an evaluation server",
-        "svp predict output/enhanced-r50/scratch/9x/seed0 --dataset coco_2017_test-dev\n"
-        "svp predict output/demo/demo/scratch/1200it/seed0 --dataset demo_test -o results/demo",
-    )
-    parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder with a checkpoint")
-    parser.add_argument(
+@command(
+    "predict",
+    "write a trained run's detections as COCO result files, for an evaluation server",
+    "svp predict output/enhanced-r50/scratch/9x/seed0 --dataset coco_2017_test-dev\n"
+    "svp predict output/demo/demo/scratch/1200it/seed0 --dataset demo_test -o results/demo",
+    option("folder", type=Path, metavar="RUN", help="a run folder with a checkpoint"),
+    option(
         "--dataset",
         required=True,
         metavar="NAME",
         help="a COCO-format data set that Detectron2 knows or the run has; no annotations needed",
-    )
-    parser.add_argument(
+    ),
+    option(
         "-o",
         "--output",
         type=Path,
         metavar="PREFIX",
         help="writes PREFIX_bbox.json and so on (default: RUN/predictions/NAME)",
-    )
-
-
+    ),
+)
 def _predict(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.progress import Bar
     from scratch_vs_pretrain.training.predict import predict
@@ -141,18 +117,13 @@ def _predict(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_export(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "export",
-        _export,
-        "write a trained run as a plain Detectron2 checkpoint and config",
-        "svp export output/demo/demo/scratch/1200it/seed0 -o model_final.pth",
-    )
-    parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder with a checkpoint")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pth")
-
-
+@command(
+    "export",
+    "write a trained run as a plain Detectron2 checkpoint and config",
+    "svp export output/demo/demo/scratch/1200it/seed0 -o model_final.pth",
+    option("folder", type=Path, metavar="RUN", help="a run folder with a checkpoint"),
+    option("-o", "--output", type=Path, required=True, metavar="FILE.pth"),
+)
 def _export(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.training.export import export
 

@@ -70,7 +70,7 @@ def test_table_of_several_folders_and_of_the_best(pair, capsys):
     assert main(["table", str(pair), "--best"]) == 0
     assert "BEST" in capsys.readouterr().out
     assert main(["table", str(pair), "--kind", "catch-up"]) == 0
-    assert "not reached" in capsys.readouterr().out
+    assert "where scratch comes within" in capsys.readouterr().out
     assert main(["table", str(pair), "--kind", "catch-up", "--best"]) == 2
 
 

@@ -2,17 +2,23 @@ import argparse
 
 import pytest
 
-from scratch_vs_pretrain.cli.options import add_command, positive, read_labels
+from scratch_vs_pretrain.cli import options
+from scratch_vs_pretrain.cli.options import positive, read_labels
 from scratch_vs_pretrain.errors import UserError
 
 
-def test_a_commands_help_begins_with_its_summary_and_ends_in_its_examples():
+def test_a_commands_help_begins_with_its_summary_and_ends_in_its_examples(monkeypatch):
+    monkeypatch.setattr(options, "COMMANDS", [])
+    look = options.command("look", "look at it", "svp look\nsvp look x", options.option("--far"))
+    look(lambda given: given.far)
     commands = argparse.ArgumentParser(prog="svp").add_subparsers()
-    parser = add_command(commands, "look", lambda options: 0, "look at it", "svp look\nsvp look x")
+    options.add_commands(commands)
+    parser = commands.choices["look"]
     text = parser.format_help()
     assert "Look at it." in text
     assert text.endswith("examples:\n  svp look\n  svp look x\n")
-    assert parser.parse_args([]).run(None) == 0
+    given = parser.parse_args(["--far", "3"])
+    assert given.run(given) == "3"
 
 
 def test_labels_are_by_study():
