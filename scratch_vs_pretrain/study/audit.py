@@ -6,8 +6,8 @@ built models.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.config import ONE_STAGE, default_config, differences, flatten, nearest
@@ -61,6 +61,14 @@ class Audit:
         if self.admitted:
             lines.append(f"wrong on purpose, admitted: {', '.join(self.admitted)}")
         return "\n".join([*lines, *(f"note: {notice}" for notice in self.notices)])
+
+
+def joined(audits: Sequence[Audit]) -> Audit:
+    """Returns what studies of several sizes differ in, in all."""
+    differing = dict.fromkeys(key for one in audits for key in one.differing)
+    allowed = {key: values for one in audits for key, values in one.allowed.items()}
+    notices = dict.fromkeys(notice for one in audits for notice in one.notices)
+    return replace(audits[0], differing=tuple(differing), allowed=allowed, notices=tuple(notices))
 
 
 def audit(study: Study) -> Audit:

@@ -57,6 +57,10 @@ def study_budgets(study: Study) -> Budgets:
         UserError: a config cannot be made, or a training set cannot be used. Missing files of
             Detectron2's built-in data sets are no error: what is assumed instead is noted.
     """
+    if study.sizes:
+        raise UserError(
+            f"{study.file}: sizes: a budget is that of one size; name it in DATASETS.TRAIN instead"
+        )
     rows: list[Budget] = []
     known: dict[tuple[Any, ...], _PerImage] = {}
     for arm in study.arms:

@@ -252,7 +252,7 @@ def in_order(study: Study, folders: Sequence[RunFolder]) -> list[RunFolder]:
     is there as early as possible; trunks before their branches, and seed by seed.
     """
     arms = [arm.name for arm in study.arms]
-    schedules = [spec.name for arm in study.arms for spec in arm.schedules]
+    schedules = [run.schedule.name for run in study.runs()]
 
     def place(pair: tuple[Run, RunFolder]) -> tuple[int, bool, int, int]:
         run, folder = pair

@@ -162,6 +162,11 @@ def _refuse_set_twice(study: Study) -> None:
 def _check_tune(study: Study) -> None:
     if study.tune is None:
         return
+    if study.sizes:
+        raise UserError(
+            f"{study.file}: tune: is one search, and each of the sizes would need its own; write a "
+            "study for each size, or remove one of the two"
+        )
     arms = [arm.name for arm in study.arms]
     if study.tune.on not in arms:
         known = nearest(study.tune.on, arms) or f"; known are {', '.join(arms)}"

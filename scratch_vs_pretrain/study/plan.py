@@ -12,7 +12,7 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 from scratch_vs_pretrain._detectron2 import registered
 from scratch_vs_pretrain.data.coco import read_annotations
 from scratch_vs_pretrain.data.subsets import ALIASES
-from scratch_vs_pretrain.study.audit import Audit, audit
+from scratch_vs_pretrain.study.audit import Audit, audit, joined
 from scratch_vs_pretrain.study.resolve import resolved_schedule, run_config, schedules_of
 from scratch_vs_pretrain.study.schedule import branches_of
 from scratch_vs_pretrain.study.spec import Study
@@ -47,6 +47,7 @@ class PlannedRun:
         trunk: the schedule from whose run it branches off, None if it begins by itself.
         shared: iterations that are the trunk's.
         switch: the iteration at which another config takes over, None if none does.
+        size: of the training data, None where the study does not vary it.
     """
 
     arm: str
@@ -60,6 +61,7 @@ class PlannedRun:
     trunk: str | None = None
     shared: int = 0
     switch: int | None = None
+    size: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Plan:
     def text(self) -> str:
         """Returns the plan as `svp plan` prints it."""
         columns = {
+            "size": [row.size or "-" for row in self.rows],
             "arm": [row.arm for row in self.rows],
             "schedule": [row.schedule for row in self.rows],
             "seed": [str(row.seed) for row in self.rows],
@@ -90,16 +93,16 @@ class Plan:
         }
         if len(set(columns["seed"])) == 1:
             del columns["seed"]
-        for name in ("switches at", "shares trunk to"):
+        for name in ("size", "switches at", "shares trunk to"):
             if set(columns[name]) == {"-"}:
                 del columns[name]
-        numbers = ("seed", "iterations", "switches at", "shares trunk to", "images", "epochs")
+        texts = ("arm", "schedule", "rate drops at")
         table = tabulate(
             columns,
             headers="keys",
             tablefmt="plain",
             disable_numparse=True,
-            colalign=["right" if name in numbers else "left" for name in columns],
+            colalign=["left" if name in texts else "right" for name in columns],
         )
         text = "\n".join([table, *self._sharing(), self._total(), self.audit.text()])
         if self.search is None:
@@ -140,19 +143,23 @@ def plan(
     Raises:
         UserError: the audit refuses the study, or a run's config cannot be made.
     """
+    if study.sizes:
+        parts = [plan(one, dataset_images, sharing) for one in study.by_size()]
+        rows = tuple(row for part in parts for row in part.rows)
+        return Plan(study.name, rows, joined([part.audit for part in parts]))
     audited = audit(study)
     branches = {
         arm.name: branches_of(schedules_of(study, arm), study.switch) if sharing else {}
         for arm in study.arms
     }
-    rows = []
+    planned = []
     for run in study.runs():
         cfg = run_config(study, run)
         branch = branches[run.arm.name].get(run.schedule.name)
         schedule = resolved_schedule(study, run.arm, run.schedule)
         images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
         per_epoch = training_images(cfg, dataset_images or {})
-        rows.append(
+        planned.append(
             PlannedRun(
                 arm=run.arm.name,
                 schedule=run.schedule.name,
@@ -165,10 +172,11 @@ def plan(
                 trunk=branch.of if branch else None,
                 shared=branch.at if branch else 0,
                 switch=study.switch.start(schedule) if study.switch else None,
+                size=study.size,
             )
         )
     search = plan(search_study(study), dataset_images, sharing) if study.tune else None
-    return Plan(study.name, tuple(rows), audited, search)
+    return Plan(study.name, tuple(planned), audited, search)
 
 
 def training_images(cfg: CfgNode, known: Mapping[str, int]) -> int | None:

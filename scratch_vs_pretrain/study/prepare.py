@@ -19,6 +19,7 @@ from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import Branch, Init, Noise, RunInfo, Switch
 from scratch_vs_pretrain.study.audit import audit
 from scratch_vs_pretrain.study.initial_weights import check_models, with_origins
+from scratch_vs_pretrain.study.plan import training_images
 from scratch_vs_pretrain.study.resolve import (
     arm_config,
     resolved_schedule,
@@ -51,6 +52,10 @@ def prepare(study: Study, output: Path, sharing: bool = True) -> list[RunFolder]
             :func:`check_trainable`; a folder holds a run of another config or of other weights; or
             a folder cannot be written. Nothing was started.
     """
+    if study.sizes:
+        for one in study.by_size():
+            audit(one)
+        return [folder for one in study.by_size() for folder in prepare(one, output, sharing)]
     allowed = {key: dict(values) for key, values in audit(study).allowed.items()}
     seeds = {seed: with_origins(study, seed, output) for seed in study.seeds}
     arms = {(arm.name, seed): arm for seed, one in seeds.items() for arm in one.arms}
@@ -120,7 +125,8 @@ def _plan_branches(study: Study, output: Path, sharing: bool) -> None:
     """Writes into run.json where the runs that have not begun branch off, and from what."""
     for arm, seed in itertools.product(study.arms, study.seeds):
         folders = {
-            spec.name: Run(study.name, arm, spec, seed).folder(output) for spec in arm.schedules
+            spec.name: Run(study.name, arm, spec, seed, study.size).folder(output)
+            for spec in arm.schedules
         }
         begun = [name for name, folder in folders.items() if folder.state() != "planned"]
         schedules = {one.name: one for one in schedules_of(study, arm)}
@@ -178,6 +184,7 @@ def _describe(study: Study, run: Run, cfg: CfgNode, allowed: dict[str, dict[str,
         allowed_differences=allowed,
         admitted=tuple(cfg.SVP.ADMIT),
         tuned_on=study.tuned_on,
+        size=training_images(cfg, {}) if study.size else None,
         margin=study.answer.margin if study.answer else None,
         level=study.answer.level if study.answer else None,
         noise=Noise(sd=study.noise.sd, because=study.noise.because) if study.noise else None,

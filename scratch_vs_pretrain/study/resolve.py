@@ -9,7 +9,7 @@ from scratch_vs_pretrain.config import default_config, merge_file, merge_overrid
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.own_data import merge_data
 from scratch_vs_pretrain.study.schedule import Schedule
-from scratch_vs_pretrain.study.spec import Arm, Run, Study
+from scratch_vs_pretrain.study.spec import FULL, Arm, Run, Study
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -98,6 +98,13 @@ def _merged(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
     merge_overrides(cfg, arm.overrides, f"{study.file}: arms.{arm.name}.overrides")
     if cfg.MODEL.TIMM.NAME:
         _take_pixels_of_timm(cfg, {**study.overrides, **arm.overrides})
+    if study.size and study.size != FULL:
+        if len(cfg.DATASETS.TRAIN) != 1:
+            raise UserError(
+                f"{study.file}: sizes: are subsets of one training set, but DATASETS.TRAIN names "
+                f"{len(cfg.DATASETS.TRAIN)}; join their files, or remove sizes"
+            )
+        cfg.DATASETS.TRAIN = (f"{cfg.DATASETS.TRAIN[0]}_{study.size}",)
     _check_data_names(cfg, study)
     schedule.resolve(cfg.SOLVER.IMS_PER_BATCH, cfg.SVP.REFERENCE_BATCH).apply(cfg)
     cfg.MODEL.WEIGHTS = arm.weights

@@ -409,12 +409,12 @@ class Run:
     arm: Arm
     schedule: Schedule
     seed: int
+    size: str | None = None
 
     def folder(self, output: Path) -> RunFolder:
         """Returns the run's folder below `output`."""
-        return RunFolder(
-            output / self.study / self.arm.name / self.schedule.name / f"seed{self.seed}"
-        )
+        study = output / self.study / (f"images-{self.size}" if self.size else "")
+        return RunFolder(study / self.arm.name / self.schedule.name / f"seed{self.seed}")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -423,6 +423,7 @@ class Study(Section):
 
     Attributes:
         file: where it was read; messages name it.
+        size: of the training data, in a study of one of another's `sizes`.
         tuned_on: the arm on which a search found the recipe, whose winner `overrides` holds.
         name: names the output folder.
         base: the Detectron2 config (YAML) that every arm starts from.
@@ -478,6 +479,7 @@ class Study(Section):
     answer: Answer | None = None
     noise: Noise | None = None
     tuned_on: Annotated[str | None, NOT_STATED] = None
+    size: Annotated[str | None, NOT_STATED] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -499,10 +501,29 @@ class Study(Section):
         return Stated(content, {**value.known, "arms": named})
 
     def runs(self) -> tuple[Run, ...]:
-        """Returns every run, by arm, schedule and seed."""
+        """Returns every run, by size, arm, schedule and seed."""
         return tuple(
-            Run(self.name, arm, schedule, seed)
-            for arm in self.arms
+            Run(one.name, arm, schedule, seed, one.size)
+            for one in self.by_size()
+            for arm in one.arms
             for schedule in arm.schedules
-            for seed in self.seeds
+            for seed in one.seeds
+        )
+
+    def by_size(self) -> tuple[Study, ...]:
+        """Returns the study of each of the sizes, smallest first as they are stated, or itself."""
+        if not self.sizes:
+            return (self,)
+        return tuple(
+            dataclasses.replace(
+                self,
+                sizes=(),
+                size=size.name,
+                overrides={**self.overrides, **size.overrides},
+                arms=tuple(
+                    dataclasses.replace(arm, schedules=size.schedules or arm.schedules)
+                    for arm in self.arms
+                ),
+            )
+            for size in self.sizes
         )
