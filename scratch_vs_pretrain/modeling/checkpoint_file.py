@@ -74,10 +74,7 @@ def _timm_file(name: str) -> Path:
     if not timm.is_model(name):
         raise ValueError(f"timm has no network {name}")
     if not path.is_file():
-        buffer = io.BytesIO()
-        torch.save(timm.create_model(name, pretrained=True).state_dict(), buffer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, buffer.getvalue())
+        save(path, timm.create_model(name, pretrained=True).state_dict())
     return path
 
 
@@ -147,6 +144,21 @@ def read_metadata(source: str | Path) -> dict[str, Any]:
 def forget_checkpoints() -> None:
     """Frees the memory of all checkpoints that were opened."""
     _opened.cache_clear()
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes tensors and plain values with ``torch.save``, atomically.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getbuffer())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def load(path: Path, source: str) -> Any:

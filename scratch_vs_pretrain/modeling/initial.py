@@ -84,15 +84,15 @@ def match_detector(
         if inside.get(id(tensor)) in backbone
     }
     rest = {name: tensor for name, tensor in own.items() if id(tensor) not in inside}
-    found = heads_of(state)
+    # Heads of users' own have names that nobody knows.
+    found = {name: state[name] for name in rest if name in state} | heads_of(state)
     fitting = {
         name: found[name] for name, tensor in rest.items() if _fits(name, tensor, rest, found)
     }
     if not fitting:
         raise UserError(f"{source}: {_nothing_fits(rest, found)}")
     check_finite(fitting, source)
-    in_file = {name: key for key, name in _names(state).items()}
-    used = {in_file[name] for name in fitting}
+    used = {key for key, name in _names(state).items() if name in fitting} | fitting.keys()
     return (
         dataclasses.replace(
             report,
@@ -134,14 +134,7 @@ def _names(state: Mapping[str, Tensor]) -> dict[str, str]:
         several = "rpn.head.conv.1.0.weight" in state
         named = {key: _from_torchvision(key, several) for key in state}
         return {key: name for key, name in named.items() if name}
-    parts = (
-        "backbone.fpn_",
-        "proposal_generator.",
-        "roi_heads.",
-        "head.",
-        "sem_seg_head.",
-        "backbone.top_block.",
-    )
+    parts = ("backbone.fpn_", "proposal_generator.", "roi_heads.", "head.", "sem_seg_head.")
     return {key: key for key in state if key.startswith(parts)}
 
 
@@ -190,11 +183,9 @@ FREEZES = ("", "backbone")
 def match_initial(
     model: nn.Module, cfg: CfgNode
 ) -> tuple[LoadReport, nn.Module, dict[str, Tensor]]:
-    """Returns what a run's weights would fill, the part of the model that they fill, and with what.
+    """Returns what MODEL.WEIGHTS fills, the part of the model that it fills, and with what.
 
-    Args:
-        model: built from `cfg`, also on the meta device; it is not changed.
-        cfg: with MODEL.WEIGHTS.
+    The model, which may be on the meta device, is not changed.
 
     Raises:
         UserError: the file cannot be read, was trained with other pixels, or does not fit.

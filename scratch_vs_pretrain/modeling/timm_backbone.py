@@ -28,11 +28,7 @@ LEVELS = ("res2", "res3", "res4", "res5")
 
 
 class TimmBackbone(Backbone):
-    """The feature maps of a network of timm.
-
-    Args:
-        name: of the network in timm.
-        norm: "" for the network's own normalization, "GN" for GroupNorm in its place.
+    """The feature maps of a network of timm, with its own normalization or GroupNorm ("GN").
 
     Raises:
         UserError: no such network, one without feature maps, or one that cannot have the norm.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from scratch_vs_pretrain.errors import UserError
@@ -18,6 +16,7 @@ from scratch_vs_pretrain.modeling.checkpoint_file import (
     local_file,
     read_checkpoint,
     read_metadata,
+    save,
     weights_sha256,
 )
 from scratch_vs_pretrain.modeling.checks import norm_layers
@@ -29,7 +28,6 @@ from scratch_vs_pretrain.modeling.conversion import (
     to_detectron2,
 )
 from scratch_vs_pretrain.modeling.vgg import pretrained_part
-from scratch_vs_pretrain.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -77,19 +75,9 @@ class LoadReport:
 
 
 def write_backbone(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Writes backbone weights (Detectron2's names) and plain metadata, atomically.
-
-    Raises:
-        UserError: `path` cannot be written.
-    """
-    buffer = io.BytesIO()
+    """Writes backbone weights (Detectron2's names) and plain metadata, as :func:`save`."""
     model = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    torch.save({"model": model, "svp": metadata}, buffer)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, buffer.getvalue())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    save(path, {"model": model, "svp": metadata})
 
 
 def convert_file(source: str | Path, output: Path, architecture: str) -> LoadReport:
@@ -127,21 +115,10 @@ def load_backbone(
     source: str = "the checkpoint",
     norm_weights: str = "all",
 ) -> LoadReport:
-    """Fills the bottom-up network of a detector completely from a checkpoint.
+    """Fills the bottom-up network of a detector completely, with what :func:`match_backbone` says.
 
     FPN, RPN and heads keep their initialization, also if the checkpoint is a whole detector; but
-    fc6 and fc7 in the box head of a VGG detector are filled as well. Nothing is changed if this
-    raises.
-
-    Args:
-        model: a detector, its backbone, or a bottom-up network.
-        state: as :func:`read_checkpoint` returns it; any layout that ``to_detectron2`` knows.
-        source: what messages call the checkpoint.
-        norm_weights: "all"; or "affine_only": BatchNorm's scale and shift may initialize
-            GroupNorm's, without running statistics.
-
-    Raises:
-        UserError: as :func:`match_backbone`.
+    fc6 and fc7 in the box head of a VGG detector are filled as well.
     """
     report, tensors = match_backbone(model, state, source, norm_weights)
     pretrained_part(model).load_state_dict(tensors, strict=False)
@@ -154,9 +131,15 @@ def match_backbone(
     source: str = "the checkpoint",
     norm_weights: str = "all",
 ) -> tuple[LoadReport, dict[str, Tensor]]:
-    """Returns what :func:`load_backbone` would do, and the tensors that it would load.
+    """Returns what :func:`load_backbone` does, and the tensors that it loads.
 
-    The model, which may be on the meta device, is not changed. For the arguments see there.
+    Args:
+        model: a detector, its backbone, or a bottom-up network, which may be on the meta device;
+            it is not changed.
+        state: as :func:`read_checkpoint` returns it; any layout that ``to_detectron2`` knows.
+        source: what messages call the checkpoint.
+        norm_weights: "all"; or "affine_only": BatchNorm's scale and shift may initialize
+            GroupNorm's, without running statistics.
 
     Raises:
         UserError: anything less than 100 % of the bottom-up's parameters and buffers; a checkpoint

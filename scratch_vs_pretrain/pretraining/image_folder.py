@@ -39,13 +39,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Files and labels of one classification set.
-
-    Attributes:
-        classes: names, in label order.
-        train: (file, label) of each training picture.
-        validation: the same for pictures that are not trained on; may be empty.
-    """
+    """Names of classes in label order; (file, label) of training and of other pictures."""
 
     classes: tuple[str, ...]
     train: tuple[Sample, ...]
@@ -89,15 +83,7 @@ class ImageBatches:
     random crops are then drawn for a whole batch at a time. Larger sets are decoded and cropped
     from the full picture by worker processes in each epoch.
 
-    Args:
-        images: what :func:`find_images` found.
-        size: side of the square pictures that the network sees, in pixels.
-        batch_size: pictures per batch.
-        min_area: smallest random crop, as a fraction of the picture's area.
-        workers: processes that decode; 0 decodes in this one.
-        cache: keep decoded pictures in memory; None decides by size.
-        seed: of the order and the crops.
-        progress: show a progress bar while decoding for the cache.
+    For the arguments see ``PretrainSpec``; `size` is its ``image_size``.
     """
 
     def __init__(
@@ -213,13 +199,10 @@ def random_crops(images: Tensor, size: int, min_area: float, generator: torch.Ge
     picture is cut to it.
 
     Args:
-        images: batch x 3 x height x width, uint8.
+        images: batch x 3 x height x width, uint8; the crops are float of the same range.
         size: side of the crops, in pixels.
         min_area: smallest area, as a fraction of the picture's.
         generator: random numbers (CPU).
-
-    Returns:
-        batch x 3 x size x size, float, same value range.
     """
     area, shape, right, down, mirror = torch.rand((5, len(images)), generator=generator)
     area = min_area + area * (1 - min_area)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import logging
 import math
 import tempfile
@@ -16,14 +15,13 @@ import torch
 from torch.nn import functional as F
 
 from scratch_vs_pretrain.errors import UserError, say
-from scratch_vs_pretrain.modeling.checkpoint_file import load
+from scratch_vs_pretrain.modeling.checkpoint_file import load, save
 from scratch_vs_pretrain.modeling.checks import use_runnable_norms
 from scratch_vs_pretrain.modeling.weights import input_settings, write_backbone
 from scratch_vs_pretrain.pretraining.classifier import Classifier
 from scratch_vs_pretrain.pretraining.image_folder import ImageBatches, LabelledImages, find_images
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.reproducibility import provenance
-from scratch_vs_pretrain.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -216,18 +214,8 @@ class _Snapshot:
     metadata: dict[str, Any]
 
     def save(self, epochs: int, model: Classifier, optimizer: torch.optim.Optimizer) -> None:
-        buffer = io.BytesIO()
-        state = {
-            "metadata": self.metadata,
-            "epochs": epochs,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        torch.save(state, buffer)
-        try:
-            write_atomically(self.path, buffer.getvalue())
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        save(self.path, {"metadata": self.metadata, "epochs": epochs, **state})
 
     def restore(self, model: Classifier, optimizer: torch.optim.Optimizer) -> int:
         """Returns the number of epochs already trained, having restored what they left."""
@@ -316,8 +304,7 @@ def _accuracy(model: Classifier, batches: ImageBatches) -> float | None:
 
 def _device(name: str | None) -> torch.device:
     available = torch.cuda.is_available()
-    if name is None:
-        return torch.device("cuda" if available else "cpu")
+    name = name or ("cuda" if available else "cpu")
     if name != "cpu" and not (available and name.startswith("cuda")):
         raise UserError(f"device: there is no {name} here; use cpu")
     return torch.device(name)

@@ -80,6 +80,14 @@ def test_the_same_number_of_classes_is_loaded_whole(make_detector):
     assert report.unexpected == ("pixel_mean",)
 
 
+def test_heads_of_users_own_are_filled_by_their_names(make_detector):
+    first, second = make_detector(1), make_detector(0)
+    first.my_head, second.my_head = (torch.nn.Linear(2, 2) for _ in range(2))
+    report = load_detector(second, state_of(first))
+    assert report.reinitialized == report.unexpected == ()
+    assert torch.equal(first.my_head.weight, second.my_head.weight)
+
+
 def test_files_of_detectron2s_zoo_and_of_runs_are_read(make_detector, tmp_path):
     trained = state_of(make_detector(1))
     zoo = {
