@@ -169,25 +169,17 @@ class RunInfo(Model):
     """One run.
 
     Attributes:
-        state: one of :data:`STATES`.
         reason: why it diverged, failed or was interrupted.
-        iterations: planned.
-        iteration: completed.
         size: training images, where the study varies them.
-        images_per_batch: None where unknown.
         steps: iterations at which the rate drops.
         branch_points: iterations whose checkpoints other runs begin with.
-        arm_order: the study's arms in its own order.
         allowed_differences: config keys the study lets its arms differ in; value per arm.
         admitted: checks of a recipe that the study switches off, to be wrong on purpose.
-        tuned_on: the arm on which the recipe was searched, None if it was not.
         thresholds: of the conclusions of format 1.
         margin: the difference in AP that matters to the study.
         level: how often all verdicts of the study together are to be right.
         converged: why the study takes its longest schedule for long enough.
         seconds: of training and evaluation; a branch's include its trunk's.
-        host: that trains it, or did.
-        job: of a cluster.
         fast: options of SVP.FAST in force.
         repaired: entries of the training data that were dropped or mended, by what was wrong.
         unreadable_images: those that others replaced.
@@ -243,7 +235,13 @@ class RunInfo(Model):
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
-            raise _not_a_run(error, place) from None
+            wrong = {one["loc"] or one["type"] for one in error.errors(include_url=False)}
+            if ("format",) in wrong or "model_type" in wrong:
+                raise UserError(
+                    f"{place}: not a run description of format 1 or {FORMAT}; if a later version "
+                    "of scratch_vs_pretrain wrote it, read it with that one"
+                ) from None
+            raise from_validation(error, place) from None
 
     def to_json(self) -> str:
         """Returns the content of a ``run.json``, without the fields that nobody has set."""
@@ -324,18 +322,3 @@ class RunInfo(Model):
     def inexact(self) -> tuple[str, ...]:
         """Why a resume was not exact, each reason once."""
         return tuple(dict.fromkeys(why for one in self.resumes for why in one.inexact_because))
-
-
-def _not_a_run(error: ValidationError, place: object) -> UserError:
-    for one in error.errors(include_url=False):
-        number = one["input"]
-        if one["type"] == "model_type" and not one["loc"]:
-            return UserError(f"{place}: not a run description of format 1 or {FORMAT}")
-        if one["loc"] == ("format",) and type(number) is int and number > FORMAT:
-            return UserError(
-                f"{place}: of a later format than {FORMAT}, which is the last that is known "
-                "here; read it with the version of scratch_vs_pretrain that wrote it"
-            )
-        if one["loc"] == ("format",):
-            return UserError(f"{place}: not a run description of format 1 or {FORMAT}")
-    return from_validation(error, place)

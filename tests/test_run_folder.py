@@ -234,8 +234,11 @@ class TestRunFile:
             ("{}", "'study' is missing"),
             ('{"format": 1}', "'study' is missing"),
             ('{"format": "1"}', "not a run description"),
-            ('{"format": 3, "colour": 1}', "of a later format than 2"),
-            ('{"format": 1' + "0" * 400 + "}", "of a later format than 2"),
+            ('{"format": 3, "colour": 1}', "of format 1 or 2; if a later"),
+            (
+                '{"format": 1' + "0" * 400 + "}",
+                "of format 1 or 2; if a later",
+            ),
             ('{"format": 1' + "0" * 5000 + "}", "not valid JSON"),
             ('{"format": ' + "[" * 200_000, "not valid JSON"),
             ('{"format": 2, "study": "\\ud800"}', "not valid JSON"),

@@ -123,7 +123,7 @@ def test_one_schedule_name_for_two_lengths(folders):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 3}, "later format"),
+        ({"format": 3}, "not a run description of format 1 or 2"),
         ({"arm": None}, "'arm'"),
         ({"seed": "0"}, "'seed'"),
         ({"iterations": 1.5}, "'iterations'"),
