@@ -26,6 +26,7 @@ TABLES = {
     "gaps": "tables.pairs:gap_table",
     "catch-up": "tables.pairs:catch_up_table",
     "samples": "stats.samples:samples_table",
+    "errors": "tables.errors:errors_table",
 }
 # Of all studies together.
 JOINT = {

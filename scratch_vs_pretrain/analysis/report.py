@@ -11,8 +11,7 @@ import dataclasses
 import importlib.resources
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,52 +68,6 @@ SCHEDULE_COLUMNS = ("iterations", "images", "epochs")
 SPARK_WIDTH, SPARK_HEIGHT = 120, 34
 
 
-@dataclass(frozen=True)
-class ArmFacts:
-    """What the arms differ in.
-
-    Attributes:
-        name: the arm's.
-        color: in every figure.
-        start: its initial weights.
-        runs: how many are finished.
-        differs: config keys that the study lets its arms differ in, with their values.
-    """
-
-    name: str
-    color: str
-    start: str
-    runs: str
-    differs: str
-
-
-@dataclass(frozen=True)
-class StudyPart:
-    """What the report says about one study.
-
-    Attributes:
-        name: the study's.
-        answer: None where there is none, for the reason that is the first note.
-        arms: see :class:`ArmFacts`.
-        spark: both arms' curves in miniature.
-        pictures: the answer's.
-        figures: what else there is to see.
-        tables: the important ones.
-        folded: the others, by title.
-        notes: why something is missing.
-    """
-
-    name: str
-    answer: Answer | None
-    arms: tuple[ArmFacts, ...]
-    spark: Markup
-    pictures: tuple[Markup, ...]
-    figures: tuple[tuple[str, Markup], ...]
-    tables: tuple[Markup, ...]
-    folded: Mapping[str, Markup]
-    notes: tuple[str, ...]
-
-
 def write_report(folder: Path, output: Path) -> None:
     """Writes the report of all runs below `folder`.
 
@@ -163,7 +116,8 @@ def _across(runs: Sequence[RunRecord]) -> Iterator[tuple[str, Markup]]:
             yield "AP against training images", _svg(sizes_figure(runs), "across-")
 
 
-def _study(runs: Sequence[RunRecord], prefix: str) -> StudyPart:
+def _study(runs: Sequence[RunRecord], prefix: str) -> dict[str, Any]:
+    """Returns what the template says about one study, by the names that it has there."""
     notes: list[str] = []
     found: Answer | None = None
     try:
@@ -173,24 +127,25 @@ def _study(runs: Sequence[RunRecord], prefix: str) -> StudyPart:
     pictures = [part.picture for part in found.parts] if found else []
     made = list(_tables(runs, notes))
     folded = dict(_folded(runs, made, notes))
-    return StudyPart(
-        name=runs[0].study,
-        answer=found,
-        arms=tuple(_arms(runs)),
-        spark=_spark(pictures[0]) if pictures else Markup(""),
-        pictures=tuple(
+    return {
+        "name": runs[0].study,
+        "answer": found,
+        "arms": list(_arms(runs)),
+        "spark": _spark(pictures[0]) if pictures else "",
+        "pictures": [
             _svg(answer_figure(picture), f"{prefix}a{n}-")
             for n, picture in enumerate(pictures)
             if any(len(band.iterations) for band in picture.curves.values())
-        ),
-        figures=tuple(_figures(runs, prefix, notes)),
-        tables=tuple(map(_html, made)),
-        folded=folded,
-        notes=tuple(dict.fromkeys(notes)),
-    )
+        ],
+        "figures": list(_figures(runs, prefix, notes)),
+        "tables": list(map(_html, made)),
+        "folded": folded,
+        "notes": list(dict.fromkeys(notes)),
+    }
 
 
-def _arms(runs: Sequence[RunRecord]) -> Iterator[ArmFacts]:
+def _arms(runs: Sequence[RunRecord]) -> Iterator[dict[str, str]]:
+    """Yields what the arms differ in, and how many of their runs are finished."""
     styles = arm_styles(dict.fromkeys(run.arm for run in runs), scratch_arm(runs))
     for arm, style in styles.items():
         mine = [run for run in runs if run.arm == arm]
@@ -200,12 +155,16 @@ def _arms(runs: Sequence[RunRecord]) -> Iterator[ArmFacts]:
             start = f"{Path(start).name}, sha256 {init.sha256[:12]}"
         finished = sum(run.state == "finished" for run in mine)
         allowed = {
-            key: values[arm]
-            for key, values in mine[0].allowed_differences.items()
-            if isinstance(values, Mapping) and arm in values
+            key: values[arm] for key, values in mine[0].allowed_differences.items() if arm in values
         }
         differs = ", ".join(f"{key} {value}" for key, value in allowed.items())
-        yield ArmFacts(arm, style.color, start, f"{finished} of {len(mine)}", differs)
+        yield {
+            "name": arm,
+            "color": style.color,
+            "start": start,
+            "runs": f"{finished} of {len(mine)}",
+            "differs": differs,
+        }
 
 
 def _tables(runs: Sequence[RunRecord], notes: list[str]) -> Iterator[Table]:

@@ -130,14 +130,12 @@ def _plot(options: argparse.Namespace) -> int:
     "svp errors output/demo\n"
     "svp errors output/demo --format markdown\n"
     "svp errors output/demo --json > errors.json",
-    option("runs", type=Path, nargs="+", metavar="RUN", help="run folders, or above"),
+    FOLDERS,
     FORMAT,
     option("--json", dest="format", action="store_const", const="json", help="as --format json"),
 )
 def _errors(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.tables.errors import errors_text
-
-    print(errors_text(options.runs, options.format))
+    print(tables_text(options.folders, "errors", options.format))
     return 0
 
 

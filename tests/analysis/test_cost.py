@@ -101,7 +101,7 @@ def test_axes_that_need_no_clock(folders):
 
 
 def test_scores_of_the_log_fill_what_evaluations_lack(folders):
-    folder = folders.run("scratch", curve={100: 5.0, 600: None})
+    folder = folders.run("scratch", curve={100: 5.0, 600: None}, losses=False)
     folders.metrics(folder, [299, 599], **{"bbox/AP": 7.0})
     found = curve(find_runs(folders.root)[0], "bbox/AP")
     assert (found.iterations.tolist(), found.values.tolist()) == ([100, 300], [5.0, 7.0])

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from scratch_vs_pretrain.analysis.runs.evaluations import Evaluation
-from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
+from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import (
     Results,
-    by_study,
     final_results,
     gaps,
     notes,
     pairs,
 )
 from scratch_vs_pretrain.analysis.tables.pairs import side_by_side
-from scratch_vs_pretrain.analysis.tables.table import Estimate, Table, render
+from scratch_vs_pretrain.analysis.tables.table import Estimate, Table
 
 ERROR_TYPES = ("classification", "localization", "both", "duplicate", "background", "missed")
 COSTS = tuple(f"bbox/dAP-{kind}" for kind in ERROR_TYPES)
@@ -38,16 +36,6 @@ UNTOLD = (
     "These evaluations were written before they had the costs of errors. A gap that is larger at "
     "AP75 than at AP50 says that boxes lie less well."
 )
-
-
-def errors_text(roots: Iterable[Path], form: str) -> str:
-    """Returns one table per study of the runs below `roots`, as `table.render` does.
-
-    Raises:
-        UserError: see :func:`errors_table`; or no runs there.
-    """
-    studies = by_study(load_runs(roots)).values()
-    return "\n".join(render(errors_table(runs), form) for runs in studies)
 
 
 def errors_table(runs: Sequence[RunRecord]) -> Table:

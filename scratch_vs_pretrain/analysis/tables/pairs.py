@@ -244,6 +244,8 @@ def _catch_up_rows(setting: Setting, results: Results) -> Iterator[tuple[Cell, .
         cells: tuple[Cell, Cell]
         if setting.contrast().best_ap() < setting.limits.least_ap:
             cells = f"nothing: both end under {setting.limits.least_ap:g} AP", None
+        elif len(both) < LEAST_SEEDS and setting.sd is None:
+            cells = f"needs {LEAST_SEEDS} seeds", None
         elif len(grid) < 2:
             cells = "it begins later", None
         else:
@@ -283,8 +285,6 @@ def _ends(where: Region, axis: str) -> tuple[Cell, Cell]:
     def amount(value: float) -> Cell:
         return _hours(value) if axis == "gpu-hours" else round(value)
 
-    if math.isnan(where.low):
-        return f"needs {LEAST_SEEDS} seeds", None
     if math.isinf(where.low):
         return f"not by {amount(where.end):,}", None
     return amount(where.low), "later" if math.isinf(where.high) else amount(where.high)

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, means, notes
@@ -33,23 +34,10 @@ TRAIN_SETS = {"coco_2014_valminusminival": "coco_35k"}
 
 @dataclass(frozen=True)
 class PublishedNumber:
-    """One number with where it stands.
+    """One number with where it stands; fields are texts as the CSV files have them.
 
-    Attributes:
-        experiment: "baseline", "metrics", "enhanced", "large", "keypoints", "vgg", "less_data",
-            "voc".
-        source: table, figure or section of the paper.
-        detector: "mask_rcnn_fpn" and so on.
-        backbone: "R50", "R101", "X152-8x32d", "VGG16".
-        norm: "GN" or "none".
-        init: "scratch" or "pretrained".
-        schedule: "2x" to "11x", "best", or empty.
-        iterations: None where the paper gives none.
-        train_set: name of the training set.
-        eval_set: name of the data set evaluated on.
-        metric: Detectron2's key, "bbox/AP".
-        value: in percent.
-        note: what else was done ("train aug").
+    `init` is "scratch" or "pretrained", `schedule` "2x" to "11x", "best" or empty, `metric`
+    Detectron2's key, `value` in percent, `note` what else was done ("train aug").
     """
 
     experiment: str
@@ -71,14 +59,16 @@ class PublishedNumber:
 def all_published(by: str = "paper") -> tuple[PublishedNumber, ...]:
     """Returns every number that the "paper" or Detectron2's model "zoo" published, in order."""
     text = (importlib.resources.files(__package__) / FILES[by]).read_text()
-    return tuple(_number(row) for row in csv.DictReader(text.splitlines()))
-
-
-def _number(row: dict[str, str]) -> PublishedNumber:
-    fields: dict[str, str | int | float | None] = dict(row)
-    fields["iterations"] = int(row["iterations"]) if row["iterations"] else None
-    fields["value"] = float(row["value"])
-    return PublishedNumber(**fields)  # type: ignore[arg-type]
+    rows = csv.DictReader(text.splitlines())
+    converted = (
+        {
+            **row,
+            "iterations": int(row["iterations"]) if row["iterations"] else None,
+            "value": float(row["value"]),
+        }
+        for row in rows
+    )
+    return tuple(PublishedNumber(**row) for row in converted)  # type: ignore[arg-type]
 
 
 def published(
@@ -105,8 +95,7 @@ def published(
     )
 
 
-@dataclass(frozen=True)
-class PaperStudy:
+class PaperStudy(NamedTuple):
     """Which of the paper's studies a study repeats; None where its name does not tell."""
 
     experiment: str
