@@ -58,12 +58,11 @@ class Report:
 
     def verdict(self) -> str:
         """Answers whether a number trained on the data can be trusted, in one line."""
-        severe = Counter({key: len(notes) for key, notes in self.found.items()})
+        counts = {key: len(notes) for key, notes in self.found.items()}
         if self.breaks:
-            wrong = [(key, n) for key, n in severe.items() if KINDS[key[1]].means in SEVERE]
-            named = "; ".join(f"{name}: {kind} ({n:,})" for (name, kind), n in wrong)
-            return f"no: {named}"
-        mended = sum(n for (_, kind), n in severe.items() if KINDS[kind].means == MENDED)
+            severe = [(key, n) for key, n in counts.items() if KINDS[key[1]].means in SEVERE]
+            return "no: " + "; ".join(f"{name}: {kind} ({n:,})" for (name, kind), n in severe)
+        mended = sum(n for (_, kind), n in counts.items() if KINDS[kind].means == MENDED)
         unseen = "" if self.opened else ", as far as the annotations tell"
         return f"yes, with {mended:,} repairs{unseen}" if mended else f"yes{unseen}"
 
@@ -209,7 +208,7 @@ def _check_set(
         looks = _look_at_images(one.images, located.files, one.name, workers, progress)
         notes += _image_notes(looks, one.unreadable * len(names))
     facts = {name: look.facts for name, look in looks.items() if look.facts}
-    heads = one.heads or _all_heads(file)
+    heads = one.heads or Heads(file.facts.masks, len(file.facts.keypoints))
     return file, looks, notes + findings(file, facts, heads, one.dropped)
 
 
@@ -229,11 +228,6 @@ def check_decodable(names: Sequence[str]) -> None:
                 f"{folder}: {len(broken)} of the {len(looks)} images of {name}, which is to be "
                 f"evaluated on, cannot be decoded: {'; '.join(broken[:_EXAMPLES])}"
             )
-
-
-def _all_heads(file: CocoFile) -> Heads:
-    facts = file.facts
-    return Heads(facts.masks, len(facts.keypoints))
 
 
 @dataclass(frozen=True)
@@ -280,13 +274,10 @@ def _look(file: Path) -> _Look:
 
 
 def _image_notes(looks: Mapping[str, _Look], most_undecodable: float) -> list[Note]:
-    missing = [name for name, look in looks.items() if not look.there]
     broken = [f"{name} ({look.problem})" for name, look in looks.items() if look.problem]
     kind = "undecodable image" if len(broken) > most_undecodable else "undecodable training image"
-    return [
-        *(Note("missing image", name) for name in missing),
-        *(Note(kind, where) for where in broken),
-    ]
+    missing = [Note("missing image", name) for name, look in looks.items() if not look.there]
+    return missing + [Note(kind, where) for where in broken]
 
 
 # What a file shows of the program that exported it, and what to change there, by kind of finding.

@@ -1,7 +1,7 @@
 """COCO annotation files: read once, normalised, and what follows from them.
 
 Entries that mean what they should but are spelt differently are put right here, once, and noted.
-Whether an entry can be trained on is judged in :mod:`scratch_vs_pretrain.data.check`.
+Whether an entry can be trained on is judged in :mod:`scratch_vs_pretrain.data.judge`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Identity = int | str
 
 @dataclass(frozen=True)
 class Note:
-    """One finding: its kind, a key of :data:`scratch_vs_pretrain.data.check.KINDS`, and where."""
+    """One finding: its kind, a key of ``findings.KINDS``, and where."""
 
     kind: str
     where: str
@@ -103,7 +103,7 @@ class CocoFile:
             masks=any(masks),
             labelled=not unfit and any(map(dict.get, instances, repeat("keypoints"))),
             run_lengths=dict in set(map(type, masks)),
-            lacks=dict(_lacks(self.annotations, len(names) or COCO_KEYPOINTS, unfit)),
+            lacks=_lacks(self.annotations, len(names) or COCO_KEYPOINTS, unfit),
         )
 
 
@@ -195,7 +195,7 @@ def coco_file(path: Path, sha256: str, content: Any) -> CocoFile:
     unusable: list[str] = []
     notes: list[Note] = []
     lists: dict[str, list[Entry]] = {}
-    for key in ("categories", "images", "annotations"):
+    for key in ("images", "annotations", "categories"):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list):
             unusable.append(f"not in COCO format; it has no list of {key}")
@@ -214,8 +214,7 @@ def coco_file(path: Path, sha256: str, content: Any) -> CocoFile:
                 unusable += _repeated(key, entries)
                 entries = list(reversed(unique.values()))
         lists[key] = entries
-    order = [f"no list of {key}" for key in ("images", "annotations", "categories")]
-    unusable.sort(key=lambda text: next((n for n, one in enumerate(order) if one in text), 3))
+    unusable.sort(key=lambda text: "it has no list of" not in text)
     info = content.get("info") if isinstance(content, dict) else None
     return CocoFile(path, sha256, **lists, unusable=tuple(unusable), notes=tuple(notes), info=info)
 
@@ -394,24 +393,22 @@ def _skeleton(categories: Sequence[Entry], keypoints: int) -> tuple[tuple[int, i
     return bones if all(1 <= end <= keypoints for bone in bones for end in bone) else ()
 
 
-def _lacks(annotations: Sequence[Entry], keypoints: int, unfit: str) -> Iterator[tuple[str, str]]:
-    """Finds what keeps annotations from being the ground truth of a task."""
+def _lacks(annotations: Sequence[Entry], keypoints: int, unfit: str) -> dict[str, str]:
+    """Returns what keeps annotations from being the ground truth of a task, by task."""
     if not annotations:
-        yield from dict.fromkeys(("bbox", "segm", "keypoints"), "there are no annotations").items()
-        return
+        return dict.fromkeys(("bbox", "segm", "keypoints"), "there are no annotations")
+    lacks = {"keypoints": unfit or keypoint_lack(annotations, keypoints)}
     if not any(map(dict.get, annotations, repeat("segmentation"))):
-        yield "segm", "no annotation has a mask"
-    if unfit:
-        yield "keypoints", unfit
-        return
+        lacks["segm"] = "no annotation has a mask"
+    return {task: lack for task, lack in lacks.items() if lack}
+
+
+def keypoint_lack(annotations: Sequence[Entry], keypoints: int) -> str:
+    """Returns which annotation has not so many keypoints; empty if all have."""
     for entry in annotations:
         stated = entry.get("keypoints")
-        if not isinstance(stated, list) or not stated:
-            yield "keypoints", f"annotation {entry['id']} has no keypoints"
-            return
-        if len(stated) != 3 * keypoints:
-            yield (
-                "keypoints",
-                f"annotation {entry['id']} has {len(stated) // 3} keypoints, not {keypoints}",
-            )
-            return
+        found = len(stated) // 3 if isinstance(stated, list) else 0
+        if found != keypoints:
+            count = f"{found} keypoints, not {keypoints}" if found else "no keypoints"
+            return f"annotation {entry['id']} has {count}"
+    return ""

@@ -128,7 +128,7 @@ def plainly_good(
     not look at keypoints.
 
     Args:
-        annotations: in which ``form_problems`` finds nothing.
+        annotations: that can be used.
         sizes: width and height of each image by its id.
         classes: ids of the categories.
         heads: what will be learnt.

@@ -50,8 +50,8 @@ def load_training_records(cfg: CfgNode) -> TrainingRecords:
     image ids (of a VOC tree: of its list).
 
     Images without annotations, or with too few keypoints, are left out as
-    ``build_detection_train_loader`` leaves them out. What
-    :func:`~scratch_vs_pretrain.data.records.judge` drops and mends is counted and logged.
+    ``build_detection_train_loader`` leaves them out. What is dropped and mended is counted and
+    logged.
 
     Raises:
         UserError: a name is not registered, an annotation file cannot be used, nothing is left,

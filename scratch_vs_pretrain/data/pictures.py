@@ -91,10 +91,12 @@ def locate(folder: Path, names: Sequence[str]) -> Located:
     files, missing, unusable = {}, [], {}
     for name in names:
         head, tail = posixpath.split(name)
-        if not name.startswith("/") and ".." not in head.split("/") and tail in listing(head):
+        plain = not name.startswith("/") and ".." not in head.split("/")
+        if plain and tail in listing(head):
             files[name] = name
             continue
-        inside = _inside(folder, name.replace("\\", "/"))
+        odd = not plain or "\\" in name
+        inside = _inside(folder, name.replace("\\", "/")) if odd else name
         if inside is None:
             unusable[name] = f"an image is {name}, which leads out of the image folder {folder}"
             continue

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scratch_vs_pretrain.data.coco import COCO_KEYPOINTS
+from scratch_vs_pretrain.data.coco import COCO_KEYPOINTS, keypoint_lack
 from scratch_vs_pretrain.data.datasets import coco_of, location
 from scratch_vs_pretrain.data.findings import MOST_DROPPED
 from scratch_vs_pretrain.data.judge import scorable
@@ -101,14 +101,9 @@ def _lack(name: str, task: str, keypoints: int, most_dropped: float) -> str | No
     instances = sum(not one.get("iscrowd") for one in file.annotations)
     if not instances:
         return "no annotation is an instance" if file.annotations else "there are no annotations"
-    if task == "keypoints":
-        for one in file.annotations:
-            stated = one.get("keypoints") or ()
-            if len(stated) != 3 * keypoints:
-                count = f"{len(stated) // 3} keypoints, not {keypoints}"
-                return f"annotation {one['id']} has {count if stated else 'no keypoints'}"
-    if task in file.facts.lacks and task != "keypoints":
-        return file.facts.lacks[task]
+    lacks = {**file.facts.lacks, "keypoints": keypoint_lack(file.annotations, keypoints)}
+    if lacks.get(task):
+        return lacks[task]
     scored = load_ground_truth(name, task)["annotations"]
     left = sum(not one.get("iscrowd") or bool(one.get("difficult")) for one in scored)
     if instances - left > most_dropped * instances:
