@@ -9,6 +9,7 @@ heuristic is not used, because it may match a wrong layer without saying so.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -251,13 +252,18 @@ def fits(tensors: Mapping[str, Tensor], architecture: str) -> bool:
 def _expected_shapes(
     architecture: str, tensors: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
+    norm = "BN" if any(name.endswith("running_mean") for name in tensors) else "GN"
+    return _shapes_of(architecture, norm)
+
+
+@functools.cache
+def _shapes_of(architecture: str, norm: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        network = vgg.vgg16() if architecture == VGG16 else _resnet(architecture, tensors)
+        network = vgg.vgg16() if architecture == VGG16 else _resnet(architecture, norm)
     return _shapes(network.state_dict())
 
 
-def _resnet(architecture: str, tensors: Mapping[str, Tensor]) -> nn.Module:
-    norm = "BN" if any(name.endswith("running_mean") for name in tensors) else "GN"
+def _resnet(architecture: str, norm: str) -> nn.Module:
     cfg = default_config()
     resnets = {"NORM": norm, "STRIDE_IN_1X1": False, **ARCHITECTURES[architecture]}
     settings = {f"MODEL.RESNETS.{key}": value for key, value in resnets.items()}
