@@ -146,7 +146,7 @@ def default_config(imports: Sequence[str] = (), where: str = "--import") -> CfgN
     return cfg
 
 
-def load_config(path: Path) -> CfgNode:
+def load_config(path: Path, imports: Sequence[str] = ()) -> CfgNode:
     """Returns the frozen config that a run folder's ``config.yaml`` holds.
 
     It may be of an older version: keys that are no more (:data:`REMOVED`) are passed over.
@@ -154,7 +154,7 @@ def load_config(path: Path) -> CfgNode:
     Raises:
         UserError: as :func:`merge_file` and :func:`default_config`.
     """
-    cfg = default_config(_imports(path), str(path))
+    cfg = default_config((*_imports(path), *imports), str(path))
     removed = [(cfg.SVP.FAST if "FAST" in key else cfg.SVP, key.split(".")[-1]) for key in REMOVED]
     for node, name in removed:
         node[name] = False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scratch_vs_pretrain import _detectron2
+from scratch_vs_pretrain import _detectron2, cli
 
 REPOSITORY = Path(__file__).parents[1]
 OLD_SOURCE = "from PIL import Image\ndefault = Image.LINEAR\n"
@@ -95,6 +95,14 @@ class TestImport:
                 print(error)
         """
         assert run_python(code) == "None\nNo module named 'detectron2'"
+
+    def test_a_command_that_needs_what_is_absent_says_so(self, monkeypatch, capsys):
+        def fail():
+            raise ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn")
+
+        monkeypatch.setattr("scratch_vs_pretrain.doctor.diagnose", fail)
+        assert cli.main(["doctor"]) == 2
+        assert "torch is not installed; run: uv sync" in capsys.readouterr().err
 
     def test_in_any_process_of_an_environment_that_uv_made(self, tmp_path):
         """The wheel built by the stub has a file by which every process prepares Detectron2."""

@@ -4,9 +4,12 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 
+from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.config import config_text, default_config, load_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.plugins import add_configs, import_modules, versions
+from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.prepare import prepare
 
 PARTS = """
 from detectron2.config import CfgNode
@@ -99,3 +102,25 @@ def test_any_change_of_a_package_changes_its_version(project):
     assert versions(["users_project.parts"]) == before
     (folder / "other.py").write_text("changed = 1\n")
     assert versions(["users_project.parts"]) != before
+
+
+def test_import_on_the_command_line(project, write_study, tmp_path, capsys):
+    project(parts=PARTS.format(name="THEIRS"))
+    study = write_study(overrides={"THEIRS.DEPTH": 4})
+    assert main(["plan", str(study), "--import", "users_project.parts"]) == 0
+    assert main(["plan", str(study)]) == 2
+    assert "unknown config key THEIRS.DEPTH" in capsys.readouterr().err
+    assert main(["table", str(tmp_path), "--import", "users_project.absent"]) == 2
+    assert "--import: there is no module users_project.absent" in capsys.readouterr().err
+
+
+def test_a_study_names_its_modules(project, write_study, tmp_path, capsys):
+    project(parts=PARTS.format(name="HIS"))
+    study = write_study(overrides={"HIS.DEPTH": 4}, imports=["users_project.parts"])
+    [folder] = prepare(load_study(study), tmp_path / "output")
+    cfg = load_config(folder.config_file)
+    assert (cfg.HIS.DEPTH, cfg.SVP.IMPORTS) == (4, ("users_project.parts",))
+    study = write_study(imports=["users_project.absent"])
+    assert main(["run", str(study), "-o", str(tmp_path / "none")]) == 2
+    assert "imports: there is no module users_project.absent" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -8,11 +8,16 @@ import sys
 from collections.abc import Sequence
 
 from scratch_vs_pretrain import __version__
+from scratch_vs_pretrain._detectron2 import INSTALL_COMMAND
 from scratch_vs_pretrain.cli import evidence, setup, study, tools, weights  # noqa: F401
 from scratch_vs_pretrain.cli.options import add_commands
 from scratch_vs_pretrain.errors import UserError, say
+from scratch_vs_pretrain.plugins import import_modules
 
 BAD_INPUT = 2
+
+# What training needs beside reading.
+TRAINING = ("torch", "torchvision", "detectron2", "fvcore", "pycocotools", "faster_coco_eval")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,9 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, 1 (it ran, and something in it failed) or 2 (bad input)."""
     options = build_parser().parse_args(arguments)
     try:
+        import_modules(options.imports, "--import")
         return options.run(options)
     except UserError as error:
         say(f"error: {error}")
+        return BAD_INPUT
+    except ModuleNotFoundError as error:
+        # Where reading's requirements alone are installed.
+        name = (error.name or "").partition(".")[0]
+        if name not in TRAINING:
+            raise
+        say(f"error: {name} is not installed; run: {INSTALL_COMMAND}")
         return BAD_INPUT
     except BrokenPipeError:
         # The reader of our output is gone (`svp table | head`); nothing more can be printed.

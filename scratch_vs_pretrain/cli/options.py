@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,14 @@ def add_commands(commands: Any) -> None:
         )
         for add in options:
             add(parser)
+        parser.add_argument(
+            "--import",
+            dest="imports",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="a module of your own to import first, as a study's `imports`",
+        )
         parser.set_defaults(run=handler)
 
 
@@ -90,7 +99,8 @@ def read_study(options: argparse.Namespace, need_weights: bool = True) -> Study:
     study = load_study(options.study, weights, need_weights=need_weights)
     if need_weights:
         check_weights(study)
-    return study
+    imports = tuple(dict.fromkeys((*study.imports, *options.imports)))
+    return study if imports == study.imports else replace(study, imports=imports)
 
 
 def read_labels(texts: Sequence[str]) -> dict[str, str]:

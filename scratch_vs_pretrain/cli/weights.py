@@ -49,7 +49,9 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     given = {name: getattr(options, name) for name in PRETRAIN_OPTIONS}
     spec = PretrainSpec(**{name: value for name, value in given.items() if value is not None})
-    result = pretrain(load_config(options.config), options.images, options.output, spec)
+    result = pretrain(
+        load_config(options.config, options.imports), options.images, options.output, spec
+    )
     accuracy = "" if result.accuracy is None else f", {result.accuracy:.1f} % accurate"
     print(f"{result.file}: trained in {result.seconds:.0f} s{accuracy}")
     return 0
