@@ -171,3 +171,15 @@ class TestDifferences:
 def test_nearest_names_the_likeliest_key():
     assert nearest("schedule", ["seeds", "schedules"]) == "; did you mean schedules?"
     assert nearest("zzz", ["seeds", "schedules"]) == ""
+
+
+def test_bases_are_never_fetched(cfg, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("_BASE_: http://localhost:1/base.yaml\n")
+    with pytest.raises(UserError, match=r"_BASE_ is 'http.*must be a file here; download it"):
+        merge_file(cfg, file)
+
+
+def test_a_number_beyond_floats_is_refused(cfg):
+    with pytest.raises(UserError, match=r"study: SOLVER\.BASE_LR is a number too large"):
+        merge_overrides(cfg, {"SOLVER.BASE_LR": 10**400}, "study")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,21 @@ def _plan(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.plan import plan
 
     print(plan(read_study(options, need_weights=False), sharing=options.sharing).text())
+    return 0
+
+
+@command(
+    "schema",
+    "print the JSON schema of study files, for editors",
+    "svp schema > study.schema.json",
+    option("--format", choices=("json", "markdown"), default="json"),
+)
+def _schema(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.study.parse import schema_markdown, study_schema
+
+    schema = study_schema()
+    markdown = options.format == "markdown"
+    print(schema_markdown(schema) if markdown else json.dumps(schema, indent=1))
     return 0
 
 

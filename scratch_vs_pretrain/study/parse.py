@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.study import spec
 from scratch_vs_pretrain.study.fields import absolute, is_uri, read_model
 from scratch_vs_pretrain.study.spec import (
     OWNED_BY_DATA,
@@ -179,6 +184,49 @@ def _check_tune(study: Study) -> None:
             raise UserError(
                 f"{study.file}: tune.grid.{key}: is set by {taken[key]} already; remove one of them"
             )
+
+
+def study_schema() -> dict[str, Any]:
+    """Returns the JSON schema of study files; its descriptions are the classes' docstrings."""
+    schema = TypeAdapter(Study).json_schema()
+    definitions = schema["$defs"]
+    for name, part in [("Study", schema), *definitions.items()]:
+        text = inspect.getdoc(getattr(spec, name)) or ""
+        about, _, attributes = text.partition("\n\nAttributes:\n")
+        part["description"] = " ".join(about.split())
+        told = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.M)
+        for key, words in told:
+            key = {"root": "voc"}.get(key, "images" if (name, key) == ("Size", "name") else key)
+            if key in part["properties"]:
+                part["properties"][key]["description"] = " ".join(words.split())
+    # Both have a short form.
+    definitions["Schedule"]["required"] = ["iterations"]
+    for name, short in (("Schedule", ["string"]), ("Size", ["string", "integer"])):
+        definitions[name] = {"anyOf": [{"type": short}, definitions[name]]}
+    return schema
+
+
+def schema_markdown(schema: Mapping[str, Any]) -> str:
+    """Returns the page docs/study_file.md."""
+    parts = {"A study": schema, **schema["$defs"]}
+    lines = [
+        "# Study files",
+        "",
+        "A study file is plain YAML without tags, aliases or repeated keys; its paths start there.",
+        "`svp schema > study.schema.json` writes its schema for editors; a first line such as",
+        "`# yaml-language-server: $schema=study.schema.json` makes them complete and check keys.",
+        "This page is made of that schema, by `svp schema --format markdown`.",
+    ]
+    for name, part in parts.items():
+        part = part.get("anyOf", [part])[-1]
+        lines += ["", f"## {name}", "", part["description"], "", "| key | default | meaning |"]
+        lines.append("|---|---|---|")
+        for key, told in part["properties"].items():
+            usual = (
+                "required" if key in part.get("required", ()) else json.dumps(told.get("default"))
+            )
+            lines.append(f"| `{key}` | {usual} | {told.get('description', '')} |")
+    return "\n".join(lines) + "\n"
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -1,4 +1,5 @@
 import contextlib
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from scratch_vs_pretrain.study.parse import (
     parse_study,
     parse_weights,
     read_plain_yaml,
+    schema_markdown,
+    study_schema,
 )
 from scratch_vs_pretrain.study.schedule import Schedule, paper_schedule, short_schedule
 from scratch_vs_pretrain.study.spec import Evaluation
@@ -327,7 +330,7 @@ class TestRandomContent:
         }
         path = data.draw(
             st.sampled_from(
-                [[key] for key in (*content, "evaluation", "preset", "description")]
+                [[key] for key in (*content, *study_schema()["properties"])]
                 + [["allow_differences"], ["arms", "scratch"], ["arms", "scratch", "init"]]
                 + [["arms", "scratch", "overrides"], ["data", "train"], ["data", "train", "images"]]
             )
@@ -406,3 +409,59 @@ class TestReadPlainYaml:
         file.write_bytes(content)
         with contextlib.suppress(UserError):
             read_plain_yaml(file)
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+class TestSchema:
+    def test_the_committed_files_are_made_of_it(self):
+        schema = study_schema()
+        assert json.loads((CONFIGS / "study.schema.json").read_text()) == json.loads(
+            json.dumps(schema)
+        )
+        page = CONFIGS.parent / "docs" / "study_file.md"
+        assert page.read_text().rstrip() == schema_markdown(schema).rstrip()
+
+    def test_every_key_is_described(self):
+        schema = study_schema()
+        for part in (schema, *(one.get("anyOf", [one])[-1] for one in schema["$defs"].values())):
+            assert all(told.get("description") for told in part["properties"].values())
+            assert part["additionalProperties"] is False
+
+    @pytest.mark.parametrize("file", (CONFIGS / "studies").rglob("*.yaml"), ids=lambda f: f.stem)
+    def test_every_study_names_it(self, file):
+        first = file.read_text().splitlines()[0]
+        start, _, path = first.partition("$schema=")
+        assert start == "# yaml-language-server: "
+        assert (file.parent / path).resolve() == CONFIGS.resolve() / "study.schema.json"
+
+
+def test_a_whole_number_of_thousands_of_digits_is_refused(folder):
+    digits = "0x" + "f" * 6000
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(BASE).replace("- 2x", f"- {{iterations: {digits}}}"))
+    with pytest.raises(UserError, match=r"schedules\.0\.iterations: must be from 1 to"):
+        load_study(file)
+
+
+def test_a_lazy_config_is_named(load):
+    with pytest.raises(UserError, match=r"base: model\.py is a LazyConfig, which is Python"):
+        load(base="model.py")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"imports": ["parts.py/x"]}, r"imports\.0: 'parts\.py/x' is no module"),
+        ({"answer": {"margin": -1}}, r"answer\.margin: must be a number above 0"),
+        ({"answer": {"seeds": {"least": 5, "most": 3}}}, r"answer\.seeds\.most: is 3, less than"),
+        ({"noise": {"sd": 0.2}}, r"noise: noise\.because is missing"),
+        ({"conclusions": {"margin": 1}}, "conclusions was replaced in version 0.2; write answer"),
+        ({"arms": {"a": {**ONE_ARM, "load": "all"}}}, r"arms\.a\.load: unknown load 'all'; known"),
+        ({"arms": {"a": {"init": "run://x"}}}, r"arms\.a\.init: run://x names no run"),
+    ],
+)
+def test_new_keys_are_as_strict(load, changes, message):
+    with pytest.raises(UserError, match=message):
+        load(**changes)
