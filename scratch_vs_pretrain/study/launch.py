@@ -22,6 +22,7 @@ from scratch_vs_pretrain.analysis.stats.answer import answers_text
 from scratch_vs_pretrain.analysis.tables.live import live_table, status_text
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.study.slurm import Cluster, Submission
 from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study
@@ -182,18 +183,12 @@ def environment(present: Mapping[str, str], number: int, slot: Slot, slots: int)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its state, why unless it finished, and what was wrong with its data.
-
-    Attributes:
-        unreadable_images: those that others replaced.
-        repaired: how many entries were dropped or mended, by what was wrong.
-    """
+    """How a run ended: what it says of itself, its state, and why unless it finished."""
 
     folder: RunFolder
+    info: RunInfo
     state: str
     reason: str | None
-    unreadable_images: tuple[str, ...] = ()
-    repaired: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_study(
@@ -242,7 +237,11 @@ def run_study(
         if isinstance(queue, RunQueue):
             queue.show = show
         queue.work()
-    return [_outcome(folder, queue.blocked.get(folder)) for folder in folders]
+    runs = [(folder, folder.read()) for folder in folders]
+    return [
+        Outcome(folder, run, folder.state_of(run), queue.blocked.get(folder) or run.reason)
+        for folder, run in runs
+    ]
 
 
 def in_order(study: Study, folders: Sequence[RunFolder]) -> list[RunFolder]:
@@ -287,14 +286,13 @@ def report(
         elif any(arm.init == SCRATCH for arm in study.arms):
             print(answers_text(root))
     for outcome in outcomes:
-        if outcome.unreadable_images:
+        if replaced := outcome.info.unreadable_images:
             say(
-                f"{outcome.folder.path}: {len(outcome.unreadable_images)} training images were "
-                f"replaced because they could not be read, for example "
-                f"{outcome.unreadable_images[0]}"
+                f"{outcome.folder.path}: {len(replaced)} training images were replaced because "
+                f"they could not be read, for example {replaced[0]}"
             )
     # The runs of a study share their data, and so what was mended there.
-    for repaired in {tuple(outcome.repaired.items()): None for outcome in outcomes}:
+    for repaired in dict.fromkeys(tuple(outcome.info.repaired.items()) for outcome in outcomes):
         if repaired:
             listed = "; ".join(f"{count:,} times {what}" for what, count in repaired)
             say(f"training data, see svp check-data: {listed}")
@@ -302,12 +300,6 @@ def report(
         why = f": {outcome.reason}" if outcome.reason else ""
         say(f"{outcome.folder.path}: {outcome.state}{why}")
     return 1 if unfinished else 0
-
-
-def _outcome(folder: RunFolder, blocked: str | None) -> Outcome:
-    run = folder.read()
-    reason, state = blocked or run.reason, folder.state_of(run)
-    return Outcome(folder, state, reason, run.unreadable_images, run.repaired)
 
 
 @contextmanager

@@ -129,7 +129,7 @@ class Pretended:
 
 
 def test_a_clear_lead_needs_few_seeds_and_no_longest_schedule(study, tmp_path, capsys):
-    train = Pretended(tmp_path, lambda at: 5.0)
+    train = Pretended(tmp_path, lambda at: 5.0, sd=0.05)
     search = Adaptive(study(), tmp_path, train)
     search.run()
     assert train.asked[0] == (1, 3)

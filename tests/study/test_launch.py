@@ -289,5 +289,5 @@ def test_an_unreadable_image_is_named_and_counted(write_study, tiny_shapes, tmp_
     )
     (outcome,) = run_study(load_study(study), tmp_path / "out")
     assert outcome.state == "finished"
-    assert len(outcome.unreadable_images) == 1
-    assert str(broken) in outcome.unreadable_images[0]
+    assert len(outcome.info.unreadable_images) == 1
+    assert str(broken) in outcome.info.unreadable_images[0]
