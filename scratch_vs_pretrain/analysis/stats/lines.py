@@ -157,7 +157,8 @@ def catch_up_text(region: Region | None) -> str:
     if math.isinf(region.low):
         return f"had not caught up by {region.end:,.0f}"
     if math.isinf(region.high):
-        return f"caught up after {_round(region.low)}, perhaps not by {region.end:,.0f}"
+        earliest = f"caught up after {_round(region.low)} at the earliest"
+        return f"{earliest}, perhaps not by {region.end:,.0f}"
     return f"caught up between {_round(region.low)} and {_round(region.high)}"
 
 
