@@ -149,7 +149,8 @@ class TestOriginsInTheOutputFolder:
 
 def test_layers_of_another_number_of_classes_are_said_to_be_random(write_study, tmp_path, capfd):
     study = load_study(write_study())
-    cfg = arm_config(study, study.arms[0], study.arms[0].schedules[0])
+    cfg = arm_config(study, study.arms[0], study.arms[0].schedules[0]).clone()
+    cfg.defrost()
     cfg.MODEL.DEVICE, cfg.SEED = "cpu", 0
     cfg.MODEL.ROI_HEADS.NUM_CLASSES += 2
     torch.save({"model": build_run_model(cfg)[0].state_dict()}, tmp_path / "detector.pth")
