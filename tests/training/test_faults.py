@@ -42,12 +42,16 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+ALONE = []
+
+
 @pytest.fixture
 def alone(plan_run, train):
-    """A run that nothing happened to."""
-    folder = plan_run("alone")
-    assert train(folder) == worker.FINISHED
-    return folder
+    """A run that nothing happened to; trained once, and read by several tests."""
+    if not ALONE:
+        ALONE.append(plan_run("alone"))
+        assert train(ALONE[0]) == worker.FINISHED
+    return ALONE[0]
 
 
 def checkpoint_names(folder):
