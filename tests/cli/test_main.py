@@ -36,6 +36,7 @@ def test_every_command_has_help_with_examples(name, capsys):
 )
 def test_a_bad_study_file_is_one_sentence(tmp_path, capsys, content, message):
     file = tmp_path / "study.yaml"
+    (tmp_path / "b.yaml").write_text("VERSION: 2\n")
     if content is not None:
         file.write_text(content)
     for command in ("plan", "run"):

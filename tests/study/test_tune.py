@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.errors import UserError
@@ -12,11 +13,24 @@ from scratch_vs_pretrain.study import launch
 from scratch_vs_pretrain.study.audit import audit
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.schedule import short_schedule
-from scratch_vs_pretrain.study.spec import Arm, Study, Tune
+from scratch_vs_pretrain.study.spec import Arm, Data, DataFiles, Study, Tune
 from scratch_vs_pretrain.study.tune import grid_points, pick_winner, search_study, with_recipe
 
 SHORT, LONG = (short_schedule(n) for n in (300, 600))
 GRID = {"SOLVER.BASE_LR": (0.02, 0.04, 0.08), "SOLVER.GAMMA": (0.1, 0.02)}
+
+
+def own_data(folder):
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 4, "width": 4}],
+        "categories": [{"id": 1, "name": "disc"}],
+        "annotations": [box],
+    }
+    (folder / "a.json").write_text(json.dumps(content))
+    Image.new("RGB", (4, 4)).save(folder / "a.png")
+    files = DataFiles(folder / "a.json", folder)
+    return Data((files,), files)
 
 
 @pytest.fixture
@@ -24,7 +38,6 @@ def study(tmp_path):
     base = tmp_path / "base.yaml"
     base.write_text(
         "MODEL: {BACKBONE: {FREEZE_AT: 0}, RESNETS: {NORM: GN}}\n"
-        "DATASETS: {TRAIN: [coco_2017_train_1k], TEST: [coco_2017_val]}\n"
         "SOLVER: {WARMUP_ITERS: 100}\n"
         "VERSION: 2\n"
     )
@@ -39,6 +52,7 @@ def study(tmp_path):
         arms,
         seeds=(3, 4),
         allow_differences=("TEST.DETECTIONS_PER_IMAGE",),
+        data=own_data(tmp_path),
         tune=Tune("other", GRID),
     )
 
