@@ -178,7 +178,8 @@ def test_pixels_include_those_of_pretraining(folders):
     seen = {"images": 1, "instances": 1, "pixels": 6000}
     for arm, more in (("scratch", {}), ("pretrained", {"init": init})):
         curve = {300: 10.0, 600: 20.0} if arm == "scratch" else {300: 12.0, 600: 13.0}
-        folders.run(arm, curve=curve, samples=seen, losses=False, **more)
+        for seed in range(3):
+            folders.run(arm, seed, curve=curve, samples=seen, losses=False, **more)
     rows = {row["in"]: row for row in records(catch_up_table(load_runs(folders.root)))}
     # The other arm's first evaluation is at 8,000 pixels, after all of scratch's.
     assert rows["pixels"]["from"] == "it begins later"
