@@ -25,7 +25,7 @@ from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder, write_json
 from scratch_vs_pretrain.study.resolve import schedules_of
 from scratch_vs_pretrain.study.schedule import branches_of, share_trunk
-from scratch_vs_pretrain.study.spec import SCRATCH, Answer, Run, Size, Study
+from scratch_vs_pretrain.study.spec import SCRATCH, Answer, Run, Study
 from scratch_vs_pretrain.training.branch import ENDED
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def undecided_of(contrast: Contrast, judged: Judged, alpha: float) -> list[Open]
     return found
 
 
-def part_of(study: Study, stage: Stage, size: Size | None) -> Study:
+def part_of(study: Study, stage: Stage) -> Study:
     """Returns the study of what is trained before a look."""
     seeds = itertools.chain(study.seeds, (n for n in itertools.count() if n not in study.seeds))
     arms = []
@@ -133,7 +133,6 @@ def part_of(study: Study, stage: Stage, size: Size | None) -> Study:
         study,
         arms=tuple(arms),
         seeds=tuple(itertools.islice(seeds, stage.seeds)),
-        sizes=(size,) if size else (),
     )
 
 
@@ -166,10 +165,11 @@ class Adaptive:
                 f"{self.study.file}: --until answered needs an arm from scratch and another one"
             )
         asked = self.study.answer or Answer()
-        seeds = seeds_at_looks(asked.seeds.least, asked.seeds.most)
-        self.limits = Limits(seeds, max(len(arm.schedules) for arm in arms))
         # The largest first: it is what the question is about.
-        self.sizes: tuple[Size | None, ...] = self.study.sizes[::-1] or (None,)
+        self.sizes = self.study.by_size()[::-1]
+        seeds = seeds_at_looks(asked.seeds.least, asked.seeds.most)
+        lengths = [len(arm.schedules) for one in self.sizes for arm in one.arms]
+        self.limits = Limits(seeds, max(lengths))
         self.error = (1 - asked.level) / len(self.sizes)
 
     def run(self) -> Sequence[Outcome]:
@@ -179,7 +179,7 @@ class Adaptive:
             stage: Stage | None = Stage(1, self.limits.seeds[0])
             for look in itertools.count(1):
                 assert stage is not None
-                part = part_of(self.study, stage, size)
+                part = part_of(size, stage)
                 if (hours := self.spent() + self._hours_left(part)) > self.budget:
                     say(f"the next stage would bring the hours to {hours:.1f}, over the budget")
                     return outcomes
@@ -232,7 +232,7 @@ class Adaptive:
         done = sum(run.iteration - run.branch_at for run in self.seen.values())
         left = 0
         for arm, seed in itertools.product(part.arms, part.seeds):
-            runs = {one.name: Run(part.name, arm, one, seed) for one in arm.schedules}
+            runs = {one.name: Run(part.name, arm, one, seed, part.size) for one in arm.schedules}
             folders = {name: run.folder(self.output) for name, run in runs.items()}
             begun = [name for name, folder in folders.items() if folder.state() != "planned"]
             schedules = schedules_of(part, arm)
@@ -252,11 +252,11 @@ class Adaptive:
         trained = sum(run.iteration - run.branch_at for run in runs)
         trunks = (
             trunk
-            for arm in self.study.arms
-            for trunk in share_trunk(schedules_of(self.study, arm), self.study.switch)
+            for one in self.sizes
+            for arm in one.arms
+            for trunk in share_trunk(schedules_of(one, arm), one.switch)
         )
-        whole = sum(trunk.iterations for trunk in trunks)
-        whole *= self.limits.seeds[-1] * len(self.sizes)
+        whole = self.limits.seeds[-1] * sum(trunk.iterations for trunk in trunks)
         return (
             f"{lines}\n{trained:,} iterations, {self.spent():.1f} hours; all seeds, schedules and "
             f"sizes would take {whole:,}: {1 - trained / whole:.0%} saved"

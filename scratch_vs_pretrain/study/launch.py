@@ -247,18 +247,19 @@ def run_study(
 def in_order(study: Study, folders: Sequence[RunFolder]) -> list[RunFolder]:
     """Returns the folders of a study's runs in the order in which they are to begin.
 
-    Pair by pair: all arms of one schedule and seed before the next, so that the first comparison
-    is there as early as possible; trunks before their branches, and seed by seed.
+    Pair by pair: all arms of one size, schedule and seed before the next, so that the first
+    comparison is there as early as possible; trunks before their branches, and seed by seed.
     """
-    arms = [arm.name for arm in study.arms]
-    schedules = [run.schedule.name for run in study.runs()]
+    runs = study.runs()
+    sizes, schedules = [run.size for run in runs], [run.schedule.name for run in runs]
 
-    def place(pair: tuple[Run, RunFolder]) -> tuple[int, bool, int, int]:
+    def place(pair: tuple[Run, RunFolder]) -> tuple[int, int, bool, int]:
         run, folder = pair
         is_branch = trunk_of(folder) is not None
-        return run.seed, is_branch, schedules.index(run.schedule.name), arms.index(run.arm.name)
+        return run.seed, sizes.index(run.size), is_branch, schedules.index(run.schedule.name)
 
-    return [folder for _, folder in sorted(zip(study.runs(), folders, strict=True), key=place)]
+    # Sorting leaves arms in their order.
+    return [folder for _, folder in sorted(zip(runs, folders, strict=True), key=place)]
 
 
 def report(

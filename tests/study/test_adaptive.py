@@ -116,8 +116,15 @@ class Pretended:
             init = Init(name="checkpoint" if run.arm.weights else "scratch")
             about = {"study": part.name, "arm": run.arm.name, "schedule": run.schedule.name}
             done = {"iterations": length, "iteration": length, "steps": (length * 2 // 3,)}
+            size = int(run.size) if run.size else None
             info = RunInfo(
-                **about, **done, seed=run.seed, state="finished", init=init, seconds=36.0 * length
+                **about,
+                **done,
+                size=size,
+                seed=run.seed,
+                state="finished",
+                init=init,
+                seconds=36.0 * length,
             )
             folder.write(info)
             noise = random.Random(str(run.folder(Path()))).gauss(0, self.sd)
@@ -171,6 +178,18 @@ def test_a_study_goes_on_where_it_was_left(study, tmp_path):
     assert parted.asked == whole.asked
 
 
+def test_sizes_follow_the_largest_first(study, tmp_path):
+    train = Pretended(tmp_path, lambda at: 5.0, sd=0.02)
+    search = Adaptive(study(sizes=[4, 8]), tmp_path, train)
+    search.run()
+    looks = json.loads((tmp_path / "tiny/answer.json").read_text())["looks"]
+    sizes = [look["size"] for look in looks]
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes) == {8, 4}
+    assert (tmp_path / "tiny/images-8/scratch/10it/seed0").is_dir()
+    assert "4 images" in search.text()
+
+
 def test_the_budget_is_kept(study, tmp_path, capsys):
     # A run takes 0.01 hours an iteration: three pairs of the shortest schedule are 0.6 hours.
     train = Pretended(tmp_path, lambda at: 0.2, sd=1.0)
@@ -183,7 +202,7 @@ def test_the_budget_is_kept(study, tmp_path, capsys):
 
 
 def test_a_part_has_the_shortest_schedules_and_the_first_seeds(study):
-    part = part_of(study(seeds=[7]), Stage(2, 3), None)
+    part = part_of(study(seeds=[7]), Stage(2, 3))
     assert part.seeds == (7, 0, 1)
     assert [one.name for one in part.arms[0].schedules] == ["10it", "20it"]
     assert dataclasses.replace(part, arms=(), seeds=()) == dataclasses.replace(
