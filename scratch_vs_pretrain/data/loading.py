@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.data.coco import CocoFile, Entry, Note, by_id, without_gc
+from scratch_vs_pretrain.data.coco import CocoFile, Entry, Note, by_id, read_coco, without_gc
 from scratch_vs_pretrain.data.datasets import coco_of, describe, location
 from scratch_vs_pretrain.data.findings import KINDS, MENDED, SEVERE, Heads
-from scratch_vs_pretrain.data.judge import judge
+from scratch_vs_pretrain.data.judge import findings, judge
 from scratch_vs_pretrain.data.pictures import DEEP, facts_of_images, locate
 from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
@@ -69,7 +69,8 @@ def load_training_records(cfg: CfgNode) -> TrainingRecords:
     for name, file in zip(names, files, strict=True):
         with without_gc():
             found, remarks = _judged(name, file, heads_of(cfg), cfg.SVP.MAX_DROPPED)
-        _refuse_severe(name, remarks)
+        if problem := refusal(name, remarks):
+            raise UserError(problem)
         records += found
         notes += remarks
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
@@ -137,15 +138,30 @@ def _judged(
     return records, [*notes, *(Note("file of another name", where) for where in renamed)]
 
 
-def _refuse_severe(name: str, notes: Sequence[Note]) -> None:
+def refusal(name: str, notes: Sequence[Note]) -> str:
+    """Returns why a data set is not trained on, empty if it can be."""
     severe = [note for note in notes if KINDS[note.kind].means in SEVERE]
-    if severe:
-        first = severe[0]
-        more = f" (and {len(severe) - 1} more)" if severe[1:] else ""
-        raise UserError(
-            f"{name}: cannot train on it: {first.kind}: {first.where}{more}; `svp check-data` "
-            "lists all, and SVP.MAX_DROPPED: 1.0 trains all the same"
-        )
+    if not severe:
+        return ""
+    more = f" (and {len(severe) - 1} more)" if severe[1:] else ""
+    return (
+        f"{name}: cannot train on it: {severe[0].kind}: {severe[0].where}{more}; `svp check-data` "
+        "lists all, and SVP.MAX_DROPPED: 1.0 trains all the same"
+    )
+
+
+def refusal_of_annotations(name: str, file: Path, cfg: CfgNode) -> str:
+    """Returns what :func:`refusal` says of a COCO file before its images are looked at."""
+    state = file.stat()
+    key = file, state.st_size, state.st_mtime_ns
+    return refusal(name, _found(*key, heads_of(cfg), cfg.SVP.MAX_DROPPED))
+
+
+@functools.lru_cache(maxsize=16)
+def _found(
+    file: Path, size: int, modified: int, heads: Heads, most_dropped: float
+) -> Sequence[Note]:
+    return findings(read_coco(file), {}, heads, most_dropped)
 
 
 def _has_instance(record: Entry) -> bool:

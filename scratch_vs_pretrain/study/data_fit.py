@@ -13,6 +13,7 @@ from scratch_vs_pretrain.data.coco import (
     AnnotationFile,
     read_annotations,
 )
+from scratch_vs_pretrain.data.loading import refusal_of_annotations
 from scratch_vs_pretrain.data.subsets import ALIASES
 
 if TYPE_CHECKING:
@@ -49,15 +50,21 @@ def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
             "keypoints_coco_2017_train",
         ),
     )
+    lacking = False
     for task, key, on, what, example in heads:
         lack = _lack(found, full, voc, task, part) if on else ""
         if lack:
+            lacking = True
             yield (
                 f"{name}: {lack}, but {key} is True; choose data with {what}, such as {example}, "
                 "or set it to False"
             )
     if found:
         yield from _disagreements(cfg, name, found, part)
+    # What holds for a whole set need not for a subset of it.
+    whole = found and found.usable and part == "TRAIN" and name == full and not lacking
+    if file and whole and (refused := refusal_of_annotations(name, file, cfg)):
+        yield refused
 
 
 def _lack(found: AnnotationFile | None, full: str, voc: bool, task: str, part: str) -> str:

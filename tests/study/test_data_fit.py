@@ -116,3 +116,21 @@ def test_own_files(tmp_path, changes, settings, messages):
     assert len(found) == len(messages), found
     for problem, message in zip(found, messages, strict=True):
         assert re.search(message, problem)
+
+
+def test_a_spoilt_set_is_refused_before_anything_is_written(tmp_path):
+    """By the judgement of `svp check-data` and of training."""
+    content = {
+        "images": [{"id": 0, "file_name": "0.png", "width": 5, "height": 5}],
+        "annotations": [{**ENTRY, "bbox": [0.1, 0.2, 0.3, 0.4]}],
+        "categories": [{"id": 1, "name": "disc"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    cfg = default_config()
+    cfg.SVP.DATASETS = (("one", str(tmp_path / "a.json"), str(tmp_path)),)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("one",)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    (problem,) = data_problems(cfg)
+    assert "one: cannot train on it: boxes as parts of the image: 1 of 1 boxes lie in" in problem
+    cfg.SVP.MAX_DROPPED = 1.0
+    assert data_problems(cfg) == []

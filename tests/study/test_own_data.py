@@ -87,14 +87,14 @@ def notices(path):
     ],
 )
 def test_masks(study, masks, base, on, notice):
-    path = study(coco(masks), base=base)
+    path = study(coco(masks), base=base, **{"SVP.MAX_DROPPED": 1.0})
     assert config(path).MODEL.MASK_ON is on
     assert (notice in notices(path)) if notice else not notices(path)
     assert config(path).MODEL.ROI_HEADS.NUM_CLASSES == 1
 
 
 def test_masks_that_only_training_lacks_here_and_there(study):
-    path = study(coco([POLYGON, []]), coco([POLYGON, POLYGON]))
+    path = study(coco([POLYGON, []]), coco([POLYGON, POLYGON]), **{"SVP.MAX_DROPPED": 1.0})
     assert config(path).MODEL.MASK_ON is True
     assert not notices(path)
 
