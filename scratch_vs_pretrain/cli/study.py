@@ -19,7 +19,7 @@ from scratch_vs_pretrain.cli.options import (
     positive,
     read_study,
 )
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, say
 
 if TYPE_CHECKING:
     from scratch_vs_pretrain.study.launch import Outcome
@@ -101,9 +101,13 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     SHARING,
 )
 def _plan(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.study.audit import missing_inputs
     from scratch_vs_pretrain.study.plan import plan
 
-    print(plan(read_study(options, need_weights=False), sharing=options.sharing).text())
+    study = read_study(options, need_weights=False)
+    print(plan(study, sharing=options.sharing).text())
+    for missing in missing_inputs(study):
+        print(f"note: before it runs: {missing}")
     return 0
 
 
@@ -142,9 +146,13 @@ def _schema(options: argparse.Namespace) -> int:
 def _budget(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.samples import budget_table
     from scratch_vs_pretrain.analysis.tables.table import render
+    from scratch_vs_pretrain.study.audit import missing_inputs
     from scratch_vs_pretrain.study.budget import study_budgets
 
-    found = study_budgets(read_study(options, need_weights=False))
+    study = read_study(options, need_weights=False)
+    found = study_budgets(study)
+    for missing in missing_inputs(study):
+        say(f"note: before it runs: {missing}")
     print(render(budget_table(found), options.format), end="")
     if options.output:
         from scratch_vs_pretrain.analysis.figures.bars import budget_figure

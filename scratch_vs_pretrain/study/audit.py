@@ -6,10 +6,12 @@ built models.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from scratch_vs_pretrain._detectron2 import registered_names
 from scratch_vs_pretrain.config import ONE_STAGE, default_config, differences, flatten, nearest
 from scratch_vs_pretrain.config_checks import (
     ADMISSIBLE,
@@ -18,12 +20,15 @@ from scratch_vs_pretrain.config_checks import (
     missing_warmup,
     norm_problems,
 )
+from scratch_vs_pretrain.data.datasets import find_subset
+from scratch_vs_pretrain.data.subsets import ALIASES
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.data_fit import data_problems
+from scratch_vs_pretrain.study.fields import is_uri
 from scratch_vs_pretrain.study.own_data import data_notices
 from scratch_vs_pretrain.study.resolve import ORIGINS, PRESETS, arm_config
 from scratch_vs_pretrain.study.schedule import Schedule
-from scratch_vs_pretrain.study.spec import Arm, Study
+from scratch_vs_pretrain.study.spec import REQUIRED, Arm, Study
 from scratch_vs_pretrain.study.switch import check_switch
 
 if TYPE_CHECKING:
@@ -246,6 +251,25 @@ def _refuse_confounders(study: Study, found: Mapping[str, Mapping[str, Any]]) ->
             f"{listed}; make them equal, or admit it with "
             f"allow_differences: [{', '.join(refused)}]"
         )
+
+
+def missing_inputs(study: Study) -> list[str]:
+    """Returns what `svp run` would refuse because it is not there: checkpoints and data sets."""
+    missing: dict[str, None] = {}
+    for arm in study.arms:
+        if arm.init == REQUIRED:
+            missing[f"arm {arm.name} needs a checkpoint: --weights {arm.name}=PATH"] = None
+        elif arm.weights and not is_uri(arm.weights) and not os.path.isfile(arm.weights):
+            missing[f"arm {arm.name}: {arm.weights}: no such checkpoint"] = None
+        cfg = arm_config(study, arm, arm.schedules[-1])
+        own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            subset = find_subset(name, own)
+            base = subset.base if subset else ALIASES.get(name, name)
+            if base not in own and base not in registered_names():
+                near = nearest(base, [*own, *registered_names()])
+                missing[f"no data set is called {base}{near}"] = None
+    return list(missing)
 
 
 def _notices(

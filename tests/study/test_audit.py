@@ -6,7 +6,7 @@ import pytest
 
 from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.audit import audit, recipe_problems
+from scratch_vs_pretrain.study.audit import audit, missing_inputs, recipe_problems
 from scratch_vs_pretrain.study.resolve import PRESETS
 from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
 from scratch_vs_pretrain.study.spec import Arm, Study
@@ -287,3 +287,12 @@ class TestRecipePerArm:
     def test_an_unknown_check_is_named_with_its_neighbour(self, base):
         with pytest.raises(UserError, match="no check 'no-warmup'; did you mean no-warm-up"):
             audit(pair(base, overrides={"SVP.ADMIT": ["no-warmup"]}))
+
+
+def test_what_is_not_there_is_told_before_anything_runs(base):
+    study = pair(base, overrides={"DATASETS.TRAIN": ["coco_2017_trian"]})
+    assert missing_inputs(study) == [
+        "no data set is called coco_2017_trian; did you mean coco_2017_train?",
+        "arm tuned: /weights.pth: no such checkpoint",
+    ]
+    assert missing_inputs(pair(base))[0].startswith("arm tuned")
