@@ -29,7 +29,6 @@ from scratch_vs_pretrain.study.own_data import data_notices
 from scratch_vs_pretrain.study.resolve import ORIGINS, PRESETS, arm_config
 from scratch_vs_pretrain.study.schedule import Schedule
 from scratch_vs_pretrain.study.spec import REQUIRED, Arm, Study
-from scratch_vs_pretrain.study.switch import check_switch
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -39,6 +38,15 @@ INITIAL_WEIGHTS = "MODEL.WEIGHTS"
 LOADED_PART = "SVP.LOAD"
 SCHEDULE_KEYS = ("SOLVER.MAX_ITER", "SOLVER.STEPS")
 BACKBONE_NORM = "MODEL.RESNETS.NORM"
+
+CASCADE_HEADS = "CascadeROIHeads"
+# What the switch may change. All else decides what the iterations before it were worth.
+CASCADE_KEYS = (
+    "MODEL.ROI_HEADS.NAME",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+    "MODEL.ROI_BOX_CASCADE_HEAD.",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+)
 
 
 @dataclass(frozen=True)
@@ -294,3 +302,49 @@ def _notices(
                 f"arm {name}, schedule {schedule}: the rate drops after {first:,} iterations, "
                 f"before its warm-up of SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS:,} ends"
             )
+
+
+def switched_study(study: Study) -> Study:
+    """Returns the study whose runs are the ends of this study's: same arms, the switch's config.
+
+    Raises:
+        UserError: the study has no switch.
+    """
+    if study.switch is None:
+        raise UserError(f"{study.file}: has no switch")
+    return replace(study, base=study.switch.config, switch=None)
+
+
+def check_switch(study: Study) -> None:
+    """Checks a study's switch, if it has one, under every arm's schedules.
+
+    Raises:
+        UserError: a schedule has no iterations before the switch, or the switch's config is no
+            cascade, or differs from the base in more than the cascade.
+    """
+    if study.switch is None:
+        return
+    switched = switched_study(study)
+    for arm in study.arms:
+        for spec in arm.schedules:
+            before, after = (arm_config(one, arm, spec) for one in (study, switched))
+            schedule = spec.resolve(before.SOLVER.IMS_PER_BATCH, before.SVP.REFERENCE_BATCH)
+            if study.switch.start(schedule) < 1:
+                raise UserError(
+                    f"{study.file}: switch.last: {study.switch.last:,} iterations leave none "
+                    f"before the switch in schedule {spec.name} of arm {arm.name}, which has "
+                    f"{schedule.iterations:,}; choose fewer, or a longer schedule"
+                )
+            found = differences({"before": before, "after": after})
+            others = [key for key in found if not key.startswith(CASCADE_KEYS)]
+            if others:
+                raise UserError(
+                    f"{study.file}: switch.config: {study.switch.config} differs from the base in "
+                    f"more than the cascade: {', '.join(others)}; "
+                    "give it the study's base as _BASE_"
+                )
+            if after.MODEL.ROI_HEADS.NAME != CASCADE_HEADS:
+                raise UserError(
+                    f"{study.file}: switch.config: {study.switch.config} is no Cascade R-CNN; "
+                    f"set MODEL.ROI_HEADS.NAME to {CASCADE_HEADS} in it"
+                )

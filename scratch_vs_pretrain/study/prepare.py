@@ -17,7 +17,7 @@ from scratch_vs_pretrain.modeling.checkpoint_file import (
 )
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import Branch, Init, Noise, RunInfo, Switch
-from scratch_vs_pretrain.study.audit import audit
+from scratch_vs_pretrain.study.audit import audit, switched_study
 from scratch_vs_pretrain.study.initial_weights import check_models, with_origins
 from scratch_vs_pretrain.study.plan import training_images
 from scratch_vs_pretrain.study.resolve import (
@@ -28,7 +28,6 @@ from scratch_vs_pretrain.study.resolve import (
 )
 from scratch_vs_pretrain.study.schedule import Trunk, branches_of
 from scratch_vs_pretrain.study.spec import Run, Study
-from scratch_vs_pretrain.study.switch import switched_study
 from scratch_vs_pretrain.training.branch import ENDED
 
 if TYPE_CHECKING:

@@ -12,12 +12,11 @@ from detectron2.modeling import build_model
 from scratch_vs_pretrain.config import flatten
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checks import norm_layers
-from scratch_vs_pretrain.study.audit import audit
+from scratch_vs_pretrain.study.audit import audit, switched_study
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.resolve import arm_config, run_config
 from scratch_vs_pretrain.study.spec import Data, DataFiles
-from scratch_vs_pretrain.study.switch import switched_study
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
 FILES = sorted(STUDIES.rglob("*.yaml"))

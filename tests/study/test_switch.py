@@ -4,11 +4,10 @@ from pathlib import Path
 import pytest
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.audit import audit
+from scratch_vs_pretrain.study.audit import audit, check_switch, switched_study
 from scratch_vs_pretrain.study.resolve import run_config
 from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
 from scratch_vs_pretrain.study.spec import Arm, Study, Switch
-from scratch_vs_pretrain.study.switch import check_switch, switched_study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CASCADE = CONFIGS / "cascade_mask_rcnn_R_50_FPN_gn.yaml"
