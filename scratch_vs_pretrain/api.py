@@ -199,7 +199,7 @@ def register_all(cfg: CfgNode) -> None:
     Raises:
         UserError: a data set's files cannot be used, or its name is taken.
     """
+    from scratch_vs_pretrain import modeling as _registers_networks  # noqa: F401
     from scratch_vs_pretrain.data import datasets
-    from scratch_vs_pretrain.modeling import backbone  # noqa: F401
 
     datasets.register(cfg)

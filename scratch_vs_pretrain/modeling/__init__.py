@@ -1,1 +1,3 @@
-"""What is registered with Detectron2, and what is checked about a built model."""
+"""Networks, their initialization and their checkpoints; importing it registers the networks."""
+
+from scratch_vs_pretrain.modeling import backbone, dense, timm_backbone, vgg  # noqa: F401

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling import dense as _registers_detectors  # noqa: F401
 from scratch_vs_pretrain.modeling.checkpoint_file import (
     local_file,
     read_checkpoint,

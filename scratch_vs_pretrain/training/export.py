@@ -13,9 +13,9 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 
+from scratch_vs_pretrain import modeling as _registers_networks  # noqa: F401
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling import weights as _registers_networks  # noqa: F401
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 
