@@ -109,13 +109,13 @@ class CocoFile:
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """What has to be known of an annotation file where its annotations are not loaded.
+    """What has to be known of a file where its annotations are not loaded.
 
     Attributes:
         file_names: of all images, relative to the image folder.
         annotations: their number.
-        categories: names in the order of the category ids.
-        keypoints: names of the keypoints, empty where the categories have none in common.
+        categories: names in the order of the ids.
+        keypoints: their names, empty where the categories have none in common.
         skeleton: pairs of positions in `keypoints`, counted from 1; only drawn, never learnt.
         usable: whether any image has an annotation that is no crowd.
         masks, labelled: whether any annotation that is no crowd has a mask, or keypoints.
@@ -160,11 +160,7 @@ def open_coco(path: Path) -> CocoFile:
 
 
 def read_coco(path: Path, optional: Sequence[str] = ()) -> CocoFile:
-    """Reads an annotation file of which every entry is to be used.
-
-    Args:
-        path: of the file.
-        optional: lists that may be missing, such as "annotations".
+    """Reads an annotation file of which every entry is to be used; `optional` lists may be missing.
 
     Raises:
         UserError: it is missing, no JSON, or not in COCO format; the message names the entry.
@@ -254,11 +250,6 @@ def _state(path: Path) -> tuple[Path, int, int]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Returns what an annotation file holds.
-
-    Raises:
-        UserError: it cannot be read.
-    """
     try:
         return path.read_bytes()
     except OSError as error:
@@ -266,11 +257,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse(path: Path, data: bytes) -> Any:
-    """Returns an annotation file's JSON.
-
-    Raises:
-        UserError: it is none.
-    """
+    """Returns an annotation file's JSON, or raises a UserError."""
     try:
         return msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -287,7 +274,6 @@ def id_order(identity: Identity) -> tuple[bool, Identity]:
 
 
 def by_id(images: Iterable[Entry]) -> list[Entry]:
-    """Returns images in the order of their ids, numbers before texts."""
     return sorted(images, key=lambda image: id_order(image["id"]))
 
 
@@ -354,10 +340,8 @@ def _repeated(key: str, entries: Sequence[Entry]) -> Iterator[str]:
     known: set[Identity] = set()
     for number, entry in enumerate(entries):
         if entry["id"] in known:
-            yield (
-                f"{key}[{number}] has the id {entry['id']!r} of one before it; give each an id of "
-                "its own"
-            )
+            text = f"has the id {entry['id']!r} of one before it; give each an id of its own"
+            yield f"{key}[{number}] {text}"
         known.add(entry["id"])
 
 

@@ -57,14 +57,8 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 # The texture that most objects of a class wear: pattern and wave length in pixels.
 COATS = (
-    ("plain", 8.0),
-    ("stripes", 5.0),
-    ("checks", 7.0),
-    ("dots", 8.0),
-    ("stripes", 11.0),
-    ("gradient", 8.0),
-    ("checks", 14.0),
-    ("dots", 15.0),
+    *(("plain", 8.0), ("stripes", 5.0), ("checks", 7.0), ("dots", 8.0)),
+    *(("stripes", 11.0), ("gradient", 8.0), ("checks", 14.0), ("dots", 15.0)),
 )
 
 
@@ -123,10 +117,8 @@ class ShapesSpec:
 
 @dataclass(frozen=True)
 class ClassificationSpec(ShapesSpec):
-    """The same for the classification set; `test` counts the images under ``val/``.
-
-    An image's class is that of its foremost object, by default the only one.
-    """
+    """The same for the classification set; `test` counts the images under ``val/``, and an image's
+    class is that of its foremost object, by default the only one."""
 
     train: int = 8000
     test: int = 800
@@ -184,11 +176,8 @@ def silhouette(
 ) -> tuple[np.ndarray, int]:
     """Returns an object's mask in the image, and its area with what lies outside the image.
 
-    Args:
-        name: one of :data:`CLASSES`.
-        centre, diameter: of the circumscribed circle, in pixels.
-        stretch: factor on one axis, before the rotation by `angle` radians.
-        image_size: pixels a side.
+    `centre` and `diameter` are of the circumscribed circle, in pixels; `stretch` is a factor on one
+    axis, before the rotation by `angle` radians.
     """
     margin = math.ceil(diameter / 2) + 1
     canvas = Image.new("L", (image_size + 2 * margin,) * 2)
@@ -222,11 +211,9 @@ def _visible(tips: np.ndarray, mask: np.ndarray) -> list[float]:
     near = np.pad(mask, 2)
     for x, y in tips.round(2).tolist():
         column, row = round(x), round(y)
-        if not (0 <= column < mask.shape[1] and 0 <= row < mask.shape[0]):
-            keypoints += [0, 0, 0]
-            continue
-        seen = near[row + 1 : row + 4, column + 1 : column + 4].any()
-        keypoints += [x, y, 2 if seen else 1]
+        inside = 0 <= column < mask.shape[1] and 0 <= row < mask.shape[0]
+        seen = inside and near[row + 1 : row + 4, column + 1 : column + 4].any()
+        keypoints += [x, y, 2 if seen else 1] if inside else [0, 0, 0]
     return keypoints
 
 
@@ -308,10 +295,7 @@ def make_shapes(folder: Path, spec: ShapesSpec | None = None, progress: bool = T
 def make_classification(
     folder: Path, spec: ClassificationSpec | None = None, progress: bool = True
 ) -> None:
-    """Writes ``{train,val}/<class>/*.jpg`` under `folder`, equally many images of each class.
-
-    The rest is as in :func:`make_shapes`.
-    """
+    """Writes ``{train,val}/<class>/*.jpg``, equally many of each class; see :func:`make_shapes`."""
     _make(folder, spec or ClassificationSpec(), "classification", _write_classes, progress)
 
 
@@ -345,8 +329,8 @@ def _write_detection(folder: Path, spec: ShapesSpec, bar: Bar) -> None:
                 )
                 if spec.keypoints:
                     keypoints = _visible(points, mask)
-                    count = sum(visible > 0 for visible in keypoints[2::3])
-                    annotations[-1] |= {"keypoints": keypoints, "num_keypoints": count}
+                    labelled = sum(visible > 0 for visible in keypoints[2::3])
+                    annotations[-1] |= {"keypoints": keypoints, "num_keypoints": labelled}
             bar.update()
         content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
