@@ -1,5 +1,6 @@
 """What a wheel holds, and what works where only the base requirements are installed."""
 
+import ast
 import configparser
 import email
 import importlib.metadata
@@ -74,6 +75,27 @@ class TestWheel:
         }
         assert {"torch", "torchvision"} <= extra["train-upstream"]
         assert "pb1-detectron2" in extra["train"] - extra["train-upstream"]
+
+    def test_everything_imported_is_required(self, metadata):
+        """An import that some other package brings along ends in a traceback without it."""
+        required = {
+            canonicalize_name(Requirement(line).name) for line in metadata.get_all("Requires-Dist")
+        }
+        trees = (ast.parse(file.read_text()) for file in PACKAGE.rglob("*.py"))
+        nodes = [node for tree in trees for node in ast.walk(tree)]
+        names = {
+            alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+        }
+        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+        modules = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+        distributions = importlib.metadata.packages_distributions()
+        missing = {
+            module
+            # Jinja2's and pydantic's own halves come with them.
+            for module in modules - {"scratch_vs_pretrain", "markupsafe", "pydantic_core"}
+            if not required & set(map(canonicalize_name, distributions.get(module, ())))
+        }
+        assert missing == set()
 
     def test_licence(self, wheel, metadata):
         assert metadata["License-Expression"] == "Apache-2.0"
