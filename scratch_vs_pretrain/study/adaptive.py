@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answer, plain
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Judged
-from scratch_vs_pretrain.analysis.stats.needs import leads_of, seeds_to_decide
+from scratch_vs_pretrain.analysis.stats.needs import seeds_to_decide
 from scratch_vs_pretrain.analysis.stats.verdicts import UNDECIDED, alpha_of
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder, write_json
@@ -113,7 +113,7 @@ def undecided_of(contrast: Contrast, judged: Judged, alpha: float) -> list[Open]
             # Without a shorter schedule the gain is not known, and no number.
             found.append(Open(verdict.claim, 0.0, not judged.gain < contrast.margin))
         elif verdict.reason == "noise":
-            leads = leads_of(contrast, verdict)
+            leads = judged.leads[verdict.claim]
             seeds = seeds_to_decide(leads, contrast.margin, alpha, contrast.sd)
             found.append(Open(verdict.claim, seeds or math.inf))
         else:

@@ -140,7 +140,7 @@ def _refuse_other_test_sets(results: Results) -> None:
 
 def means(finals: BySeed, metrics: Iterable[str]) -> list[Estimate]:
     """Returns each metric's mean over seeds; a missing value enters no mean."""
-    return [_estimate([f.scores.get(m, math.nan) for f in finals.values()]) for m in metrics]
+    return [_estimate(f.scores.get(m, math.nan) for f in finals.values()) for m in metrics]
 
 
 def pairs(
@@ -151,22 +151,22 @@ def pairs(
     return [(one[seed], two[seed]) for seed in one if seed in two]
 
 
-def gaps(pairs: list[tuple[Evaluation, Evaluation]], metrics: Iterable[str]) -> list[Estimate]:
+def differences(pairs: Iterable[tuple[Evaluation, Evaluation]], metric: str) -> list[float]:
+    """Returns a metric's differences, first minus second, of the pairs that have both."""
+    found = (a.scores.get(metric, math.nan) - b.scores.get(metric, math.nan) for a, b in pairs)
+    return [value for value in found if math.isfinite(value)]
+
+
+def gaps(pairs: Sequence[tuple[Evaluation, Evaluation]], metrics: Iterable[str]) -> list[Estimate]:
     """Returns each metric's mean difference, first minus second."""
-    return [
-        _estimate(
-            [a.scores.get(m, math.nan) - b.scores.get(m, math.nan) for a, b in pairs], signed=True
-        )
-        for m in metrics
-    ]
+    return [_estimate(differences(pairs, metric), signed=True) for metric in metrics]
 
 
-def _estimate(values: list[float], signed: bool = False) -> Estimate:
-    values = [value for value in values if math.isfinite(value)]
-    if not values:
+def _estimate(values: Iterable[float], signed: bool = False) -> Estimate:
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
         return Estimate(math.nan, None, signed)
-    reach = half_width(values) if len(values) >= LEAST_SEEDS else None
-    return Estimate(math.fsum(values) / len(values), reach, signed)
+    return Estimate(math.fsum(known) / len(known), half_width(known), signed)
 
 
 def notes(results: Results) -> tuple[str, ...]:

@@ -118,6 +118,7 @@ class Judged:
         gain: AP that scratch gains from there, mean over seeds; NaN where unknown.
         catch_up: where the lead falls to the margin, along the longest schedule that both have;
             None without one.
+        leads: (n,) over seeds, that each claim rests on.
     """
 
     early: Verdict
@@ -129,6 +130,7 @@ class Judged:
     shorter: str
     gain: float
     catch_up: Region | None
+    leads: dict[str, np.ndarray]
 
     @property
     def verdicts(self) -> tuple[Verdict, Verdict, Verdict]:
@@ -157,9 +159,9 @@ def judge_contrast(
     common = contrast.common()
     at = paired(*(c.finals() for c in common[0])) if common else np.empty(0)
     end = paired(*contrast.ends())
+    leads = {"early": early, "at": at, "end": end}
     door = end_gate(contrast)
-    claims = [_claim("early", early, contrast), _claim("at", at, contrast)]
-    last = _claim("end", end, contrast)
+    *claims, last = (_claim(name, values, contrast) for name, values in leads.items())
     if door is not None:
         claims.append(replace(last, gate=door, assuming=last.assuming or door is OPEN))
     # What cannot be judged by design, whatever the numbers are, takes no part of the error.
@@ -179,13 +181,10 @@ def judge_contrast(
         common[0][0].schedule if common else "",
         contrast.scratch[-1].schedule if contrast.scratch else "",
         shorter.schedule if shorter else "",
-        _mean(_gains(contrast.scratch, shorter)),
+        float(spread(_gains(contrast.scratch, shorter)).mean),
         _catch_up(contrast),
+        leads,
     )
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else math.nan
 
 
 def _untested(claim: Claim, contrast: Contrast, alpha: float, finished: bool) -> Verdict:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.runs.evaluations import evaluations
+from scratch_vs_pretrain.analysis.runs.evaluations import evaluation_after, evaluations
 from scratch_vs_pretrain.analysis.runs.metrics import read_metrics
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import final_results
@@ -118,8 +118,7 @@ class Setting:
     def metric(self) -> str:
         """The metric that decides."""
         known = [
-            {name for run in self.of(arm) for name in _final_scores(run)}
-            for arm in (self.scratch, self.other)
+            set().union(*map(_final_scores, self.of(arm))) for arm in (self.scratch, self.other)
         ]
         both = known[0] & known[1] or known[0] | known[1]
         return next((metric for metric in METRICS if metric in both), "bbox/AP")
@@ -264,8 +263,6 @@ def _final_loss(run: RunRecord) -> float:
     return math.nan
 
 
-def _final_scores(run: RunRecord) -> dict[str, float]:
-    if run.state != "finished":
-        return {}
-    last = [e for e in evaluations(run.folder) if e.iteration == run.iterations]
-    return {m: v for e in last for m, v in e.scores.items() if math.isfinite(v)}
+def _final_scores(run: RunRecord) -> set[str]:
+    last = evaluation_after(run.folder, run.iterations) if run.state == "finished" else None
+    return {name for name, value in last.scores.items() if math.isfinite(value)} if last else set()

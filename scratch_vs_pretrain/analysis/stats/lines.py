@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scratch_vs_pretrain.analysis.stats.contrast import paired
+from scratch_vs_pretrain.analysis.stats.cost import on_processors
 from scratch_vs_pretrain.analysis.stats.crossing import Region, Worth, worth_in_images
 from scratch_vs_pretrain.analysis.stats.evidence import Setting, metric_name
 from scratch_vs_pretrain.analysis.stats.needs import hours_text, mean_hours
@@ -183,7 +184,7 @@ def _cost_text(setting: Setting) -> str:
     if not all(contrast.ends()):
         return ""
     target = min(_mean(finals) for finals in contrast.ends())
-    cpu, shown = all(run.device == "cpu" for run in setting.runs), []
+    cpu, shown = on_processors(setting.runs), []
     for name, arm in ((setting.scratch, contrast.scratch), (setting.other, contrast.other)):
         reaching = next(c for c in arm if _mean(c.finals()) >= target)
         runs = [run for run in setting.of(name) if run.schedule == reaching.schedule]

@@ -9,13 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.stats.contrast import (
-    Contrast,
-    Curves,
-    Judged,
-    early_leads,
-    paired,
-)
+from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, Judged
+from scratch_vs_pretrain.analysis.stats.cost import on_processors
 from scratch_vs_pretrain.analysis.stats.evidence import Setting
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     LEAST_SD,
@@ -74,14 +69,16 @@ def needs_of(
     """Returns what would decide each undecided claim, cheapest first."""
     alpha = alpha_of(level, 1, looks) / families / len(judged.verdicts)
     found = [
-        _need(setting, contrast, verdict, alpha)
+        _need(setting, contrast, judged, verdict, alpha)
         for verdict in judged.verdicts
         if verdict.verdict == UNDECIDED and verdict.reason != "unasked"
     ]
     return tuple(sorted(found, key=lambda need: math.inf if need.hours is None else need.hours))
 
 
-def _need(setting: Setting, contrast: Contrast, verdict: Verdict, alpha: float) -> Need:
+def _need(
+    setting: Setting, contrast: Contrast, judged: Judged, verdict: Verdict, alpha: float
+) -> Need:
     both = contrast.scratch[-1:] + contrast.other[-1:]
     length = max((c.length for c in both), default=0) or max(r.iterations for r in setting.runs)
     if verdict.reason == "short":
@@ -94,20 +91,11 @@ def _need(setting: Setting, contrast: Contrast, verdict: Verdict, alpha: float) 
     if verdict.reason in ("seeds", "nothing"):
         more: int | None = LEAST_SEEDS - have
     else:
-        fewest = seeds_to_decide(leads_of(contrast, verdict), contrast.margin, alpha, contrast.sd)
+        fewest = seeds_to_decide(judged.leads[verdict.claim], contrast.margin, alpha, contrast.sd)
         more = None if fewest is None else max(1, fewest - have)
     cost = mean_hours(planned or setting.runs)
     hours = None if cost is None or more is None else 2 * more * cost
-    return Need(verdict.claim, "seeds", more, length, hours, _cpu(setting.runs))
-
-
-def leads_of(contrast: Contrast, verdict: Verdict) -> np.ndarray:
-    """Returns the (n,) leads that a verdict rests on."""
-    if verdict.claim == "early":
-        return early_leads(contrast)[0]
-    if verdict.claim == "end":
-        return paired(*contrast.ends())
-    return paired(*(curves.finals() for curves in contrast.common()[0]))
+    return Need(verdict.claim, "seeds", more, length, hours, on_processors(setting.runs))
 
 
 def _longer(setting: Setting, both: Sequence[Curves], length: int, verdict: Verdict) -> Need:
@@ -120,17 +108,13 @@ def _longer(setting: Setting, both: Sequence[Curves], length: int, verdict: Verd
         shared = min(curves.drops[:1] or (0,)) * min(len(curves.seeds), seeds)
         share = (2 * length * seeds - shared) / curves.length
         total = None if total is None or hours is None else total + share * hours
-    return Need(verdict.claim, "length", seeds, 2 * length, total, _cpu(setting.runs))
+    return Need(verdict.claim, "length", seeds, 2 * length, total, on_processors(setting.runs))
 
 
 def mean_hours(runs: Iterable[RunRecord]) -> float | None:
     """Returns the mean device hours of finished runs, each alone; None where unknown."""
     hours = [r.seconds * r.devices / 3600 for r in runs if r.state == "finished" and r.seconds]
     return float(np.mean(hours)) if hours else None
-
-
-def _cpu(runs: Sequence[RunRecord]) -> bool:
-    return all(run.device == "cpu" for run in runs)
 
 
 def seeds_to_decide(

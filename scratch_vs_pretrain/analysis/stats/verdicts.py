@@ -58,8 +58,7 @@ class Spread:
 
         with np.errstate(invalid="ignore"):
             t = (self.mean - bound) / self.error
-        upper = special.ndtr(-t) if math.isinf(self.df) else special.stdtr(self.df, -t)
-        return np.where(np.isfinite(t), upper, 1.0)
+        return np.where(np.isfinite(t), special.stdtr(self.df, -t), 1.0)
 
     def p_below(self, bound: float) -> np.ndarray:
         """Returns the p value of "the true mean is at least `bound`"; 1 where nothing is known."""
@@ -77,7 +76,7 @@ def quantile(p: float, df: float) -> float:
     """Returns that of Student's distribution, of the normal one for infinite `df`."""
     from scipy import special
 
-    return float(special.ndtri(p) if math.isinf(df) else special.stdtrit(df, p))
+    return float(special.stdtrit(df, p))
 
 
 def spread(values: ArrayLike, sd: float | None = None) -> Spread:

@@ -13,6 +13,7 @@ import numpy as np
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import (
     Results,
+    differences,
     final_results,
     gaps,
     means,
@@ -30,8 +31,10 @@ from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
 from scratch_vs_pretrain.analysis.stats.evidence import COCO_SD, Setting, settings
 from scratch_vs_pretrain.analysis.stats.paired import (
     SEEDS_FOR_P,
-    Gap,
-    paired_gap,
+    bca_interval,
+    half_width,
+    sign_flip_p,
+    t_interval,
 )
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS
 from scratch_vs_pretrain.analysis.tables.table import Cell, Estimate, Table
@@ -163,12 +166,8 @@ def metric_label(metric: str) -> str:
 def gap_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """Returns the final gap, scratch less each other arm, paired by seed, with its statistics.
 
-    Args:
-        runs: of one study.
-        best: as for :func:`.results.final_results`.
-
     Raises:
-        UserError: see :func:`.results.final_results`.
+        UserError: see :func:`final_results`.
     """
     results = final_results(runs, best=best)
     scratch = results.longest(results.scratch)
@@ -177,12 +176,9 @@ def gap_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
         other = results.longest(arm)
         found = pairs(results, (scratch.arm, scratch.schedule), (arm, other.schedule))
         for metric in metrics_of(results, MAIN):
-            values = [(a.scores.get(metric), b.scores.get(metric)) for a, b in found]
-            finite = [(a, b) for a, b in values if a is not None and b is not None]
-            finite = [(a, b) for a, b in finite if math.isfinite(a - b)]
-            if finite:
-                gap = paired_gap(*zip(*finite, strict=True))
-                rows.append((_arms(scratch, other), metric_label(metric), *_cells(gap, other)))
+            gaps = differences(found, metric)
+            if gaps:
+                rows.append((_arms(scratch, other), metric_label(metric), *_cells(gaps, other)))
     header = ("arms", "metric", "seeds", "gap", "t low", "t high", "BCa low", "BCa high", "p")
     return Table(
         f"{results.study}: final AP of {scratch.arm} less the other arm's, paired by seed",
@@ -197,14 +193,13 @@ def _arms(scratch: RunRecord, other: RunRecord) -> str:
     return f"{scratch.arm} {scratch.schedule} - {other.arm} {other.schedule}"
 
 
-def _cells(gap: Gap, run: RunRecord) -> tuple[Cell, ...]:
-    t, bca = gap.t_interval or (None, None), gap.bca_interval or (None, None)
-    reach = None if gap.t_interval is None else (gap.t_interval[1] - gap.t_interval[0]) / 2
-    mean = Estimate(gap.mean, signed=True)
-    ends = [None if end is None else Estimate(end, signed=True) for end in (*t, *bca)]
-    p = None if gap.p is None else f"{gap.p:.3f}"
-    noise = within_noise(Estimate(gap.mean, reach), run)
-    return (len(gap.differences), mean, *ends, p, noise)
+def _cells(gaps: Sequence[float], run: RunRecord) -> tuple[Cell, ...]:
+    enough, mean = len(gaps) >= LEAST_SEEDS, float(np.mean(gaps))
+    intervals = (*t_interval(gaps), *bca_interval(gaps)) if enough else (None,) * 4
+    ends = [None if end is None else Estimate(float(end), signed=True) for end in intervals]
+    p = f"{sign_flip_p(gaps):.3f}" if len(gaps) >= SEEDS_FOR_P else None
+    noise = within_noise(Estimate(mean, half_width(gaps)), run)
+    return (len(gaps), Estimate(mean, signed=True), *ends, p, noise)
 
 
 def catch_up_table(runs: Sequence[RunRecord]) -> Table:
