@@ -33,20 +33,13 @@ ENDINGS = (".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Collected:
-    """What a collect did.
+    """What a collect did."""
 
-    Attributes:
-        output: the file.
-        runs: how many it holds.
-        read: how many of them had changed; 0 when the file was up to date already.
-        skipped: why others are not in it, a sentence each.
-        restarted: where logs of the runs that were read begin again, a sentence each.
-    """
-
-    output: Path
-    runs: int
-    read: int
-    skipped: tuple[str, ...] = ()
+    output: Path  # the file
+    runs: int  # how many it holds
+    read: int  # how many of them had changed; 0 when the file was up to date already
+    skipped: tuple[str, ...] = ()  # why others are not in it, a sentence each
+    # Where logs of the runs that were read begin again, a sentence each.
     restarted: tuple[str, ...] = ()
 
 
@@ -121,21 +114,17 @@ def _old_parts(index: Path, output: Path) -> dict[str, tuple[int, int]]:
 
 @dataclass
 class _Writer:
-    """Writes the rows of runs, those known from the old output and others.
-
-    Attributes:
-        parts: key, begin and end of each run.
-        read: how many are not from the old output.
-    """
+    """Writes the rows of runs, those known from the old output and others."""
 
     output: Path
     old: dict[str, tuple[int, int]]
     strict: bool
     restarts: str
     skipped: list[str]
+    # Key, begin and end of each run.
     parts: list[tuple[str, int, int]] = field(default_factory=list)
     restarted: list[str] = field(default_factory=list)
-    read: int = 0
+    read: int = 0  # how many are not from the old output
 
     def write(self, file: BinaryIO, runs: Sequence[RunRecord], keys: Sequence[str]) -> None:
         write = self._parquet if self.output.suffix == ".parquet" else self._csv

@@ -48,19 +48,12 @@ class _File(Model):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of a run.
+    """One evaluation of a run."""
 
-    Attributes:
-        file: where it is written.
-        iteration: completed iterations.
-        dataset: registered name of the data set.
-        scores: percent by metric ("bbox/AP"); NaN where there is no ground truth.
-    """
-
-    file: Path
-    iteration: int
-    dataset: str
-    scores: dict[str, float]
+    file: Path  # where it is written
+    iteration: int  # completed iterations
+    dataset: str  # registered name of the data set
+    scores: dict[str, float]  # percent by metric ("bbox/AP"); NaN where there is no ground truth
 
 
 def evaluations(folder: Path) -> tuple[Evaluation, ...]:

@@ -35,19 +35,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Piece:
-    """Numbers of one run from one file.
+    """Numbers of one run from one file."""
 
-    Attributes:
-        metrics: a name for each row, or one for all.
-        iterations: (n,) completed iterations.
-        values: (n,).
-        source: the file.
-    """
-
-    metrics: str | tuple[str, ...]
-    iterations: np.ndarray
-    values: np.ndarray
-    source: Path
+    metrics: str | tuple[str, ...]  # a name for each row, or one for all
+    iterations: np.ndarray  # (n,) completed iterations
+    values: np.ndarray  # (n,)
+    source: Path  # the file
 
 
 def tidy(runs: Sequence[RunRecord]) -> pd.DataFrame:

@@ -36,43 +36,27 @@ NUMBERS = {float, int, type(None)}
 
 @dataclass(frozen=True)
 class Curve:
-    """One scalar over training.
+    """One scalar over training."""
 
-    Attributes:
-        iterations: (n,) int64, completed iterations, strictly increasing.
-        values: (n,) float64; may hold NaN and infinities.
-    """
-
-    iterations: np.ndarray
-    values: np.ndarray
+    iterations: np.ndarray  # (n,) int64, completed iterations, strictly increasing
+    values: np.ndarray  # (n,) float64; may hold NaN and infinities
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What one ``metrics.json`` holds.
+    """What one ``metrics.json`` holds."""
 
-    Attributes:
-        scores: AP and AR by metric ("bbox/AP"), in percent, NaN where there is none.
-        training: everything else: losses, "lr", "time", "samples/images".
-    """
-
-    scores: dict[str, Curve]
-    training: dict[str, Curve]
+    scores: dict[str, Curve]  # AP and AR by metric ("bbox/AP"), in percent, NaN where there is none
+    training: dict[str, Curve]  # everything else: losses, "lr", "time", "samples/images"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a file that have the same keys.
+    """All rows of a file that have the same keys."""
 
-    Attributes:
-        keys: k names, "iteration" among them.
-        lines: (n,) line numbers, from 1, ascending.
-        table: (n, k) float64; NaN for null.
-    """
-
-    keys: tuple[str, ...]
-    lines: np.ndarray
-    table: np.ndarray
+    keys: tuple[str, ...]  # k names, "iteration" among them
+    lines: np.ndarray  # (n,) line numbers, from 1, ascending
+    table: np.ndarray  # (n, k) float64; NaN for null
 
     @property
     def iterations(self) -> np.ndarray:
@@ -91,19 +75,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Restart:
-    """A line at which training began again at an iteration that it had passed.
+    """A line at which training began again at an iteration that it had passed."""
 
-    Attributes:
-        line: from 1.
-        iteration: 0-based.
-        after: the last iteration before it.
-        anew: nothing that was before is kept: a resume from iteration 0, or another run.
-    """
-
-    line: int
-    iteration: int
-    after: int
-    anew: bool
+    line: int  # from 1
+    iteration: int  # 0-based
+    after: int  # the last iteration before it
+    anew: bool  # nothing that was before is kept: a resume from iteration 0, or another run
 
 
 def is_score(key: str) -> bool:

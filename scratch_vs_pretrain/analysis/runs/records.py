@@ -16,24 +16,16 @@ UNKNOWN = "unknown"
 
 
 class RunRecord(RunInfo):
-    """One run, as its ``run.json`` tells it, with the folder that it was read from.
-
-    Attributes:
-        folder: the run folder.
-        seed: None for a plain Detectron2 folder.
-        state: of the files together, see :meth:`.RunFolder.state`; "unknown" for a plain
-            Detectron2 folder.
-        iterations: planned, 0 where unknown.
-        own: this package wrote the folder.
-    """
+    """One run, as its ``run.json`` tells it, with the folder that it was read from."""
 
     folder: Path
     arm: str = UNKNOWN
     schedule: str = UNKNOWN
-    seed: int | None = None  # type: ignore[assignment]
+    seed: int | None = None  # type: ignore[assignment]  # None for a plain Detectron2 folder
+    # Of the files together, see :meth:`.RunFolder.state`; "unknown" for a plain Detectron2 folder.
     state: str = UNKNOWN  # type: ignore[assignment]
-    iterations: int = 0
-    own: bool = False
+    iterations: int = 0  # planned, 0 where unknown
+    own: bool = False  # this package wrote the folder
 
 
 def load_runs(

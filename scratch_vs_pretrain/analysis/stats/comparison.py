@@ -25,23 +25,14 @@ BySeed = dict[int | None, Evaluation]
 
 @dataclass(frozen=True)
 class Results:
-    """Final numbers of one study.
-
-    Attributes:
-        study: its name.
-        runs: every run, in the study's order.
-        finals: final evaluations by position in `runs`, of the finished ones.
-        scratch: the arm that starts from random weights.
-        others: the arms compared with it, in the study's order.
-        best: they are not final but the best evaluation of each run.
-    """
+    """Final numbers of one study."""
 
     study: str
-    runs: tuple[RunRecord, ...]
-    finals: dict[int, Evaluation]
-    scratch: str
-    others: tuple[str, ...]
-    best: bool = False
+    runs: tuple[RunRecord, ...]  # every run, in the study's order
+    finals: dict[int, Evaluation]  # final evaluations by position in `runs`, of the finished ones
+    scratch: str  # the arm that starts from random weights
+    others: tuple[str, ...]  # the arms compared with it, in the study's order
+    best: bool = False  # they are not final but the best evaluation of each run
 
     def of(self, arm: str, schedule: str) -> BySeed:
         """Returns the final evaluation per seed."""

@@ -46,45 +46,29 @@ CONCLUSIONS: tuple[tuple[str, Rule, tuple[str, ...]], ...] = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What one setting says about one conclusion.
+    """What one setting says about one conclusion."""
 
-    Attributes:
-        study: the setting: study, arm and size, as far as there are several.
-        verdict: "supported", "contradicted" or "not enough evidence".
-        evidence: the numbers, or what is missing, as a sentence.
-        kind: tells findings of one rule apart where it needs several ("much data").
-        scope: the setting with its size, as a reading names it; empty for a study without pairs.
-    """
-
-    study: str
-    verdict: str
-    evidence: str
-    kind: str = ""
+    study: str  # the setting: study, arm and size, as far as there are several
+    verdict: str  # "supported", "contradicted" or "not enough evidence"
+    evidence: str  # the numbers, or what is missing, as a sentence
+    kind: str = ""  # tells findings of one rule apart where it needs several ("much data")
+    # The setting with its size, as a reading names it; empty for a study without pairs.
     scope: str = ""
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """One conclusion with its verdict.
+    """One conclusion with its verdict."""
 
-    Attributes:
-        number: 1 to 6.
-        statement: the conclusion.
-        verdict: "supported" or "contradicted" where every setting that decides says so,
-            "supported in part", or "not enough evidence".
-        reading: "supported in 3 of 4 settings; not for ...".
-        findings: what each setting says.
-        missing: what more is needed; empty unless the evidence is not enough.
-        assuming: what verdicts of it assume; empty if nothing.
-    """
-
-    number: int
+    number: int  # 1 to 6
     statement: str
+    # "supported" or "contradicted" where every setting that decides says so, "supported in part",
+    # or "not enough evidence".
     verdict: str
-    reading: str
-    findings: tuple[Finding, ...]
-    missing: str = ""
-    assuming: str = ""
+    reading: str  # "supported in 3 of 4 settings; not for ..."
+    findings: tuple[Finding, ...]  # what each setting says
+    missing: str = ""  # what more is needed; empty unless the evidence is not enough
+    assuming: str = ""  # what verdicts of it assume; empty if nothing
 
 
 def conclude(runs: Sequence[RunRecord], *, level: float = LEVEL) -> tuple[Conclusion, ...]:

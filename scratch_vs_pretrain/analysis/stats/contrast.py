@@ -27,23 +27,14 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
 
 @dataclass(frozen=True)
 class Curves:
-    """What the finished runs of one arm with one schedule scored.
-
-    Attributes:
-        schedule: its name.
-        length: planned iterations.
-        seeds: (n,) of the runs.
-        iterations: (k,) completed iterations at each evaluation, ascending.
-        values: (n, k) box AP in percent; NaN where a run has no such evaluation.
-        drops: iterations after which the rate is lower.
-    """
+    """What the finished runs of one arm with one schedule scored."""
 
     schedule: str
-    length: int
-    seeds: tuple[int, ...]
-    iterations: np.ndarray
-    values: np.ndarray
-    drops: tuple[int, ...] = ()
+    length: int  # planned iterations
+    seeds: tuple[int, ...]  # (n,) of the runs
+    iterations: np.ndarray  # (k,) completed iterations at each evaluation, ascending
+    values: np.ndarray  # (n, k) box AP in percent; NaN where a run has no such evaluation
+    drops: tuple[int, ...] = ()  # iterations after which the rate is lower
 
     def of(self, seeds: Sequence[int], iterations: ArrayLike) -> np.ndarray:
         """Returns the (n, k) values of these seeds at these iterations."""
@@ -61,26 +52,19 @@ class Curves:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The evidence on one question: does this arm's pre-training help?
+    """The evidence on one question: does this arm's pre-training help?"""
 
-    Attributes:
-        scratch: by schedule, shortest first.
-        other: likewise.
-        margin: difference in AP that matters.
-        sd: standard deviation of the difference between two runs that the study assumes, in AP;
-            used below three seeds. None: it states none.
-        converged: the study states that its longest training is long enough; used where no
-            shorter schedule can show it.
-        early: share of the shorter training that counts as early.
-        least_ap: the better arm's mean final AP below which training was too short for any claim.
-    """
-
-    scratch: tuple[Curves, ...]
-    other: tuple[Curves, ...]
-    margin: float = 0.5
+    scratch: tuple[Curves, ...]  # by schedule, shortest first
+    other: tuple[Curves, ...]  # likewise
+    margin: float = 0.5  # difference in AP that matters
+    # Standard deviation of the difference between two runs that the study assumes, in AP; used
+    # below three seeds. None: it states none.
     sd: float | None = None
+    # The study states that its longest training is long enough; used where no shorter schedule can
+    # show it.
     converged: bool = False
-    early: float = 0.5
+    early: float = 0.5  # share of the shorter training that counts as early
+    # The better arm's mean final AP below which training was too short for any claim.
     least_ap: float = 0.0
 
     def ends(self) -> tuple[dict[int, float], dict[int, float]]:
@@ -105,32 +89,20 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a contrast says.
+    """What a contrast says."""
 
-    Attributes:
-        early: whether pre-training helps over the first half of the shortest training.
-        at: at the end of the shortest schedule that both arms have.
-        end: at the end of each arm's longest schedule, if that is long enough.
-        until: iterations that count as early.
-        shortest: schedule of `at`; empty without a common one.
-        longest: scratch's longest schedule.
-        shorter: scratch's schedule at most half as long as its longest; empty without one.
-        gain: AP that scratch gains from there, mean over seeds; NaN where unknown.
-        catch_up: where the lead falls to the margin, along the longest schedule that both have;
-            None without one.
-        leads: (n,) over seeds, that each claim rests on.
-    """
-
-    early: Verdict
-    at: Verdict
-    end: Verdict
-    until: float
-    shortest: str
-    longest: str
-    shorter: str
-    gain: float
+    early: Verdict  # whether pre-training helps over the first half of the shortest training
+    at: Verdict  # at the end of the shortest schedule that both arms have
+    end: Verdict  # at the end of each arm's longest schedule, if that is long enough
+    until: float  # iterations that count as early
+    shortest: str  # schedule of `at`; empty without a common one
+    longest: str  # scratch's longest schedule
+    shorter: str  # scratch's schedule at most half as long as its longest; empty without one
+    gain: float  # AP that scratch gains from there, mean over seeds; NaN where unknown
+    # Where the lead falls to the margin, along the longest schedule that both have; None without
+    # one.
     catch_up: Region | None
-    leads: dict[str, np.ndarray]
+    leads: dict[str, np.ndarray]  # (n,) over seeds, that each claim rests on
 
     @property
     def verdicts(self) -> tuple[Verdict, Verdict, Verdict]:

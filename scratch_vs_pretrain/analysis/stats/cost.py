@@ -117,15 +117,10 @@ def _pixels(run: RunRecord, at: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Hours:
-    """GPU hours of several runs.
+    """GPU hours of several runs."""
 
-    Attributes:
-        spent: a trunk that schedules share counts once.
-        alone: what the same runs would have cost without sharing.
-    """
-
-    spent: float
-    alone: float
+    spent: float  # a trunk that schedules share counts once
+    alone: float  # what the same runs would have cost without sharing
 
 
 def total_hours(runs: Sequence[RunRecord]) -> Hours | None:

@@ -32,20 +32,15 @@ POINTS = 300
 
 @dataclass(frozen=True)
 class Region:
-    """Where the mean lead reaches a bound.
+    """Where the mean lead reaches a bound."""
 
-    Attributes:
-        low: the earliest point that the data allow; infinite if the lead is above the bound up to
-            the end of the data, so that the point is censored.
-        high: the latest; infinite if the data allow that it is not reached by their end.
-        estimate: where the mean itself reaches it to stay; infinite if it does not, NaN unknown.
-        end: of the data.
-    """
-
+    # The earliest point that the data allow; infinite if the lead is above the bound up to the end
+    # of the data, so that the point is censored.
     low: float
-    high: float
+    high: float  # the latest; infinite if the data allow that it is not reached by their end
+    # Where the mean itself reaches it to stay; infinite if it does not, NaN unknown.
     estimate: float
-    end: float
+    end: float  # of the data
 
 
 def smoothed(
@@ -137,22 +132,16 @@ def region(grid: np.ndarray, values: np.ndarray, bound: float, **options: float 
 
 @dataclass(frozen=True)
 class Worth:
-    """What pre-training is worth, in training images, at one size.
+    """What pre-training is worth, in training images, at one size."""
 
-    Attributes:
-        size: training images of the pretrained arm.
-        ratio: of images with which scratch reaches the same AP; infinite beyond the largest size.
-        low: its bounds; NaN where too few seeds allow none, `low` infinite where scratch needs
-            more than the largest size.
-        high: likewise; infinite where that is not excluded.
-        most: the largest ratio that the sizes can show.
-    """
-
-    size: int
+    size: int  # training images of the pretrained arm
+    # Of images with which scratch reaches the same AP; infinite beyond the largest size.
     ratio: float
+    # Its bounds; NaN where too few seeds allow none, `low` infinite where scratch needs more than
+    # the largest size.
     low: float
-    high: float
-    most: float
+    high: float  # likewise; infinite where that is not excluded
+    most: float  # the largest ratio that the sizes can show
 
 
 def worth_in_images(

@@ -29,27 +29,17 @@ NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
 @dataclass(frozen=True)
 class Limits:
-    """By which numbers a study is judged; runs of format 1 may state any of them.
+    """By which numbers a study is judged; runs of format 1 may state any of them."""
 
-    Attributes:
-        margin: AP by which scratch may end behind and still counts as no worse.
-        working_share: share of the other arm's final AP from which on scratch "works".
-        early_share: part of the shorter training that counts as early.
-        least_ap: the better arm's final AP below which nothing is judged.
-        many_images: from so many training images on, data are much.
-        few_images: up to so many, they are little.
-        few_instances: with fewer an image, they are little too.
-        loss_excess: how much higher, as a share, scratch's final training loss may be to say that
-            it fits its training data as well.
-    """
-
-    margin: float = 0.5
-    working_share: float = 0.5
-    early_share: float = 0.5
-    least_ap: float = 5.0
-    many_images: float = 10_000
-    few_images: float = 3_500
-    few_instances: float = 3.0
+    margin: float = 0.5  # AP by which scratch may end behind and still counts as no worse
+    working_share: float = 0.5  # share of the other arm's final AP from which on scratch "works"
+    early_share: float = 0.5  # part of the shorter training that counts as early
+    least_ap: float = 5.0  # the better arm's final AP below which nothing is judged
+    many_images: float = 10_000  # from so many training images on, data are much
+    few_images: float = 3_500  # up to so many, they are little
+    few_instances: float = 3.0  # with fewer an image, they are little too
+    # How much higher, as a share, scratch's final training loss may be to say that it fits its
+    # training data as well.
     loss_excess: float = 0.05
 
 
@@ -65,33 +55,19 @@ COCO_IMAGES = 56_000  # The training images of keypoints; those of boxes are 117
 
 @dataclass(frozen=True)
 class Setting:
-    """Scratch against one other arm in one setting: data, size, model, length.
-
-    Attributes:
-        study: its name.
-        scratch: the arm from random weights.
-        other: the arm that it is compared with.
-        runs: of both arms, with these training data.
-        size: training images, where the study varies them.
-        alone: the study has one other arm and one size.
-        limits: by which it is judged.
-        level: how often all verdicts of the study together are right.
-        sd: noise that is assumed below three seeds; None if none is.
-        because: why.
-        converged: why the study says that its training is long enough; empty where it does not.
-    """
+    """Scratch against one other arm in one setting: data, size, model, length."""
 
     study: str
-    scratch: str
-    other: str
-    runs: tuple[RunRecord, ...]
-    size: int | None
-    alone: bool
-    limits: Limits
-    level: float
-    sd: float | None
-    because: str
-    converged: str
+    scratch: str  # the arm from random weights
+    other: str  # the arm that it is compared with
+    runs: tuple[RunRecord, ...]  # of both arms, with these training data
+    size: int | None  # training images, where the study varies them
+    alone: bool  # the study has one other arm and one size
+    limits: Limits  # by which it is judged
+    level: float  # how often all verdicts of the study together are right
+    sd: float | None  # noise that is assumed below three seeds; None if none is
+    because: str  # why
+    converged: str  # why the study says that its training is long enough; empty where it does not
 
     @property
     def name(self) -> str:

@@ -17,21 +17,14 @@ POINTS = 8
 
 @dataclass(frozen=True)
 class InputRule:
-    """How training images are augmented, as the INPUT keys of a config say it.
+    """How training images are augmented, as the INPUT keys of a config say it."""
 
-    Attributes:
-        min_sizes: MIN_SIZE_TRAIN, lengths of the shorter side; 0 leaves images as they are.
-        sampling: MIN_SIZE_TRAIN_SAMPLING: "choice" of them, or from the "range" between two.
-        max_size: MAX_SIZE_TRAIN, the longest that the longer side gets.
-        crop_type: CROP.TYPE; None without crops.
-        crop_size: CROP.SIZE.
-    """
-
+    # MIN_SIZE_TRAIN, lengths of the shorter side; 0 leaves images as they are.
     min_sizes: tuple[int, ...]
-    sampling: str
-    max_size: int
-    crop_type: str | None = None
-    crop_size: tuple[float, float] = (1.0, 1.0)
+    sampling: str  # MIN_SIZE_TRAIN_SAMPLING: "choice" of them, or from the "range" between two
+    max_size: int  # MAX_SIZE_TRAIN, the longest that the longer side gets
+    crop_type: str | None = None  # CROP.TYPE; None without crops
+    crop_size: tuple[float, float] = (1.0, 1.0)  # CROP.SIZE
 
     def shorter_sides(self) -> np.ndarray:
         """Returns the lengths that are drawn, all equally likely."""
@@ -45,19 +38,12 @@ class InputRule:
 
 @dataclass(frozen=True)
 class Annotated:
-    """The training images of a data set.
+    """The training images of a data set."""
 
-    Attributes:
-        heights: (n,) of the images, pixels.
-        widths: (n,) likewise.
-        owners: (m,) the image of each instance, counted from 0; crowds are no instances.
-        boxes: (m, 4) left, top, right, bottom, pixels.
-    """
-
-    heights: np.ndarray
-    widths: np.ndarray
-    owners: np.ndarray
-    boxes: np.ndarray
+    heights: np.ndarray  # (n,) of the images, pixels
+    widths: np.ndarray  # (n,) likewise
+    owners: np.ndarray  # (m,) the image of each instance, counted from 0; crowds are no instances
+    boxes: np.ndarray  # (m, 4) left, top, right, bottom, pixels
 
 
 def expected_pixels(data: Annotated, rule: InputRule) -> float:

@@ -29,19 +29,12 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
 
 @dataclass(frozen=True)
 class Line:
-    """One line of an answer.
+    """One line of an answer."""
 
-    Attributes:
-        key: "early", "at", "end", "worth", "cost", "next", "ranks", "size" or "setting".
-        title: what stands before it: "at 1200it".
-        text: the line.
-        verdict: "yes", "no" or "undecided"; empty where it is none.
-    """
-
-    key: str
-    title: str
-    text: str
-    verdict: str = ""
+    key: str  # "early", "at", "end", "worth", "cost", "next", "ranks", "size" or "setting"
+    title: str  # what stands before it: "at 1200it"
+    text: str  # the line
+    verdict: str = ""  # "yes", "no" or "undecided"; empty where it is none
 
 
 def setting_text(setting: Setting) -> str:

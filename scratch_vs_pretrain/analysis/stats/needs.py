@@ -26,23 +26,14 @@ MOST_SEEDS = 100
 
 @dataclass(frozen=True)
 class Need:
-    """Runs that would decide a claim.
+    """Runs that would decide a claim."""
 
-    Attributes:
-        claim: "early", "at" or "end".
-        kind: "seeds" (more of them) or "length" (a longer schedule).
-        seeds: pairs to add; None if more than 100.
-        iterations: length of the runs.
-        hours: of all of them together; None where the runs do not tell their time.
-        cpu: the hours are a processor's.
-    """
-
-    claim: str
-    kind: str
-    seeds: int | None
-    iterations: int
-    hours: float | None
-    cpu: bool
+    claim: str  # "early", "at" or "end"
+    kind: str  # "seeds" (more of them) or "length" (a longer schedule)
+    seeds: int | None  # pairs to add; None if more than 100
+    iterations: int  # length of the runs
+    hours: float | None  # of all of them together; None where the runs do not tell their time
+    cpu: bool  # the hours are a processor's
 
     def text(self) -> str:
         """Says it: "add 2 seeds, 0.4 GPU hours"."""

@@ -20,63 +20,38 @@ from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL, bounds, spread
 
 @dataclass(frozen=True)
 class Band:
-    """A mean over seeds with its pointwise 95 % interval.
+    """A mean over seeds with its pointwise 95 % interval."""
 
-    Attributes:
-        iterations: (k,).
-        mean: (k,).
-        low: (k,), NaN below three seeds.
-        high: (k,).
-        seeds: how many.
-    """
-
-    iterations: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    iterations: np.ndarray  # (k,)
+    mean: np.ndarray  # (k,)
+    low: np.ndarray  # (k,), NaN below three seeds
+    high: np.ndarray  # (k,)
     seeds: int
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What a picture of the answer shows: curves with bands, and where scratch catches up.
-
-    Attributes:
-        title: what is compared.
-        metric: "bbox/AP".
-        margin: in AP.
-        curves: of each arm's longest schedule, by arm, scratch first.
-        lead: of the longest schedule that both have; None without one.
-        catch_up: None where it cannot be judged.
-        drops: iterations after which the rate is lower, of scratch's longest schedule.
-    """
+    """What a picture of the answer shows: curves with bands, and where scratch catches up."""
 
     title: str
-    metric: str
-    margin: float
-    curves: dict[str, Band]
-    lead: Band | None
-    catch_up: Region | None
+    metric: str  # "bbox/AP"
+    margin: float  # in AP
+    curves: dict[str, Band]  # of each arm's longest schedule, by arm, scratch first
+    lead: Band | None  # of the longest schedule that both have; None without one
+    catch_up: Region | None  # None where it cannot be judged
+    # Iterations after which the rate is lower, of scratch's longest schedule.
     drops: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Scratch against one other arm at one size.
+    """Scratch against one other arm at one size."""
 
-    Attributes:
-        name: what it is among the others of its answer; empty if it is the only one.
-        setting: the runs.
-        judged: the verdicts.
-        picture: to draw.
-        needs: what would decide what is undecided, cheapest first.
-    """
-
-    name: str
-    setting: Setting
-    judged: Judged
-    picture: Picture
-    needs: tuple[Need, ...]
+    name: str  # what it is among the others of its answer; empty if it is the only one
+    setting: Setting  # the runs
+    judged: Judged  # the verdicts
+    picture: Picture  # to draw
+    needs: tuple[Need, ...]  # what would decide what is undecided, cheapest first
 
 
 def part_of(setting: Setting, level: float, look: int, looks: int, families: int) -> Part:

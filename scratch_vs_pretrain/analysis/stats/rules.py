@@ -36,23 +36,14 @@ MUCH, LITTLE = "much data", "little data"
 
 @dataclass(frozen=True)
 class Test:
-    """One setting's evidence on one conclusion.
+    """One setting's evidence on one conclusion."""
 
-    Attributes:
-        what: was measured.
-        value: over seeds; None if the rule cannot be applied.
-        p_for: small where the conclusion holds.
-        p_against: small where it does not.
-        lacks: why the rule cannot be applied, or what would have to be known.
-        kind: "much data" or "little data", of conclusion 5.
-    """
-
-    what: str
-    value: Spread | None = None
-    p_for: float = 1.0
-    p_against: float = 1.0
-    lacks: str = ""
-    kind: str = ""
+    what: str  # was measured
+    value: Spread | None = None  # over seeds; None if the rule cannot be applied
+    p_for: float = 1.0  # small where the conclusion holds
+    p_against: float = 1.0  # small where it does not
+    lacks: str = ""  # why the rule cannot be applied, or what would have to be known
+    kind: str = ""  # "much data" or "little data", of conclusion 5
 
     @property
     def judged(self) -> bool:

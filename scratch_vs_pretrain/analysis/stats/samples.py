@@ -21,17 +21,11 @@ IMAGENET_SIDE = 224
 
 @dataclass(frozen=True)
 class Counts:
-    """What was seen; what was seen again counts again.
+    """What was seen; what was seen again counts again."""
 
-    Attributes:
-        images: after augmentation.
-        instances: objects to learn from, of these images; None where unknown.
-        pixels: of these images without padding; None where unknown.
-    """
-
-    images: int = 0
-    instances: int | None = 0
-    pixels: int | None = 0
+    images: int = 0  # after augmentation
+    instances: int | None = 0  # objects to learn from, of these images; None where unknown
+    pixels: int | None = 0  # of these images without padding; None where unknown
 
     def __add__(self, other: Counts) -> Counts:
         def total(a: int | None, b: int | None) -> int | None:
@@ -46,32 +40,20 @@ class Counts:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What the initial weights of an arm have seen.
+    """What the initial weights of an arm have seen."""
 
-    Attributes:
-        counts: nothing from random weights.
-        assumed: the weights do not say it; ImageNet's usual recipe stands in.
-    """
-
-    counts: Counts
-    assumed: bool = False
+    counts: Counts  # nothing from random weights
+    assumed: bool = False  # the weights do not say it; ImageNet's usual recipe stands in
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What one arm sees with one schedule.
-
-    Attributes:
-        arm: its name.
-        schedule: the schedule's name.
-        pretraining: by its initial weights.
-        training: by the run itself; mean over seeds.
-    """
+    """What one arm sees with one schedule."""
 
     arm: str
     schedule: str
-    pretraining: Pretraining
-    training: Counts
+    pretraining: Pretraining  # by its initial weights
+    training: Counts  # by the run itself; mean over seeds
 
     @property
     def total(self) -> Counts:
@@ -81,19 +63,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Budgets:
-    """The budgets of one study, and what must be said with them.
-
-    Attributes:
-        study: its name.
-        rows: by arm and schedule, in the study's order.
-        counted: by a hook during training; else expected before it.
-        notes: a sentence each.
-    """
+    """The budgets of one study, and what must be said with them."""
 
     study: str
-    rows: tuple[Budget, ...]
-    counted: bool
-    notes: tuple[str, ...]
+    rows: tuple[Budget, ...]  # by arm and schedule, in the study's order
+    counted: bool  # by a hook during training; else expected before it
+    notes: tuple[str, ...]  # a sentence each
 
 
 NO_PRETRAINING = Pretraining(Counts())

@@ -38,19 +38,12 @@ YES, NO, UNDECIDED = "yes", "no", "undecided"
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean of values over seeds with its error.
+    """Mean of values over seeds with its error."""
 
-    Attributes:
-        mean: (...).
-        error: (...) standard error; NaN from too few seeds without an assumed noise.
-        df: degrees of freedom, infinite where the noise is assumed.
-        n: seeds.
-    """
-
-    mean: np.ndarray
-    error: np.ndarray
-    df: float
-    n: int
+    mean: np.ndarray  # (...)
+    error: np.ndarray  # (...) standard error; NaN from too few seeds without an assumed noise
+    df: float  # degrees of freedom, infinite where the noise is assumed
+    n: int  # seeds
 
     def p_above(self, bound: float) -> np.ndarray:
         """Returns the p value of "the true mean is at most `bound`"; 1 where nothing is known."""
@@ -170,15 +163,10 @@ def two_sided(value: Spread, bound: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Gate:
-    """Whether training was long enough for a claim about its end.
+    """Whether training was long enough for a claim about its end."""
 
-    Attributes:
-        yes: (...) p value against "longer training would help scratch by the margin".
-        no: (...) p value against "longer training would let scratch fall behind".
-    """
-
-    yes: np.ndarray
-    no: np.ndarray
+    yes: np.ndarray  # (...) p value against "longer training would help scratch by the margin"
+    no: np.ndarray  # (...) p value against "longer training would let scratch fall behind"
 
 
 OPEN = Gate(np.zeros(()), np.zeros(()))
@@ -210,47 +198,31 @@ def gate(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said of one claim.
+    """What can be said of one claim."""
 
-    Attributes:
-        claim: "early", "at" or "end".
-        verdict: "yes" (pre-training helps), "no" (by less than the margin) or "undecided".
-        mean: lead in AP; NaN without a pair.
-        low: its bounds at the level at which the claim was tested; None where too few seeds and
-            no stated noise allow none.
-        high: likewise.
-        seeds: pairs.
-        assuming: rests on a noise, or a convergence, that the study states.
-        reason: why it is undecided: "seeds" (too few for any verdict), "noise" (more would do),
-            "short" (training), "nothing" (no pair is finished), "unasked" (the study has nothing
-            to judge it by: no schedule that both arms have, no early evaluation).
-    """
-
-    claim: str
-    verdict: str
-    mean: float
+    claim: str  # "early", "at" or "end"
+    verdict: str  # "yes" (pre-training helps), "no" (by less than the margin) or "undecided"
+    mean: float  # lead in AP; NaN without a pair
+    # Its bounds at the level at which the claim was tested; None where too few seeds and no stated
+    # noise allow none.
     low: float | None
-    high: float | None
-    seeds: int
-    assuming: bool = False
+    high: float | None  # likewise
+    seeds: int  # pairs
+    assuming: bool = False  # rests on a noise, or a convergence, that the study states
+    # Why it is undecided: "seeds" (too few for any verdict), "noise" (more would do), "short"
+    # (training), "nothing" (no pair is finished), "unasked" (the study has nothing to judge it by:
+    # no schedule that both arms have, no early evaluation).
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim about a mean lead.
+    """A claim about a mean lead."""
 
-    Attributes:
-        name: "early", "at" or "end".
-        lead: over seeds.
-        gate: of convergence.
-        assuming: rests on what the study states.
-    """
-
-    name: str
-    lead: Spread
-    gate: Gate = OPEN
-    assuming: bool = False
+    name: str  # "early", "at" or "end"
+    lead: Spread  # over seeds
+    gate: Gate = OPEN  # of convergence
+    assuming: bool = False  # rests on what the study states
 
 
 def decide(
