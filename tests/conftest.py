@@ -24,6 +24,20 @@ WALL_CLOCK = ("time", "data_time", "eta_seconds", "rank_data_time")
 DEMO_CONFIG = Path(__file__).parents[1] / "configs/demo_mask_rcnn_R_18_FPN_gn.yaml"
 
 
+@pytest.fixture
+def load_backbone():
+    """Returns what fills a model's bottom-up network with a checkpoint's tensors and reports."""
+    from scratch_vs_pretrain.modeling.vgg import pretrained_part
+    from scratch_vs_pretrain.modeling.weights import match_backbone
+
+    def load(model, state, *arguments, **options):
+        report, tensors = match_backbone(model, state, *arguments, **options)
+        pretrained_part(model).load_state_dict(tensors, strict=False)
+        return report
+
+    return load
+
+
 @pytest.fixture(scope="session")
 def tiny_shapes(tmp_path_factory):
     """A folder with a `shapes` set of 12 training and 4 test images of 64 pixels."""

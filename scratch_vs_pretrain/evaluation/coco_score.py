@@ -51,11 +51,7 @@ class TaskScore:
 
     def to_json(self) -> dict[str, Any]:
         """Returns one task's entry of an evaluation file."""
-        return {
-            **self.numbers,
-            "per_iou": dict(self.per_iou),
-            "per_class": dict(self.per_class),
-        }
+        return {**self.numbers, "per_iou": dict(self.per_iou), "per_class": dict(self.per_class)}
 
 
 def score(

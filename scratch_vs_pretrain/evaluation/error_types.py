@@ -17,7 +17,7 @@ another.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -35,21 +35,13 @@ RECALLS = np.arange(101) / 100
 
 @dataclass(frozen=True)
 class _Detections:
-    """All detections, best first within an image.
-
-    Attributes:
-        scores: (n,).
-        classes: (n,) class of each.
-        kinds: (n,) its error, or CORRECT.
-        counts: (n,) whether AP counts it: not inside a crowd.
-        mended: (n,) the class in which it would be a true positive once mended, -1 for none.
-    """
+    """All n detections, best first within an image."""
 
     scores: np.ndarray
     classes: np.ndarray
-    kinds: np.ndarray
-    counts: np.ndarray
-    mended: np.ndarray
+    kinds: np.ndarray  # errors, or CORRECT
+    counts: np.ndarray  # whether AP counts it: not inside a crowd
+    mended: np.ndarray  # the class in which it would be a true positive once mended, or -1
 
 
 def error_costs(
@@ -189,10 +181,8 @@ def _mean_ap(
     """Returns the mean over classes with objects or detections, in percent.
 
     Args:
-        classes: (n,) of detections, best first.
-        true: (n,) whether each is a true positive.
-        positives: classes of all objects.
-        lost: classes of objects that do not count.
+        classes, true: (n,) of detections, best first: the class, and whether it is positive.
+        positives, lost: classes of all objects, and of those that do not count.
     """
     values = []
     for name in np.union1d(classes, positives):
@@ -216,8 +206,8 @@ def _ap(hits: np.ndarray, positives: int) -> float:
 def _joined(parts: Sequence[_Detections]) -> _Detections:
     return _Detections(
         *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("scores", "classes", "kinds", "counts", "mended")
+            np.concatenate([getattr(part, one.name) for part in parts])
+            for one in fields(_Detections)
         )
     )
 

@@ -19,15 +19,12 @@ from torch import nn
 from scratch_vs_pretrain.config_checks import augmentation_problems
 from scratch_vs_pretrain.data.loading import load_test_records
 from scratch_vs_pretrain.data.pictures import image_errors, register_deep_images
-from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.coco_score import NUMBERS, score
 from scratch_vs_pretrain.evaluation.error_types import error_costs
 from scratch_vs_pretrain.evaluation.ground_truth import check_ground_truth, load_ground_truth
 from scratch_vs_pretrain.evaluation.others import WithOthers, check_names, others_of
 from scratch_vs_pretrain.evaluation.tta import with_augmentation
-from scratch_vs_pretrain.evaluation.voc_score import NUMBERS as VOC_NUMBERS
-from scratch_vs_pretrain.evaluation.voc_score import VocScoreEvaluator
 from scratch_vs_pretrain.reproducibility import random_states, restore_random_states
 from scratch_vs_pretrain.run_folder import RunFolder, write_json
 
@@ -76,8 +73,7 @@ def evaluate_model(
     Args:
         cfg: the model's config.
         model: returns Detectron2's ``{"instances": ...}`` for each image.
-        progress: wraps the iterable of batches, such as ``functools.partial(tqdm, leave=False)``;
-            called in the main process only.
+        progress: wraps the iterable of batches, in the main process only.
         test_aug: evaluate a second time with TEST.AUG, if the config has it. Those tasks are named
             as Detectron2 does, ``bbox_TTA`` and ``segm_TTA``.
 
@@ -98,8 +94,7 @@ def evaluate_model(
         tasks: dict[str, Any] = {}
         for augmented in ways:
             evaluator = CocoScoreEvaluator(name, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS)
-            scored = VocScoreEvaluator(name, evaluator) if is_voc(name) else evaluator
-            scored = WithOthers(scored, others_of(cfg, name))
+            scored = WithOthers(evaluator, others_of(cfg, name))
             found = run_inference(cfg, model, name, scored, progress, test_aug=augmented)
             tasks |= {task + TTA * augmented: numbers for task, numbers in found.items()}
         if comm.is_main_process():
@@ -121,12 +116,11 @@ def flat_metrics(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     Numbers without ground truth are left out. Those of the second and further data sets begin with
     the data set's name.
     """
-    defined = {**NUMBERS, "voc": VOC_NUMBERS}
     return {
         f"{evaluation['dataset'] + '/' if position else ''}{task}/{number}": numbers[number]
         for position, evaluation in enumerate(evaluations)
         for task, numbers in evaluation["tasks"].items()
-        for number in defined.get(task.removesuffix(TTA), numbers)
+        for number in NUMBERS.get(task.removesuffix(TTA), numbers)
         if numbers[number] is not None
     }
 
@@ -166,9 +160,7 @@ def run_inference(
         mapper = _ReportingMapper(DatasetMapper(cfg, is_train=False))
         # The loader draws a seed for its workers.
         loader = build_detection_test_loader(
-            load_test_records(dataset_name),
-            mapper=mapper,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            load_test_records(dataset_name), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
         )
         batches: Any = _ReadableBatches(loader)
         if progress is not None and comm.is_main_process():

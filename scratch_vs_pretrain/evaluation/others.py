@@ -1,4 +1,4 @@
-"""Evaluators beside COCO's: those of users (``SVP.EVALUATORS``), and a Panoptic FPN's."""
+"""Evaluators beside COCO's: users' (``SVP.EVALUATORS``), VOC's, and a Panoptic FPN's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 
+from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.panoptic import BACKGROUND, PanopticEvaluator
+from scratch_vs_pretrain.evaluation.voc_score import VocScoreEvaluator
 from scratch_vs_pretrain.plugins import registered
 
 EVALUATORS = Registry("EVALUATORS")
@@ -38,32 +40,28 @@ def check_names(cfg: Any) -> None:
 
 def others_of(cfg: Any, dataset_name: str) -> dict[str, DatasetEvaluator]:
     """Returns a config's evaluators beside COCO's, by name."""
-    own = {name: EVALUATORS.get(name)(cfg, dataset_name) for name in cfg.SVP.EVALUATORS}
-    return {"PanopticFPN": PanopticEvaluator(dataset_name), **own} if _is_panoptic(cfg) else own
+    others: dict[str, DatasetEvaluator] = {}
+    if is_voc(dataset_name):
+        others["VOC"] = VocScoreEvaluator(dataset_name)
+    if _is_panoptic(cfg):
+        others["PanopticFPN"] = PanopticEvaluator(dataset_name)
+    return others | {name: EVALUATORS.get(name)(cfg, dataset_name) for name in cfg.SVP.EVALUATORS}
 
 
-class WithOthers(DatasetEvaluator):
+class WithOthers(DatasetEvaluators):
     """Adds the tasks of further evaluators to those of a first one."""
 
     def __init__(self, first: DatasetEvaluator, others: Mapping[str, DatasetEvaluator]) -> None:
-        self._first = first
-        self._others = others
-
-    def reset(self) -> None:
-        for evaluator in (self._first, *self._others.values()):
-            evaluator.reset()
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        for evaluator in (self._first, *self._others.values()):
-            evaluator.process(inputs, outputs)
+        super().__init__([first, *others.values()])
+        self._names = tuple(others)
 
     def evaluate(self) -> dict[str, Any]:
-        tasks = self._first.evaluate()
-        for name, evaluator in self._others.items():
-            found = evaluator.evaluate()
-            if comm.is_main_process():
-                tasks |= as_tasks(name, found, tasks)
-        return tasks if comm.is_main_process() else {}
+        tasks, *others = [evaluator.evaluate() for evaluator in self._evaluators]
+        if not comm.is_main_process():
+            return {}
+        for name, found in zip(self._names, others, strict=True):
+            tasks |= as_tasks(name, found, tasks)
+        return tasks
 
 
 def as_tasks(name: str, found: Any, known: Mapping[str, Any]) -> dict[str, Any]:

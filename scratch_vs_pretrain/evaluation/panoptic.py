@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ class PanopticEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str) -> None:
         truth = load_ground_truth(dataset_name, "segm")
         self._images = {image["id"]: image for image in truth["images"]}
-        classes = {one["id"]: k for k, one in enumerate(sorted(truth["categories"], key=_id))}
+        classes = {
+            one["id"]: k for k, one in enumerate(sorted(truth["categories"], key=itemgetter("id")))
+        }
         self._things: tuple[str | int, ...] = tuple(classes.values())
         self._objects: dict[Any, list[tuple[Any, Any]]] = {}
         for one in truth["annotations"]:
@@ -101,10 +104,8 @@ def match(
     """Counts matches of one image's segments: those of one class whose IoU is above 0.5.
 
     Args:
-        found: (height, width) numbers of segments, 0 for none.
-        found_classes: the class of each number.
-        truth: (height, width) numbers of true segments, 0 for void.
-        true_classes: the class of each number.
+        found: (height, width) numbers of segments, 0 for none; `found_classes` has their classes.
+        truth: (height, width) numbers of true segments, 0 for void, and likewise.
 
     Returns:
         by (class, what): the sum of IoUs ("iou"), and how many "matched", "found" and "true".
@@ -141,13 +142,7 @@ def panoptic_quality(counts: Counter, name: str | int) -> tuple[float, float, fl
 
 
 def semantic_truth(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Returns (height, width) int64 classes of the semantic head for objects' masks.
-
-    Args:
-        masks: (objects, height, width) bool.
-        height: of the picture.
-        width: of the picture.
-    """
+    """Returns the semantic head's (height, width) int64 classes for (n, height, width) masks."""
     covered = masks.any(0) if len(masks) else torch.zeros(height, width, dtype=torch.bool)
     return torch.where(covered, THINGS, BACKGROUND)
 
@@ -158,7 +153,3 @@ def _decoded(segmentation: Any, height: int, width: int) -> np.ndarray:
     elif isinstance(segmentation["counts"], list):
         segmentation = mask_api.frPyObjects(segmentation, height, width)
     return mask_api.decode(segmentation).astype(bool)
-
-
-def _id(category: Any) -> int:
-    return category["id"]

@@ -25,8 +25,7 @@ def with_augmentation(cfg: Any, model: nn.Module, on: bool = True) -> Iterator[n
     """Yields a detector that merges its detections as ``TEST.AUG`` says, or `model` itself.
 
     Args:
-        cfg: the model's config.
-        model: a GeneralizedRCNN with boxes, and masks if the config has them; cascade or not.
+        model: a GeneralizedRCNN, cascade or not; `cfg` is its config.
         on: False turns it off whatever the config says.
 
     Raises:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
 
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
-from detectron2.utils import comm
+from detectron2.evaluation import PascalVOCDetectionEvaluator
 
 from scratch_vs_pretrain.data.coco import CocoFile
 from scratch_vs_pretrain.data.voc import voc_file, voc_location
@@ -21,44 +18,28 @@ from scratch_vs_pretrain.data.voc import voc_file, voc_location
 NUMBERS = ("AP", "AP50", "AP75")
 
 
-class VocScoreEvaluator(DatasetEvaluator):
-    """Adds the task ``voc`` to those of another evaluator.
+class VocScoreEvaluator(PascalVOCDetectionEvaluator):
+    """Scores the task ``voc``; numbers are percent, and NaN where a class has no object.
 
-    Its numbers are percent, and None where a class has no object. Where Detectron2's evaluator
-    cannot read the tree (VOC 2012 has a few fractions, others lack flags, or list images with blank
-    lines), it is given a copy with corners rounded and missing flags 0.
+    Where Detectron2's evaluator cannot read the tree (VOC 2012 has a few fractions, others lack
+    flags, or list images with blank lines), it is given a copy with corners rounded and missing
+    flags 0.
     """
 
-    def __init__(self, dataset_name: str, other: DatasetEvaluator) -> None:
-        self._other = other
+    def __init__(self, dataset_name: str) -> None:
         file = voc_file(dataset_name)
         listed = voc_location(dataset_name)[0].read_text().splitlines()
         odd = any(note.kind == "XML with fractions or without flags" for note in file.notes)
         if odd or not all(map(str.strip, listed)):
             dataset_name, _ = _plain_copy(dataset_name, file)
-        self._voc = PascalVOCDetectionEvaluator(dataset_name)
-        self.reset()
+        super().__init__(dataset_name)
 
-    def reset(self) -> None:
-        self._other.reset()
-        self._voc.reset()
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        self._other.process(inputs, outputs)
-        self._voc.process(inputs, outputs)
-
-    def evaluate(self) -> dict[str, Any]:
-        """Returns each task's entry of an evaluation file; empty but in the main process."""
-        tasks = self._other.evaluate()
+    def evaluate(self) -> dict[str, dict[str, float]]:
         with warnings.catch_warnings():
             # It divides by the number of objects of each class.
             warnings.simplefilter("ignore", RuntimeWarning)
-            found = self._voc.evaluate()
-        if not comm.is_main_process():
-            return {}
-        numbers = {name: float(found["bbox"][name]) for name in NUMBERS}
-        voc = {name: None if math.isnan(value) else value for name, value in numbers.items()}
-        return {**tasks, "voc": voc}
+            found = super().evaluate()
+        return {"voc": {name: float(found["bbox"][name]) for name in NUMBERS}} if found else {}
 
 
 @functools.lru_cache(maxsize=4)

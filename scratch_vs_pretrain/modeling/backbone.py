@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
-from detectron2.modeling.backbone.resnet import (
-    BasicBlock,
-    BasicStem,
-    ResNet,
-    build_resnet_backbone,
-)
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet, build_resnet_backbone
 
 from scratch_vs_pretrain.errors import UserError
 
@@ -28,6 +23,15 @@ if TYPE_CHECKING:
 
 GROUP_NORM_GROUPS = 32
 DEPTHS = (18, 34, 50, 101, 152)
+# Of each part with a NORM, the channels that it normalizes.
+NORMALIZED = (
+    ("RESNETS", ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS")),
+    *(
+        ("FPN", ("OUT_CHANNELS",)),
+        ("ROI_BOX_HEAD", ("CONV_DIM",)),
+        ("ROI_MASK_HEAD", ("CONV_DIM",)),
+    ),
+)
 BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
@@ -52,8 +56,7 @@ def build_svp_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     if resnets.DEPTH not in DEPTHS:
         known = ", ".join(map(str, DEPTHS))
         raise UserError(f"MODEL.RESNETS.DEPTH: no ResNet of depth {resnets.DEPTH}; use {known}")
-    check_norm_names(cfg)
-    check_group_norm(cfg)
+    _check_norms(cfg)
     try:
         if resnets.DEPTH in BASIC_BLOCKS and resnets.RES2_OUT_CHANNELS != 64:
             return _narrow_resnet(cfg, input_shape)
@@ -111,57 +114,30 @@ def bottom_up_of(model: nn.Module) -> nn.Module:
     return getattr(backbone, "bottom_up", backbone)
 
 
-def check_norm_names(cfg: CfgNode) -> None:
-    """Refuses a ``NORM`` that Detectron2's ``get_norm`` does not know.
-
-    Raises:
-        UserError: names the key.
-    """
-    for key in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
-        norm = cfg.MODEL[key].NORM
+def _check_norms(cfg: CfgNode) -> None:
+    """Refuses a ``NORM`` that nobody knows, and channels that GroupNorm cannot divide."""
+    model = cfg.MODEL
+    channels = {f"{part}.{key}": model[part][key] for part, keys in NORMALIZED for key in keys}
+    if model.RESNETS.DEPTH not in BASIC_BLOCKS:
+        width = model.RESNETS.NUM_GROUPS * model.RESNETS.WIDTH_PER_GROUP
+        channels["RESNETS.NUM_GROUPS x WIDTH_PER_GROUP"] = width
+    for key, number in channels.items():
+        part = key.partition(".")[0]
+        norm = model[part].NORM
         try:
             get_norm(norm, GROUP_NORM_GROUPS)
         except KeyError:
             raise UserError(
-                f"MODEL.{key}.NORM: unknown normalization {norm!r}; "
+                f"MODEL.{part}.NORM: unknown normalization {norm!r}; "
                 'use "GN", "SyncBN", "BN", or "" for none'
             ) from None
-
-
-def check_group_norm(cfg: CfgNode) -> None:
-    """Refuses channels that GroupNorm's 32 groups cannot divide, here and in FPN and heads.
-
-    Raises:
-        UserError: names the keys, the channels and the nearest numbers that can be divided.
-    """
-    for key, channels in _normalized_channels(cfg):
-        if channels % GROUP_NORM_GROUPS:
-            lower = channels - channels % GROUP_NORM_GROUPS
+        if norm == "GN" and number % GROUP_NORM_GROUPS:
+            lower = number - number % GROUP_NORM_GROUPS
             fits = f"{lower} or {lower + GROUP_NORM_GROUPS}" if lower else str(GROUP_NORM_GROUPS)
             raise UserError(
-                f"{key} is {channels}, which GroupNorm's {GROUP_NORM_GROUPS} groups cannot divide; "
-                f"use {fits}, or another NORM"
+                f"MODEL.{key} is {number}, which GroupNorm's {GROUP_NORM_GROUPS} groups cannot "
+                f"divide; use {fits}, or another NORM"
             )
-
-
-def _normalized_channels(cfg: CfgNode) -> list[tuple[str, int]]:
-    model = cfg.MODEL
-    resnets = model.RESNETS
-    found = []
-    if resnets.NORM == "GN":
-        found += [
-            ("MODEL.RESNETS.STEM_OUT_CHANNELS", resnets.STEM_OUT_CHANNELS),
-            ("MODEL.RESNETS.RES2_OUT_CHANNELS", resnets.RES2_OUT_CHANNELS),
-        ]
-        if resnets.DEPTH not in BASIC_BLOCKS:
-            width = resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP
-            found.append(("MODEL.RESNETS.NUM_GROUPS x WIDTH_PER_GROUP", width))
-    if model.FPN.NORM == "GN":
-        found.append(("MODEL.FPN.OUT_CHANNELS", model.FPN.OUT_CHANNELS))
-    for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD"):
-        if model[head].NORM == "GN":
-            found.append((f"MODEL.{head}.CONV_DIM", model[head].CONV_DIM))
-    return found
 
 
 def _narrow_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:

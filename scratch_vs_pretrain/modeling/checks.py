@@ -50,21 +50,21 @@ def check_trainable(
     """
     pretrained = set(bottom_up_of(model).modules()) if cfg.MODEL.WEIGHTS else set()
     found = {
-        "frozen-stages-from-scratch": frozen_parameters(model, cfg, pretrained),
+        "frozen-stages-from-scratch": _frozen_parameters(model, cfg, pretrained),
         "frozen-norm-from-scratch": frozen_norms(model, pretrained),
-        "small-batch-norm": small_batch_norms(model, images_per_process),
+        "small-batch-norm": _small_batch_norms(model, images_per_process),
         "no-warm-up": missing_warmup(cfg),
     }
     problems = [p for check, each in found.items() if check not in cfg.SVP.ADMIT for p in each]
     if optimizer is not None:
-        problems += forgotten_parameters(model, optimizer)
+        problems += _forgotten_parameters(model, optimizer)
     if problems:
         start = "weights that are given" if cfg.MODEL.WEIGHTS else "scratch"
         raise UserError(f"this cannot train from {start}: " + "; ".join(problems))
 
 
-def frozen_parameters(
-    model: nn.Module, cfg: CfgNode, pretrained: Container[nn.Module] = ()
+def _frozen_parameters(
+    model: nn.Module, cfg: CfgNode, pretrained: Container[nn.Module]
 ) -> list[str]:
     """Finds parameters that get no gradient, outside of modules that are pre-trained."""
     names = [
@@ -74,54 +74,45 @@ def frozen_parameters(
         for key, parameter in module.named_parameters(recurse=False)
         if not parameter.requires_grad
     ]
-    found = f" ({_some(names)})" if names else ""
+    found = f" ({some(names, NAMES_SHOWN)})" if names else ""
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
     if freeze_at > 0 and not cfg.MODEL.WEIGHTS:
         return [f"MODEL.BACKBONE.FREEZE_AT is {freeze_at} and freezes stages{found}; set it to 0"]
     if cfg.SVP.FREEZE and not cfg.MODEL.WEIGHTS:
         return [f"SVP.FREEZE is {cfg.SVP.FREEZE} and keeps it random{found}; leave it out"]
-    if names:
-        return [f"{len(names)} parameters are frozen{found}; set requires_grad on them"]
-    return []
+    return _problem(names, "{} parameters are frozen ({}); set requires_grad on them")
 
 
 def frozen_norms(model: nn.Module, pretrained: Container[nn.Module] = ()) -> list[str]:
     """Finds FrozenBatchNorm2d, which leaves a random network without normalization."""
+    text = "{} layers are FrozenBN ({}); set MODEL.RESNETS.NORM to GN or SyncBN, and "
     names = _norms(model, "FrozenBN", pretrained)
-    if not names:
-        return []
-    return [
-        f"{len(names)} layers are FrozenBN ({_some(names)}); set MODEL.RESNETS.NORM to GN or "
-        "SyncBN, and MODEL.BACKBONE.FREEZE_AT to 0"
-    ]
+    return _problem(names, f"{text}MODEL.BACKBONE.FREEZE_AT to 0")
 
 
-def small_batch_norms(model: nn.Module, images_per_process: int) -> list[str]:
+def _small_batch_norms(model: nn.Module, images_per_process: int) -> list[str]:
     """Finds BatchNorm whose statistics come from too few images. SyncBN is allowed."""
-    names = _norms(model, "BN")
-    if not names or images_per_process >= SMALLEST_BATCH:
-        return []
-    return [
-        f"{len(names)} layers are BatchNorm ({_some(names)}) at {images_per_process} images per "
-        f"process, fewer than {SMALLEST_BATCH}; set NORM to GN or SyncBN in MODEL.RESNETS, "
-        "MODEL.FPN and the heads"
-    ]
+    names = _norms(model, "BN") if images_per_process < SMALLEST_BATCH else ()
+    return _problem(
+        names,
+        f"{{}} layers are BatchNorm ({{}}) at {images_per_process} images per process, fewer than "
+        f"{SMALLEST_BATCH}; set NORM to GN or SyncBN in MODEL.RESNETS, MODEL.FPN and the heads",
+    )
 
 
-def forgotten_parameters(model: nn.Module, optimizer: optim.Optimizer) -> list[str]:
+def _forgotten_parameters(model: nn.Module, optimizer: optim.Optimizer) -> list[str]:
     """Finds trainable parameters that no parameter group of `optimizer` holds."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    names = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) not in held
-    ]
-    if not names:
-        return []
-    return [
-        f"{len(names)} parameters are missing from the optimizer ({_some(names)}); "
-        "build the optimizer after the model is complete"
-    ]
+    trained = [(name, id(p)) for name, p in model.named_parameters() if p.requires_grad]
+    return _problem(
+        [name for name, parameter in trained if parameter not in held],
+        "{} parameters are missing from the optimizer ({}); "
+        "build the optimizer after the model is complete",
+    )
+
+
+def _problem(names: Sequence[str], text: str) -> list[str]:
+    return [text.format(len(names), some(names, NAMES_SHOWN))] if names else []
 
 
 def _norms(model: nn.Module, kind: str, beside: Container[nn.Module] = ()) -> list[str]:
@@ -130,9 +121,10 @@ def _norms(model: nn.Module, kind: str, beside: Container[nn.Module] = ()) -> li
     ]
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+def some(names: Sequence[str], shown: int) -> str:
+    """Returns the first names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 _log = logging.getLogger(__name__)
@@ -182,8 +174,7 @@ def norm_census(model: nn.Module, world_size: int) -> dict[str, int]:
 def norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Yields name, module and kind (GN, BN, SyncBN, FrozenBN, LN, ...) of each normalization."""
     for name, module in model.named_modules():
-        kind = _kind(module)
-        if kind:
+        if kind := _kind(module):
             yield name, module, kind
 
 
@@ -204,16 +195,9 @@ def _kind(module: nn.Module) -> str | None:
 def _naive(norm: nn.SyncBatchNorm) -> NaiveSyncBatchNorm:
     # "N": processes may hold different numbers of regions in the heads, even none.
     naive = NaiveSyncBatchNorm(
-        norm.num_features,
-        eps=norm.eps,
-        momentum=norm.momentum,
-        affine=norm.affine,
-        track_running_stats=norm.track_running_stats,
+        *(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats),
         stats_mode="N",
     )
-    for name, parameter in norm.named_parameters(recurse=False):
-        setattr(naive, name, parameter)
-    for name, buffer in norm.named_buffers(recurse=False):
-        setattr(naive, name, buffer)
-    naive.train(norm.training)
-    return naive
+    for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
+        setattr(naive, name, tensor)
+    return naive.train(norm.training)

@@ -139,9 +139,7 @@ class BackboneWeights:
 
 
 def to_detectron2(
-    state: Mapping[str, Tensor],
-    source: str = "the checkpoint",
-    network: nn.Module | None = None,
+    state: Mapping[str, Tensor], source: str = "the checkpoint", network: nn.Module | None = None
 ) -> BackboneWeights:
     """Finds the backbone in a state dict and renames it. Tensors are passed on as they are.
 
@@ -244,11 +242,6 @@ def refuse_fused(weights: BackboneWeights, source: str) -> None:
         )
 
 
-def fits(tensors: Mapping[str, Tensor], architecture: str) -> bool:
-    """Tells whether names and shapes (Detectron2's names) are those of `architecture`."""
-    return _expected_shapes(architecture, tensors) == _shapes(tensors)
-
-
 def _expected_shapes(
     architecture: str, tensors: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
@@ -275,7 +268,8 @@ def _resnet(architecture: str, norm: str) -> nn.Module:
 
 def describe(tensors: Mapping[str, Tensor]) -> str:
     """Returns "; they are those of a resnet101", or nothing if no known architecture fits."""
-    names = [name for name in ARCHITECTURE_NAMES if fits(tensors, name)]
+    found = _shapes(tensors)
+    names = [name for name in ARCHITECTURE_NAMES if _expected_shapes(name, tensors) == found]
     return f"; they are those of a {' or '.join(names)}" if names else ""
 
 

@@ -18,7 +18,7 @@ from scratch_vs_pretrain.modeling.checkpoint_file import (
     save,
     weights_sha256,
 )
-from scratch_vs_pretrain.modeling.checks import norm_layers
+from scratch_vs_pretrain.modeling.checks import norm_layers, some
 from scratch_vs_pretrain.modeling.conversion import (
     BackboneWeights,
     convert,
@@ -108,29 +108,16 @@ def convert_file(source: str | Path, output: Path, architecture: str) -> LoadRep
     )
 
 
-def load_backbone(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    source: str = "the checkpoint",
-    norm_weights: str = "all",
-) -> LoadReport:
-    """Fills the bottom-up network of a detector completely, with what :func:`match_backbone` says.
-
-    FPN, RPN and heads keep their initialization, also if the checkpoint is a whole detector; but
-    fc6 and fc7 in the box head of a VGG detector are filled as well.
-    """
-    report, tensors = match_backbone(model, state, source, norm_weights)
-    pretrained_part(model).load_state_dict(tensors, strict=False)
-    return report
-
-
 def match_backbone(
     model: nn.Module,
     state: Mapping[str, Tensor],
     source: str = "the checkpoint",
     norm_weights: str = "all",
 ) -> tuple[LoadReport, dict[str, Tensor]]:
-    """Returns what :func:`load_backbone` does, and the tensors that it loads.
+    """Returns what fills the bottom-up network completely, by its names, and a report on it.
+
+    FPN, RPN and heads keep their initialization, also if the checkpoint is a whole detector; but
+    fc6 and fc7 in the box head of a VGG detector are filled as well (:func:`pretrained_part`).
 
     Args:
         model: a detector, its backbone, or a bottom-up network, which may be on the meta device;
@@ -221,7 +208,7 @@ def _check_complete(
     report: LoadReport, surplus: Sequence[str], tensors: Mapping[str, Tensor], source: str
 ) -> None:
     found = [
-        f"{len(names)} {what} ({_some(names)})"
+        f"{len(names)} {what} ({some(names, NAMES_SHOWN)})"
         for what, names in (
             ("missing", report.missing),
             ("of another shape", report.mismatched),
@@ -259,9 +246,5 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     """Raises UserError for a checkpoint with NaN or infinity in it."""
     unusable = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if unusable:
-        raise UserError(f"{source}: NaN or infinity in {_some(unusable)}; use another checkpoint")
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+        shown = some(unusable, NAMES_SHOWN)
+        raise UserError(f"{source}: NaN or infinity in {shown}; use another checkpoint")

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.weights import load_backbone
 from scratch_vs_pretrain.pretraining.classifier import Classifier
 
 
@@ -36,7 +35,7 @@ def test_stages_that_the_detector_freezes_are_trained(make_cfg):
     assert cfg.MODEL.BACKBONE.FREEZE_AT == 2
 
 
-def test_weights_fill_the_detectors_backbone(make_cfg):
+def test_weights_fill_the_detectors_backbone(make_cfg, load_backbone):
     source, target = Classifier(make_cfg(), classes=2), Classifier(make_cfg(), classes=2)
     report = load_backbone(target.bottom_up, source.weights())
     assert report.unexpected == ("linear.weight", "linear.bias")

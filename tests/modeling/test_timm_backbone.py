@@ -11,7 +11,6 @@ from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.checkpoint_file import local_file, read_checkpoint
 from scratch_vs_pretrain.modeling.checks import norm_layers
 from scratch_vs_pretrain.modeling.timm_backbone import pixel_settings
-from scratch_vs_pretrain.modeling.weights import load_backbone
 
 
 @pytest.fixture
@@ -34,7 +33,9 @@ def make_timm_cfg(make_cfg):
         "test_convnext",
     ],
 )
-def test_features_equal_timms_own_with_the_weights_of_a_timm_file(name, make_timm_cfg, tmp_path):
+def test_features_equal_timms_own_with_the_weights_of_a_timm_file(
+    name, make_timm_cfg, tmp_path, load_backbone
+):
     torch.manual_seed(0)
     whole = timm.create_model(name)
     state = {key: tensor.contiguous() for key, tensor in whole.state_dict().items()}
@@ -70,7 +71,7 @@ def test_swin_takes_images_of_any_size(make_timm_cfg):
     assert features["res5"].shape == (1, 768, 3, 5)
 
 
-def test_resnet50_gn_is_detectron2s_resnet_too(make_full_cfg, make_timm_cfg):
+def test_resnet50_gn_is_detectron2s_resnet_too(make_full_cfg, make_timm_cfg, load_backbone):
     """The natural pretrained arm of the paper's baseline: the same numbers in Detectron2's R50."""
     torch.manual_seed(0)
     state = timm.create_model("resnet50_gn").state_dict()
@@ -92,7 +93,7 @@ def test_resnet50_gn_is_detectron2s_resnet_too(make_full_cfg, make_timm_cfg):
     }
 
 
-def test_a_detector_of_ours_gives_its_timm_backbone(make_timm_cfg):
+def test_a_detector_of_ours_gives_its_timm_backbone(make_timm_cfg, load_backbone):
     first, second = (build_backbone(make_timm_cfg("test_convnext")) for _ in range(2))
     state = {f"backbone.{name}": tensor for name, tensor in first.state_dict().items()}
     assert any(name.startswith("backbone.bottom_up.net.stages_0.") for name in state)
@@ -106,7 +107,7 @@ def test_a_detector_of_ours_gives_its_timm_backbone(make_timm_cfg):
 @pytest.mark.parametrize(
     ("name", "deeper"), [("convnext_tiny", "convnext_small"), ("regnety_016", "regnety_032")]
 )
-def test_a_deeper_networks_file_is_refused(name, deeper, make_timm_cfg):
+def test_a_deeper_networks_file_is_refused(name, deeper, make_timm_cfg, load_backbone):
     with torch.device("meta"):
         backbone = build_bottom_up(make_timm_cfg(name))
     state = {n: torch.zeros(t.shape) for n, t in timm.create_model(deeper).state_dict().items()}

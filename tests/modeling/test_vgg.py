@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.vgg import LAYERS, VGG16, norm_problems, pretrained_part
-from scratch_vs_pretrain.modeling.weights import load_backbone
 from scratch_vs_pretrain.pretraining.classifier import Classifier
 from scratch_vs_pretrain.study.audit import recipe_problems
 
@@ -119,7 +118,7 @@ def test_values_that_make_no_vgg_are_refused(make_vgg_cfg):
         build_model(make_vgg_cfg({"MODEL.ROI_BOX_HEAD.NUM_FC": 1}))
 
 
-def test_pretraining_fills_backbone_and_both_fully_connected_layers(make_vgg_cfg):
+def test_pretraining_fills_backbone_and_both_fully_connected_layers(make_vgg_cfg, load_backbone):
     # One checkpoint from `svp pretrain`, one of a whole detector.
     cfg = make_vgg_cfg()
     for source in (Classifier(cfg, classes=3).weights(), build_model(cfg).state_dict()):
@@ -133,7 +132,7 @@ def test_pretraining_fills_backbone_and_both_fully_connected_layers(make_vgg_cfg
     assert "roi_heads.box_predictor.cls_score.weight" in report.unexpected
 
 
-def test_checkpoint_without_fully_connected_layers_is_refused(make_vgg_cfg):
+def test_checkpoint_without_fully_connected_layers_is_refused(make_vgg_cfg, load_backbone):
     cfg = make_vgg_cfg()
     detector = build_model(cfg)
     convolutions = build_bottom_up(cfg).state_dict()
@@ -146,14 +145,14 @@ def test_checkpoint_without_fully_connected_layers_is_refused(make_vgg_cfg):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_deeper_vgg_is_refused(make_vgg_cfg):
+def test_deeper_vgg_is_refused(make_vgg_cfg, load_backbone):
     cfg = make_vgg_cfg()
     state = Classifier(cfg, classes=3).weights() | {"conv5_4.weight": torch.ones(1)}
     with pytest.raises(UserError, match=r"1 too many \(conv5_4\.weight\)"):
         load_backbone(build_model(cfg), state)
 
 
-def test_caffe2_names_load(make_vgg_cfg):
+def test_caffe2_names_load(make_vgg_cfg, load_backbone):
     cfg = make_vgg_cfg()
     names = {"box_head.fc1": "fc6", "box_head.fc2": "fc7"}
     blobs = {}

@@ -24,7 +24,6 @@ from scratch_vs_pretrain.modeling.weights import (
     check_input,
     convert_file,
     input_settings,
-    load_backbone,
     write_backbone,
 )
 
@@ -54,7 +53,9 @@ def same(model, state):
     return all(torch.equal(own[name], state[name]) for name in own)
 
 
-def test_caffe2_groupnorm_pickle_with_official_names_loads_completely(make_full_cfg, tmp_path):
+def test_caffe2_groupnorm_pickle_with_official_names_loads_completely(
+    make_full_cfg, tmp_path, load_backbone
+):
     bottom_up = build_bottom_up(make_full_cfg(50))
     state = random_state(bottom_up)
     blobs = {caffe2_name(name): tensor.numpy() for name, tensor in state.items()}
@@ -74,7 +75,7 @@ def test_caffe2_groupnorm_pickle_with_official_names_loads_completely(make_full_
     assert same(bottom_up, state)
 
 
-def test_detector_takes_the_backbone_and_keeps_the_rest(make_cfg):
+def test_detector_takes_the_backbone_and_keeps_the_rest(make_cfg, load_backbone):
     pyramid = build_backbone(make_cfg())
     other = build_backbone(make_cfg())
     before = {n: t.clone() for n, t in pyramid.state_dict().items() if "bottom_up" not in n}
@@ -88,7 +89,7 @@ def test_detector_takes_the_backbone_and_keeps_the_rest(make_cfg):
 
 
 @pytest.mark.parametrize("norm", ["BN", "SyncBN"])
-def test_torchvision_weights_and_statistics_go_into_batchnorm(norm, make_full_cfg):
+def test_torchvision_weights_and_statistics_go_into_batchnorm(norm, make_full_cfg, load_backbone):
     bottom_up = build_bottom_up(make_full_cfg(18, NORM=norm))
     state = random_state(torchvision.models.resnet18(weights=None))
     report = load_backbone(bottom_up, state)
@@ -97,14 +98,14 @@ def test_torchvision_weights_and_statistics_go_into_batchnorm(norm, make_full_cf
     assert torch.equal(bottom_up.res5[1].conv2.norm.weight, state["layer4.1.bn2.weight"])
 
 
-def test_old_batchnorm_files_without_counters_load(make_full_cfg):
+def test_old_batchnorm_files_without_counters_load(make_full_cfg, load_backbone):
     bottom_up = build_bottom_up(make_full_cfg(18, NORM="BN"))
     state = random_state(torchvision.models.resnet18(weights=None))
     old = {name: t for name, t in state.items() if "num_batches_tracked" not in name}
     assert load_backbone(bottom_up, old).missing == ()
 
 
-def test_batchnorm_into_groupnorm_is_refused_unless_asked_for(make_full_cfg):
+def test_batchnorm_into_groupnorm_is_refused_unless_asked_for(make_full_cfg, load_backbone):
     bottom_up = build_bottom_up(make_full_cfg(18))
     state = random_state(torchvision.models.resnet18(weights=None))
     before = {name: tensor.clone() for name, tensor in bottom_up.state_dict().items()}
@@ -119,7 +120,7 @@ def test_batchnorm_into_groupnorm_is_refused_unless_asked_for(make_full_cfg):
         load_backbone(bottom_up, state, norm_weights="some")
 
 
-def test_fused_batchnorm_of_caffe2_is_not_taken_for_groupnorm(make_full_cfg):
+def test_fused_batchnorm_of_caffe2_is_not_taken_for_groupnorm(make_full_cfg, load_backbone):
     bottom_up = build_bottom_up(make_full_cfg(50))
     state = {
         caffe2_name(name).replace("_gn_", "_bn_"): tensor
@@ -129,13 +130,13 @@ def test_fused_batchnorm_of_caffe2_is_not_taken_for_groupnorm(make_full_cfg):
         load_backbone(bottom_up, state)
 
 
-def test_groupnorm_into_batchnorm_says_what_is_missing(make_cfg):
+def test_groupnorm_into_batchnorm_says_what_is_missing(make_cfg, load_backbone):
     state = random_state(build_bottom_up(make_cfg()))
     with pytest.raises(UserError, match=r"no BatchNorm statistics: set NORM to GN"):
         load_backbone(build_bottom_up(make_cfg(NORM="SyncBN")), state)
 
 
-def test_ninety_percent_is_an_error_that_names_the_missing_keys(make_cfg):
+def test_ninety_percent_is_an_error_that_names_the_missing_keys(make_cfg, load_backbone):
     bottom_up = build_bottom_up(make_cfg())
     state = random_state(bottom_up)
     before = {name: tensor.clone() for name, tensor in bottom_up.state_dict().items()}
@@ -151,28 +152,30 @@ def test_ninety_percent_is_an_error_that_names_the_missing_keys(make_cfg):
     assert same(bottom_up, before)
 
 
-def test_long_lists_are_cut_at_twenty_with_a_count(make_cfg):
+def test_long_lists_are_cut_at_twenty_with_a_count(make_cfg, load_backbone):
     bottom_up = build_bottom_up(make_cfg())
     state = {n: t for n, t in random_state(bottom_up).items() if n.startswith(("stem", "res2"))}
     with pytest.raises(UserError, match=r"45 missing \(res3\.0\.shortcut.* and 25 more\)"):
         load_backbone(bottom_up, state)
 
 
-def test_shapes_that_differ_are_listed(make_cfg):
+def test_shapes_that_differ_are_listed(make_cfg, load_backbone):
     state = random_state(build_bottom_up(make_cfg(RES2_OUT_CHANNELS=64)))
     message = r"res2\.0\.conv1\.weight \(64, 32, 3, 3\), not \(32, 32, 3, 3\)"
     with pytest.raises(UserError, match=message):
         load_backbone(build_bottom_up(make_cfg()), state)
 
 
-def test_a_deeper_networks_file_is_refused_though_it_covers_everything(make_full_cfg):
+def test_a_deeper_networks_file_is_refused_though_it_covers_everything(
+    make_full_cfg, load_backbone
+):
     state = random_state(build_bottom_up(make_full_cfg(34)))
     model = build_bottom_up(make_full_cfg(18))
     with pytest.raises(UserError, match=r"too many \(res2\.2\.conv1.*those of a resnet34"):
         load_backbone(model, state)
 
 
-def test_what_changes_nothing_is_allowed(make_full_cfg):
+def test_what_changes_nothing_is_allowed(make_full_cfg, load_backbone):
     """Zero biases of Caffe2's convolutions, and a stage that this network leaves out."""
     state = random_state(build_bottom_up(make_full_cfg(18)))
     state["stem.conv1.bias"] = torch.zeros(64)
@@ -188,7 +191,7 @@ def test_what_changes_nothing_is_allowed(make_full_cfg):
         load_backbone(model, state)
 
 
-def test_nan_in_a_checkpoint_is_refused(make_cfg):
+def test_nan_in_a_checkpoint_is_refused(make_cfg, load_backbone):
     bottom_up = build_bottom_up(make_cfg())
     state = random_state(bottom_up)
     state["res3.0.conv1.weight"][0, 0, 0, 0] = torch.nan
@@ -244,7 +247,7 @@ def test_files_without_tensors_are_refused(content, tmp_path):
         read_checkpoint(tmp_path / "w.pth")
 
 
-def test_written_backbones_are_read_with_their_metadata(make_cfg, tmp_path):
+def test_written_backbones_are_read_with_their_metadata(make_cfg, tmp_path, load_backbone):
     bottom_up = build_bottom_up(make_cfg())
     state = random_state(bottom_up)
     path = tmp_path / "new" / "w.pth"
@@ -272,7 +275,9 @@ def test_unwritable_output_is_named(tmp_path):
         write_backbone(tmp_path / "file" / "w.pth", {"w": torch.ones(1)}, {})
 
 
-def test_converted_file_fills_a_network_that_the_original_fills(make_full_cfg, tmp_path):
+def test_converted_file_fills_a_network_that_the_original_fills(
+    make_full_cfg, tmp_path, load_backbone
+):
     state = torchvision.models.resnet18(weights=None).state_dict()
     source, output = tmp_path / "moco.pth", tmp_path / "sub" / "r18.pth"
     prefixed = {f"module.encoder_q.{name}": tensor for name, tensor in state.items()}

@@ -13,7 +13,6 @@ from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
-from scratch_vs_pretrain.modeling.weights import load_backbone
 from scratch_vs_pretrain.pretraining import pretrain as module
 from scratch_vs_pretrain.pretraining.pretrain import PretrainSpec, pretrain
 
@@ -57,7 +56,7 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
-def test_learns_and_writes_what_a_detector_loads(cfg, pictures, tmp_path):
+def test_learns_and_writes_what_a_detector_loads(cfg, pictures, tmp_path, load_backbone):
     result = pretrain(cfg, pictures, tmp_path / "new" / "w.pth", SPEC, progress=False)
     assert result.accuracy is not None
     assert result.accuracy > 80
@@ -137,7 +136,7 @@ def test_a_snapshot_of_another_recipe_is_not_continued(cfg, pictures, tmp_path, 
     assert result.file.read_bytes() == fresh.file.read_bytes()
 
 
-def test_syncbn_backbones_train_in_one_process(cfg, pictures, tmp_path):
+def test_syncbn_backbones_train_in_one_process(cfg, pictures, tmp_path, load_backbone):
     cfg.MODEL.RESNETS.NORM = "SyncBN"
     spec = PretrainSpec(**vars(SPEC) | {"epochs": 1})
     result = pretrain(cfg, pictures, tmp_path / "w.pth", spec, progress=False)
@@ -200,7 +199,7 @@ def test_bad_input_is_refused_before_training(cfg, pictures, tmp_path):
 @pytest.mark.skipif(
     not (DATASETS / "imagenette80.tar").exists(), reason="../shared/datasets is absent"
 )
-def test_real_photographs_are_trained_on(cfg, tmp_path):
+def test_real_photographs_are_trained_on(cfg, tmp_path, load_backbone):
     with tarfile.open(DATASETS / "imagenette80.tar") as archive:
         kept, members = {}, []
         for member in archive:

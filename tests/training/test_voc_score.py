@@ -26,7 +26,8 @@ from scratch_vs_pretrain.evaluation.evaluator import (
     check_test_sets,
     flat_metrics,
 )
-from scratch_vs_pretrain.evaluation.voc_score import NUMBERS, VocScoreEvaluator
+from scratch_vs_pretrain.evaluation.others import WithOthers, others_of
+from scratch_vs_pretrain.evaluation.voc_score import NUMBERS
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 
@@ -94,6 +95,11 @@ def outputs(record, random, classes):
     return {"instances": instances}
 
 
+def beside_cocos(name, coco=None):
+    coco = coco or CocoScoreEvaluator(name, ("bbox",))
+    return WithOthers(coco, others_of(default_config(), name))
+
+
 def score(evaluator, name):
     classes = len(MetadataCatalog.get(name).thing_classes)
     random = np.random.default_rng(1)
@@ -108,7 +114,7 @@ def test_the_metric_of_the_year_beside_cocos(registered):
     for year in (2007, 2012):
         name = registered(year)
         coco = CocoScoreEvaluator(name, ("bbox",))
-        found[year] = score(VocScoreEvaluator(name, coco), name)
+        found[year] = score(beside_cocos(name, coco), name)
         theirs = score(PascalVOCDetectionEvaluator(name), name)["bbox"]
         assert found[year]["voc"] == {number: theirs[number] for number in NUMBERS}
         assert found[year]["bbox"] == score(CocoScoreEvaluator(name, ("bbox",)), name)["bbox"]
@@ -119,7 +125,7 @@ def test_the_metric_of_the_year_beside_cocos(registered):
 
 def test_detections_of_a_class_without_objects_leave_no_number(registered):
     name = registered(2012, classes=("ring", "disc", "star"))
-    tasks = score(VocScoreEvaluator(name, CocoScoreEvaluator(name, ("bbox",))), name)
+    tasks = score(beside_cocos(name), name)
     assert tasks["voc"] == dict.fromkeys(NUMBERS)
     metrics = flat_metrics([{"dataset": name, "tasks": tasks}])
     assert "voc/AP50" not in metrics
@@ -129,7 +135,7 @@ def test_detections_of_a_class_without_objects_leave_no_number(registered):
 
 def test_trees_that_detectron2s_evaluator_cannot_read(registered, tmp_path):
     name = registered(2012)
-    whole = score(VocScoreEvaluator(name, CocoScoreEvaluator(name, ("bbox",))), name)
+    whole = score(beside_cocos(name), name)
     changed = 0
     for file in (tmp_path / "Annotations").iterdir():
         text = re.sub(r"<xmin>(\d+)<", r"<xmin>\g<1>.25<", file.read_text())
@@ -139,7 +145,7 @@ def test_trees_that_detectron2s_evaluator_cannot_read(registered, tmp_path):
     listing = tmp_path / "ImageSets" / "Main" / "val.txt"
     listing.write_text(listing.read_text() + "\n")  # what is read again
     assert changed
-    found = score(VocScoreEvaluator(name, CocoScoreEvaluator(name, ("bbox",))), name)
+    found = score(beside_cocos(name), name)
     assert found["voc"] == pytest.approx(whole["voc"], abs=5)  # detections moved with the boxes
     with pytest.raises((AttributeError, FileNotFoundError, ValueError)):
         score(PascalVOCDetectionEvaluator(name), name)
