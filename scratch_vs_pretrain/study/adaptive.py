@@ -24,7 +24,7 @@ from scratch_vs_pretrain.analysis.stats.verdicts import UNDECIDED, alpha_of
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder, write_json
 from scratch_vs_pretrain.study.resolve import schedules_of
-from scratch_vs_pretrain.study.schedule import branches_of, share_trunk
+from scratch_vs_pretrain.study.schedule import branches_of
 from scratch_vs_pretrain.study.spec import SCRATCH, Answer, Run, Study
 from scratch_vs_pretrain.training.branch import ENDED
 
@@ -126,7 +126,7 @@ def part_of(study: Study, stage: Stage) -> Study:
     seeds = itertools.chain(study.seeds, (n for n in itertools.count() if n not in study.seeds))
     arms = []
     for arm in study.arms:
-        lengths = {one.name: one.iterations or 0 for one in schedules_of(study, arm)}
+        lengths = {one.name: one.iterations for one in schedules_of(study, arm)}
         ordered = sorted(arm.schedules, key=lambda one: lengths[one.name])
         arms.append(replace(arm, schedules=tuple(ordered[: stage.schedules])))
     return replace(
@@ -240,7 +240,7 @@ class Adaptive:
             for one in schedules:
                 at = branches[one.name].at if one.name in branches else 0
                 at = folders[one.name].read().iteration if one.name in begun else at
-                left += (one.iterations or 0) - at if folders[one.name].state() not in ENDED else 0
+                left += (one.iterations) - at if folders[one.name].state() not in ENDED else 0
         return left * self.spent() / done if done else 0.0
 
     def text(self) -> str:
@@ -250,13 +250,10 @@ class Adaptive:
         runs = list(self.seen.values())
         lines = answer(runs, level=level, look=1, looks=self.limits.looks).text()
         trained = sum(run.iteration - run.branch_at for run in runs)
-        trunks = (
-            trunk
-            for one in self.sizes
-            for arm in one.arms
-            for trunk in share_trunk(schedules_of(one, arm), one.switch)
-        )
-        whole = self.limits.seeds[-1] * sum(trunk.iterations for trunk in trunks)
+        plans = [(schedules_of(one, arm), one.switch) for one in self.sizes for arm in one.arms]
+        lengths = (one.iterations for schedules, _ in plans for one in schedules)
+        shared = (branch.at for plan in plans for branch in branches_of(*plan).values())
+        whole = self.limits.seeds[-1] * (sum(lengths) - sum(shared))
         return (
             f"{lines}\n{trained:,} iterations, {self.spent():.1f} hours; all seeds, schedules and "
             f"sizes would take {whole:,}: {1 - trained / whole:.0%} saved"

@@ -16,7 +16,7 @@ from scratch_vs_pretrain.modeling.checkpoint_file import (
     weights_sha256,
 )
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
-from scratch_vs_pretrain.run_info import Branch, Init, Noise, RunInfo, Switch
+from scratch_vs_pretrain.run_info import Init, Noise, RunInfo, Switch
 from scratch_vs_pretrain.study.audit import audit, switched_study
 from scratch_vs_pretrain.study.initial_weights import check_models, with_origins
 from scratch_vs_pretrain.study.plan import training_images
@@ -26,7 +26,7 @@ from scratch_vs_pretrain.study.resolve import (
     run_config,
     schedules_of,
 )
-from scratch_vs_pretrain.study.schedule import Trunk, branches_of
+from scratch_vs_pretrain.study.schedule import branches_of, own_start
 from scratch_vs_pretrain.study.spec import Run, Study
 from scratch_vs_pretrain.training.branch import ENDED
 
@@ -134,13 +134,11 @@ def _plan_branches(study: Study, output: Path, sharing: bool) -> None:
             run = folder.read()
             points = {branch.at for branch in branches.values() if branch.of == name}
             # From its first rate drop, a schedule that is longer can begin on another day.
-            own = Trunk((schedules[name],), study.switch).start_of(schedules[name])
+            own = own_start(schedules[name], study.switch)
             points.update([own] if own > 0 else [])
-            known, branch = run.branch, branches.get(name)
-            if name not in begun:
-                known = Branch(of=branch.of, at=branch.at, taken=None) if branch else None
+            branch = run.branch if name in begun else branches.get(name)
             points.update(run.branch_points)
-            _update_idle(folder, branch=known, branch_points=sorted(points))
+            _update_idle(folder, branch=branch, branch_points=sorted(points))
 
 
 def _update_idle(folder: RunFolder, **changes: Any) -> None:

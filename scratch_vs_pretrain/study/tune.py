@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,6 @@ from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_json
 from scratch_vs_pretrain.study.spec import Arm, Study, Tune
 
 TUNE_FILE = "tune.json"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One point of the grid, tried out.
-
-    Attributes:
-        arm: of the search's study.
-        overrides: the point.
-        state: how its run ended.
-        score: the metric after the last iteration; None for a run that diverged.
-    """
-
-    arm: str
-    overrides: dict[str, Any]
-    state: str
-    score: float | None
 
 
 def grid_points(tune: Tune) -> list[dict[str, Any]]:
@@ -49,7 +33,8 @@ def search_study(study: Study) -> Study:
 
     Its name and its arms' name the search's folders.
     """
-    tune = _tune(study)
+    tune = study.tune
+    assert tune is not None
     origin = next(arm for arm in study.arms if arm.name == tune.on)
     points = grid_points(tune)
     arms = tuple(
@@ -85,19 +70,19 @@ def pick_winner(study: Study, folders: Sequence[RunFolder], output: Path) -> dic
     Raises:
         UserError: no run finished, or one has no such metric.
     """
-    tune = _tune(study)
-    search = search_study(study)
-    trials = [
-        _trial(folder, arm.name, point, tune.metric)
+    tune, search = study.tune, search_study(study)
+    assert tune is not None
+    trials: list[dict[str, Any]] = [
+        {"arm": arm.name, "overrides": point, **_result(folder, tune.metric)}
         for folder, arm, point in zip(folders, search.arms, grid_points(tune), strict=True)
     ]
-    scored = [trial for trial in trials if trial.score is not None]
+    scored = [trial for trial in trials if trial["score"] is not None]
     if not scored:
         raise UserError(
             f"{study.file}: tune: every one of the {len(trials)} runs below "
             f"{output / search.name} diverged; choose another grid"
         )
-    best = max(scored, key=lambda trial: trial.score or 0.0)  # the first of equals
+    best = max(scored, key=itemgetter("score"))  # the first of equals
     write_json(
         output / search.name / TUNE_FILE,
         {
@@ -108,35 +93,31 @@ def pick_winner(study: Study, folders: Sequence[RunFolder], output: Path) -> dic
             "schedule": search.arms[0].schedules[0].name,
             "seed": search.seeds[0],
             "grid": {key: list(values) for key, values in tune.grid.items()},
-            "trials": [vars(trial) for trial in trials],
-            "winner": {"arm": best.arm, "overrides": best.overrides, "score": best.score},
+            "trials": trials,
+            "winner": {key: best[key] for key in ("arm", "overrides", "score")},
         },
     )
-    return best.overrides
+    winner: dict[str, Any] = best["overrides"]
+    return winner
 
 
 def with_recipe(study: Study, winner: dict[str, Any]) -> Study:
     """Returns the study in which every arm trains with the winner of the search."""
-    tune = _tune(study)
-    return replace(study, overrides={**study.overrides, **winner}, tune=None, tuned_on=tune.on)
+    assert study.tune is not None
+    overrides = {**study.overrides, **winner}
+    return replace(study, overrides=overrides, tune=None, tuned_on=study.tune.on)
 
 
-def _tune(study: Study) -> Tune:
-    if study.tune is None:
-        raise ValueError(f"{study.name} has nothing to tune")
-    return study.tune
-
-
-def _trial(folder: RunFolder, arm: str, point: dict[str, Any], metric: str) -> Trial:
+def _result(folder: RunFolder, metric: str) -> dict[str, Any]:
+    """Returns how a point's run ended, and the metric after its last iteration if it finished."""
     run = folder.read()
     if run.state != "finished":
-        return Trial(arm, point, run.state, None)
+        return {"state": run.state, "score": None}
     file = folder.evaluation_file(run.iterations)
     task, number = metric.split("/")
     try:
-        score = read_json(file)["tasks"][task][number]
+        return {"state": run.state, "score": read_json(file)["tasks"][task][number]}
     except (KeyError, TypeError):
         raise UserError(
             f"{file}: has no {metric}, by which the study tunes; change tune.metric"
         ) from None
-    return Trial(arm, point, "finished", score)

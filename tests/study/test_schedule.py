@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_info import Branch
 from scratch_vs_pretrain.study.schedule import (
-    Branch,
     Schedule,
     Switch,
     branches_of,
+    own_start,
     paper_schedule,
-    share_trunk,
     short_schedule,
 )
 
@@ -95,59 +95,62 @@ class TestResolve:
             paper_schedule(2).resolve(10**6, 16)
 
 
+def trained(schedules):
+    """Returns the iterations in all, what is shared counted once."""
+    return sum(s.iterations for s in schedules) - sum(
+        branch.at for branch in branches_of(schedules).values()
+    )
+
+
 def test_the_papers_five_schedules_share_most():
     # 1.8M iterations for 2x to 6x trained alone; the last 60k of each are its own.
-    (trunk,) = share_trunk(paper_schedule(multiple) for multiple in (2, 3, 4, 5, 6))
-    assert trunk.iterations_alone == 1_800_000
-    assert trunk.iterations == 780_000
-    assert trunk.iterations / trunk.iterations_alone == pytest.approx(0.433, abs=5e-4)
-    assert trunk.length == 480_000
-    starts = [trunk.start_of(schedule) for schedule in trunk.schedules]
+    schedules = [paper_schedule(multiple) for multiple in (2, 3, 4, 5, 6)]
+    assert sum(schedule.iterations for schedule in schedules) == 1_800_000
+    assert trained(schedules) == 780_000
+    starts = [own_start(schedule) for schedule in schedules]
     assert starts == [120_000, 210_000, 300_000, 390_000, 480_000]
 
 
 def test_one_schedule_shares_nothing():
-    (trunk,) = share_trunk([paper_schedule(2)])
-    assert trunk.iterations == trunk.iterations_alone == 180_000
+    assert trained([paper_schedule(2)]) == 180_000
 
 
 def test_schedules_at_different_rates_have_their_own_trunks():
     slow, fast = paper_schedule(2), paper_schedule(2).resolve(32, 16)
-    assert [trunk.schedules for trunk in share_trunk([fast, slow])] == [(slow,), (fast,)]
+    assert branches_of([fast, slow]) == {}
 
 
 def test_no_schedules_share_no_trunk():
-    assert share_trunk([]) == ()
+    assert branches_of([]) == {}
 
 
-@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=6))
+@given(st.sets(st.integers(1, 10**6), min_size=1, max_size=6))
 def test_every_schedule_leaves_before_its_rate_drops(lengths):
-    (trunk,) = share_trunk([short_schedule(length) for length in lengths])
-    for schedule in trunk.schedules:
-        assert trunk.start_of(schedule) <= min((*schedule.steps, schedule.iterations - 1))
-        assert trunk.start_of(schedule) <= trunk.length
-    for branch in trunk.branches().values():
-        assert 0 < branch.at <= trunk.length
-    assert max(lengths) <= trunk.iterations <= trunk.iterations_alone == sum(lengths)
+    schedules = [short_schedule(length) for length in lengths]
+    for schedule in schedules:
+        assert own_start(schedule) <= min((*schedule.steps, schedule.iterations - 1))
+    for branch in branches_of(schedules).values():
+        assert 0 < branch.at <= max(map(own_start, schedules))
+    assert max(lengths) <= trained(schedules) <= sum(lengths)
 
 
 def test_a_constant_rate_schedule_keeps_its_last_iteration():
     # After which it is evaluated.
-    (trunk,) = share_trunk([Schedule("a", 100, ()), Schedule("b", 60, ())])
-    assert trunk.branches() == {"b": Branch("a", 59)}
-    assert trunk.iterations == 101
+    schedules = [Schedule("a", 100, ()), Schedule("b", 60, ())]
+    assert branches_of(schedules) == {"b": Branch(of="a", at=59)}
+    assert trained(schedules) == 101
 
 
 def test_branches_leave_the_longest():
     assert branches_of(paper_schedule(multiple) for multiple in (3, 2, 6)) == {
-        "2x": Branch("6x", 120_000),
-        "3x": Branch("6x", 210_000),
+        "2x": Branch(of="6x", at=120_000),
+        "3x": Branch(of="6x", at=210_000),
     }
 
 
 def test_the_trunk_is_what_stays_longest_at_the_constant_rate():
     early, late = Schedule("early", 100, (90,)), Schedule("late", 80, (10,))
-    assert branches_of([early, late]) == {"early": Branch("late", 10)}
+    assert branches_of([early, late]) == {"early": Branch(of="late", at=10)}
 
 
 def test_a_schedule_without_a_constant_part_begins_alone():
@@ -157,8 +160,8 @@ def test_a_schedule_without_a_constant_part_begins_alone():
 def test_a_run_that_has_begun_is_the_trunk_of_later_ones():
     schedules = [paper_schedule(multiple) for multiple in (2, 3, 6)]
     assert branches_of(schedules, begun=["2x", "3x"]) == {
-        "2x": Branch("3x", 120_000),
-        "6x": Branch("3x", 210_000),
+        "2x": Branch(of="3x", at=120_000),
+        "6x": Branch(of="3x", at=210_000),
     }
 
 
@@ -166,4 +169,4 @@ def test_a_switch_ends_what_is_shared():
     # The 6x run switches after 270k iterations, the 9x run after 540k.
     schedules = [paper_schedule(multiple) for multiple in (6, 9)]
     switch = Switch(Path("cascade.yaml"), 270_000)
-    assert branches_of(schedules, switch) == {"6x": Branch("9x", 270_000)}
+    assert branches_of(schedules, switch) == {"6x": Branch(of="9x", at=270_000)}
