@@ -134,9 +134,10 @@ def adaptive(truth: Truth, rng: np.random.Generator) -> Ending:
             tuple(part(c, stage.seeds) for c in theirs[: stage.schedules]),
             MARGIN,
         )
-        judged = judge_contrast(contrast, look=look, looks=limits.looks)
-        alpha = alpha_of(look=look, looks=limits.looks) / len(judged.verdicts)
-        following, _ = next_stage(stage, limits, undecided_of(contrast, judged, alpha))
+        alpha = alpha_of(look=look, looks=limits.looks)
+        judged = judge_contrast(contrast, alpha)
+        undecided = undecided_of(contrast, judged, alpha / len(judged.verdicts))
+        following, _ = next_stage(stage, limits, undecided)
         if following is None:
             answered = sum(v.verdict != UNDECIDED for v in judged.verdicts)
             spent = cost(stage.schedules, stage.seeds)

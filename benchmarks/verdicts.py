@@ -24,17 +24,15 @@ import numpy as np
 
 from scratch_vs_pretrain.analysis.stats.crossing import regions, smoothed
 from scratch_vs_pretrain.analysis.stats.verdicts import (
-    LEVEL,
+    ALPHA,
     Claim,
     Gate,
-    alpha_of,
     decide,
     gate,
     holm,
     spread,
 )
 
-ALPHA = alpha_of(LEVEL)
 MARGIN = 0.5
 GAPS = (0.0, 0.5 * MARGIN, MARGIN, 3 * MARGIN)
 NOISES = (0.2, 1.0, 3.0)

@@ -56,9 +56,9 @@ def find_runs(
 
 
 def _load(roots: Sequence[Path], skipped: list[str] | None, plain: bool) -> tuple[RunRecord, ...]:
-    folders = _own_folders(roots)
+    folders = {run.path.resolve(): run.path for root in roots for run in find_run_folders(root)}
     runs = []
-    for path in folders:
+    for path in folders.values():
         try:
             runs.append(_record(RunFolder(path)))
         except UserError as error:
@@ -86,11 +86,6 @@ def _roots(roots: Path | Iterable[Path]) -> tuple[Path, ...]:
         if not Path(path).is_dir():
             raise UserError(f"{path}: no such folder")
     return tuple(Path(path) for path in paths)
-
-
-def _own_folders(roots: Sequence[Path]) -> list[Path]:
-    found = {run.path.resolve(): run.path for root in roots for run in find_run_folders(root)}
-    return list(found.values())
 
 
 def _plain_folders(roots: Sequence[Path]) -> dict[Path, str]:

@@ -132,13 +132,13 @@ def answer(
 ) -> Answer:
     """Answers the question of one study; see :func:`answers`."""
     found = settings(runs)
-    level = level or found[0].level
     # Arms beside scratch are ranked among themselves too, which is a family of its own.
     families = len(found) + (len({s.other for s in found}) > 1)
-    parts = tuple(part_of(setting, level, look, looks, families) for setting in found)
+    alpha = alpha_of(level or found[0].level, look, looks) / families
+    parts = tuple(part_of(setting, alpha) for setting in found)
     first = found[0]
     worth = worths(found)
-    ranks = ranking(found, alpha_of(level, look, looks) / families)
+    ranks = ranking(found, alpha)
     assuming = _assuming(parts)
     return Answer(
         first.study,

@@ -171,9 +171,7 @@ def notes(results: Results) -> tuple[str, ...]:
     return (
         f"Numbers: percent, from {source}",
         *_notes_on_seeds(results),
-        *_notes_on_differences(results),
-        *_notes_on_tuning(results),
-        *_notes_on_resumes(results),
+        *_notes_on_recipes(results),
         *_notes_on_missing_runs(results),
     )
 
@@ -192,7 +190,7 @@ def _notes_on_seeds(results: Results) -> Iterator[str]:
         yield "Differences are means over the seeds that both arms finished, paired by seed."
 
 
-def _notes_on_differences(results: Results) -> Iterator[str]:
+def _notes_on_recipes(results: Results) -> Iterator[str]:
     differences: dict[str, dict[str, object]] = {}
     for run in results.runs:
         for key, values in run.allowed_differences.items():
@@ -203,14 +201,8 @@ def _notes_on_differences(results: Results) -> Iterator[str]:
     admitted = dict.fromkeys(check for run in results.runs for check in run.admitted)
     if admitted:
         yield f"Wrong on purpose: the study admits {', '.join(admitted)}."
-
-
-def _notes_on_tuning(results: Results) -> Iterator[str]:
     for arm in dict.fromkeys(run.tuned_on for run in results.runs if run.tuned_on):
         yield f"The recipe was tuned on arm {arm}, which it favours."
-
-
-def _notes_on_resumes(results: Results) -> Iterator[str]:
     for run in results.runs:
         if run.inexact:
             yield f"Resumed, but not exactly: {run.name} ({'; '.join(run.inexact)})."

@@ -14,7 +14,7 @@ from scratch_vs_pretrain.analysis.stats.comparison import by_study
 from scratch_vs_pretrain.analysis.stats.contrast import end_gate
 from scratch_vs_pretrain.analysis.stats.evidence import Setting, settings
 from scratch_vs_pretrain.analysis.stats.rules import LITTLE, MUCH, Rule, Test
-from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, OPEN, alpha_of, holm
+from scratch_vs_pretrain.analysis.stats.verdicts import ALPHA, LEAST_SEEDS, OPEN, holm
 from scratch_vs_pretrain.errors import UserError
 
 SUPPORTED = "supported"
@@ -22,26 +22,18 @@ IN_PART = "supported in part"
 CONTRADICTED = "contradicted"
 NOT_ENOUGH = "not enough evidence"
 
-CONCLUSIONS: tuple[tuple[str, Rule, tuple[str, ...]], ...] = (
-    ("Training from scratch works without changing the architecture.", rules.works, ("",)),
-    ("It needs more iterations to converge.", rules.needs_longer, ("",)),
-    (
-        "It ends no worse than pre-trained, down to 10k training images.",
-        rules.ends_no_worse,
-        ("",),
+CONCLUSIONS: dict[str, Rule] = {
+    "Training from scratch works without changing the architecture.": rules.works,
+    "It needs more iterations to converge.": rules.needs_longer,
+    "It ends no worse than pre-trained, down to 10k training images.": rules.ends_no_worse,
+    "Pre-training speeds up convergence.": rules.speeds_up,
+    "Pre-training does not by itself regularize, except with very little data.": (
+        rules.regularizes_little_data
     ),
-    ("Pre-training speeds up convergence.", rules.speeds_up, ("",)),
-    (
-        "Pre-training does not by itself regularize, except with very little data.",
-        rules.regularizes_little_data,
-        (MUCH, LITTLE),
-    ),
-    (
-        "Pre-training helps less where localization matters more.",
-        rules.helps_localization_less,
-        ("",),
-    ),
-)
+    "Pre-training helps less where localization matters more.": rules.helps_localization_less,
+}
+# A conclusion needs the support of a setting of each kind.
+KINDS: dict[Rule, tuple[str, ...]] = {rules.regularizes_little_data: (MUCH, LITTLE)}
 
 
 @dataclass(frozen=True)
@@ -71,11 +63,11 @@ class Conclusion:
     assuming: str = ""  # what verdicts of it assume; empty if nothing
 
 
-def conclude(runs: Sequence[RunRecord], *, level: float = LEVEL) -> tuple[Conclusion, ...]:
+def conclude(runs: Sequence[RunRecord]) -> tuple[Conclusion, ...]:
     """Judges all six.
 
     Of each conclusion, all settings that are said to support it do so with a probability of
-    `level`, and all that are said to contradict it likewise (Holm's method over the settings of
+    0.95, and all that are said to contradict it likewise (Holm's method over the settings of
     one regime: much data, little, and what is between).
 
     Raises:
@@ -89,8 +81,8 @@ def conclude(runs: Sequence[RunRecord], *, level: float = LEVEL) -> tuple[Conclu
         except UserError as error:
             unpaired.append(Finding(study, NOT_ENOUGH, str(error)))
     return tuple(
-        _conclusion(number, *rule, found, unpaired, alpha_of(level))
-        for number, rule in enumerate(CONCLUSIONS, start=1)
+        _conclusion(number, statement, rule, found, unpaired, ALPHA)
+        for number, (statement, rule) in enumerate(CONCLUSIONS.items(), start=1)
     )
 
 
@@ -98,7 +90,6 @@ def _conclusion(
     number: int,
     statement: str,
     rule: Rule,
-    kinds: Sequence[str],
     found: Sequence[Setting],
     unpaired: Sequence[Finding],
     alpha: float,
@@ -107,7 +98,7 @@ def _conclusion(
     findings = (*_findings(found, tests, alpha), *unpaired)
     supported = [f for f in findings if f.verdict == SUPPORTED]
     against = [f for f in findings if f.verdict == CONTRADICTED]
-    lacking = [kind for kind in kinds if kind not in {f.kind for f in supported}]
+    lacking = [kind for kind in KINDS.get(rule, ("",)) if kind not in {f.kind for f in supported}]
     if against:
         verdict = IN_PART if supported else CONTRADICTED
     else:

@@ -11,14 +11,14 @@ from numpy.typing import ArrayLike
 
 from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
 from scratch_vs_pretrain.analysis.stats.verdicts import (
+    ALPHA,
     LEAST_SEEDS,
-    LEVEL,
     OPEN,
+    SHUT,
     UNDECIDED,
     Claim,
     Gate,
     Verdict,
-    alpha_of,
     gate,
     judge,
     spread,
@@ -109,24 +109,8 @@ class Judged:
         return self.early, self.at, self.end
 
 
-def judge_contrast(
-    contrast: Contrast,
-    *,
-    level: float = LEVEL,
-    look: int = 1,
-    looks: int = 1,
-    families: int = 1,
-) -> Judged:
-    """Judges all claims together.
-
-    Args:
-        contrast: the evidence.
-        level: of all verdicts of one answer together, over all looks.
-        look: which look at the growing evidence this is.
-        looks: how many there may be.
-        families: contrasts that one answer holds; each may spend an equal part of the error.
-    """
-    alpha = alpha_of(level, look, looks) / families
+def judge_contrast(contrast: Contrast, alpha: float = ALPHA) -> Judged:
+    """Judges all claims together, of which any is wrong with at most `alpha`."""
     early, until = early_leads(contrast)
     common = contrast.common()
     at = paired(*(c.finals() for c in common[0])) if common else np.empty(0)
@@ -134,7 +118,7 @@ def judge_contrast(
     leads = {"early": early, "at": at, "end": end}
     door = end_gate(contrast)
     *claims, last = (_claim(name, values, contrast) for name, values in leads.items())
-    if door is not None:
+    if door is not SHUT:
         claims.append(replace(last, gate=door, assuming=last.assuming or door is OPEN))
     # What cannot be judged by design, whatever the numbers are, takes no part of the error.
     testable = [claim for claim in claims if np.isfinite(claim.lead.error)]
@@ -228,11 +212,11 @@ def _gains(arm: Sequence[Curves], short: Curves | None) -> np.ndarray:
     return np.empty(0) if short is None else paired(short.finals(), arm[-1].finals())
 
 
-def end_gate(contrast: Contrast) -> Gate | None:
-    """Returns the gate of claims about the end; None where nothing tells whether it is one."""
+def end_gate(contrast: Contrast) -> Gate:
+    """Returns the gate of claims about the end; SHUT where nothing tells whether it is one."""
     ours, theirs = shorter = half_as_long(contrast.scratch), half_as_long(contrast.other)
     if ours is None and theirs is None:
-        return OPEN if contrast.converged else None
+        return OPEN if contrast.converged else SHUT
     arms, sd = (contrast.scratch, contrast.other), contrast.sd
     gains = [
         None if short is None else spread(_gains(arm, short), sd)

@@ -17,7 +17,6 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     LEAST_SEEDS,
     UNDECIDED,
     Verdict,
-    alpha_of,
     quantile,
 )
 
@@ -55,12 +54,11 @@ def hours_text(hours: float, cpu: bool) -> str:
 
 
 def needs_of(
-    setting: Setting, contrast: Contrast, judged: Judged, level: float, looks: int, families: int
+    setting: Setting, contrast: Contrast, judged: Judged, alpha: float
 ) -> tuple[Need, ...]:
     """Returns what would decide each undecided claim, cheapest first."""
-    alpha = alpha_of(level, 1, looks) / families / len(judged.verdicts)
     found = [
-        _need(setting, contrast, judged, verdict, alpha)
+        _need(setting, contrast, judged, verdict, alpha / len(judged.verdicts))
         for verdict in judged.verdicts
         if verdict.verdict == UNDECIDED and verdict.reason != "unasked"
     ]

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scratch_vs_pretrain.analysis.stats.verdicts import (
+    ALPHA,
     LEAST_SEEDS,
     LEVEL,
     MOST_NULLS,
-    alpha_of,
     bounds,
     spread,
 )
@@ -127,7 +127,7 @@ def power_text(gap: float, noise: float, power: float) -> str:
     """
     seeds = seeds_needed(gap, noise, power=power)
     chance = 100 * paired_power(seeds, gap, noise)
-    together = 1 - 2 * alpha_of() / MOST_NULLS
+    together = 1 - 2 * ALPHA / MOST_NULLS
     answer = max(LEAST_SEEDS, seeds_needed(gap, noise, power=power, level=together))
     return (
         f"{seeds} seeds per arm: a paired t test at level {1 - LEVEL:.2g} then finds a gap of "

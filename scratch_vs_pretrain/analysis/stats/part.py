@@ -54,13 +54,13 @@ class Part:
     needs: tuple[Need, ...]  # what would decide what is undecided, cheapest first
 
 
-def part_of(setting: Setting, level: float, look: int, looks: int, families: int) -> Part:
-    """Judges one setting, in its part of the error of an answer with so many families."""
+def part_of(setting: Setting, alpha: float) -> Part:
+    """Judges one setting, in its part of the answer's error."""
     contrast = setting.contrast()
-    judged = judge_contrast(contrast, level=level, look=look, looks=looks, families=families)
+    judged = judge_contrast(contrast, alpha)
     name = "" if setting.alone else setting.name.partition(", ")[2]
-    needs = needs_of(setting, contrast, judged, level, looks, families)
-    return Part(name, setting, judged, _picture(setting, contrast, judged), needs)
+    picture = _picture(setting, contrast, judged)
+    return Part(name, setting, judged, picture, needs_of(setting, contrast, judged, alpha))
 
 
 def _picture(setting: Setting, contrast: Contrast, judged: Judged) -> Picture:

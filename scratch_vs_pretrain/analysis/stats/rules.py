@@ -24,7 +24,7 @@ from scratch_vs_pretrain.analysis.stats.lines import signed
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     LEAST_SEEDS,
     OPEN,
-    Gate,
+    SHUT,
     Spread,
     bounds,
     spread,
@@ -83,7 +83,7 @@ def works(setting: Setting) -> Test:
     value = spread([ours[s] - share * theirs[s] for s in ours if s in theirs], setting.sd)
     door = end_gate(contrast)
     p_for, against = two_sided(value, 0.0)
-    against = max(against, _p(door, "yes"))
+    against = max(against, float(door.yes))
     lost = [run.name for run in setting.of(setting.scratch) if run.state == "diverged"]
     lacks = f"diverged, so not counted: {', '.join(lost)}" if lost else ""
     return Test(what, value, p_for, against, lacks)
@@ -146,7 +146,7 @@ def helps_localization_less(setting: Setting) -> Test:
     task = setting.metric.split("/")[0]
     coarse, fine = (setting.contrast(f"{task}/{metric}") for metric in ("AP50", "AP75"))
     door = end_gate(setting.contrast())
-    if door is None:
+    if door is SHUT:
         return _matched(coarse, fine, setting)
     values = [contrast.ends() for contrast in (coarse, fine)]
     leads = [{s: pair[1][s] - pair[0][s] for s in pair[0] if s in pair[1]} for pair in values]
@@ -157,7 +157,7 @@ def helps_localization_less(setting: Setting) -> Test:
     value = spread(paired(leads[1], leads[0]), None if sd is None else sd * math.sqrt(2))
     alike = spread(list(leads[0].values()), sd)
     margin = setting.limits.margin
-    apart = max(float(alike.p_above(-margin)), float(alike.p_below(margin)), _p(door, "no"))
+    apart = max(float(alike.p_above(-margin)), float(alike.p_below(margin)), float(door.no))
     lacks = f"at AP50 the lead is {signed(float(alike.mean))}"
     p_for, p_against = two_sided(value, 0.0)
     return Test(what, value, max(p_for, apart), max(p_against, apart), lacks)
@@ -218,16 +218,12 @@ def _at_the_end(setting: Setting, *, no_worse: bool) -> Test:
         return Test(what, lacks=lacks)
     value = spread(paired(*contrast.ends()), setting.sd)
     door = end_gate(contrast)
-    no = max(float(value.p_below(margin)), _p(door, "no"))
-    yes = max(float(value.p_above(0.0)), _p(door, "yes"))
+    no = max(float(value.p_below(margin)), float(door.no))
+    yes = max(float(value.p_above(0.0)), float(door.yes))
     if door is not OPEN:  # Of training that is too short, both would be wrong.
         no, yes = min(1.0, 2 * no), min(1.0, 2 * yes)
     short = "training too short: no schedule at most half as long shows that it is enough"
-    return Test(what, value, *((no, yes) if no_worse else (yes, no)), "" if door else short)
-
-
-def _p(door: Gate | None, side: str) -> float:
-    return 1.0 if door is None else float(getattr(door, side))
+    return Test(what, value, *((no, yes) if no_worse else (yes, no)), short if door is SHUT else "")
 
 
 def _enough(

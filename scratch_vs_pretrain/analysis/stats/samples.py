@@ -71,22 +71,16 @@ class Budgets:
     notes: tuple[str, ...]  # a sentence each
 
 
-NO_PRETRAINING = Pretraining(Counts())
-
-
-def imagenet_pretraining() -> Pretraining:
-    """Returns what is assumed of weights that do not say how they were trained."""
-    images = IMAGENET_IMAGES * IMAGENET_EPOCHS
-    return Pretraining(Counts(images, images, images * IMAGENET_SIDE**2), assumed=True)
-
-
 def pretraining(init: Init) -> Pretraining:
     """Returns what an arm's initial weights have seen, by what `svp pretrain` noted in them."""
     if not init.weights:
-        return NO_PRETRAINING
+        return Pretraining(Counts())
     noted = init.pretraining
     counts = counts_of(noted.get("samples") if isinstance(noted, Mapping) else None)
-    return imagenet_pretraining() if counts is None else Pretraining(counts)
+    if counts is not None:
+        return Pretraining(counts)
+    images = IMAGENET_IMAGES * IMAGENET_EPOCHS
+    return Pretraining(Counts(images, images, images * IMAGENET_SIDE**2), assumed=True)
 
 
 def counts_of(samples: Any) -> Counts | None:

@@ -103,6 +103,9 @@ def alpha_of(level: float = LEVEL, look: int = 1, looks: int = 1) -> float:
     return USED * (1 - level) / looks
 
 
+ALPHA = alpha_of()
+
+
 # Of an answer's three claims, so many nulls can be true at once.
 MOST_NULLS = 4
 
