@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain import _detectron2, plugins
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.text import nearest
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -321,12 +321,6 @@ def differences(configs: Mapping[str, CfgNode]) -> dict[str, dict[str, Any]]:
         if any(other != first for other in others):
             differing[key] = values
     return differing
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """Returns the end of a sentence about an unknown key: the known one it is most like, if any."""
-    near = difflib.get_close_matches(key, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:

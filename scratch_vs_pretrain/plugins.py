@@ -9,7 +9,6 @@ every process of the run imports them before it reads anything.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib
 import importlib.metadata
@@ -21,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.text import nearest
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -28,9 +28,7 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 def import_modules(names: Iterable[str], where: str) -> list[ModuleType]:
     """Imports modules in the order given; a second time in one process does nothing.
 
-    Args:
-        names: dotted names.
-        where: who names them, for messages: a study file and key, or ``--import``.
+    `where` says who names them, for messages: a study file and key, or ``--import``.
 
     Raises:
         UserError: a name that is none, or a module that is not there or fails, as by registering
@@ -71,10 +69,10 @@ def registered(registry: Any, name: str, key: str) -> Any:
     """
     if name in registry:
         return registry.get(name)
-    near = difflib.get_close_matches(name, [known for known, _ in registry], n=1)
+    near = nearest(name, (known for known, _ in registry))
     raise UserError(
-        f"{key}: no {name!r} is registered{f'; did you mean {near[0]}?' if near else ''}; if it is "
-        "your own, name its module under `imports`"
+        f"{key}: no {name!r} is registered{near}; if it is your own, "
+        "name its module under `imports`"
     )
 
 

@@ -110,47 +110,31 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: {str(error.strerror).lower()}") from None
 
 
+class _Part:
+    """The path of one part of a run folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: RunFolder, owner: type) -> Path:
+        return folder.path / self.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths and state of one run."""
 
     path: Path
 
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def before_switch_file(self) -> Path:
-        return self.path / "before_switch.yaml"
-
-    @property
-    def run_file(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.json"
-
-    @property
-    def evaluations(self) -> Path:
-        return self.path / "evaluations"
-
-    @property
-    def predictions(self) -> Path:
-        return self.path / "predictions"
-
-    @property
-    def log_file(self) -> Path:
-        return self.path / "log.txt"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def lock_file(self) -> Path:
-        return self.path / ".lock"
+    config_file = _Part("config.yaml")
+    before_switch_file = _Part("before_switch.yaml")
+    run_file = _Part("run.json")
+    metrics_file = _Part("metrics.json")
+    evaluations = _Part("evaluations")
+    predictions = _Part("predictions")
+    log_file = _Part("log.txt")
+    checkpoints = _Part("checkpoints")
+    lock_file = _Part(".lock")
 
     def evaluation_file(self, iteration: int) -> Path:
         """Returns the file of the evaluation made after `iteration` completed iterations."""
@@ -185,9 +169,7 @@ class RunFolder:
         A run that says "running" while nobody holds its lock is "interrupted". A lock that was
         taken on another machine may be invisible here; there its heartbeat tells.
         """
-        if not self.run_file.exists():
-            return "planned"
-        return self.state_of(self.read())
+        return self.state_of(self.read()) if self.run_file.exists() else "planned"
 
     def state_of(self, info: RunInfo) -> str:
         """Returns the state of the run that `info` was just read of; see :meth:`state`."""

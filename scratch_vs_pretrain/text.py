@@ -7,6 +7,7 @@ Names, reasons and paths may hold what a terminal obeys (escapes), what turns th
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable
 from typing import TypeVar
 
 FORMS = ("text", "markdown", "csv", "latex", "html")
@@ -65,3 +66,11 @@ def clean(text: str, form: str = "text") -> str:
 def csv_cell(value: T) -> T | str:
     """Returns a cell that a spreadsheet does not compute; numbers stay what they are."""
     return clean(value, "csv") if isinstance(value, str) else value
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Returns the end of a sentence about an unknown key: the known one it is most like, if any."""
+    import difflib  # takes time, and only errors need it
+
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -154,16 +154,13 @@ def _arms(runs: Sequence[RunRecord]) -> Iterator[dict[str, str]]:
         if not mine[0].from_scratch and init.sha256:
             start = f"{Path(start).name}, sha256 {init.sha256[:12]}"
         finished = sum(run.state == "finished" for run in mine)
-        allowed = {
-            key: values[arm] for key, values in mine[0].allowed_differences.items() if arm in values
-        }
-        differs = ", ".join(f"{key} {value}" for key, value in allowed.items())
+        differs = [f"{k} {v[arm]}" for k, v in mine[0].allowed_differences.items() if arm in v]
         yield {
             "name": arm,
             "color": style.color,
             "start": start,
             "runs": f"{finished} of {len(mine)}",
-            "differs": differs,
+            "differs": ", ".join(differs),
         }
 
 
@@ -244,9 +241,8 @@ def _spark(picture: Picture) -> Markup:
         )
         color = styles[arm].color
         lines.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
-    size: dict[str, Any] = {"width": SPARK_WIDTH, "height": SPARK_HEIGHT}
-    attributes = " ".join(f'{name}="{value}"' for name, value in size.items())
-    return Markup(f'<svg class="spark" role="img" {attributes}>{"".join(lines)}</svg>')
+    size = f'width="{SPARK_WIDTH}" height="{SPARK_HEIGHT}"'
+    return Markup(f'<svg class="spark" role="img" {size}>{"".join(lines)}</svg>')
 
 
 def _html(table: Table) -> Markup:

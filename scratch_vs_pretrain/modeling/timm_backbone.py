@@ -15,9 +15,9 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor, nn
 
-from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_pyramid
+from scratch_vs_pretrain.text import nearest
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

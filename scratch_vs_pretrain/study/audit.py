@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain._detectron2 import registered_names
-from scratch_vs_pretrain.config import ONE_STAGE, default_config, differences, flatten, nearest
+from scratch_vs_pretrain.config import ONE_STAGE, default_config, differences, flatten
 from scratch_vs_pretrain.config_checks import (
     ADMISSIBLE,
     SMALLEST_BATCH,
@@ -29,6 +29,7 @@ from scratch_vs_pretrain.study.own_data import data_notices
 from scratch_vs_pretrain.study.resolve import ORIGINS, PRESETS, arm_config
 from scratch_vs_pretrain.study.schedule import Schedule
 from scratch_vs_pretrain.study.spec import REQUIRED, Arm, Study
+from scratch_vs_pretrain.text import nearest
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

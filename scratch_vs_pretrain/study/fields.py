@@ -29,8 +29,8 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ArgsKwargs, PydanticCustomError, core_schema
 
-from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.text import nearest
 
 MOST_ITERATIONS = 10**9
 

@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study import spec
 from scratch_vs_pretrain.study.fields import absolute, is_uri, read_model
@@ -28,6 +27,7 @@ from scratch_vs_pretrain.study.spec import (
     Preset,
     Study,
 )
+from scratch_vs_pretrain.text import nearest
 
 MOST_BYTES = 1_000_000
 DEEPEST = 50

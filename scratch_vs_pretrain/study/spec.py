@@ -22,7 +22,6 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-from scratch_vs_pretrain.config import nearest
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.fields import (
     MOST_ITERATIONS,
@@ -47,6 +46,7 @@ from scratch_vs_pretrain.study.fields import (
     wrong,
 )
 from scratch_vs_pretrain.study.schedule import Schedule, Switch
+from scratch_vs_pretrain.text import nearest
 
 SCRATCH = "scratch"
 REQUIRED = "required"

@@ -28,7 +28,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
 )
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, by_study, final_results
-from scratch_vs_pretrain.analysis.stats.samples import Budget, Budgets, Counts, budgets
+from scratch_vs_pretrain.analysis.stats.samples import Budget, Budgets, budgets
 from scratch_vs_pretrain.errors import UserError
 
 # Scores with test augmentation are "bbox_TTA/AP", Detectron2's name.
@@ -202,7 +202,8 @@ def budget_figure(found: Budgets) -> Figure:
         for place, row in enumerate(found.rows):
             _draw_bar(ax, place, row, panel, styles[row.arm].color)
         ax.set_title(panel, fontsize=TEXT_SIZE, loc="left")
-        ax.set_xlim(0, _longest(found, panel) * ROOM)
+        longest = max((getattr(row.total, panel) or 0 for row in found.rows), default=0)
+        ax.set_xlim(0, (longest or 1) * ROOM)
         ax.set_ylim(len(found.rows) - 0.5, -0.5)
         ax.grid(visible=False)
         ax.spines["bottom"].set_visible(False)
@@ -210,18 +211,19 @@ def budget_figure(found: Budgets) -> Figure:
         ax.set_yticks([])
     axes[0].set_yticks(
         range(len(found.rows)),
-        [f"{row.arm} {row.schedule}".replace("$", r"\$") for row in found.rows],
+        [plain(f"{row.arm} {row.schedule}") for row in found.rows],
         fontsize=TEXT_SIZE,
     )
     axes[0].tick_params(axis="y", length=0)
     how = "Counted during training." if found.counted else "Expected before training."
-    parts = "Hatched: pre-training; plain: detection training. " if _pretrained(found) else ""
+    pretrained = any(row.pretraining.counts.images for row in found.rows)
+    parts = "Hatched: pre-training; plain: detection training. " if pretrained else ""
     add_caption(figure, [f"{parts}{how}", *found.notes])
     return figure
 
 
 def _draw_bar(ax: Axes, place: int, row: Budget, panel: str, color: str) -> None:
-    before, training = (_of(counts, panel) for counts in (row.pretraining.counts, row.training))
+    before, training = (getattr(part, panel) for part in (row.pretraining.counts, row.training))
     if training is None:
         ax.annotate("unknown", (0, place), fontsize=SMALL_TEXT_SIZE, va="center", color="0.35")
         return
@@ -239,18 +241,6 @@ def _draw_bar(ax: Axes, place: int, row: Budget, panel: str, color: str) -> None
     )
 
 
-def _of(counts: Counts, panel: str) -> int | None:
-    return getattr(counts, panel)
-
-
 def short_count(value: int) -> str:
     """Returns a count for a label: exact below 10,000, with three digits above."""
     return f"{value:,}" if value < 10_000 else short_number(float(f"{value:.3g}"))
-
-
-def _longest(found: Budgets, panel: str) -> int:
-    return max((_of(row.total, panel) or 0 for row in found.rows), default=0) or 1
-
-
-def _pretrained(found: Budgets) -> bool:
-    return any(row.pretraining.counts.images for row in found.rows)

@@ -79,7 +79,7 @@ def answer_figure(picture: Picture) -> Figure:
     scratch = next(iter(picture.curves), None)
     styles = arm_styles(picture.curves, scratch)
     lines = [
-        Line(arm, "", band.iterations, band.mean, band.low, band.high, band.seeds, True)
+        Line(arm, "", band.iterations, band.mean, band.low, band.high, band.seeds)
         for arm, band in picture.curves.items()
         if len(band.iterations)
     ]
@@ -318,7 +318,7 @@ def iou_figure(runs: Sequence[RunRecord], *, band: str = "range") -> Figure:
             gaps = {metric: values for metric, values in gaps.items() if np.isfinite(values).all()}
             if gaps:
                 x = np.array([float(metric.partition("@")[2]) for metric in gaps])
-                line = line_of(name, "", x, np.array(list(gaps.values())), band)
+                line = line_of(name, "", x, [np.array(each) for each in gaps.values()], band)
                 panels.setdefault(task, []).append(line)
     if not panels:
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ class Line:
     low: np.ndarray
     high: np.ndarray
     seeds: int
-    complete: bool
+    complete: bool = True
     drops: tuple[float, ...] = ()
     trunk: str | None = None
     own: int = 0
@@ -183,7 +184,7 @@ def _line(arm: str, runs: Sequence[RunRecord], metric: str, x: str, band: str) -
         arm,
         run.schedule,
         places,
-        values,
+        list(values),
         band,
         complete=run.state in COMPLETE,
         drops=tuple(at[np.isfinite(at)].tolist()),
@@ -200,16 +201,15 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def line_of(
-    arm: str, schedule: str, x: np.ndarray, values: np.ndarray, band: str, **more: object
+    arm: str, schedule: str, x: np.ndarray, values: Sequence[np.ndarray], band: str, **more: Any
 ) -> Line:
-    """Returns the line of (n, seeds) values at (n,) places; `more` are the line's other fields."""
-    mean = values.mean(axis=1)
-    low, high = values.min(axis=1), values.max(axis=1)
+    """Returns the line through n places, each with values of some seeds; `more` are its fields."""
+    mean = np.array([each.mean() for each in values])
+    low, high = np.array([(each.min(), each.max()) for each in values]).T
     if band == "std":
-        deviation = values.std(axis=1, ddof=1) if values.shape[1] > 1 else np.zeros(len(mean))
-        low, high = mean - deviation, mean + deviation
-    more = {"complete": True, **more}
-    return Line(arm, schedule, x, mean, low, high, values.shape[1], **more)  # type: ignore[arg-type]
+        reach = np.array([each.std(ddof=1) if len(each) > 1 else 0.0 for each in values])
+        low, high = mean - reach, mean + reach
+    return Line(arm, schedule, x, mean, low, high, min(map(len, values)), **more)
 
 
 def draw_line(ax: Axes, line: Line, style: Style, *, marked: bool = True, start: int = 0) -> None:
@@ -247,10 +247,7 @@ def metric_title(metric: str) -> str:
 def label_arms(ax: Axes, lines: Sequence[Line], styles: Mapping[str, Style]) -> None:
     """Labels each arm once, at its complete line's end where it has one.
 
-    Args:
-        ax: axes whose limits are final.
-        lines: drawn in it.
-        styles: of the arms.
+    The limits of the axes must be final.
     """
     first: dict[str, Line] = {}
     for line in lines:
@@ -259,29 +256,20 @@ def label_arms(ax: Axes, lines: Sequence[Line], styles: Mapping[str, Style]) -> 
     early = [line for line in first.values() if line.x[-1] < ROOM_FOR_LABEL * right]
     for line in early:
         label_point(ax, line.x[-1], line.mean[-1], line.arm, styles[line.arm].color)
-    label_ends(
-        ax,
-        [
-            (line.mean[-1], line.arm, styles[line.arm].color)
-            for line in first.values()
-            if line not in early
-        ],
-    )
+    late = [line for line in first.values() if line not in early]
+    label_ends(ax, [(line.mean[-1], line.arm, styles[line.arm].color) for line in late])
 
 
 def subject(runs: Sequence[RunRecord], panels: Iterable[Sequence[Line]]) -> str:
     """Names the studies and, for one schedule an arm, the schedules."""
     studies = ", ".join(by_study(runs))
-    schedules: dict[str, str] = {}
-    for line in (line for lines in panels for line in lines):
-        if schedules.setdefault(line.arm, line.schedule) != line.schedule:
-            return f"{studies}."
-    found = set(schedules.values()) - {UNKNOWN}
+    drawn = dict.fromkeys((line.arm, line.schedule) for lines in panels for line in lines)
+    found = {schedule for _, schedule in drawn} - {UNKNOWN}
+    if not found or len(dict(drawn)) < len(drawn):
+        return f"{studies}."
     if len(found) == 1:
         return f"{studies}, {found.pop()}."
-    if found:
-        return f"{studies}: {', '.join(f'{arm} {name}' for arm, name in schedules.items())}."
-    return f"{studies}."
+    return f"{studies}: {', '.join(' '.join(each) for each in drawn)}."
 
 
 def sentences(panels: Iterable[Sequence[Line]], band: str, metrics: Iterable[str]) -> Iterator[str]:

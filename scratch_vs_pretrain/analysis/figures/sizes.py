@@ -15,6 +15,7 @@ from scratch_vs_pretrain.analysis.figures.lines import (
     choose_metrics,
     draw_line,
     label_arms,
+    line_of,
     metric_title,
     name_axes,
     sentences,
@@ -30,9 +31,6 @@ from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, by_study, final_results
 from scratch_vs_pretrain.analysis.stats.crossing import worth_in_images
 from scratch_vs_pretrain.errors import UserError
-
-# Final scores of each seed, by arm and number of training images.
-Finals = Mapping[str, Mapping[int, Mapping[int | None, Mapping[str, float]]]]
 
 
 def sizes_figure(
@@ -100,6 +98,7 @@ def by_size(runs: Sequence[RunRecord]) -> dict[int, list[RunRecord]]:
 
 
 def _finals(studies: Sequence[Results]) -> dict[str, dict[int, dict]]:
+    """Returns the final scores of each seed, by arm and number of training images."""
     finals: dict[str, dict[int, dict]] = {}
     for results in sorted(studies, key=lambda results: results.runs[0].train_images or 0):
         size = results.runs[0].train_images
@@ -120,14 +119,7 @@ def _line(arm: str, found: Mapping, metric: str, band: str) -> Line | None:
     columns = {size: values for size, values in columns.items() if len(values)}
     if not columns:
         return None
-    mean = np.array([values.mean() for values in columns.values()])
-    edges = [(values.min(), values.max()) for values in columns.values()]
-    if band == "std":
-        reach = [values.std(ddof=1) if len(values) > 1 else 0 for values in columns.values()]
-        edges = [(m - r, m + r) for m, r in zip(mean, reach, strict=True)]
-    low, high = np.array(edges).T
-    seeds = min(len(values) for values in columns.values())
-    return Line(arm, "", np.array(list(columns), float), mean, low, high, seeds, True)
+    return line_of(arm, "", np.array(list(columns), float), list(columns.values()), band)
 
 
 def _draw_worth(ax: Axes, lines: Sequence[Line], scratch: str) -> str:

@@ -16,7 +16,7 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
     pairs,
 )
 from scratch_vs_pretrain.analysis.tables.pairs import side_by_side
-from scratch_vs_pretrain.analysis.tables.table import Estimate, Table
+from scratch_vs_pretrain.analysis.tables.table import Table, shown
 
 ERROR_TYPES = ("classification", "localization", "both", "duplicate", "background", "missed")
 COSTS = tuple(f"bbox/dAP-{kind}" for kind in ERROR_TYPES)
@@ -83,11 +83,6 @@ def _sentence(results: Results, arm: str) -> Iterator[str]:
     else:
         verdict = "pre-training helps localization more than classification"
     yield (
-        f"Beyond {arm}, {results.scratch} loses {_shown(classification)} AP50 to classification "
-        f"and {_shown(localization)} to localization: {verdict}."
+        f"Beyond {arm}, {results.scratch} loses {shown(classification)} AP50 to classification "
+        f"and {shown(localization)} to localization: {verdict}."
     )
-
-
-def _shown(cost: Estimate) -> str:
-    reach = "" if cost.half_width is None else f" ± {cost.half_width:.1f}"
-    return f"{cost.value:+.1f}{reach}"

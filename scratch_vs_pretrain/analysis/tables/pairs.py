@@ -66,11 +66,12 @@ def schedules_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """
     results = final_results(runs, best=best)
     metrics = metrics_of(results, MAIN)
-    schedules: dict[str, RunRecord] = {}
-    for run in sorted(runs, key=lambda run: (run.iterations, run.schedule)):
-        schedules.setdefault(run.schedule, run)
+    planned: dict[str, set[str]] = {}
+    for run in runs:
+        planned.setdefault(run.arm, set()).add(run.schedule)
     rows: list[tuple[Cell, ...]] = []
-    for schedule in schedules:
+    by_length = sorted(runs, key=lambda run: (run.iterations, run.schedule))
+    for schedule in dict.fromkeys(run.schedule for run in by_length):
         for arm in (results.scratch, *results.others):
             final = results.of(arm, schedule)
             if final:
@@ -82,24 +83,20 @@ def schedules_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
             if paired:
                 name = f"{results.scratch} - {other}"
                 rows.append((name, schedule, None, None, None, len(paired), *gaps(paired, metrics)))
+    alone = [
+        f"{results.scratch} and {other} have no schedule in common; "
+        "the metrics table compares their longest ones."
+        for other in results.others
+        if planned[results.scratch].isdisjoint(planned[other])
+    ]
     header = ("arm", "schedule", "iterations", "images", "epochs", "seeds")
     return Table(
         f"{results.study}: AP by arm and schedule",
         (*header, *(metric_label(metric) for metric in metrics)),
         tuple(rows),
-        (*notes(results), *_notes_on_unlike_schedules(results)),
+        (*notes(results), *alone),
         details=(*header[2:], "mask AP50", "mask AP75", "box AP50", "box AP75"),
     )
-
-
-def _notes_on_unlike_schedules(results: Results) -> Iterator[str]:
-    planned = {(run.arm, run.schedule) for run in results.runs}
-    for other in results.others:
-        if not any((results.scratch, name) in planned for arm, name in planned if arm == other):
-            yield (
-                f"{results.scratch} and {other} have no schedule in common; "
-                "the metrics table compares their longest ones."
-            )
 
 
 def metrics_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
@@ -128,15 +125,16 @@ def side_by_side(
     """
     names = list(metrics.values())
     scratch = (results.scratch, results.longest(results.scratch).schedule)
-    finals = results.of(*scratch)
-    header = [corner, f"{scratch[0]} {scratch[1]}"]
-    columns: list[list[Cell]] = [["seeds", *metrics], [len(finals), *means(finals, names)]]
-    for arm in results.others:
-        other = (arm, results.longest(arm).schedule)
-        finals, paired = results.of(*other), pairs(results, scratch, other)
-        header += [f"{arm} {other[1]}", f"{results.scratch} - {arm}"]
+    header: list[str] = [corner]
+    columns: list[list[Cell]] = [["seeds", *metrics]]
+    for arm in (results.scratch, *results.others):
+        one = (arm, results.longest(arm).schedule)
+        finals, paired = results.of(*one), pairs(results, scratch, one)
+        header.append(f"{arm} {one[1]}")
         columns.append([len(finals), *means(finals, names)])
-        columns.append([len(paired), *gaps(paired, names)])
+        if one != scratch:
+            header.append(f"{results.scratch} - {arm}")
+            columns.append([len(paired), *gaps(paired, names)])
     return tuple(header), tuple(zip(*columns, strict=True))
 
 
@@ -209,18 +207,16 @@ def catch_up_table(runs: Sequence[RunRecord]) -> Table:
     iterations, images, pixels with those of pre-training, and GPU hours, as far as they are known.
 
     Raises:
-        UserError: see :func:`.results.final_results`.
+        UserError: see :func:`final_results`.
     """
     results = final_results(runs)
     found = settings(runs)
-    hours = total_hours(runs)
-    spent = () if hours is None else (_spent(hours.spent, hours.alone),)
     margins = dict.fromkeys(f"{c.limits.margin:g} {metric_label(c.metric)}" for c in found)
     return Table(
         f"{results.study}: where {results.scratch} comes within {', '.join(margins)}",
         ("arms", "in", "seeds", "from", "to"),
         tuple(row for setting in found for row in _catch_up_rows(setting, results)),
-        (*notes(results), *_catch_up_notes(runs), *spent),
+        (*notes(results), *_catch_up_notes(runs)),
         details=("arms",),
     )
 
@@ -298,12 +294,7 @@ def _catch_up_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
     yield from axis_sentences("pixels", runs)
     if on_processors(runs):
         yield "Hours are a processor's."
-
-
-def _spent(spent: float, alone: float) -> str:
-    if math.isclose(spent, alone):
-        return f"All runs together: {_hours(spent)} hours."
-    return (
-        f"All runs together: {_hours(spent)} hours, a trunk that schedules share counted once; "
-        f"each alone: {_hours(alone)}."
-    )
+    if hours := total_hours(runs):
+        shared = ", a trunk that schedules share counted once; each alone: "
+        alone = "" if math.isclose(hours.spent, hours.alone) else shared + _hours(hours.alone)
+        yield f"All runs together: {_hours(hours.spent)} hours{alone}."

@@ -8,7 +8,6 @@ import importlib.resources
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
@@ -32,8 +31,7 @@ PAPER_EVAL_IMAGES = {"coco_2017_val": 5000, "keypoints_coco_2017_val": 5000}
 TRAIN_SETS = {"coco_2014_valminusminival": "coco_35k"}
 
 
-@dataclass(frozen=True)
-class PublishedNumber:
+class PublishedNumber(NamedTuple):
     """One number with where it stands; fields are texts as the CSV files have them.
 
     `init` is "scratch" or "pretrained", `schedule` "2x" to "11x", "best" or empty, `metric`
@@ -60,19 +58,15 @@ def all_published(by: str = "paper") -> tuple[PublishedNumber, ...]:
     """Returns every number that the "paper" or Detectron2's model "zoo" published, in order."""
     text = (importlib.resources.files(__package__) / FILES[by]).read_text()
     rows = csv.DictReader(text.splitlines())
-    converted = (
-        {
-            **row,
-            "iterations": int(row["iterations"]) if row["iterations"] else None,
-            "value": float(row["value"]),
-        }
+    numbers = (
+        {**row, "iterations": int(row["iterations"] or 0) or None, "value": float(row["value"])}
         for row in rows
     )
-    return tuple(PublishedNumber(**row) for row in converted)  # type: ignore[arg-type]
+    return tuple(PublishedNumber(**number) for number in numbers)  # type: ignore[arg-type]
 
 
 def published(
-    experiment: str, *, by: str = "paper", **filters: str | int | None
+    experiment: str, *, by: str = "paper", **filters: str | None
 ) -> tuple[PublishedNumber, ...]:
     """Returns the numbers of one experiment whose fields equal `filters`; None filters nothing.
 
@@ -185,39 +179,25 @@ def _of_our_data(
     """Returns the numbers of our training and evaluation sets; none while nothing is finished."""
     for index, evaluation in results.finals.items():
         run, ours = results.runs[index], evaluation.dataset
-        images = run.test_set.images
-        there = f"study {results.study} is evaluated on {ours}"
-        theirs = {number.eval_set for number in numbers}
-        if ours not in theirs:
-            raise _other_data(there, experiment, theirs)
-        if images != PAPER_EVAL_IMAGES.get(ours, images):
-            raise UserError(
-                f"{there} of {images} images, the paper's numbers on the {PAPER_EVAL_IMAGES[ours]} "
-                "of the whole; they cannot be compared"
-            )
-        trained = _train_set(run)
-        found = [n for n in numbers if (n.train_set, n.eval_set) == (trained, ours)]
+        images, whole = run.data.test.images, PAPER_EVAL_IMAGES.get(ours)
+        # As published numbers name them: "coco_10k".
+        names = (TRAIN_SETS.get(name, name) for name in run.data.train.names)
+        trained = "+".join(re.sub("^coco_2017_train_", "coco_", name) for name in names)
+        found = [number for number in numbers if number.eval_set == ours]
         if not found:
-            there = f"study {results.study} is trained on {trained or 'unknown data'}"
-            raise _other_data(there, experiment, {number.train_set for number in numbers})
-        return found
+            there, theirs = f"evaluated on {ours}", {number.eval_set for number in numbers}
+        elif whole and images != whole:
+            there, theirs = f"evaluated on {ours} of {images} images", {f"the {whole} of the whole"}
+        elif not any(number.train_set == trained for number in found):
+            there = f"trained on {trained or 'unknown data'}"
+            theirs = {number.train_set for number in numbers}
+        else:
+            return [number for number in found if number.train_set == trained]
+        raise UserError(
+            f"study {results.study} is {there}, the paper's {experiment} numbers on "
+            f"{', '.join(sorted(theirs)) or 'nothing that fits'}; they cannot be compared"
+        )
     return []
-
-
-def _other_data(there: str, experiment: str, theirs: set[str]) -> UserError:
-    return UserError(
-        f"{there}, the paper's {experiment} numbers on "
-        f"{', '.join(sorted(theirs)) or 'nothing that fits'}; they cannot be compared"
-    )
-
-
-def _train_set(run: RunRecord) -> str:
-    """Returns our training sets as published numbers name them: "coco_10k"."""
-    names = [TRAIN_SETS.get(name, name) for name in run.train_set.names]
-    return "+".join(
-        name.replace("coco_2017_train_", "coco_") if name.startswith("coco_2017_train_") else name
-        for name in names
-    )
 
 
 def _same_recipe(results: Results, number: PublishedNumber) -> bool:

@@ -15,6 +15,7 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
     notes,
     pairs,
 )
+from scratch_vs_pretrain.analysis.tables.pairs import metric_label
 from scratch_vs_pretrain.analysis.tables.table import Cell, Table
 from scratch_vs_pretrain.errors import UserError
 
@@ -29,7 +30,7 @@ def large_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
         UserError: see :func:`.final_results`.
     """
     rows: list[tuple[Cell, ...]] = []
-    studies, left_out = _studies(runs, best, alike=True)
+    studies, said = _studies(runs, best, alike=True)
     for results in studies:
         for arm in (results.scratch, *results.others):
             schedule = results.longest(arm).schedule
@@ -38,14 +39,11 @@ def large_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
                 numbers = means(finals, metrics)
                 if not all(math.isnan(number.value) for number in numbers):
                     rows.append((results.study, arm, schedule, aug, len(finals), *numbers))
-    header = ("study", "arm", "schedule", "test aug", "seeds", "box AP", "box AP50", "box AP75")
-    masks = ("mask AP", "mask AP50", "mask AP75")
-    title = "Final AP of every arm at its longest schedule"
     return Table(
-        title,
-        (*header, *masks),
+        "Final AP of every arm at its longest schedule",
+        ("study", "arm", "schedule", "test aug", "seeds", *map(metric_label, MAIN)),
         tuple(rows),
-        (*_notes(studies), *left_out),
+        said,
         details=("seeds", "schedule", "mask AP50", "mask AP75", "box AP50", "box AP75"),
     )
 
@@ -56,8 +54,8 @@ def less_data_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     Raises:
         UserError: see :func:`.final_results`.
     """
-    studies, left_out = _studies(runs, best, alike=True)
-    return _beside(studies, left_out, ("bbox/AP",), "Box AP by the size of the training set")
+    found = _studies(runs, best, alike=True)
+    return _beside(found, ("bbox/AP",), "Box AP by the size of the training set")
 
 
 def voc_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
@@ -66,10 +64,9 @@ def voc_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     Raises:
         UserError: see :func:`.final_results`.
     """
-    studies, left_out = _studies(runs, best, alike=True)
-    finals = [final for results in studies for final in results.finals.values()]
-    metric = "voc/AP50" if any("voc/AP50" in final.scores for final in finals) else "bbox/AP50"
-    return _beside(studies, left_out, (metric,), "Box AP at IoU 0.5")
+    studies, said = _studies(runs, best, alike=True)
+    own = any("voc/AP50" in one.scores for study in studies for one in study.finals.values())
+    return _beside((studies, said), ("voc/AP50" if own else "bbox/AP50",), "Box AP at IoU 0.5")
 
 
 def summary_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
@@ -78,22 +75,20 @@ def summary_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     Raises:
         UserError: see :func:`.final_results`.
     """
-    studies, left_out = _studies(runs, best)
     metrics = ("bbox/AP", "segm/AP", "keypoints/AP")
-    return _beside(studies, left_out, metrics, "Every study at its longest")
+    return _beside(_studies(runs, best), metrics, "Every study at its longest")
 
 
 def _beside(
-    studies: Sequence[Results], left_out: Sequence[str], metrics: Sequence[str], title: str
+    found: tuple[list[Results], tuple[str, ...]], metrics: Sequence[str], title: str
 ) -> Table:
-    rows = [row for results in studies for row in _rows(results, metrics)]
+    studies, said = found
     header = ("study", "training images", "metric", "seeds", "scratch", "scratch value")
-    others = ("pretrained", "pretrained value", "gap")
     return Table(
         title,
-        (*header, *others),
-        tuple(rows),
-        (*_notes(studies), *left_out),
+        (*header, "pretrained", "pretrained value", "gap"),
+        tuple(row for results in studies for row in _rows(results, metrics)),
+        said,
         details=("seeds", "scratch", "pretrained", "training images"),
     )
 
@@ -122,8 +117,10 @@ def _rows(results: Results, metrics: Sequence[str]) -> Iterator[tuple[Cell, ...]
 
 def _studies(
     runs: Sequence[RunRecord], best: bool, *, alike: bool = False
-) -> tuple[list[Results], list[str]]:
-    """Returns each study's results, fewest training images first, and why others have none.
+) -> tuple[list[Results], tuple[str, ...]]:
+    """Returns each study's results, fewest training images first, and the notes on them.
+
+    A note that does not hold for all names its studies; what has no results is left out.
 
     Raises:
         UserError: none of the studies has two arms (the reason of the first); or, where they must
@@ -140,7 +137,13 @@ def _studies(
     if alike:
         _refuse_other_test_sets(found)
     found.sort(key=lambda results: results.runs[0].train_images or 0)
-    return found, [f"Left out: {reason}." for reason in refused]
+    held: dict[str, list[str]] = {}
+    for results in found:
+        for note in notes(results):
+            held.setdefault(note, []).append(results.study)
+    common = [note for note, names in held.items() if len(names) == len(found)]
+    others = [f"{', '.join(names)}: {note}" for note, names in held.items() if note not in common]
+    return found, (*common, *others, *(f"Left out: {reason}." for reason in refused))
 
 
 def _refuse_other_test_sets(studies: Sequence[Results]) -> None:
@@ -157,16 +160,3 @@ def _refuse_other_test_sets(studies: Sequence[Results]) -> None:
                     f"{kind} ({first:.40} and {value:.40}); they cannot share this table, but "
                     "--kind summary"
                 )
-
-
-def _notes(studies: Sequence[Results]) -> tuple[str, ...]:
-    """Returns what holds for all studies, then what holds for some, with their names."""
-    held: dict[str, list[str]] = {}
-    for results in studies:
-        for note in notes(results):
-            held.setdefault(note, []).append(results.study)
-    common = [note for note, names in held.items() if len(names) == len(studies)]
-    others = [
-        f"{', '.join(names)}: {note}" for note, names in held.items() if len(names) < len(studies)
-    ]
-    return (*common, *others)

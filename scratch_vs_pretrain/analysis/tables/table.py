@@ -140,7 +140,7 @@ def _width(table: Table, character: float) -> float:
     """Returns about how many points a LaTeX table is wide, at a width of its digits."""
     total = 0.0
     for k, column in enumerate(table.header):
-        lines = [*column.rsplit(" ", 1), *(_text(row[k]) for row in table.rows)]
+        lines = [*column.rsplit(" ", 1), *(shown(row[k]) for row in table.rows)]
         total += character * max(map(len, lines)) + 2 * SEPARATION
     return total
 
@@ -154,7 +154,7 @@ def _body(table: Table, form: str) -> str:
         "latex": "latex_raw",
         "html": "unsafehtml",
     }[form]
-    rows = [[_shown(cell, form) for cell in row] for row in table.rows]
+    rows = [[_cell(cell, form) for cell in row] for row in table.rows]
     left = [all(isinstance(row[k], str) for row in table.rows) for k in range(len(table.header))]
     header = [
         _heading(column, form, is_text) for column, is_text in zip(table.header, left, strict=True)
@@ -179,14 +179,15 @@ def _heading(column: str, form: str, left: bool) -> str:
     return clean(column, form)
 
 
-def _shown(cell: Cell, form: str) -> str:
-    text = _text(cell)
+def _cell(cell: Cell, form: str) -> str:
+    text = shown(cell)
     if form == "latex" and text.startswith("-") and not isinstance(cell, str):
         return f"$-${clean(text[1:], form)}"
     return clean(text, form)
 
 
-def _text(cell: Cell) -> str:
+def shown(cell: Cell) -> str:
+    """Returns a cell as people read it."""
     if isinstance(cell, Estimate):
         sign = "+" if cell.signed else ""
         reach = "" if cell.half_width is None else f" ± {cell.half_width:.1f}"
