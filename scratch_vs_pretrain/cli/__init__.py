@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from scratch_vs_pretrain import __version__
 from scratch_vs_pretrain._detectron2 import INSTALL_COMMAND
-from scratch_vs_pretrain.cli import evidence, setup, study, tools, weights  # noqa: F401
+from scratch_vs_pretrain.cli import evidence, study, tools, weights  # noqa: F401
 from scratch_vs_pretrain.cli.options import add_commands
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.plugins import import_modules

@@ -22,6 +22,7 @@ from scratch_vs_pretrain.cli.options import (
     command,
     option,
     read_labels,
+    written,
 )
 from scratch_vs_pretrain.errors import say
 from scratch_vs_pretrain.run_folder import is_replaced
@@ -56,10 +57,8 @@ TEXT_OR_JSON = option("--format", choices=("text", "json"), default="text")
     ),
 )
 def _table(options: argparse.Namespace) -> int:
-    text = tables_text(
-        options.folders, options.kind, options.format, against=options.against, best=options.best
-    )
-    print(text)
+    asked = {"against": options.against, "best": options.best}
+    print(tables_text(options.folders, options.kind, options.format, **asked))
     return 0
 
 
@@ -99,14 +98,7 @@ def _table(options: argparse.Namespace) -> int:
         metavar="STUDY=TEXT",
         help="what a study is called under its bars",
     ),
-    option(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("curves.png"),
-        metavar="FILE",
-        help="a .png, .svg or .pdf file (default: %(default)s)",
-    ),
+    written("curves.png", "a .png, .svg or .pdf file (default: %(default)s)"),
 )
 def _plot(options: argparse.Namespace) -> int:
     draw(
@@ -146,13 +138,9 @@ def _errors(options: argparse.Namespace) -> int:
     "svp collect /data/other_detectron2_runs --restarts split -o runs.csv\n"
     "svp collect output /data/other_detectron2_runs -o runs.parquet",
     FOLDERS,
-    option(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("runs.csv"),
-        metavar="FILE",
-        help="a .csv or .parquet file; beside it FILE.index makes the next time fast "
+    written(
+        "runs.csv",
+        "a .csv or .parquet file; beside it FILE.index makes the next time fast "
         "(default: %(default)s)",
     ),
     option(
@@ -244,14 +232,7 @@ def _power(options: argparse.Namespace) -> int:
     "write one HTML file with tables, figures, conclusions and provenance",
     "svp report output/demo\nsvp report output -o report.html",
     FOLDER,
-    option(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("report.html"),
-        metavar="FILE",
-        help="(default: %(default)s)",
-    ),
+    written("report.html", "(default: %(default)s)"),
 )
 def _report(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.report import write_report

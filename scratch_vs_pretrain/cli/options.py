@@ -62,6 +62,14 @@ def option(*names: str, **settings: Any) -> Option:
     return lambda parser: parser.add_argument(*names, **settings)
 
 
+def written(default: str | None, help: str, metavar: str = "FILE") -> Option:
+    """Returns ``--output`` of a command that writes a file."""
+    path = default and Path(default)
+    return option("-o", "--output", type=Path, default=path, metavar=metavar, help=help)
+
+
+VERBOSE = option("-v", "--verbose", action="store_true", help="show Detectron2's log")
+JSON = option("--json", action="store_true", help="as JSON")
 FORMAT = option("--format", choices=FORMATS, default="text")
 FOLDER = option("folder", type=Path, metavar="DIR", help="holds run folders")
 FOLDERS = option("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")

@@ -6,18 +6,19 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.cli.options import (
     FOLDER,
     FORMAT,
+    VERBOSE,
     add_study,
     command,
     option,
     output,
     positive,
     read_study,
+    written,
 )
 from scratch_vs_pretrain.errors import UserError, say
 
@@ -60,11 +61,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     from scratch_vs_pretrain.study.slurm import minutes_of, parameter
 
     group = parser.add_argument_group("a cluster's jobs (docs/clusters.md)")
-    group.add_argument(
-        "--launcher",
-        choices=("slurm",),
-        help="submit every run as a job",
-    )
+    group.add_argument("--launcher", choices=("slurm",), help="submit every run as a job")
     group.add_argument("--partition", metavar="P", help="of SLURM")
     group.add_argument(
         "--nodes",
@@ -135,13 +132,7 @@ def _schema(options: argparse.Namespace) -> int:
     "svp budget my_study.yaml --weights pretrained=backbone.pth -o budget.svg",
     add_study,
     FORMAT,
-    option(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="also draw it, into a .png, .svg or .pdf file",
-    ),
+    written(None, "also draw it, into a .png, .svg or .pdf file"),
 )
 def _budget(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.samples import budget_table
@@ -209,7 +200,7 @@ def _budget(options: argparse.Namespace) -> int:
         help="GPUs that train one run together (default: %(default)s)",
     ),
     SHARING,
-    option("-v", "--verbose", action="store_true", help="show Detectron2's log"),
+    VERBOSE,
     _add_cluster,
 )
 def _run(options: argparse.Namespace) -> int:

@@ -1,12 +1,13 @@
-"""``svp subset`` and ``check-data``."""
+"""``svp demo``, ``doctor``, ``subset`` and ``check-data``."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from pathlib import Path
 
-from scratch_vs_pretrain.cli.options import command, option, positive
+from scratch_vs_pretrain.cli.options import JSON, OUTPUT, VERBOSE, command, option, output, positive
 
 
 @command(
@@ -67,8 +68,6 @@ def _own(study_file: Path, name: str) -> str:
     ),
 )
 def _check_data(options: argparse.Namespace) -> int:
-    import json
-
     from scratch_vs_pretrain.data.check import check, registered_set
 
     if options.what.endswith((".yaml", ".yml")):
@@ -80,3 +79,30 @@ def _check_data(options: argparse.Namespace) -> int:
     report = check(sets, options.jobs, images=not options.no_images)
     print(json.dumps(report.to_json(), indent=1) if options.json else report.text())
     return int(report.breaks)
+
+
+@command(
+    "demo",
+    "train a scratch/pretrained pair on a built-in data set and show the comparison",
+    "svp demo\nsvp demo --quick\nsvp demo --seeds 3 -o demo-output",
+    output(OUTPUT / "demo"),
+    option("--seeds", type=positive, default=1, metavar="N", help="pairs (default: %(default)s)"),
+    option("--quick", action="store_true", help="a shorter run, in 3 minutes"),
+    VERBOSE,
+)
+def _demo(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.study.demo import run_demo
+
+    return run_demo(options.output, options.seeds, options.quick, options.verbose)
+
+
+@command(
+    "doctor",
+    "show versions, device and data sets, and what is missing with the command that mends it",
+    "svp doctor\nDETECTRON2_DATASETS=/data svp doctor",
+    JSON,
+)
+def _doctor(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.doctor import diagnose, report
+
+    return report(diagnose(), options.json)

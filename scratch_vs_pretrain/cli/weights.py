@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from scratch_vs_pretrain.cli.options import command, option, positive
-
-PRETRAIN_OPTIONS = (
-    "epochs",
-    "image_size",
-    "batch_size",
-    "learning_rate",
-    "workers",
-    "seed",
-    "device",
-)
+from scratch_vs_pretrain.cli.options import command, option, positive, written
 
 
 @command(
@@ -47,8 +38,9 @@ def _pretrain(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.config import load_config
     from scratch_vs_pretrain.pretraining.pretrain import PretrainSpec, pretrain
 
-    given = {name: getattr(options, name) for name in PRETRAIN_OPTIONS}
-    spec = PretrainSpec(**{name: value for name, value in given.items() if value is not None})
+    names = {field.name for field in dataclasses.fields(PretrainSpec)}
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    spec = PretrainSpec(**{name: given[name] for name in names & given.keys()})
     result = pretrain(
         load_config(options.config, options.imports), options.images, options.output, spec
     )
@@ -99,13 +91,7 @@ def _convert_weights(options: argparse.Namespace) -> int:
         metavar="NAME",
         help="a COCO-format data set that Detectron2 knows or the run has; no annotations needed",
     ),
-    option(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="PREFIX",
-        help="writes PREFIX_bbox.json and so on (default: RUN/predictions/NAME)",
-    ),
+    written(None, "writes PREFIX_bbox.json and so on (default: RUN/predictions/NAME)", "PREFIX"),
 )
 def _predict(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.progress import Bar

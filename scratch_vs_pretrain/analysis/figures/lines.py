@@ -265,7 +265,7 @@ def subject(runs: Sequence[RunRecord], panels: Iterable[Sequence[Line]]) -> str:
     studies = ", ".join(by_study(runs))
     drawn = dict.fromkeys((line.arm, line.schedule) for lines in panels for line in lines)
     found = {schedule for _, schedule in drawn} - {UNKNOWN}
-    if not found or len(dict(drawn)) < len(drawn):
+    if not found or len({arm for arm, _ in drawn}) < len(drawn):
         return f"{studies}."
     if len(found) == 1:
         return f"{studies}, {found.pop()}."
