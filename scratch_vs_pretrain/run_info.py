@@ -269,14 +269,6 @@ class RunInfo(Model):
         return (self.init.name or self.arm) == "scratch"
 
     @property
-    def train_set(self) -> DataSet:
-        return self.data.train
-
-    @property
-    def test_set(self) -> DataSet:
-        return self.data.test
-
-    @property
     def train_images(self) -> int | None:
         """Images of the training set."""
         return self.data.train.images

@@ -23,7 +23,7 @@ def test_records_carry_what_run_json_says(folders):
     )  # fmt: skip
     assert (run.images, run.epochs) == (4800, 2.4)
     assert run.from_scratch
-    assert run.test_set.sha256 == "b"
+    assert run.data.test.sha256 == "b"
 
 
 def test_runs_come_in_the_studys_order(folders):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +15,6 @@ from matplotlib.ticker import MaxNLocator
 from scratch_vs_pretrain.analysis.figures.lines import choose_metrics, metric_title, name_axes
 from scratch_vs_pretrain.analysis.figures.style import (
     PAGE_WIDTH,
-    SMALL_TEXT_SIZE,
     TEXT_SIZE,
     Style,
     add_caption,
@@ -25,6 +23,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
     plain,
     short_number,
     shortened,
+    write,
 )
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, by_study, final_results
@@ -46,6 +45,7 @@ BAR_HEIGHT = 0.7
 # Room at the right of the longest bar for its number.
 ROOM = 1.22
 LIGHTER = 0.55
+ABOVE = {"ha": "center", "va": "bottom"}
 
 
 @dataclass(frozen=True)
@@ -143,28 +143,15 @@ def _draw(ax: Axes, groups: Sequence[Group], styles: Mapping[str, Style], metric
             ax.bar(x, mean, 0.94 * width, color=style.color)
             if len(found) > 1:
                 ax.vlines(x, found.min(), top, color="black", linewidth=1)
-            _write(ax, f"{mean:.1f}", x, top, 2)
+            write(ax, f"{mean:.1f}", (x, top), (0, 2), **ABOVE)
             if arm not in named:
                 named.add(arm)
-                _write(ax, plain(arm), x, 0, 4, rotation=90, color="white")
+                write(ax, arm, (x, 0), (0, 4), rotation=90, color="white", **ABOVE)
     ax.set_ylim(bottom=0)
     ax.set_xticks(range(len(groups)), [plain(shortened(g.label, 14)) for g in groups])
     ax.tick_params(axis="x", length=0)
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     name_axes(ax, metric_title(metric), "")
-
-
-def _write(ax: Axes, text: str, x: float, y: float, above: float, **more: Any) -> None:
-    ax.annotate(
-        text,
-        (x, y),
-        xytext=(0, above),
-        textcoords="offset points",
-        ha="center",
-        va="bottom",
-        fontsize=SMALL_TEXT_SIZE,
-        **more,
-    )
 
 
 def _caption(
@@ -225,20 +212,13 @@ def budget_figure(found: Budgets) -> Figure:
 def _draw_bar(ax: Axes, place: int, row: Budget, panel: str, color: str) -> None:
     before, training = (getattr(part, panel) for part in (row.pretraining.counts, row.training))
     if training is None:
-        ax.annotate("unknown", (0, place), fontsize=SMALL_TEXT_SIZE, va="center", color="0.35")
+        write(ax, "unknown", (0, place), (0, 0), color="0.35")
         return
     start = before or 0
     light = tuple(1 - LIGHTER * (1 - part) for part in to_rgb(color))
     ax.barh(place, start, BAR_HEIGHT, color=light, hatch="////", edgecolor="white", linewidth=0)
     ax.barh(place, training, BAR_HEIGHT, left=start, color=color)
-    ax.annotate(
-        short_count(start + training),
-        (start + training, place),
-        xytext=(3, 0),
-        textcoords="offset points",
-        fontsize=SMALL_TEXT_SIZE,
-        va="center",
-    )
+    write(ax, short_count(start + training), (start + training, place), (3, 0))
 
 
 def short_count(value: int) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from scratch_vs_pretrain.analysis.figures.lines import (
     TASKS,
@@ -26,14 +25,15 @@ from scratch_vs_pretrain.analysis.figures.lines import (
     subject,
 )
 from scratch_vs_pretrain.analysis.figures.style import (
+    ON_LINES,
     PAGE_WIDTH,
     ROW_HEIGHT,
-    SMALL_TEXT_SIZE,
     Style,
     add_caption,
     arm_styles,
     label_ends,
     new_figure,
+    write,
 )
 from scratch_vs_pretrain.analysis.runs.metrics import is_score
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
@@ -265,17 +265,9 @@ def _label_schedules(ax: Axes, lines: Sequence[Line], styles: Mapping[str, Style
         if line is not longest[line.arm]:
             rivals = [o.mean[-1] for o in lines if o.schedule == line.schedule and o is not line]
             above = not rivals or line.mean[-1] >= max(rivals)
-            ax.annotate(
-                line.schedule,
-                (line.x[-1], line.mean[-1]),
-                xytext=(0, 5 if above else -5),
-                textcoords="offset points",
-                ha="center",
-                va="bottom" if above else "top",
-                fontsize=SMALL_TEXT_SIZE,
-                color=styles[line.arm].color,
-                path_effects=[withStroke(linewidth=2.5, foreground="white")],
-            )
+            away, va = ((0, 5), "bottom") if above else ((0, -5), "top")
+            look = {"ha": "center", "va": va, "color": styles[line.arm].color, **ON_LINES}
+            write(ax, line.schedule, (line.x[-1], line.mean[-1]), away, **look)
     label_ends(
         ax,
         [

@@ -21,11 +21,11 @@ from scratch_vs_pretrain.analysis.figures.lines import (
     sentences,
 )
 from scratch_vs_pretrain.analysis.figures.style import (
-    SMALL_TEXT_SIZE,
     add_caption,
     arm_styles,
     new_figure,
     short_number,
+    write,
 )
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, by_study, final_results
@@ -142,16 +142,8 @@ def _draw_worth(ax: Axes, lines: Sequence[Line], scratch: str) -> str:
         (chosen.size, y),
         arrowprops={"arrowstyle": "->", "color": "0.25", "linewidth": 1.2},
     )
-    ax.annotate(
-        text,
-        (chosen.size * math.sqrt(ratio), y),
-        xytext=(0, -3),
-        textcoords="offset points",
-        ha="center",
-        va="top",
-        fontsize=SMALL_TEXT_SIZE,
-        color="0.25",
-    )
+    middle = (chosen.size * math.sqrt(ratio), y)
+    write(ax, text, middle, (0, -3), ha="center", va="top", color="0.25")
     beyond = "" if told else ", more than the largest size"
     return (
         f"Arrow: what {other.arm} reaches with {chosen.size:,} images, {scratch} reaches with "

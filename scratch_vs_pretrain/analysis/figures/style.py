@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from scratch_vs_pretrain.errors import UserError
@@ -39,6 +40,9 @@ LABEL_LINES = 3
 
 # Points: a label stands so far right of its line's end.
 LABEL_DISTANCE = 6
+
+# Of texts that lines may cross.
+ON_LINES = {"path_effects": [withStroke(linewidth=2.5, foreground="white")]}
 
 FILES: dict[str, dict[str, Any]] = {
     ".png": {"metadata": {"Software": None}, "dpi": 200},
@@ -131,19 +135,19 @@ def add_caption(figure: Figure, sentences: Iterable[str]) -> None:
     )
 
 
+def write(
+    ax: Axes, text: str, at: tuple[float, float], away: tuple[float, float], **more: Any
+) -> Annotation:
+    """Writes a text some points `away` from a place; `more` are matplotlib's properties."""
+    place: dict[str, Any] = {"xytext": away, "textcoords": "offset points"}
+    look = {"fontsize": SMALL_TEXT_SIZE, "linespacing": 1.0, "va": "center", **more}
+    return ax.annotate(plain(text), at, **place, **look)
+
+
 def label_point(ax: Axes, x: float, y: float, text: str, color: str) -> None:
     """Writes a label inside the axes, right of a point."""
-    ax.annotate(
-        plain(shortened(text)),
-        (x, y),
-        xytext=(LABEL_DISTANCE, 0),
-        textcoords="offset points",
-        va="center",
-        linespacing=1.0,
-        fontsize=TEXT_SIZE,
-        color=color,
-        path_effects=[withStroke(linewidth=2.5, foreground="white")],
-    )
+    at, away = (x, y), (LABEL_DISTANCE, 0)
+    write(ax, shortened(text), at, away, fontsize=TEXT_SIZE, color=color, **ON_LINES)
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
@@ -158,15 +162,13 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     texts = [shortened(text) for _, text, _ in ends]
     heights = [LINE_HEIGHT * (text.count("\n") + 1) for text in texts]
     notes = [
-        ax.annotate(
-            plain(text),
+        write(
+            ax,
+            text,
             (ax.get_xlim()[1], y),
-            xytext=(LABEL_DISTANCE, 0),
-            textcoords="offset points",
+            (LABEL_DISTANCE, 0),
             color=color,
             fontsize=TEXT_SIZE,
-            va="center",
-            linespacing=1.0,
             annotation_clip=False,
         )
         for text, (y, _, color) in zip(texts, ends, strict=True)

@@ -116,7 +116,7 @@ def _refuse_other_test_sets(results: Results) -> None:
     seen: dict[str, tuple[str, RunRecord]] = {}
     for index, evaluation in results.finals.items():
         run = results.runs[index]
-        digest = run.test_set.sha256
+        digest = run.data.test.sha256
         for kind, value in (("name", evaluation.dataset), ("content", digest)):
             if value is None:
                 continue

@@ -86,7 +86,7 @@ class Setting:
     @property
     def instances(self) -> float | None:
         """Instances per training image that has any."""
-        train = self.runs[0].train_set
+        train = self.runs[0].data.train
         boxes, images = train.annotations, train.labelled or self.images
         return boxes / images if boxes is not None and images else None
 
@@ -197,7 +197,7 @@ def _noise(stated: Noise | None, runs: Sequence[RunRecord]) -> tuple[float | Non
     if stated is not None:
         return stated.sd, stated.because
     images = runs[0].train_images or 0
-    tests = {name for run in runs for name in run.test_set.names}
+    tests = {name for run in runs for name in run.data.test.names}
     if images >= COCO_IMAGES and tests and tests <= set(COCO_TESTS):
         return COCO_SD, "two runs on full COCO usually differ by less (mmdetection issue 3624)"
     return None, ""

@@ -1,6 +1,6 @@
 """Tables of one study: both arms side by side, their gap, and where scratch catches up.
 
-What their numbers are: :mod:`.stats.comparison`.
+What their numbers are, and what is refused: :mod:`.stats.comparison`.
 """
 
 from __future__ import annotations
@@ -59,11 +59,7 @@ FULL_COCO_IMAGES = 117_266
 
 
 def schedules_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
-    """Table 1: every arm at every schedule, and the difference where both have that schedule.
-
-    Raises:
-        UserError: see :func:`final_results`.
-    """
+    """Table 1: every arm at every schedule, and the difference where both have that schedule."""
     results = final_results(runs, best=best)
     metrics = metrics_of(results, MAIN)
     planned: dict[str, set[str]] = {}
@@ -100,11 +96,7 @@ def schedules_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
 
 
 def metrics_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
-    """Table 2: every metric at each arm's longest schedule, and the difference.
-
-    Raises:
-        UserError: see :func:`final_results`.
-    """
+    """Table 2: every metric at each arm's longest schedule, and the difference."""
     results = final_results(runs, best=best)
     metrics = metrics_of(results, ALL)
     header, rows = side_by_side(results, "metric", {metric_label(m): m for m in metrics})
@@ -142,7 +134,7 @@ def within_noise(gap: Estimate, run: RunRecord) -> str:
     """Returns "yes", "no" or "unknown": inside its interval, else by the noise of full COCO."""
     if gap.half_width is not None:
         return "yes" if abs(gap.value) <= gap.half_width else "no"
-    names = (run.train_set.names, run.test_set.names)
+    names = (run.data.train.names, run.data.test.names)
     if names == FULL_COCO and (run.train_images or 0) >= FULL_COCO_IMAGES:
         return "yes" if abs(gap.value) < 1.96 * COCO_SD else "no"
     return "unknown"
@@ -162,11 +154,7 @@ def metric_label(metric: str) -> str:
 
 
 def gap_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
-    """Returns the final gap, scratch less each other arm, paired by seed, with its statistics.
-
-    Raises:
-        UserError: see :func:`final_results`.
-    """
+    """Returns the final gap, scratch less each other arm, paired by seed, with its statistics."""
     results = final_results(runs, best=best)
     scratch = results.longest(results.scratch)
     rows: list[tuple[Cell, ...]] = []
@@ -204,10 +192,7 @@ def catch_up_table(runs: Sequence[RunRecord]) -> Table:
     """Returns between where and where scratch comes within the study's margin of the other arm.
 
     Both arms are taken at their longest schedule, where the rate is in the same phase, and in
-    iterations, images, pixels with those of pre-training, and GPU hours, as far as they are known.
-
-    Raises:
-        UserError: see :func:`final_results`.
+    iterations, images, pixels with those of pre-training, and GPU hours, as far as known.
     """
     results = final_results(runs)
     found = settings(runs)

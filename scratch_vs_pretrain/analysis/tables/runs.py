@@ -92,8 +92,8 @@ def provenance_table(runs: Sequence[RunRecord]) -> Table:
             "device": origin.device,
             "host": origin.host,
             "git commit": origin.git_commit,
-            "training data": _data(run.train_set),
-            "evaluation data": _data(run.test_set),
+            "training data": _data(run.data.train),
+            "evaluation data": _data(run.data.test),
             **origin.versions,
         }
         for name, value in known.items():

@@ -1,4 +1,7 @@
-"""Tables of several studies together: sizes of model (Table 3) and of data (Section 5)."""
+"""Tables of several studies together: sizes of model (Table 3) and of data (Section 5).
+
+Each raises UserError where :func:`.final_results` does so for all studies.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,7 @@ AUGMENTED = tuple(metric.replace("/", "_TTA/") for metric in MAIN)
 
 
 def large_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
-    """Table 3: every arm of every study at its longest schedule, with all six main metrics.
-
-    Raises:
-        UserError: see :func:`.final_results`.
-    """
+    """Table 3: every arm of every study at its longest schedule, with all six main metrics."""
     rows: list[tuple[Cell, ...]] = []
     studies, said = _studies(runs, best, alike=True)
     for results in studies:
@@ -49,32 +48,20 @@ def large_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
 
 
 def less_data_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
-    """Section 5.2: box AP of both arms by the number of training images.
-
-    Raises:
-        UserError: see :func:`.final_results`.
-    """
+    """Section 5.2: box AP of both arms by the number of training images."""
     found = _studies(runs, best, alike=True)
     return _beside(found, ("bbox/AP",), "Box AP by the size of the training set")
 
 
 def voc_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
-    """Section 5.2: AP at IoU 0.5 of both arms, by PASCAL VOC's metric where that was evaluated.
-
-    Raises:
-        UserError: see :func:`.final_results`.
-    """
+    """Section 5.2: AP at IoU 0.5 of both arms, by PASCAL VOC's metric where that was evaluated."""
     studies, said = _studies(runs, best, alike=True)
     own = any("voc/AP50" in one.scores for study in studies for one in study.finals.values())
     return _beside((studies, said), ("voc/AP50" if own else "bbox/AP50",), "Box AP at IoU 0.5")
 
 
 def summary_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
-    """Every study's arms side by side with the gap, for each task's AP.
-
-    Raises:
-        UserError: see :func:`.final_results`.
-    """
+    """Every study's arms side by side with the gap, for each task's AP."""
     metrics = ("bbox/AP", "segm/AP", "keypoints/AP")
     return _beside(_studies(runs, best), metrics, "Every study at its longest")
 
@@ -151,7 +138,7 @@ def _refuse_other_test_sets(studies: Sequence[Results]) -> None:
     seen: dict[str, tuple[str, str]] = {}
     for results in studies:
         for index, evaluation in results.finals.items():
-            digest = results.runs[index].test_set.sha256
+            digest = results.runs[index].data.test.sha256
             kind, value = ("content", digest) if digest else ("name", evaluation.dataset)
             first, other = seen.setdefault(kind, (value, results.study))
             if first != value:
