@@ -57,19 +57,13 @@ DATASETS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report.
+    """One line of the report."""
 
-    Attributes:
-        name: what was looked at.
-        found: what was found, mostly a version.
-        status: "missing" is needed for training and fails the report, "note" does not.
-        remedy: the command that mends it, None if nothing needs mending.
-    """
-
-    name: str
-    found: str
+    name: str  # what was looked at
+    found: str  # what was found, mostly a version
+    # "missing" is needed for training and fails the report, "note" does not.
     status: Literal["ok", "note", "missing"] = "ok"
-    remedy: str | None = None
+    remedy: str | None = None  # the command that mends it, None if nothing needs mending
 
 
 def diagnose() -> tuple[Check, ...]:

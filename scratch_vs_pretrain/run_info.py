@@ -47,21 +47,13 @@ class Model(BaseModel):
 
 
 class Init(Model):
-    """The weights that a run starts from.
+    """The weights that a run starts from."""
 
-    Attributes:
-        name: "scratch" or "checkpoint".
-        weights: where the checkpoint was, None for random weights.
-        sha256: of the checkpoint.
-        pretraining: what the checkpoint notes of its own training.
-        load: which part of the checkpoint: its "backbone", or the whole "detector".
-    """
-
-    name: str | None = None
-    weights: str | None = None
-    sha256: str | None = None
-    pretraining: Json = None
-    load: str | None = None
+    name: str | None = None  # "scratch" or "checkpoint"
+    weights: str | None = None  # where the checkpoint was, None for random weights
+    sha256: str | None = None  # of the checkpoint
+    pretraining: Json = None  # what the checkpoint notes of its own training
+    load: str | None = None  # which part of the checkpoint: its "backbone", or the whole "detector"
 
 
 class Loaded(Model):
@@ -84,17 +76,11 @@ class Taken(Model):
 
 
 class Branch(Model):
-    """Where a run begins that does not begin by itself.
+    """Where a run begins that does not begin by itself."""
 
-    Attributes:
-        of: the schedule of its trunk.
-        at: iterations that are the trunk's.
-        taken: None until it has begun.
-    """
-
-    of: str
-    at: Count
-    taken: Taken | None = None
+    of: str  # the schedule of its trunk
+    at: Count  # iterations that are the trunk's
+    taken: Taken | None = None  # None until it has begun
 
 
 class Switch(Model):
@@ -113,15 +99,11 @@ class Resume(Model):
 
 
 class DataSet(Model):
-    """What identifies the images that a run learns from, or is evaluated on.
-
-    Attributes:
-        labelled: images with an instance at least.
-    """
+    """What identifies the images that a run learns from, or is evaluated on."""
 
     names: tuple[str, ...] = ()
     images: Count | None = None
-    labelled: Count | None = None
+    labelled: Count | None = None  # images with an instance at least
     annotations: Count | None = None
     sha256: str | None = None
 
@@ -140,11 +122,7 @@ class Samples(Model):
 
 
 class Provenance(Model):
-    """Where, when and with what a run was started last.
-
-    Attributes:
-        versions: of packages, and of users' modules with a hash of their sources.
-    """
+    """Where, when and with what a run was started last."""
 
     started: str | None = None
     host: str | None = None
@@ -155,6 +133,7 @@ class Provenance(Model):
     processor: str | None = None
     deterministic: bool | None = None
     git_commit: str | None = None
+    # Of packages, and of users' modules with a hash of their sources.
     versions: dict[str, str | None] = {}
 
 
@@ -166,24 +145,7 @@ class Noise(Model):
 
 
 class RunInfo(Model):
-    """One run.
-
-    Attributes:
-        reason: why it diverged, failed or was interrupted.
-        size: training images, where the study varies them.
-        steps: iterations at which the rate drops.
-        branch_points: iterations whose checkpoints other runs begin with.
-        allowed_differences: config keys the study lets its arms differ in; value per arm.
-        admitted: checks of a recipe that the study switches off, to be wrong on purpose.
-        thresholds: of the conclusions of format 1.
-        margin: the difference in AP that matters to the study.
-        level: how often all verdicts of the study together are to be right.
-        converged: why the study takes its longest schedule for long enough.
-        seconds: of training and evaluation; a branch's include its trunk's.
-        fast: options of SVP.FAST in force.
-        repaired: entries of the training data that were dropped or mended, by what was wrong.
-        unreadable_images: those that others replaced.
-    """
+    """One run."""
 
     format: Literal[1, 2] = FORMAT
     study: str
@@ -191,27 +153,29 @@ class RunInfo(Model):
     arm: str
     schedule: str
     seed: Count
-    size: Count | None = None
+    size: Count | None = None  # training images, where the study varies them
     state: State = "planned"
-    reason: str | None = None
+    reason: str | None = None  # why it diverged, failed or was interrupted
     iterations: Count
     iteration: Count = 0
     resumes: tuple[Resume, ...] = ()
-    steps: tuple[Count, ...] = ()
+    steps: tuple[Count, ...] = ()  # iterations at which the rate drops
     switch: Switch | None = None
     branch: Branch | None = None
-    branch_points: tuple[Count, ...] = ()
+    branch_points: tuple[Count, ...] = ()  # iterations whose checkpoints other runs begin with
     images_per_batch: Count | None = None
     init: Init = Init()
     arm_order: tuple[str, ...] = ()
+    # Config keys the study lets its arms differ in; value per arm.
     allowed_differences: dict[str, dict[str, Json]] = {}
+    # Checks of a recipe that the study switches off, to be wrong on purpose.
     admitted: tuple[str, ...] = ()
     tuned_on: str | None = None
-    thresholds: dict[str, Json] = {}
-    margin: Number | None = None
+    thresholds: dict[str, Json] = {}  # of the conclusions of format 1
+    margin: Number | None = None  # the difference in AP that matters to the study
     noise: Noise | None = None
-    level: Number | None = None
-    converged: str | None = None
+    level: Number | None = None  # how often all verdicts of the study together are to be right
+    converged: str | None = None  # why the study takes its longest schedule for long enough
     data: Data = Data()
     provenance: Provenance | None = None
     host: str | None = None
@@ -219,11 +183,12 @@ class RunInfo(Model):
     norms: dict[str, Count] = {}
     parameters: Count | None = None
     init_report: Loaded | None = None
-    fast: tuple[str, ...] = ()
+    fast: tuple[str, ...] = ()  # options of SVP.FAST in force
+    # Entries of the training data that were dropped or mended, by what was wrong.
     repaired: dict[str, Count] = {}
-    seconds: Seconds | None = None
+    seconds: Seconds | None = None  # of training and evaluation; a branch's include its trunk's
     samples: Samples = Samples()
-    unreadable_images: tuple[str, ...] = ()
+    unreadable_images: tuple[str, ...] = ()  # those that others replaced
 
     @classmethod
     def from_json(cls, content: bytes, place: object) -> Self:

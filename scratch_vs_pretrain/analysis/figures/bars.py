@@ -50,17 +50,11 @@ ABOVE = {"ha": "center", "va": "bottom"}
 
 @dataclass(frozen=True)
 class Group:
-    """The bars of one setting.
+    """The bars of one setting."""
 
-    Attributes:
-        label: what it is called.
-        scores: final scores of each seed, by arm.
-        study: the study whose they are.
-    """
-
-    label: str
-    scores: Mapping[str, Sequence[Mapping[str, float]]]
-    study: Results
+    label: str  # what it is called
+    scores: Mapping[str, Sequence[Mapping[str, float]]]  # final scores of each seed, by arm
+    study: Results  # the study whose they are
 
     def values(self, arm: str, metric: str) -> np.ndarray:
         """Returns (n,) one value for each seed that has one."""

@@ -45,33 +45,20 @@ ROOM_FOR_LABEL = 0.7
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of a figure: the mean over complete runs, or one run that is not complete.
+    """One curve of a figure: the mean over complete runs, or one run that is not complete."""
 
-    Attributes:
-        arm: what the arm is called, see :func:`arm_names`.
-        schedule: its schedule.
-        x: (n,) on the figure's axis.
-        mean: (n,) over seeds, at iterations that all seeds have.
-        low: (n,) lower edge of the band.
-        high: (n,) upper edge.
-        seeds: runs behind it.
-        complete: False for a run that is not finished.
-        drops: where on the axis the learning rate drops.
-        trunk: the schedule from which a branch has its first points; None elsewhere.
-        own: the first of its points that is not its trunk's.
-    """
-
-    arm: str
+    arm: str  # what the arm is called, see :func:`arm_names`
     schedule: str
-    x: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    seeds: int
-    complete: bool = True
-    drops: tuple[float, ...] = ()
+    x: np.ndarray  # (n,) on the figure's axis
+    mean: np.ndarray  # (n,) over seeds, at iterations that all seeds have
+    low: np.ndarray  # (n,) lower edge of the band
+    high: np.ndarray  # (n,) upper edge
+    seeds: int  # runs behind it
+    complete: bool = True  # False for a run that is not finished
+    drops: tuple[float, ...] = ()  # where on the axis the learning rate drops
+    # The schedule from which a branch has its first points; None elsewhere.
     trunk: str | None = None
-    own: int = 0
+    own: int = 0  # the first of its points that is not its trunk's
 
 
 def arm_names(runs: Sequence[RunRecord]) -> dict[tuple[str, str], str]:

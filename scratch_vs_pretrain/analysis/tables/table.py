@@ -27,17 +27,11 @@ SIZES = {"small": 4.7, "footnotesize": 4.3, "scriptsize": 3.8}
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds.
+    """A mean over seeds."""
 
-    Attributes:
-        value: NaN where nothing was measured.
-        half_width: of its interval; None without one.
-        signed: a difference, shown with its sign.
-    """
-
-    value: float
-    half_width: float | None = None
-    signed: bool = False
+    value: float  # NaN where nothing was measured
+    half_width: float | None = None  # of its interval; None without one
+    signed: bool = False  # a difference, shown with its sign
 
 
 Raw = str | int | float | None
@@ -46,20 +40,13 @@ Cell = Raw | Estimate
 
 @dataclass(frozen=True)
 class Table:
-    """Cells with what a reader must know about them.
+    """Cells with what a reader must know about them."""
 
-    Attributes:
-        title: one line.
-        header: column names.
-        rows: cells; None is a missing value.
-        notes: sentences printed under the table.
-        details: columns that LaTeX leaves out, the first ones first, where a page is too narrow.
-    """
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    notes: tuple[str, ...] = ()
+    title: str  # one line
+    header: tuple[str, ...]  # column names
+    rows: tuple[tuple[Cell, ...], ...]  # cells; None is a missing value
+    notes: tuple[str, ...] = ()  # sentences printed under the table
+    # Columns that LaTeX leaves out, the first ones first, where a page is too narrow.
     details: tuple[str, ...] = ()
 
     def without(self, columns: Collection[str]) -> Table:
