@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from scratch_vs_pretrain.text import printable
@@ -29,6 +30,12 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+def check_choice(what: str, name: str, choices: Collection[str]) -> None:
+    """Raises UserError where a name is none of several."""
+    if name not in choices:
+        raise UserError(f"unknown {what} {name!r}; choose one of {', '.join(choices)}")
 
 
 def say(text: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.analysis.tables.table import Table, render
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, check_choice
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def tables(
     """
     from scratch_vs_pretrain.analysis.stats.comparison import by_study
 
-    _known(kind, KINDS, "kind of table")
+    check_choice("kind of table", kind, KINDS)
     if (against or best) and (kind not in OF_FINAL_NUMBERS or (against and best)):
         option = f"--against {against}" if against else "--best"
         with_what = "--best" if against and best else f"--kind {kind}"
@@ -82,7 +82,7 @@ def tables(
     if against:
         from scratch_vs_pretrain.analysis.tables.published import published_table
 
-        _known(against, PUBLISHED, "publication")
+        check_choice("publication", against, PUBLISHED)
         return [published_table(members, against, kind) for members in studies]
     make = _function({**TABLES, **JOINT}[kind])
     options = {"best": True} if best else {}
@@ -118,7 +118,7 @@ def figure(runs: Sequence[RunRecord], name: str, **options: Any) -> Figure:
     """
     from scratch_vs_pretrain.analysis.stats.comparison import by_study
 
-    _known(name, FIGURES, "figure")
+    check_choice("figure", name, FIGURES)
     function = _function(FIGURES[name][0])
     given = {key: value for key, value in options.items() if value is not None}
     for key in given.keys() - inspect.signature(function).parameters.keys():
@@ -174,8 +174,3 @@ def in_order(roots: Sequence[Path], runs: Sequence[RunRecord]) -> tuple[RunRecor
 
 def _function(name: str) -> Any:
     return pkgutil.resolve_name(f"scratch_vs_pretrain.analysis.{name}")
-
-
-def _known(name: str, choices: Iterable[str], what: str) -> None:
-    if name not in choices:
-        raise UserError(f"unknown {what} {name!r}; choose one of {', '.join(choices)}")

@@ -22,7 +22,7 @@ from scratch_vs_pretrain.analysis.runs.metrics import is_score
 from scratch_vs_pretrain.analysis.runs.records import UNKNOWN, RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
 from scratch_vs_pretrain.analysis.stats.cost import cost, curve, names
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, check_choice
 
 TASKS = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint", "voc": "VOC box"}
 BAND_SENTENCES = {
@@ -129,8 +129,7 @@ def lines_of(runs: Sequence[RunRecord], metric: str, x: str, band: str) -> list[
     Raises:
         UserError: unknown x or band, or x cannot be told from the runs.
     """
-    if band not in BANDS:
-        raise UserError(f"unknown band {band!r}; choose one of {', '.join(BANDS)}")
+    check_choice("band", band, BANDS)
     called = arm_names(runs)
     groups: dict[tuple[str, str, str], list[RunRecord]] = {}
     for run in runs:

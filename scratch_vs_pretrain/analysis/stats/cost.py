@@ -14,7 +14,7 @@ from scratch_vs_pretrain.analysis.runs.evaluations import evaluations
 from scratch_vs_pretrain.analysis.runs.metrics import Curve, Metrics, read_metrics
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.samples import pretraining
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import check_choice
 from scratch_vs_pretrain.run_folder import RunFolder
 
 PIXELS = "samples/pixels"
@@ -60,8 +60,7 @@ def cost(run: RunRecord, x: str, iterations: np.ndarray) -> np.ndarray:
     Raises:
         UserError: there is no such axis.
     """
-    if x not in AXES:
-        raise UserError(f"unknown x axis {x!r}; choose one of {', '.join(AXES)}")
+    check_choice("x axis", x, AXES)
     at = np.asarray(iterations, float)
     if x == "iterations":
         return at

@@ -44,6 +44,9 @@ def _row(run: RunRecord, damaged: list[str]) -> tuple[str | int | float | None, 
         score = score_so_far(run)
     except UserError as error:
         damaged.append(str(error))
+    waits = None
+    if run.state == "planned" and run.branch_of is not None:
+        waits = f"begins at iteration {run.branch_at} of {run.branch_of}"
     return (
         run.study,
         run.arm,
@@ -53,7 +56,7 @@ def _row(run: RunRecord, damaged: list[str]) -> tuple[str | int | float | None, 
         f"{run.iteration:,} / {run.iterations:,}",
         score,
         None if left is None else _duration(left),
-        run.reason or _waits(run),
+        run.reason or waits,
     )
 
 
@@ -61,12 +64,6 @@ def _duration(seconds: float) -> str:
     with contextlib.suppress(OverflowError):
         return str(datetime.timedelta(seconds=round(seconds)))
     return "for ever"
-
-
-def _waits(run: RunRecord) -> str | None:
-    if run.state != "planned" or run.branch_of is None:
-        return None
-    return f"begins at iteration {run.branch_at} of {run.branch_of}"
 
 
 def score_so_far(run: RunRecord) -> float | None:

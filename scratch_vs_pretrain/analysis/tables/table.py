@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import check_choice
 from scratch_vs_pretrain.text import clean, csv_cell
 
 FORMATS = ("text", "markdown", "csv", "latex", "html", "json")
@@ -74,8 +74,7 @@ def render(table: Table, form: str = "text") -> str:
     Raises:
         UserError: unknown format.
     """
-    if form not in FORMATS:
-        raise UserError(f"unknown table format {form!r}; choose one of {', '.join(FORMATS)}")
+    check_choice("table format", form, FORMATS)
     if form == "csv":
         return _csv(table)
     if form == "json":
