@@ -144,7 +144,8 @@ def recipe_problems(cfg: CfgNode, allowed: Collection[str] = ()) -> list[str]:
     """
     for check in cfg.SVP.ADMIT:
         if check not in ADMISSIBLE:
-            raise UserError(f"admit: there is no check {check!r}{nearest(check, ADMISSIBLE)}")
+            known = nearest(check, ADMISSIBLE) or f"; known are {', '.join(ADMISSIBLE)}"
+            raise UserError(f"admit: there is no check {check!r}{known}")
     norms, images = _norms_in_use(cfg), cfg.SOLVER.IMS_PER_BATCH
     found = {
         "frozen-stages-from-scratch": list(_frozen(cfg, allowed)),

@@ -84,6 +84,9 @@ def _read_overrides(value: Any) -> dict[str, Any]:
             raise wrong(f"cannot be overridden; use {OWNED_KEYS[key]}", key)
         if isinstance(item, dict):
             raise wrong(f"write dotted keys, such as {key}.{next(iter(item), 'KEY')}", key)
+        # NaN equals nothing: the audit would see arms differ in what they share.
+        if any(part != part for part in (item if isinstance(item, list) else [item])):
+            raise wrong("is not a number (nan); write one", key)
     return overrides
 
 

@@ -287,6 +287,8 @@ class TestRecipePerArm:
     def test_an_unknown_check_is_named_with_its_neighbour(self, base):
         with pytest.raises(UserError, match="no check 'no-warmup'; did you mean no-warm-up"):
             audit(pair(base, overrides={"SVP.ADMIT": ["no-warmup"]}))
+        with pytest.raises(UserError, match="no check 'x'; known are frozen-stages-from-scratch, "):
+            audit(pair(base, overrides={"SVP.ADMIT": ["x"]}))
 
 
 def test_what_is_not_there_is_told_before_anything_runs(base):

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,8 @@ ONE_ARM = {"init": "scratch"}
         ),
         ({"overrides": {"SOLVER.MAX_ITER": 5}}, r"SOLVER\.MAX_ITER: cannot .*; use schedules"),
         ({"overrides": {"SOLVER.STEPS": [5]}}, r"SOLVER\.STEPS: cannot .*; use schedules"),
+        ({"overrides": {"SOLVER.BASE_LR": math.nan}}, r"overrides\.SOLVER\.BASE_LR: is not a num"),
+        ({"overrides": {"MODEL.PIXEL_MEAN": [1.0, math.nan]}}, r"PIXEL_MEAN: is not a number"),
         ({"overrides": {"SEED": 5}}, r"overrides\.SEED: cannot .*; use seeds"),
         ({"overrides": {"OUTPUT_DIR": "x"}}, r"OUTPUT_DIR: .* use the --output option"),
         ({"overrides": {"TEST": {"EVAL_PERIOD": 5}}}, r"write dotted keys, such as TEST\.EVAL_PE"),
