@@ -69,7 +69,7 @@ def test_killed_and_stopped_runs_of_two_end_as_one_left_alone(
     assert stopped.state() == "interrupted"
     assert train(stopped) == [0, 0]
     resumes = [(resume.iteration, resume.exact) for resume in stopped.read().resumes]
-    assert resumes == [(3, True), (4, True)]
+    assert resumes == [(3, True), (5, True)]  # 5: the checkpoint of the first rate drop
     assert_equal(content_of_run(stopped), content_of_run(alone))
     assert [row["iteration"] for row in content_of_run(stopped)["metrics"]] == list(range(7))
     assert len(content_of_run(alone)["checkpoint"]["random"]) == 2
