@@ -21,8 +21,6 @@ from pycocotools import mask as mask_api
 
 logger = logging.getLogger(__name__)
 
-IOU_TYPES = ("bbox", "segm", "keypoints")
-
 _DETECTION_NUMBERS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
     *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
@@ -33,6 +31,7 @@ NUMBERS = {
     "segm": _DETECTION_NUMBERS,
     "keypoints": ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"),
 }
+IOU_TYPES = tuple(NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def score(
         ground_truth: COCO JSON: ``images``, ``annotations``, ``categories``.
         results: COCO results: ``image_id``, ``category_id``, ``score`` and ``bbox`` (x, y, width,
             height in pixels), ``segmentation`` (compressed RLE) or ``keypoints`` (x, y, v, ...).
-        iou_type: "bbox", "segm" or "keypoints".
+        iou_type: one of :data:`IOU_TYPES`.
         keypoint_sigmas: OKS sigma of each keypoint; COCO's 17 by default.
 
     Raises:

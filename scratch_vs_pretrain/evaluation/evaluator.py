@@ -71,15 +71,13 @@ def evaluate_model(
     states are put back.
 
     Args:
-        cfg: the model's config.
         model: returns Detectron2's ``{"instances": ...}`` for each image.
         progress: wraps the iterable of batches, in the main process only.
-        test_aug: evaluate a second time with TEST.AUG, if the config has it. Those tasks are named
-            as Detectron2 does, ``bbox_TTA`` and ``segm_TTA``.
+        test_aug: evaluate a second time with TEST.AUG, if the config has it; those tasks are called
+            ``bbox_TTA`` and so on, as Detectron2's.
 
     Returns:
-        One evaluation for each data set, as an evaluation file has it but for ``format`` and
-        ``iteration``, and the flat metrics of :func:`flat_metrics`. Both are empty in all
+        One evaluation for each data set, and their :func:`flat_metrics`; both are empty in all
         processes but the main one.
 
     Raises:
@@ -188,9 +186,7 @@ class CocoScoreEvaluator(DatasetEvaluator):
         """
         Args:
             dataset_name: registered with Detectron2, in COCO format.
-            tasks: of "bbox", "segm", "keypoints", for which
-                :func:`~scratch_vs_pretrain.evaluation.ground_truth.check_ground_truth` finds all
-                that is needed; none is fine for a set without annotations.
+            tasks: of "bbox", "segm", "keypoints"; none is fine for a set without annotations.
             keypoint_sigmas: TEST.KEYPOINT_OKS_SIGMAS; COCO's if empty.
         """
         self._dataset_name = dataset_name

@@ -79,7 +79,6 @@ def check_ground_truth(
     """Checks that a data set can be scored.
 
     Args:
-        dataset_name: registered with Detectron2.
         tasks: of "bbox", "segm", "keypoints".
         keypoint_sigmas: one for each keypoint; COCO's 17 if empty.
         most_dropped: the share of instances that may be left out.

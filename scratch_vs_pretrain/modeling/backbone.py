@@ -42,13 +42,6 @@ def build_svp_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     Equal to Detectron2's ``build_resnet_backbone``, beside ``SVP.RESNETS.ALLOW_NARROW``: with it,
     R18 and R34 may have other widths than 64 (res3 to res5 double res2's channels).
 
-    Args:
-        cfg: the whole config.
-        input_shape: channels of the input image.
-
-    Returns:
-        A backbone with the features ``MODEL.RESNETS.OUT_FEATURES``.
-
     Raises:
         UserError: a value that this network cannot have; the message names its key.
     """
@@ -80,10 +73,7 @@ def build_svp_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 def build_pyramid(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None = None) -> FPN:
     """Builds the pyramid that ``MODEL.FPN`` describes over a network's features.
 
-    Args:
-        cfg: the whole config.
-        bottom_up: the network.
-        top_block: makes the coarsest levels; by default one, by pooling.
+    `top_block` makes the coarsest levels; by default one, by pooling.
 
     Raises:
         UserError: the network has not all of ``MODEL.FPN.IN_FEATURES``.

@@ -33,10 +33,8 @@ _GROUPNORM_MODEL = re.compile(
 def local_file(source: str | Path) -> Path:
     """Returns a readable local file for a path, or for a URI that Detectron2 can fetch.
 
-    Args:
-        source: a path, or ``detectron2://``, ``catalog://``, ``https://`` ... A GroupNorm model of
-            Detectron is found as ``detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl``, too;
-            ``timm://NAME`` is what timm downloads.
+    Detectron's GroupNorm models are found as ``detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl``,
+    too; ``timm://NAME`` is what timm downloads.
 
     Raises:
         UserError: there is no such file, or it cannot be fetched or read.
@@ -113,11 +111,7 @@ def weights_sha256(source: str | Path) -> str:
 def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
     """Reads all tensors of a checkpoint, executing nothing that it holds.
 
-    A file is opened once while it is unchanged and stays in memory, until
-    :func:`forget_checkpoints`.
-
-    Args:
-        source: a path or URI, see :func:`local_file`.
+    A file of :func:`local_file` stays in memory until it changes or :func:`forget_checkpoints`.
 
     Returns:
         Names to tensors on the CPU. A state dict within a container such as "model" or "state_dict"
@@ -165,8 +159,7 @@ def load(path: Path, source: str) -> Any:
     """Returns a checkpoint's content: tensors (arrays are tensors, too) and plain containers.
 
     Args:
-        path: a readable file: safetensors, torch's archives of today and files of before 2020, and
-            pickles of Detectron and Detectron2.
+        path: safetensors, torch's archives of today and files of before 2020, or another pickle.
         source: what messages call it.
 
     Raises:

@@ -38,11 +38,11 @@ def check_trainable(
 ) -> None:
     """Refuses a model or recipe that would train, but not what it should.
 
+    With MODEL.WEIGHTS the bottom-up network may be frozen; SVP.ADMIT names checks not to make.
+
     Args:
-        model: the built model, before it is wrapped for distributed training.
-        cfg: its config. With MODEL.WEIGHTS the bottom-up network may be frozen; SVP.ADMIT names
-            the checks that are not made.
-        images_per_process: images per batch and process.
+        model: as built, before it is wrapped for distributed training.
+        images_per_process: in a batch.
         optimizer: if given, it must hold every parameter.
 
     Raises:
@@ -142,10 +142,7 @@ def use_runnable_norms(
     under the same names; it works over gloo too. It weights each process by its number of images
     (or regions), torch's by the number of pixels; in one process it is a BatchNorm2d.
 
-    Args:
-        model: changed in place; only its submodules are replaced, not itself.
-        device: where it will train.
-        world_size: processes that train together.
+    The model is changed in place, but for itself.
 
     Returns:
         Number of layers per normalization that really runs; also logged.

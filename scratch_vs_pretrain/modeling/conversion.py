@@ -121,7 +121,6 @@ class BackboneWeights:
     """A checkpoint's backbone under Detectron2's names.
 
     Attributes:
-        tensors: e.g. ``stem.conv1.weight``, ``res2.0.conv1.norm.running_mean``.
         others: keys of the checkpoint that are no part of the backbone, as they are there.
         layout: a key of :data:`MARKERS`, or "its own" for a network's own names.
         prefix: what stood before the backbone's names.
@@ -144,11 +143,9 @@ def to_detectron2(
     """Finds the backbone in a state dict and renames it. Tensors are passed on as they are.
 
     Args:
-        state: parameter and buffer names to tensors.
         source: what messages call the checkpoint.
-        network: the bottom-up network that is to take them. A ResNet or VGG-16 of Detectron2's
-            names if not given; any other takes its own names, or what its method
-            ``name_in_files(name)`` says.
+        network: what is to take them, by default a ResNet or VGG-16. Any other takes its own names,
+            or what its method ``name_in_files(name)`` says.
 
     Raises:
         UserError: no known layout; or several networks, none of which is the obvious one.

@@ -35,22 +35,21 @@ from scratch_vs_pretrain.modeling.weights import (
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+# A block's convolution is "0" in it, and its norm "1".
+_NORMED = r"\.((?:1\.\w|[wb])\w+)"
+_BLOCK = rf"(?:\.0|(?=\.1)){_NORMED}"
 _TORCHVISION = (
-    (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?([wb]\w+)", "backbone.fpn_lateral{level}.{p}"),
-    (r"backbone\.fpn\.inner_blocks\.(\d)\.1\.(\w+)", "backbone.fpn_lateral{level}.norm.{p}"),
-    (r"backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?([wb]\w+)", "backbone.fpn_output{level}.{p}"),
-    (r"backbone\.fpn\.layer_blocks\.(\d)\.1\.(\w+)", "backbone.fpn_output{level}.norm.{p}"),
+    (rf"backbone\.fpn\.inner_blocks\.(\d)(?:\.0)?{_NORMED}", "backbone.fpn_lateral{level}.{p}"),
+    (rf"backbone\.fpn\.layer_blocks\.(\d)(?:\.0)?{_NORMED}", "backbone.fpn_output{level}.{p}"),
     (r"rpn\.head\.conv\.(\d)\.0\.(\w+)", "proposal_generator.rpn_head.conv.conv{n}.{p}"),
     (r"rpn\.head\.conv()\.(\w+)", "proposal_generator.rpn_head.conv.{p}"),
     (r"rpn\.head\.cls_logits()\.(\w+)", "proposal_generator.rpn_head.objectness_logits.{p}"),
     (r"rpn\.head\.bbox_pred()\.(\w+)", "proposal_generator.rpn_head.anchor_deltas.{p}"),
     (r"roi_heads\.box_head\.fc6()\.(\w+)", "roi_heads.box_head.fc1.{p}"),
     (r"roi_heads\.box_head\.fc7()\.(\w+)", "roi_heads.box_head.fc2.{p}"),
-    (r"roi_heads\.box_head\.(\d)\.0\.(\w+)", "roi_heads.box_head.conv{next}.{p}"),
-    (r"roi_heads\.box_head\.(\d)\.1\.(\w+)", "roi_heads.box_head.conv{next}.norm.{p}"),
+    (rf"roi_heads\.box_head\.(\d){_BLOCK}", "roi_heads.box_head.conv{next}.{p}"),
     (r"roi_heads\.box_head\.(\d)\.(\w+)", "roi_heads.box_head.fc1.{p}"),
-    (r"roi_heads\.mask_head\.(\d)\.0\.(\w+)", "roi_heads.mask_head.mask_fcn{next}.{p}"),
-    (r"roi_heads\.mask_head\.(\d)\.1\.(\w+)", "roi_heads.mask_head.mask_fcn{next}.norm.{p}"),
+    (rf"roi_heads\.mask_head\.(\d){_BLOCK}", "roi_heads.mask_head.mask_fcn{next}.{p}"),
     (r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", "roi_heads.mask_head.mask_fcn{n}.{p}"),
     (r"roi_heads\.mask_predictor\.conv5_mask()\.(\w+)", "roi_heads.mask_head.deconv.{p}"),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits()\.(\w+)", "roi_heads.mask_head.predictor.{p}"),
@@ -150,10 +149,10 @@ def heads_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _from_torchvision(key: str, several: bool) -> str | None:
     """Renames a key; `several` convolutions in the RPN are numbered, one alone is not."""
     for pattern, name in _TORCHVISION:
-        match = re.fullmatch(pattern, key)
-        if match:
+        if match := re.fullmatch(pattern, key):
             number = int(match[1] or 0)
-            found = name.format(level=number + 2, next=number + 1, n=number, p=match[2])
+            parameter = match[2].replace("1.", "norm.")
+            found = name.format(level=number + 2, next=number + 1, n=number, p=parameter)
             return found if several else found.replace("rpn_head.conv.conv0", "rpn_head.conv")
     return None
 

@@ -25,9 +25,6 @@ from torch import Tensor
 def read_torch_or_pickle(path: Path) -> Any:
     """Returns what torch or pickle wrote: plain values, and tensors, also for arrays.
 
-    Args:
-        path: torch's archives of today and files of before 2020, or any other pickle.
-
     Raises:
         Refused: the file holds something else, which could execute code.
         Exception: of any kind, for bytes that are none of these.
@@ -181,7 +178,6 @@ class _Unpickler(pickle._Unpickler):
     memo: dict[int, Any]
     append: Callable[[Any], None]
     read: Callable[[int], bytes]
-    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, file: io.BytesIO, storages: _Storages | None = None) -> None:
         super().__init__(file, encoding="latin1")  # Detectron's files are from Python 2.
@@ -225,30 +221,17 @@ class _Unpickler(pickle._Unpickler):
         # Python's own makes room for as many bytes as are announced.
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
 
-    def load_append(self) -> None:
-        value = self.stack.pop()
-        self._top(list).append(value)
 
-    def load_appends(self) -> None:
-        items = self.pop_mark()
-        self._top(list).extend(items)
+def _onto(kind: type, place: int | None, load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Lets an opcode add to what it is for alone: on the stack, or (None) behind a mark."""
 
-    def load_additems(self) -> None:
-        items = self.pop_mark()
-        self._top(set).update(items)
-
-    def load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._top(dict)[key] = value
-
-    def load_setitems(self) -> None:
-        items = iter(self.pop_mark())
-        self._top(dict).update(zip(items, items, strict=True))
-
-    def _top(self, kind: type) -> Any:
-        if not isinstance(self.stack[-1], kind):
+    def checked(unpickler: Any) -> None:
+        target = unpickler.metastack[-1][-1] if place is None else unpickler.stack[place]
+        if not isinstance(target, kind):
             raise _Damaged
-        return self.stack[-1]
+        load(unpickler)
+
+    return checked
 
 
 # The others build instances, call the extension registry, or read buffers out of band.
@@ -258,6 +241,14 @@ _Unpickler.dispatch = {
     for code, method in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
     if method.__name__.removeprefix("load_") not in _LEFT_OUT
 }
+for _code, _kind, _place in (
+    (pickle.APPEND, list, -2),
+    (pickle.SETITEM, dict, -3),
+    (pickle.APPENDS, list, None),
+    (pickle.ADDITEMS, set, None),
+    (pickle.SETITEMS, dict, None),
+):
+    _Unpickler.dispatch[_code[0]] = _onto(_kind, _place, _Unpickler.dispatch[_code[0]])
 
 
 # How torch.save's files from before 2020 begin: a number and their version, each a pickle.

@@ -123,11 +123,7 @@ class VGGFC67Head(FastRCNNConvFCHead):
 def pretrained_part(model: nn.Module) -> nn.Module:
     """Returns what pre-training fills: the bottom-up network, and VGG's fc6 and fc7 with it.
 
-    Args:
-        model: a detector, its backbone, or a bottom-up network.
-
-    Returns:
-        A module that shares its parameters with `model`; fc6 is ``box_head.fc1`` in it.
+    It shares its parameters with a detector or a part of one; fc6 is ``box_head.fc1`` in it.
     """
     box_head = getattr(getattr(model, "roi_heads", None), "box_head", None)
     bottom_up = bottom_up_of(model)

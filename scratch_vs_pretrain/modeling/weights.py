@@ -44,13 +44,11 @@ class LoadReport:
 
     Attributes:
         loaded: names in the bottom-up network; VGG's fc6 and fc7 are in ``box_head``.
-        missing: parameters and buffers of the bottom-up network that the checkpoint lacks.
+        missing: what the checkpoint lacks of them.
         unexpected: the checkpoint's keys that were not used (classifier, heads, optimizer).
         mismatched: names with both shapes.
-        layout: whose parameter names the checkpoint has.
-        prefix: what stood before the backbone's names in the checkpoint.
-        reinitialized: names outside of the backbone that a detector's checkpoint had nothing for,
-            with ``load: detector``.
+        layout, prefix: whose names the checkpoint has, and what stood before them.
+        reinitialized: names outside of the backbone that ``load: detector`` found nothing for.
     """
 
     loaded: tuple[str, ...]
@@ -84,8 +82,8 @@ def convert_file(source: str | Path, output: Path, architecture: str) -> LoadRep
 
     Args:
         source: see :func:`local_file`; any layout that ``to_detectron2`` knows.
-        output: a ``.pth`` file, written atomically.
-        architecture: one of ``ARCHITECTURE_NAMES``, which the file must be entirely.
+        output: a ``.pth`` file.
+        architecture: what the file must be entirely.
 
     Raises:
         UserError: as :func:`read_checkpoint` and ``convert``; nothing is written.
@@ -122,8 +120,7 @@ def match_backbone(
     Args:
         model: a detector, its backbone, or a bottom-up network, which may be on the meta device;
             it is not changed.
-        state: as :func:`read_checkpoint` returns it; any layout that ``to_detectron2`` knows.
-        source: what messages call the checkpoint.
+        state: any layout that ``to_detectron2`` knows.
         norm_weights: "all"; or "affine_only": BatchNorm's scale and shift may initialize
             GroupNorm's, without running statistics.
 

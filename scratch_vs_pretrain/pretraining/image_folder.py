@@ -20,6 +20,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 from scratch_vs_pretrain.progress import Bar
 
 if TYPE_CHECKING:
@@ -82,32 +83,16 @@ class ImageBatches:
     Sets that fit into `CACHE_BYTES` are decoded once and kept as uint8 at 8/7 of the training size;
     random crops are then drawn for a whole batch at a time. Larger sets are decoded and cropped
     from the full picture by worker processes in each epoch.
-
-    For the arguments see ``PretrainSpec``; `size` is its ``image_size``.
     """
 
-    def __init__(
-        self,
-        images: LabelledImages,
-        *,
-        size: int,
-        batch_size: int,
-        min_area: float,
-        workers: int = 0,
-        cache: bool | None = None,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
+    def __init__(self, images: LabelledImages, spec: PretrainSpec, progress: bool = False) -> None:
         self._images = images
-        self._size = size
-        self._batch_size = min(batch_size, len(images.train))
-        self._min_area = min_area
-        self._workers = workers
-        self._seed = seed
-        stored = round(size * RESIZE_FACTOR)
+        self._spec = spec
+        self._batch_size = min(spec.batch_size, len(images.train))
+        stored = round(spec.image_size * RESIZE_FACTOR)
         self._whole = v2.Compose([v2.Resize(stored), v2.CenterCrop(stored), v2.PILToTensor()])
         count = len(images.train) + len(images.validation)
-        self.cached = count * 3 * stored**2 <= CACHE_BYTES if cache is None else cache
+        self.cached = count * 3 * stored**2 <= CACHE_BYTES if spec.cache is None else spec.cache
         self._train: Batch | None = None
         self._validation: Batch | None = None
         if self.cached:
@@ -130,17 +115,17 @@ class ImageBatches:
         Raises:
             UserError: a picture that cannot be decoded; names the file.
         """
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed(self._spec.seed * 1_000_003 + number)
+        size, area = self._spec.image_size, self._spec.min_area
         order = torch.randperm(len(self._images.train), generator=generator)
         batches = order[: self.images_per_epoch].split(self._batch_size)
         if self._train is not None:
             pictures, labels = self._train
             for batch in batches:
-                crops = random_crops(pictures[batch], self._size, self._min_area, generator)
-                yield crops, labels[batch]
+                yield random_crops(pictures[batch], size, area, generator), labels[batch]
             return
         seeds = torch.randint(2**62, order.shape, generator=generator).tolist()
-        crop = v2.RandomResizedCrop(self._size, (self._min_area, 1.0), ASPECT_RATIOS)
+        crop = v2.RandomResizedCrop(size, (area, 1.0), ASPECT_RATIOS)
         transform = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
         keys = [[(index, seeds[index]) for index in batch.tolist()] for batch in batches]
         for pictures, labels in self._decode(self._images.train, transform, keys):
@@ -148,7 +133,7 @@ class ImageBatches:
 
     def validation(self) -> Iterator[Batch]:
         """Yields the validation set's central crops, as :meth:`epoch` does."""
-        central = v2.CenterCrop(self._size)
+        central = v2.CenterCrop(self._spec.image_size)
         if self._validation is not None:
             batches: Any = zip(*(t.split(self._batch_size) for t in self._validation), strict=True)
         else:
@@ -180,7 +165,7 @@ class ImageBatches:
         loader: DataLoader = DataLoader(
             _Pictures(samples, transform),
             batch_sampler=batches,
-            num_workers=self._workers,
+            num_workers=self._spec.workers,
             collate_fn=_collate,
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
@@ -202,7 +187,6 @@ def random_crops(images: Tensor, size: int, min_area: float, generator: torch.Ge
         images: batch x 3 x height x width, uint8; the crops are float of the same range.
         size: side of the crops, in pixels.
         min_area: smallest area, as a fraction of the picture's.
-        generator: random numbers (CPU).
     """
     area, shape, right, down, mirror = torch.rand((5, len(images)), generator=generator)
     area = min_area + area * (1 - min_area)

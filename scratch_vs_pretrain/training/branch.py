@@ -53,8 +53,7 @@ def find_origin(folder: RunFolder) -> tuple[RunFolder, int] | None:
     if not trunk.run_file.exists():
         return None
     run = trunk.read()
-    passed = run.iteration >= at and run.state in ENDED
-    if not passed:
+    if run.iteration < at or run.state not in ENDED:
         return None
     return (trunk, max(kept)) if kept else (folder, 0)
 
@@ -72,7 +71,7 @@ def take(folder: RunFolder) -> bool:
         return False
     trunk, iteration = found
     folder.evaluations.mkdir(exist_ok=True)
-    for file in _evaluations(trunk):
+    for file in trunk.evaluations.glob("[0-9]*.json"):
         if int(file.stem) <= iteration:
             write_atomically(folder.evaluations / file.name, file.read_bytes())
     _copy_metrics(trunk.metrics_file, folder.metrics_file, iteration)
@@ -114,7 +113,3 @@ def _link(source: Path, target: Path) -> None:
 
 def _checkpoints(folder: RunFolder) -> list[int]:
     return [int(file.stem) for file in Checkpointer(folder.checkpoints, keep=1).newest_first()]
-
-
-def _evaluations(folder: RunFolder) -> list[Path]:
-    return sorted(folder.evaluations.glob("[0-9]*.json"))

@@ -37,19 +37,12 @@ NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class SwitchedModel:
-    """A cascade model's state made of a plain one's.
-
-    Attributes:
-        state: all tensors of the cascade model.
-        copied: names in the cascade model of what is the plain model's, unchanged.
-        averaged: those that are a mean over the plain model's classes.
-        fresh: those that the plain model has nothing for.
-    """
+    """A cascade model's state made of a plain one's, and what became of each name."""
 
     state: dict[str, Tensor]
-    copied: tuple[str, ...]
-    averaged: tuple[str, ...]
-    fresh: tuple[str, ...]
+    copied: tuple[str, ...]  # the plain model's, unchanged
+    averaged: tuple[str, ...]  # a mean over the plain model's classes
+    fresh: tuple[str, ...]  # what the plain model has nothing for
 
 
 def switched_state(
@@ -58,7 +51,7 @@ def switched_state(
     """Returns the checkpoint with which a cascade model goes on where a plain one stopped.
 
     Args:
-        plain_state: a checkpoint of :mod:`scratch_vs_pretrain.training.checkpoint`; not changed.
+        plain_state: a plain model's checkpoint; not changed.
         cascade_model: newly built; its own weights are those of the later stages.
         cascade_optimizer: newly built for it, by the same recipe as the plain one.
 
@@ -118,10 +111,7 @@ def switched_optimizer(
     An optimizer numbers its parameters by group. Both models register theirs in the same order, so
     that leaving out the later stages gives the plain optimizer's numbers.
 
-    Args:
-        plain: the plain optimizer's state dict.
-        groups: names of the cascade optimizer's parameters, by group.
-        copied: names of which the momentum is taken over.
+    `groups` are the names of the cascade optimizer's parameters.
 
     Raises:
         UserError: the groups are not those of the plain optimizer.

@@ -28,15 +28,8 @@ class Checkpointer:
     """
 
     def __init__(self, folder: Path, keep: int, always: Collection[int] = ()) -> None:
-        """
-        Args:
-            folder: where checkpoints lie.
-            keep: how many of the newest stay.
-            always: iterations whose checkpoints stay however old, because branches begin there.
-        """
-        self.folder = folder
-        self.keep = keep
-        self.always = always
+        """Of the newest, `keep` stay; those of `always`, however old, as branches begin there."""
+        self.folder, self.keep, self.always = folder, keep, always
 
     def file(self, iteration: int) -> Path:
         return self.folder / f"{iteration:07d}.pth"

@@ -61,12 +61,7 @@ def numerics(cfg: Any) -> dict[str, Any]:
 
 
 def inexact_because(before: Provenance | None, now: Mapping[str, Any]) -> list[str]:
-    """Returns why a resume is not exact, nothing if it is.
-
-    Args:
-        before: run.json's ``provenance`` of the start that wrote the checkpoint.
-        now: that of this start.
-    """
+    """Returns why a resume is not exact, by run.json's ``provenance`` of both starts."""
     reasons = []
     if not now["deterministic"]:
         reasons.append("the GPU's kernels do not repeat themselves (SVP.DETERMINISTIC is off)")

@@ -33,11 +33,9 @@ PLAIN = ("detectron2", "fvcore", "torch")
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """What was written: ``{"model": state dict}``, and YAML beside it with its MODEL.WEIGHTS.
 
     Attributes:
-        checkpoint: ``{"model": state dict}``.
-        config: YAML beside it, whose MODEL.WEIGHTS is the checkpoint.
         iteration: after which the weights were saved.
         modules: to be imported before the config is read, because the model is not Detectron2's
             alone; the config says how.

@@ -60,12 +60,7 @@ class EvaluationHook(HookBase):
     """Evaluates after the iterations that are due, and puts the numbers into the storage."""
 
     def __init__(self, evaluate: Callable[[int], dict[str, float]], period: int, at: Iterable[int]):
-        """
-        Args:
-            evaluate: maps the completed iterations to flat metrics such as ``bbox/AP``.
-            period: TEST.EVAL_PERIOD.
-            at: SVP.EVAL_ITERATIONS.
-        """
+        """`evaluate` maps the completed iterations to flat metrics such as ``bbox/AP``."""
         self._evaluate = evaluate
         self._period = period
         self._at = frozenset(at)
@@ -89,12 +84,7 @@ class MetricsHook(HookBase):
     """
 
     def __init__(self, writers: Sequence[EventWriter], period: int, evaluation: EvaluationHook):
-        """
-        Args:
-            writers: none in all processes but the main one.
-            period: SVP.LOG_PERIOD.
-            evaluation: registered before this hook.
-        """
+        """`evaluation` is registered before this hook; only the main process has `writers`."""
         self._writers = writers
         self._period = period
         self._evaluation = evaluation
@@ -140,8 +130,6 @@ class CheckpointHook(HookBase):
         """
         Args:
             save: is given the completed iterations.
-            period: SOLVER.CHECKPOINT_PERIOD.
-            at: further iterations.
             goes_on: another part of the run follows after the last iteration.
         """
         self._save = save
@@ -220,11 +208,7 @@ class _Events(TensorboardXWriter):
 def make_writers(folder: RunFolder, cfg: Any, completed: int, last: int) -> list[EventWriter]:
     """Returns what writes a run's metrics: metrics.json, TensorBoard's events, log.txt.
 
-    Args:
-        folder: the run's.
-        cfg: its config.
-        completed: iterations before this start.
-        last: iterations at the end, for the log's ETA.
+    `completed` is the iterations before this start, `last` those at the end, for the log's ETA.
     """
     writers: list[EventWriter] = [JSONWriter(str(folder.metrics_file))]
     if cfg.SVP.TENSORBOARD and importlib.util.find_spec("tensorboard"):

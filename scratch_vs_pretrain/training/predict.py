@@ -41,7 +41,6 @@ def predict(
     Test augmentation is used if the run's config has it.
 
     Args:
-        run: the run folder.
         dataset: registered with Detectron2 or by the run's config; it needs no annotations.
         prefix: ``PREFIX_bbox.json`` and so on are written; by default ``RUN/predictions/DATASET``.
         progress: wraps the iterable of batches.

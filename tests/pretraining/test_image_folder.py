@@ -5,6 +5,7 @@ from PIL import Image
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pretraining.image_folder import ImageBatches, find_images, random_crops
+from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 
 
 def write_image(path, value=None, size=(30, 24), seed=0):
@@ -26,7 +27,8 @@ def tree(tmp_path):
 
 def batches(tree, **settings):
     images = find_images(tree, 0.0, 0)
-    return ImageBatches(images, **{"size": 16, "batch_size": 6, "min_area": 0.2} | settings)
+    spec = {"image_size": 16, "batch_size": 6, "min_area": 0.2} | settings
+    return ImageBatches(images, PretrainSpec(**spec))
 
 
 def test_train_and_val_folders_are_found(tree):

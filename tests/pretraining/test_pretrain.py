@@ -14,7 +14,8 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
 from scratch_vs_pretrain.pretraining import pretrain as module
-from scratch_vs_pretrain.pretraining.pretrain import PretrainSpec, pretrain
+from scratch_vs_pretrain.pretraining.pretrain import pretrain
+from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 
 DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
 SPEC = PretrainSpec(
