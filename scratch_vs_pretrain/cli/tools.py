@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scratch_vs_pretrain.cli.options import JSON, OUTPUT, VERBOSE, command, option, output, positive
+from scratch_vs_pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from scratch_vs_pretrain.data.check import DataSet
 
 
 @command(
@@ -47,10 +53,55 @@ def _subset(options: argparse.Namespace) -> int:
 
 def _own(study_file: Path, name: str) -> str:
     """Registers a study's data sets; returns the name that ``train``, ``test_10`` or such means."""
-    from scratch_vs_pretrain.study.data_sets import register_sets
+    from scratch_vs_pretrain.data.datasets import register
+    from scratch_vs_pretrain.study.parse import load_study
+    from scratch_vs_pretrain.study.resolve import run_config
 
-    study = register_sets(study_file)
-    return f"{study}_{name}" if re.match("(train|test)(-|_|$)", name) else name
+    study = load_study(study_file, need_weights=False)
+    register(run_config(study, study.runs()[0]))
+    return f"{study.name}_{name}" if re.match("(train|test)(-|_|$)", name) else name
+
+
+def study_sets(file: Path) -> list[DataSet]:
+    """Returns every data set of a study file.
+
+    Its own COCO files are taken as they are, so that what is wrong with them can be listed.
+
+    Raises:
+        UserError: the study file is wrong, or a data set is not there.
+    """
+    from scratch_vs_pretrain.data.check import DataSet, registered_set
+    from scratch_vs_pretrain.data.datasets import register
+    from scratch_vs_pretrain.data.findings import MOST_DROPPED
+    from scratch_vs_pretrain.data.loading import heads_of
+    from scratch_vs_pretrain.study.parse import load_study
+    from scratch_vs_pretrain.study.resolve import run_config
+    from scratch_vs_pretrain.study.spec import DataFiles
+
+    study = load_study(file, need_weights=False)
+    data, heads, limit, dropped = study.data, None, 0.0, MOST_DROPPED
+    own = data is not None and isinstance(data.test, DataFiles)
+    with contextlib.suppress(UserError) if own else contextlib.nullcontext():  # told by the check
+        cfg = run_config(study, study.runs()[0])
+        heads, limit, dropped = heads_of(cfg), cfg.SVP.MAX_UNREADABLE, cfg.SVP.MAX_DROPPED
+    if data is None or not own:
+        register(cfg)
+        limits = dict.fromkeys(cfg.DATASETS.TRAIN, limit) | dict.fromkeys(cfg.DATASETS.TEST, 0.0)
+        return [registered_set(name, heads, share, dropped) for name, share in limits.items()]
+    several = len(data.train) > 1
+    sources = {f"train-{n}" if several else "train": one for n, one in enumerate(data.train, 1)}
+    return [
+        DataSet(
+            name,
+            one.annotations,
+            one.images,
+            heads=heads,
+            unreadable=0.0 if name == "test" else limit,
+            dropped=dropped,
+        )
+        for name, one in {**sources, "test": data.test}.items()
+        if isinstance(one, DataFiles)
+    ]
 
 
 @command(
@@ -71,8 +122,6 @@ def _check_data(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.data.check import check, registered_set
 
     if options.what.endswith((".yaml", ".yml")):
-        from scratch_vs_pretrain.study.data_sets import study_sets
-
         sets = study_sets(Path(options.what))
     else:
         sets = [registered_set(options.what)]

@@ -20,15 +20,11 @@ from scratch_vs_pretrain.config_checks import (
     missing_warmup,
     norm_problems,
 )
-from scratch_vs_pretrain.data.datasets import find_subset
-from scratch_vs_pretrain.data.subsets import ALIASES
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.data_fit import data_problems
+from scratch_vs_pretrain.study.data_sets import data_notices, data_problems, origin
 from scratch_vs_pretrain.study.fields import is_uri
-from scratch_vs_pretrain.study.own_data import data_notices
-from scratch_vs_pretrain.study.resolve import ORIGINS, PRESETS, arm_config
-from scratch_vs_pretrain.study.schedule import Schedule
-from scratch_vs_pretrain.study.spec import REQUIRED, Arm, Study
+from scratch_vs_pretrain.study.resolve import ORIGINS, PRESETS, arm_config, resolved_schedule
+from scratch_vs_pretrain.study.spec import REQUIRED, Study
 from scratch_vs_pretrain.text import nearest
 
 if TYPE_CHECKING:
@@ -231,13 +227,11 @@ def _norms_in_use(cfg: CfgNode) -> dict[str, str]:
 def _comparisons(study: Study) -> Iterator[list[tuple[str, str]]]:
     """Yields groups of (arm, schedule name) to be compared with each other."""
     yield [(arm.name, arm.schedules[-1].name) for arm in study.arms]
-    names = dict.fromkeys(schedule.name for arm in study.arms for schedule in arm.schedules)
-    for name in names:
-        yield [(arm.name, name) for arm in study.arms if _find(arm, name)]
-
-
-def _find(arm: Arm, name: str) -> Schedule | None:
-    return next((schedule for schedule in arm.schedules if schedule.name == name), None)
+    sharing: dict[str, list[tuple[str, str]]] = {}
+    for arm in study.arms:
+        for schedule in arm.schedules:
+            sharing.setdefault(schedule.name, []).append((arm.name, schedule.name))
+    yield from sharing.values()
 
 
 def _check_allowed_keys(study: Study) -> None:
@@ -272,13 +266,12 @@ def missing_inputs(study: Study) -> list[str]:
         elif arm.weights and not is_uri(arm.weights) and not os.path.isfile(arm.weights):
             missing[f"arm {arm.name}: {arm.weights}: no such checkpoint"] = None
         cfg = arm_config(study, arm, arm.schedules[-1])
-        own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-            subset = find_subset(name, own)
-            base = subset.base if subset else ALIASES.get(name, name)
-            if base not in own and base not in registered_names():
-                near = nearest(base, [*own, *registered_names()])
-                missing[f"no data set is called {base}{near}"] = None
+            found = origin(cfg, name)
+            if not found.own and found.base not in registered_names():
+                own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
+                near = nearest(found.base, [*own, *registered_names()])
+                missing[f"no data set is called {found.base}{near}"] = None
     return list(missing)
 
 
@@ -307,13 +300,8 @@ def _notices(
 
 
 def switched_study(study: Study) -> Study:
-    """Returns the study whose runs are the ends of this study's: same arms, the switch's config.
-
-    Raises:
-        UserError: the study has no switch.
-    """
-    if study.switch is None:
-        raise UserError(f"{study.file}: has no switch")
+    """Returns the study whose runs are the ends of this study's: same arms, the switch's config."""
+    assert study.switch is not None
     return replace(study, base=study.switch.config, switch=None)
 
 
@@ -330,7 +318,7 @@ def check_switch(study: Study) -> None:
     for arm in study.arms:
         for spec in arm.schedules:
             before, after = (arm_config(one, arm, spec) for one in (study, switched))
-            schedule = spec.resolve(before.SOLVER.IMS_PER_BATCH, before.SVP.REFERENCE_BATCH)
+            schedule = resolved_schedule(study, arm, spec)
             if study.switch.start(schedule) < 1:
                 raise UserError(
                     f"{study.file}: switch.last: {study.switch.last:,} iterations leave none "

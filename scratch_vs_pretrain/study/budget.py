@@ -23,9 +23,11 @@ from scratch_vs_pretrain.analysis.stats.samples import (
     assumptions,
     pretraining,
 )
-from scratch_vs_pretrain.data.subsets import ALIASES
+from scratch_vs_pretrain.data.datasets import location, register
+from scratch_vs_pretrain.data.loading import load_training_records
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_info import Init
+from scratch_vs_pretrain.study.data_sets import origin
 from scratch_vs_pretrain.study.plan import OFFICIAL_IMAGES
 from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import Arm, Study
@@ -113,9 +115,6 @@ def input_rule(cfg: CfgNode) -> InputRule:
 
 
 def _per_image(cfg: CfgNode) -> _PerImage:
-    from scratch_vs_pretrain.data.datasets import register
-    from scratch_vs_pretrain.data.loading import load_training_records
-
     rule, missing = input_rule(cfg), list(_missing(cfg))
     if not missing:
         register(cfg)
@@ -137,13 +136,8 @@ def _per_image(cfg: CfgNode) -> _PerImage:
 
 def _missing(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     """Yields the built-in training sets whose files are not there, and why they are not."""
-    from scratch_vs_pretrain.data.datasets import find_subset, location
-
-    own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
     for name in cfg.DATASETS.TRAIN:
-        subset = find_subset(name, own)
-        full = subset.base if subset else name
-        full = ALIASES.get(full, full)
+        full = origin(cfg, name).base
         if full in OFFICIAL_IMAGES or full.startswith("keypoints_coco_"):
             try:
                 location(full)

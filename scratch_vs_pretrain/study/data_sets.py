@@ -1,64 +1,378 @@
-"""The data sets that a study trains and evaluates on, to be checked."""
+"""What a study's data sets are, what follows from its own ones, and whether they fit its model.
+
+All of it is asked before anything is written: class count, heads, keypoints, evaluation.
+"""
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.data.check import DataSet, registered_set
-from scratch_vs_pretrain.data.datasets import register
-from scratch_vs_pretrain.data.findings import MOST_DROPPED
-from scratch_vs_pretrain.data.loading import heads_of
+from scratch_vs_pretrain._detectron2 import registered
+from scratch_vs_pretrain.config import (
+    ONE_STAGE,
+    classes_key,
+    default_config,
+    flatten,
+    merge_file,
+)
+from scratch_vs_pretrain.data.coco import (
+    COCO_KEYPOINTS,
+    USUAL_SIGMA,
+    AnnotationFile,
+    read_annotations,
+)
+from scratch_vs_pretrain.data.datasets import check_names, find_subset
+from scratch_vs_pretrain.data.loading import refusal_of_annotations
+from scratch_vs_pretrain.data.subsets import ALIASES, Subset
+from scratch_vs_pretrain.data.voc import voc_classes, voc_count
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.resolve import run_config
-from scratch_vs_pretrain.study.spec import Data, DataFiles, Study
+from scratch_vs_pretrain.study.spec import Arm, Data, DataFiles, Study, VocTree
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+# Larger annotation files of built-in names are COCO's own: their names say what they hold.
+OFFICIAL_BYTES = 50_000_000
+
+# COCO_PERSON_KEYPOINT_NAMES of Detectron2's data/datasets/builtin_meta.py.
+_PAIRED = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+COCO_PERSON_KEYPOINTS = (
+    "nose",
+    *(f"{side}_{part}" for part in _PAIRED for side in ("left", "right")),
+)
 
 
-def study_sets(file: Path) -> list[DataSet]:
-    """Returns every data set of a study file.
+@dataclass(frozen=True)
+class DataFacts:
+    """What a study's files say.
 
-    Its own COCO files are taken as they are, so that what is wrong with them can be listed.
+    Attributes:
+        classes: names, in the order that the model numbers them.
+        without_masks, without_keypoints: why these cannot be learnt and scored; empty if they can.
+        keypoints: their names.
+        sigmas: of each keypoint; empty for those of COCO's persons.
+        stated_sigmas: whether the files state them.
+        run_lengths: some masks are no polygons.
+    """
+
+    classes: tuple[str, ...]
+    without_masks: str
+    without_keypoints: str
+    keypoints: tuple[str, ...] = ()
+    sigmas: tuple[float, ...] = ()
+    stated_sigmas: bool = True
+    run_lengths: bool = False
+
+
+def data_facts(data: Data) -> DataFacts:
+    """Reads a study's annotations.
 
     Raises:
-        UserError: the study file is wrong, or a data set is not there.
+        UserError: a file cannot be used, or they do not belong together.
     """
-    study = load_study(file, need_weights=False)
-    if study.data and isinstance(study.data.test, DataFiles):
-        return _own_files(study, study.data)
-    cfg = run_config(study, study.runs()[0])
-    register(cfg)
-    limits = dict.fromkeys(cfg.DATASETS.TRAIN, cfg.SVP.MAX_UNREADABLE)
-    limits.update(dict.fromkeys(cfg.DATASETS.TEST, 0.0))
-    dropped = cfg.SVP.MAX_DROPPED
-    return [registered_set(name, heads_of(cfg), limit, dropped) for name, limit in limits.items()]
+    if isinstance(data.test, VocTree):
+        trees = [tree for tree in (*data.train, data.test) if isinstance(tree, VocTree)]
+        classes = data.classes or voc_classes((tree.root, tree.split) for tree in trees)
+        boxes = "VOC trees have boxes alone"
+        return DataFacts(classes, boxes, boxes)
+    sources = [files for files in (*data.train, data.test) if isinstance(files, DataFiles)]
+    read = [read_annotations(files.annotations) for files in sources]
+    for files, found in zip(sources, read, strict=True):
+        check_names(files.annotations, files.images, found.file_names)
+    for files, found in zip(sources, read, strict=True):
+        if found.categories != read[0].categories:
+            raise UserError(
+                f"data: {files.annotations} has other categories than {sources[0].annotations} "
+                f"({len(found.categories)} and {len(read[0].categories)}); both must list the same "
+                "names by ascending id"
+            )
+    if not read[0].categories:
+        raise UserError(f"data: {sources[0].annotations}: lists no categories to detect")
+    *train, test = read
+    return DataFacts(
+        classes=test.categories,
+        without_masks=_missing(sources, train, test, "masks", "segm"),
+        without_keypoints=_missing(sources, train, test, "labelled", "keypoints"),
+        keypoints=test.keypoints,
+        sigmas=_sigmas(test),
+        stated_sigmas=bool(test.sigmas) or not _sigmas(test),
+        run_lengths=any(found.run_lengths for found in train),
+    )
 
 
-def register_sets(file: Path) -> str:
-    """Registers every data set of a study file and returns the study's name.
+def merge_data(cfg: CfgNode, study: Study, arm: Arm) -> None:
+    """Writes what follows from a study's data into a config; overrides of heads stay.
 
     Raises:
-        UserError: the study file is wrong, or a data set cannot be used.
+        UserError: as :func:`data_facts`, or an override contradicts the files.
     """
-    study = load_study(file, need_weights=False)
-    register(run_config(study, study.runs()[0]))
-    return study.name
-
-
-def _own_files(study: Study, data: Data) -> list[DataSet]:
-    heads, limit, dropped = None, 0.0, MOST_DROPPED
-    with contextlib.suppress(UserError):  # which the check tells in full
-        cfg = run_config(study, study.runs()[0])
-        heads, limit, dropped = heads_of(cfg), cfg.SVP.MAX_UNREADABLE, cfg.SVP.MAX_DROPPED
-    sources = {
-        "train" if len(data.train) == 1 else f"train-{number}": source
+    if study.data is None:
+        return
+    data = study.data
+    try:
+        facts = data_facts(data)
+    except UserError as error:
+        raise UserError(f"{study.file}: {error}") from None
+    overrides = {**study.overrides, **arm.overrides}
+    several = len(data.train) > 1
+    named: list[tuple[str, DataFiles | VocTree]] = [
+        (f"{study.name}_train" + (f"-{number}" if several else ""), source)
         for number, source in enumerate(data.train, 1)
-    }
-    return [
-        DataSet(part, one.annotations, one.images, heads=heads, unreadable=share, dropped=dropped)
-        for part, one, share in (
-            *((part, source, limit) for part, source in sources.items()),
-            ("test", data.test, 0.0),
-        )
-        if isinstance(one, DataFiles)
     ]
+    cfg.DATASETS.TRAIN = tuple(name for name, _ in named)
+    cfg.DATASETS.TEST = (f"{study.name}_test",)
+    named.append((f"{study.name}_test", data.test))
+    # Lists, as they are read again from a run folder.
+    cfg.SVP.DATASETS = tuple(
+        [name, str(source.annotations), str(source.images)]
+        for name, source in named
+        if isinstance(source, DataFiles)
+    )
+    cfg.SVP.VOC_DATASETS = tuple(
+        [name, str(source.root), source.split, source.year, list(facts.classes)]
+        for name, source in named
+        if isinstance(source, VocTree)
+    )
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(facts.classes)
+    if cfg.MODEL.META_ARCHITECTURE in ONE_STAGE:
+        cfg.MODEL.RETINANET.NUM_CLASSES = len(facts.classes)
+    else:
+        for key, value in _head_keys(facts, overrides).items():
+            _refuse_contradiction(study, facts, overrides, key, value)
+            if key not in overrides:
+                cfg.merge_from_list([key, value])
+
+
+def data_notices(study: Study, arm: Arm) -> Iterator[str]:
+    """Says what follows from a study's data, for an arm, in another way than its base has it."""
+    if study.data is None:
+        return
+    facts = data_facts(study.data)
+    base = default_config()
+    merge_file(base, study.base)
+    overrides = {**study.overrides, **arm.overrides}
+    follows = _head_keys(facts, overrides)
+    reasons = {"MASK_ON": facts.without_masks, "KEYPOINT_ON": facts.without_keypoints}
+    for key, reason in reasons.items():
+        on = follows[f"MODEL.{key}"]
+        if f"MODEL.{key}" not in overrides and on != base.MODEL[key]:
+            found = "masks" if key == "MASK_ON" else "keypoints"
+            yield (
+                f"the data turn MODEL.{key} {'on' if on else 'off'}, unlike {study.base.name}: "
+                + (f"they have {found} (override it to keep it off)" if on else reason)
+            )
+    if "TEST.KEYPOINT_OKS_SIGMAS" in follows.keys() - overrides and not facts.stated_sigmas:
+        yield (
+            f"no category states sigmas: keypoints are scored with {USUAL_SIGMA} each, the mean "
+            "of COCO's; override TEST.KEYPOINT_OKS_SIGMAS to change it"
+        )
+
+
+def _head_keys(facts: DataFacts, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config keys of the heads, as they follow from the files."""
+    keys: dict[str, Any] = {
+        "MODEL.MASK_ON": not facts.without_masks,
+        "MODEL.KEYPOINT_ON": not facts.without_keypoints,
+    }
+    if overrides.get("MODEL.MASK_ON", keys["MODEL.MASK_ON"]) and facts.run_lengths:
+        keys["INPUT.MASK_FORMAT"] = "bitmask"
+    if overrides.get("MODEL.KEYPOINT_ON", keys["MODEL.KEYPOINT_ON"]):
+        keys["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"] = len(facts.keypoints)
+        keys["TEST.KEYPOINT_OKS_SIGMAS"] = list(facts.sigmas)
+    return keys
+
+
+def _refuse_contradiction(
+    study: Study, facts: DataFacts, overrides: Mapping[str, Any], key: str, value: Any
+) -> None:
+    """Raises UserError for an override that the files make impossible."""
+    wanted = overrides.get(key, value)
+    reason = ""
+    if key == "MODEL.MASK_ON" and wanted and not value:
+        reason = facts.without_masks
+    elif key == "MODEL.KEYPOINT_ON" and wanted and not value:
+        reason = facts.without_keypoints
+    elif key == "INPUT.MASK_FORMAT" and wanted != value:
+        reason = "some masks are run lengths, which only bitmask takes"
+    elif key == "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS" and wanted != value:
+        reason = f"their categories name {value} keypoints"
+    elif key == "TEST.KEYPOINT_OKS_SIGMAS" and len(wanted) not in (0, len(facts.keypoints)):
+        reason = f"their categories name {len(facts.keypoints)} keypoints"
+    if reason:
+        raise UserError(
+            f"{study.file}: {key} is overridden with {wanted}, but that does not fit the data: "
+            f"{reason}; remove the override"
+        )
+
+
+def _missing(
+    sources: list[DataFiles],
+    train: list[AnnotationFile],
+    test: AnnotationFile,
+    flag: str,
+    task: str,
+) -> str:
+    """Returns why a task cannot be learnt from the training files and scored on the last one."""
+    what = "a mask" if task == "segm" else "keypoints"
+    for files, found in zip(sources, train, strict=False):
+        if not getattr(found, flag):
+            return f"no annotation of {files.annotations} has {what}"
+    if task in test.lacks:
+        return f"{sources[-1].annotations}: {test.lacks[task]}"
+    if task == "keypoints" and not all(found.keypoints == test.keypoints != () for found in train):
+        return "the categories do not name the same keypoints everywhere"
+    return ""
+
+
+def _sigmas(file: AnnotationFile) -> tuple[float, ...]:
+    """Returns the sigmas that keypoints are scored with, none for COCO's persons."""
+    if file.sigmas or not file.keypoints:
+        return file.sigmas
+    if file.keypoints == COCO_PERSON_KEYPOINTS:
+        return ()
+    return (USUAL_SIGMA,) * len(file.keypoints)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the name of a data set leads.
+
+    Attributes:
+        base: the full set's name.
+        subset: which part of that, None for all.
+        own: whether it is the study's own.
+        file: its COCO annotations, which need not be there.
+        tree: root and split of a VOC tree.
+    """
+
+    base: str
+    subset: Subset | None
+    own: bool
+    file: Path | None
+    tree: tuple[Path, str] | None
+
+    @property
+    def readable(self) -> Path | None:
+        """The annotation file, if it is there and not COCO's own large one."""
+        if self.file is None or not self.file.is_file():
+            return None
+        small = self.own or self.file.stat().st_size < OFFICIAL_BYTES
+        return self.file if small else None
+
+
+def origin(cfg: CfgNode, name: str) -> Origin:
+    """Returns where a name in a config's DATASETS leads; reads no file.
+
+    Raises:
+        UserError: it reads like a subset's but makes no sense.
+    """
+    files = {one: Path(file) for one, file, _ in cfg.SVP.DATASETS}
+    trees = {one: (Path(root), split) for one, root, split, *_ in cfg.SVP.VOC_DATASETS}
+    subset = None if name in trees else find_subset(name, files)
+    base = subset.base if subset else name
+    base = ALIASES.get(base, base)
+    known = registered(base) or {}
+    file, tree = files.get(base), trees.get(base)
+    if file is None and known.get("json_file"):
+        file = Path(known["json_file"])
+    if tree is None and known.get("dirname") and known.get("split"):
+        tree = Path(known["dirname"]), known["split"]
+    return Origin(base, subset, base in files or base in trees, file, tree)
+
+
+def data_problems(cfg: CfgNode) -> list[str]:
+    """Finds what a config's model needs and its data sets lack; each says what to change.
+
+    Files that are not there are left to the run; what built-in names say is not.
+    """
+    problems = []
+    for part in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[part]:
+            problems += [f"DATASETS.{part}: {text}" for text in _problems(cfg, name, part)]
+    return list(dict.fromkeys(problems))
+
+
+def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
+    where = origin(cfg, name)
+    if where.tree:
+        root, split = where.tree
+        if (root / "ImageSets" / "Main" / f"{split}.txt").is_file():
+            voc_count(root, split)  # refuses a list that cannot be used
+    file = where.readable
+    found = read_annotations(file) if file else None
+    heads = (
+        ("segm", "MODEL.MASK_ON", cfg.MODEL.MASK_ON, "masks", "coco_2017_train"),
+        (
+            "keypoints",
+            "MODEL.KEYPOINT_ON",
+            cfg.MODEL.KEYPOINT_ON,
+            "keypoints",
+            "keypoints_coco_2017_train",
+        ),
+    )
+    lacking = False
+    for task, key, on, what, example in heads:
+        lack = _lack(found, where, task, part) if on else ""
+        if lack:
+            lacking = True
+            yield (
+                f"{name}: {lack}, but {key} is True; choose data with {what}, such as {example}, "
+                "or set it to False"
+            )
+    if found:
+        yield from _disagreements(cfg, name, found, part)
+    # What holds for a whole set need not for a subset of it.
+    whole = found and found.usable and part == "TRAIN" and not (where.subset or lacking)
+    if file and whole and (refused := refusal_of_annotations(name, file, cfg)):
+        yield refused
+
+
+def _lack(found: AnnotationFile | None, where: Origin, task: str, part: str) -> str:
+    """Returns why a task cannot be learnt from a set (TRAIN) or scored on it (TEST)."""
+    if where.tree:
+        return "VOC trees have boxes alone"
+    if found and part == "TEST" and task in found.lacks:
+        return found.lacks[task]
+    if task == "segm":
+        return "" if found is None or found.masks else "no annotation has a mask"
+    if found:
+        labelled = found.labelled
+    else:  # as its name says
+        known = registered(where.base) or {}
+        named = known.get("keypoint_names") or where.base.startswith("keypoints_")
+        labelled = bool(named or not known.get("json_file"))
+    return "" if labelled else "no annotation has keypoints"
+
+
+def _disagreements(cfg: CfgNode, name: str, found: AnnotationFile, part: str) -> Iterator[str]:
+    """Finds config values that do not go with an annotation file."""
+    key = classes_key(cfg)
+    classes = flatten(cfg)[key]
+    if classes != len(found.categories):
+        yield (
+            f"{name}: has {len(found.categories)} categories, but {key} is {classes}; set it to "
+            f"{len(found.categories)}"
+        )
+    # A set without any annotation is refused at the run's start, by datasets.check_files.
+    if part == "TEST" and found.annotations and "bbox" in found.lacks:
+        yield f"{name}: {found.lacks['bbox']}, so that it cannot be evaluated on; add it"
+    polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
+    if part == "TRAIN" and polygons and found.run_lengths:
+        yield f"{name}: some masks are run lengths; set INPUT.MASK_FORMAT to bitmask"
+    if not cfg.MODEL.KEYPOINT_ON or not found.labelled:
+        return
+    points = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    if points != len(found.keypoints):
+        yield (
+            f"{name}: its categories name {len(found.keypoints)} keypoints, but "
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {points}; make them agree"
+        )
+    sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or COCO_KEYPOINTS
+    if part == "TEST" and sigmas != len(found.keypoints):
+        yield (
+            f"{name}: its categories name {len(found.keypoints)} keypoints, but "
+            f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas}; give one for each"
+        )

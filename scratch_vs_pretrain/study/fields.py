@@ -11,7 +11,7 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -269,26 +269,20 @@ def folder_of(info: ValidationInfo) -> Path:
     return Path(info.context["folder"]) if info.context else Path.cwd()
 
 
-def _read_file(value: Any, info: ValidationInfo) -> Path:
-    if isinstance(value, Path):
-        return value
-    path = absolute(read_text(value), folder_of(info))
-    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
-        raise wrong(f"{path}: no such file")
-    return Path(path)
+def _existing(kind: str, is_there: Callable[[str], bool]) -> BeforeValidator:
+    def read(value: Any, info: ValidationInfo) -> Path:
+        if isinstance(value, Path):
+            return value
+        path = absolute(read_text(value), folder_of(info))
+        if not is_there(path):  # unlike Path's methods, False for a name that is too long
+            raise wrong(f"{path}: no such {kind}")
+        return Path(path)
 
-
-def _read_folder(value: Any, info: ValidationInfo) -> Path:
-    if isinstance(value, Path):
-        return value
-    path = absolute(read_text(value), folder_of(info))
-    if not os.path.isdir(path):
-        raise wrong(f"{path}: no such folder")
-    return Path(path)
+    return BeforeValidator(read)
 
 
 Text = Annotated[str, BeforeValidator(read_text)]
 Name = Annotated[str, BeforeValidator(read_name)]
-ExistingFile = Annotated[Path, BeforeValidator(_read_file)]
-ExistingFolder = Annotated[Path, BeforeValidator(_read_folder)]
+ExistingFile = Annotated[Path, _existing("file", os.path.isfile)]
+ExistingFolder = Annotated[Path, _existing("folder", os.path.isdir)]
 Iterations = Annotated[int, Whole(1, MOST_ITERATIONS)]

@@ -1,4 +1,4 @@
-"""The models and initial weights of a study's arms, tried before anything is written."""
+"""The models, initial weights and data sets of a study's arms, tried before anything is written."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
+from scratch_vs_pretrain.data.datasets import check_files, ensure
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.modeling.initial import match_initial
 from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.study.data_sets import origin
 from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import RUN_SCHEME, SCRATCH, Arm, Study
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
@@ -64,6 +66,26 @@ def _origin(study: Study, arm: Arm, seed: int, output: Path) -> str:
     if newest is None:
         raise UserError(f"{where}: {folder.checkpoints} has no checkpoint left; train it again")
     return str(newest.resolve())
+
+
+def check_trainable(study: Study) -> None:
+    """Tries what every run of a study needs, before any of them is written.
+
+    Raises:
+        UserError: a model cannot be built, initial weights do not fill its backbone, or a data set
+            is not known or not there.
+    """
+    check_models(study)
+    for arm in study.arms:
+        cfg = arm_config(study, arm, arm.schedules[-1])
+        found = {name: origin(cfg, name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
+        # The files of the study's own sets were read with it.
+        names = [name for name, one in found.items() if not (one.own or one.subset)]
+        try:
+            ensure(names)
+            check_files(names)
+        except UserError as error:
+            raise UserError(f"{study.file}: {error}") from None
 
 
 def check_models(study: Study) -> None:

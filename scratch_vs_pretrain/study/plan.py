@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate  # type: ignore[import-untyped]
 
-from scratch_vs_pretrain._detectron2 import registered
 from scratch_vs_pretrain.data.coco import read_annotations
-from scratch_vs_pretrain.data.subsets import ALIASES
+from scratch_vs_pretrain.data.voc import voc_count
 from scratch_vs_pretrain.study.audit import Audit, audit, joined
+from scratch_vs_pretrain.study.data_sets import origin
 from scratch_vs_pretrain.study.resolve import resolved_schedule, run_config, schedules_of
 from scratch_vs_pretrain.study.schedule import branches_of
 from scratch_vs_pretrain.study.spec import Study
@@ -31,8 +30,6 @@ OFFICIAL_IMAGES = {
     "voc_2012_train": 5_717,
     "voc_2012_trainval": 11_540,
 }
-# An annotation file of an official name but of less bytes is a part of it, and is counted.
-OFFICIAL_BYTES = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -104,18 +101,15 @@ class Plan:
             disable_numparse=True,
             colalign=["left" if name in texts else "right" for name in columns],
         )
-        text = "\n".join([table, *self._sharing(), self._total(), self.audit.text()])
+        iterations = sum(row.iterations - row.shared for row in self.rows)
+        total = f"{len(self.rows)} run{'s' * (len(self.rows) != 1)}, {iterations:,} iterations"
+        text = "\n".join([table, *self._sharing(), total, self.audit.text()])
         if self.search is None:
             return text
         return (
             f"first, the search for the recipe:\n{self.search.text()}\n"
             f"then, with the winner of the search:\n{text}"
         )
-
-    def _total(self) -> str:
-        total = sum(row.iterations - row.shared for row in self.rows)
-        runs = f"{len(self.rows)} run{'s' if len(self.rows) != 1 else ''}"
-        return f"{runs}, {total:,} iterations"
 
     def _sharing(self) -> Iterator[str]:
         """Yields what sharing saves in each arm, over all its seeds."""
@@ -181,36 +175,25 @@ def plan(
 
 def training_images(cfg: CfgNode, known: Mapping[str, int]) -> int | None:
     """Returns how many images the config's training annotations list, None if that is unknown."""
-    files = {name: Path(annotations) for name, annotations, _ in cfg.SVP.DATASETS}
-    for name, root, split, *_ in cfg.SVP.VOC_DATASETS:
-        from scratch_vs_pretrain.data.voc import voc_count
-
-        known = {name: voc_count(Path(root), split), **known}
-    counts = [_images(name, files, known) for name in cfg.DATASETS.TRAIN]
+    counts = [_images(cfg, name, known) for name in cfg.DATASETS.TRAIN]
     return None if None in counts else sum(count for count in counts if count)
 
 
-def _images(name: str, files: Mapping[str, Path], known: Mapping[str, int]) -> int | None:
-    from scratch_vs_pretrain.data.datasets import find_subset
-
-    full = ALIASES.get(name, name)
-    subset = None if full in known else find_subset(full, files)
-    if subset is None:
-        return known.get(full) or _count(full, files.get(full) or _registered_file(full))
-    base = _images(subset.base, files, known)
-    if base is None:
-        return None if subset.relative else int(subset.size)
-    return subset.count(base)
-
-
-def _count(name: str, file: Path | None) -> int | None:
-    there = file is not None and file.is_file()
-    if file and there and (name not in OFFICIAL_IMAGES or file.stat().st_size < OFFICIAL_BYTES):
-        return len(read_annotations(file).file_names)
-    return OFFICIAL_IMAGES.get(name)
-
-
-def _registered_file(name: str) -> Path | None:
-    """Returns the COCO annotation file of a data set that Detectron2 knows, None for others."""
-    file = (registered(name) or {}).get("json_file")
-    return Path(file) if file else None
+def _images(cfg: CfgNode, name: str, known: Mapping[str, int]) -> int | None:
+    if name in known:
+        return known[name]
+    found = origin(cfg, name)
+    file = found.readable if found.base in OFFICIAL_IMAGES else found.file
+    if found.base in known:
+        count: int | None = known[found.base]
+    elif found.own and found.tree:
+        count = voc_count(*found.tree)
+    elif file and file.is_file():
+        count = len(read_annotations(file).file_names)
+    else:
+        count = OFFICIAL_IMAGES.get(found.base)
+    if found.subset is None:
+        return count
+    if count is None:
+        return None if found.subset.relative else int(found.subset.size)
+    return found.subset.count(count)

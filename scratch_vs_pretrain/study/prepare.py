@@ -18,10 +18,9 @@ from scratch_vs_pretrain.modeling.checkpoint_file import (
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import Init, Noise, RunInfo, Switch
 from scratch_vs_pretrain.study.audit import audit, switched_study
-from scratch_vs_pretrain.study.initial_weights import check_models, with_origins
+from scratch_vs_pretrain.study.initial_weights import check_trainable, with_origins
 from scratch_vs_pretrain.study.plan import training_images
 from scratch_vs_pretrain.study.resolve import (
-    arm_config,
     resolved_schedule,
     run_config,
     schedules_of,
@@ -65,32 +64,6 @@ def prepare(study: Study, output: Path, sharing: bool = True) -> list[RunFolder]
     forget_checkpoints()
     _plan_branches(study, output, sharing)
     return folders
-
-
-def check_trainable(study: Study) -> None:
-    """Tries what every run of a study needs, before any of them is written.
-
-    Raises:
-        UserError: a model cannot be built, initial weights do not fill its backbone, or a data set
-            is not known or not there.
-    """
-    from scratch_vs_pretrain.data import datasets
-
-    check_models(study)
-    for arm in study.arms:
-        cfg = arm_config(study, arm, arm.schedules[-1])
-        # The files of the study's own sets were read with it.
-        own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
-        names = [
-            name
-            for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-            if name not in own and not datasets.find_subset(name, own)
-        ]
-        try:
-            datasets.ensure(names)
-            datasets.check_files(names)
-        except UserError as error:
-            raise UserError(f"{study.file}: {error}") from None
 
 
 def _prepare_run(
@@ -155,7 +128,7 @@ def _update_idle(folder: RunFolder, **changes: Any) -> None:
 
 
 def _describe(study: Study, run: Run, cfg: CfgNode, allowed: dict[str, dict[str, Any]]) -> RunInfo:
-    weights = run.arm.weights
+    weights, schedule = run.arm.weights, resolved_schedule(study, run.arm, run.schedule)
     return RunInfo(
         study=study.name,
         description=study.description,
@@ -168,7 +141,7 @@ def _describe(study: Study, run: Run, cfg: CfgNode, allowed: dict[str, dict[str,
         iteration=0,
         resumes=(),
         steps=tuple(cfg.SOLVER.STEPS),
-        switch=_describe_switch(study, run),
+        switch=Switch(at=study.switch.start(schedule)) if study.switch else None,
         images_per_batch=cfg.SOLVER.IMS_PER_BATCH,
         init=Init(
             name="checkpoint" if weights else "scratch",
@@ -186,12 +159,6 @@ def _describe(study: Study, run: Run, cfg: CfgNode, allowed: dict[str, dict[str,
         level=study.answer.level if study.answer else None,
         noise=Noise(sd=study.noise.sd, because=study.noise.because) if study.noise else None,
     )
-
-
-def _describe_switch(study: Study, run: Run) -> Switch | None:
-    if study.switch is None:
-        return None
-    return Switch(at=study.switch.start(resolved_schedule(study, run.arm, run.schedule)))
 
 
 def _refuse_another_run(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.config import default_config, merge_file, merge_overrides
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.own_data import merge_data
+from scratch_vs_pretrain.study.data_sets import merge_data
 from scratch_vs_pretrain.study.schedule import Schedule
 from scratch_vs_pretrain.study.spec import FULL, Arm, Run, Study
 

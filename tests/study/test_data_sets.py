@@ -1,27 +1,136 @@
+"""Studies on data that lack what the model learns are refused before anything is written."""
+
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.data_sets import study_sets
+from scratch_vs_pretrain.config import default_config
+from scratch_vs_pretrain.study.data_sets import data_problems
 
-STUDY = "name: own\nbase: base.yaml\narms: {scratch: {init: scratch}}\nschedules: [2x]\n"
+ROOT = Path(__file__).parents[2]
+REAL = ROOT.parent / "shared" / "datasets"
+STUDY = """
+name: unfit
+base: {base}
+arms: {{scratch: {{init: scratch}}}}
+schedules: [{{iterations: 300}}]
+overrides:
+  DATASETS.TRAIN: [{train}]
+  DATASETS.TEST: [{test}]
+  {more}
+"""
 
 
-def test_own_files_are_taken_even_if_they_cannot_be_trained_on(tmp_path):
-    (tmp_path / "base.yaml").write_text("VERSION: 2\n")
-    (tmp_path / "broken.json").write_text(json.dumps({"images": 5}))
-    files = "{annotations: broken.json, images: .}"
-    (tmp_path / "study.yaml").write_text(STUDY + f"data: {{train: {files}, test: {files}}}")
-    found = study_sets(tmp_path / "study.yaml")
-    assert [(one.name, one.annotations, one.images) for one in found] == [
-        (part, tmp_path / "broken.json", tmp_path) for part in ("train", "test")
-    ]
+def run(tmp_path, train, test, datasets, base="keypoint_rcnn_R_50_FPN_gn", more=""):
+    base = ROOT / "configs" / f"{base}.yaml"
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY.format(base=base, train=train, test=test, more=more))
+    command = "from scratch_vs_pretrain.cli import main; exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "run", str(file), "-o", str(tmp_path / "output")],
+        env={**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert not (tmp_path / "output").exists()
+    assert done.stderr.count("\n") == 1
+    return done.stderr
 
 
-def test_registered_sets_are_looked_up(tmp_path):
-    (tmp_path / "base.yaml").write_text("VERSION: 2\n")
-    overrides = "overrides: {DATASETS.TRAIN: [coco_2017_trian], DATASETS.TEST: [coco_2017_val]}"
-    (tmp_path / "study.yaml").write_text(STUDY + overrides)
-    with pytest.raises(UserError, match="did you mean coco_2017_train"):
-        study_sets(tmp_path / "study.yaml")
+@pytest.mark.skipif(not (REAL / "coco").is_dir(), reason=f"no real photographs in {REAL}")
+def test_keypoints_on_photographs_without(tmp_path):
+    more = "MODEL.ROI_HEADS.NUM_CLASSES: 80"
+    message = run(tmp_path, "coco_2017_train", "coco_2017_val", REAL, more=more)
+    assert (
+        "DATASETS.TRAIN: coco_2017_train: no annotation has keypoints, but MODEL.KEYPOINT_ON"
+        in (message)
+    )
+    assert "DATASETS.TEST: coco_2017_val: annotation" in message
+
+
+def test_masks_on_voc_without_its_files(tmp_path):
+    message = run(
+        tmp_path, "voc_2007_trainval", "voc_2012_val", tmp_path, base="mask_rcnn_R_50_FPN_gn"
+    )
+    assert "voc_2007_trainval: VOC trees have boxes alone, but MODEL.MASK_ON is True" in message
+
+
+def test_what_a_built_in_name_says_without_its_files():
+    cfg = default_config()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("coco_2017_train_10k",), ("keypoints_coco_2017_val",)
+    cfg.MODEL.KEYPOINT_ON = True
+    (problem,) = data_problems(cfg)
+    assert "DATASETS.TRAIN: coco_2017_train_10k: no annotation has keypoints" in problem
+    cfg.DATASETS.TRAIN = ("keypoints_coco_2017_train",)
+    cfg.MODEL.MASK_ON = True
+    assert data_problems(cfg) == []
+
+
+ENTRY = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "messages"),
+    [
+        ({}, {}, []),
+        ({}, {"MODEL.ROI_HEADS.NUM_CLASSES": 80}, ["1 categories, but MODEL.ROI_HEADS.NUM_CL"] * 2),
+        ({"area": None}, {}, []),
+        ({}, {"MODEL.MASK_ON": True}, ["no annotation has a mask"] * 2),
+        (
+            {"segmentation": {"size": [5, 5], "counts": [5, 20]}},
+            {"MODEL.MASK_ON": True},
+            ["TRAIN: one: some masks are run lengths; set INPUT.MASK_FORMAT to bitmask"],
+        ),
+        (
+            {"keypoints": [1, 1, 2], "num_keypoints": 1},
+            {"MODEL.KEYPOINT_ON": True},
+            [
+                "TRAIN: one: its categories name 1 keypoints, but .*NUM_KEYPOINTS is 17",
+                "TEST: one: its categories name 1 keypoints, but .*NUM_KEYPOINTS is 17",
+                "TEST: one: its categories name 1 keypoints, but .*OKS_SIGMAS has 17",
+            ],
+        ),
+    ],
+)
+def test_own_files(tmp_path, changes, settings, messages):
+    import re
+
+    category = {"id": 1, "name": "disc", **({"keypoints": ["a"]} if "keypoints" in changes else {})}
+    content = {
+        "images": [{"id": 0, "file_name": "0.png", "width": 5, "height": 5}],
+        "annotations": [{**ENTRY, **changes}],
+        "categories": [category],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    cfg = default_config()
+    cfg.SVP.DATASETS = (("one", str(tmp_path / "a.json"), str(tmp_path)),)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("one",)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    cfg.merge_from_list([part for pair in settings.items() for part in pair])
+    found = data_problems(cfg)
+    assert len(found) == len(messages), found
+    for problem, message in zip(found, messages, strict=True):
+        assert re.search(message, problem)
+
+
+def test_a_spoilt_set_is_refused_before_anything_is_written(tmp_path):
+    """By the judgement of `svp check-data` and of training."""
+    content = {
+        "images": [{"id": 0, "file_name": "0.png", "width": 5, "height": 5}],
+        "annotations": [{**ENTRY, "bbox": [0.1, 0.2, 0.3, 0.4]}],
+        "categories": [{"id": 1, "name": "disc"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    cfg = default_config()
+    cfg.SVP.DATASETS = (("one", str(tmp_path / "a.json"), str(tmp_path)),)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("one",)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    (problem,) = data_problems(cfg)
+    assert "one: cannot train on it: boxes as parts of the image: 1 of 1 boxes lie in" in problem
+    cfg.SVP.MAX_DROPPED = 1.0
+    assert data_problems(cfg) == []

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.study import plan as plan_module
+from scratch_vs_pretrain.study import data_sets
 from scratch_vs_pretrain.study.plan import plan, training_images
 from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
 from scratch_vs_pretrain.study.spec import Arm, Data, DataFiles, Study
@@ -110,16 +110,16 @@ class TestTrainingImages:
         assert planned.rows[0].epochs == pytest.approx(600 * 16 / 48)
 
     def test_of_official_sets_are_known_without_their_files(self, cfg, monkeypatch):
-        monkeypatch.setattr(plan_module, "_registered_file", lambda name: None)
+        monkeypatch.setattr(data_sets, "registered", lambda name: None)
         cfg.DATASETS.TRAIN = ("voc_2007_trainval", "voc_2012_train")
         assert training_images(cfg, {}) == 5_011 + 5_717
 
     def test_of_a_part_under_an_official_name_are_counted(self, cfg, tmp_path, monkeypatch):
         file = self.annotations(tmp_path / "a.json", 7)
-        monkeypatch.setattr(plan_module, "_registered_file", lambda name: file)
+        monkeypatch.setattr(data_sets, "registered", lambda name: {"json_file": str(file)})
         cfg.DATASETS.TRAIN = ("coco_2017_train",)
         assert training_images(cfg, {}) == 7
-        monkeypatch.setattr(plan_module, "OFFICIAL_BYTES", file.stat().st_size)
+        monkeypatch.setattr(data_sets, "OFFICIAL_BYTES", file.stat().st_size)
         assert training_images(cfg, {}) == 118_287
 
     def test_of_registered_names_are_looked_up(self, cfg, tmp_path):
