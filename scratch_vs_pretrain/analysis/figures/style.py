@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -68,15 +69,9 @@ class Style:
 
 def arm_styles(arms: Iterable[str], scratch: str | None = "scratch") -> dict[str, Style]:
     """Returns each arm's style; `arms` in the study's order, `scratch` the one from scratch."""
-    styles = {}
-    others = 0
-    for arm in arms:
-        if arm == scratch:
-            styles[arm] = Style(SCRATCH_COLOR, SCRATCH_MARKER)
-        else:
-            styles[arm] = Style(COLORS[others % len(COLORS)], MARKERS[others % len(MARKERS)])
-            others += 1
-    return styles
+    others = itertools.cycle(map(Style, COLORS, MARKERS))
+    first = Style(SCRATCH_COLOR, SCRATCH_MARKER)
+    return {arm: first if arm == scratch else next(others) for arm in arms}
 
 
 def new_figure(
@@ -114,13 +109,8 @@ def new_figure(
 
 def short_number(value: float) -> str:
     """Formats a count for an axis: 540000 as "540k", 2.88e6 as "2.88M", 1200 as it is."""
-    for least, unit, name in (
-        (1e12, 1e12, "T"),
-        (1e9, 1e9, "G"),
-        (1e6, 1e6, "M"),
-        (1e4, 1e3, "k"),
-    ):
-        if abs(value) >= least:
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(unit, 1e4):
             return f"{value / unit:g}{name}"
     return f"{value:g}"
 

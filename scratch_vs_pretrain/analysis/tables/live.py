@@ -47,17 +47,9 @@ def _row(run: RunRecord, damaged: list[str]) -> tuple[str | int | float | None, 
     waits = None
     if run.state == "planned" and run.branch_of is not None:
         waits = f"begins at iteration {run.branch_at} of {run.branch_of}"
-    return (
-        run.study,
-        run.arm,
-        run.schedule,
-        run.seed,
-        run.state,
-        f"{run.iteration:,} / {run.iterations:,}",
-        score,
-        None if left is None else _duration(left),
-        run.reason or waits,
-    )
+    far = f"{run.iteration:,} / {run.iterations:,}"
+    more = (far, score, None if left is None else _duration(left), run.reason or waits)
+    return (run.study, run.arm, run.schedule, run.seed, run.state, *more)
 
 
 def _duration(seconds: float) -> str:

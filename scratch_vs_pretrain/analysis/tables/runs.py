@@ -51,23 +51,14 @@ def _config(file: Path) -> dict[str, Any]:
 
 def runs_table(runs: Sequence[RunRecord]) -> Table:
     """Lists every run of a study, and those that only other arms have."""
-    rows: list[tuple[Cell, ...]] = [
-        (
-            run.arm,
-            run.schedule,
-            run.seed,
-            run.state,
-            run.iteration,
-            run.iterations,
-            None if run.seconds is None else run.seconds / 3600,
-            run.reason,
-        )
-        for run in runs
-    ]
+    rows: list[tuple[Cell, ...]] = []
+    for run in runs:
+        hours = None if run.seconds is None else run.seconds / 3600
+        far = (run.state, run.iteration, run.iterations, hours, run.reason)
+        rows.append((run.arm, run.schedule, run.seed, *far))
     header = ("arm", "schedule", "seed", "state", "iteration", "of", "hours", "reason")
-    return Table(
-        "Every run; those that are not finished enter no mean", header, (*rows, *_absent(runs))
-    )
+    title = "Every run; those that are not finished enter no mean"
+    return Table(title, header, (*rows, *_absent(runs)))
 
 
 def _absent(runs: Sequence[RunRecord]) -> Iterator[tuple[Cell, ...]]:
@@ -85,7 +76,7 @@ def _absent(runs: Sequence[RunRecord]) -> Iterator[tuple[Cell, ...]]:
 
 def provenance_table(runs: Sequence[RunRecord]) -> Table:
     """Lists every fact with its distinct values; more than one is worth a look."""
-    facts: dict[str, list[str]] = {}
+    facts: dict[str, dict[str, None]] = {}
     for run in runs:
         origin = run.provenance or Provenance()
         known = {
@@ -97,10 +88,9 @@ def provenance_table(runs: Sequence[RunRecord]) -> Table:
             **origin.versions,
         }
         for name, value in known.items():
-            text = "" if value is None else str(value)
-            if text and text not in facts.setdefault(str(name), []):
-                facts[str(name)].append(text)
-    rows = tuple((name, "; ".join(values)) for name, values in facts.items() if values)
+            if value:
+                facts.setdefault(name, {})[value] = None
+    rows = tuple((name, "; ".join(values)) for name, values in facts.items())
     return Table("Where, with what and on what the runs trained", ("", "value"), rows)
 
 
