@@ -34,31 +34,20 @@ from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, OPEN, UNDEC
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer that one study gives.
-
-    Attributes:
-        study: its name.
-        setting: what was trained on what: one phrase.
-        metric: that decides.
-        margin: in AP.
-        parts: scratch against each other arm, at each size, largest first.
-        lines: the answer.
-        assuming: what it rests on beside the runs; empty if on nothing.
-        worth: in images, by size, of the first other arm.
-        decided: no line is undecided.
-    """
+    """The answer that one study gives."""
 
     study: str
-    setting: str
-    metric: str
-    margin: float
-    parts: tuple[Part, ...]
-    lines: tuple[Line, ...]
-    assuming: str
-    worth: tuple[Worth, ...]
+    setting: str  # what was trained on what: one phrase
+    metric: str  # that decides
+    margin: float  # in AP
+    parts: tuple[Part, ...]  # scratch against each other arm, at each size, largest first
+    lines: tuple[Line, ...]  # the answer
+    assuming: str  # what it rests on beside the runs; empty if on nothing
+    worth: tuple[Worth, ...]  # in images, by size, of the first other arm
 
     @property
     def decided(self) -> bool:
+        """No line is undecided."""
         verdicts = [v for part in self.parts for v in part.judged.verdicts]
         return all(v.verdict != UNDECIDED or v.reason == "unasked" for v in verdicts)
 

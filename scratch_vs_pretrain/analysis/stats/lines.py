@@ -60,9 +60,9 @@ def interval_text(verdict: Verdict, unit: str = "") -> str:
     return f"{signed(verdict.mean)}{unit} [{signed(verdict.low)}, {signed(verdict.high)}]"
 
 
-def signed(value: float) -> str:
+def signed(value: float | np.ndarray) -> str:
     """Returns a number with its sign and one decimal; nothing is "-0.0"."""
-    return f"{round(value, 1) + 0.0:+.1f}"
+    return f"{round(float(value), 1) + 0.0:+.1f}"
 
 
 def lines_of(
@@ -250,8 +250,8 @@ def ranking(found: Sequence[Setting], alpha: float) -> str:
     p = dict(zip(pairs, holm([min(two_sided(leads[pair], 0.0)) for pair in pairs]), strict=True))
     text = order[0]
     for pair in itertools.pairwise(order):
-        low, high = (signed(float(x)) for x in bounds(leads[pair], alpha / 2 / len(pairs)))
+        low, high = (signed(x) for x in bounds(leads[pair], alpha / 2 / len(pairs)))
         interval = f" [{low}, {high}]" if low != "+nan" else ""
         sign = ">" if p[pair] <= alpha else "~"
-        text += f" {sign} {pair[1]} ({signed(float(leads[pair].mean))}{interval})"
+        text += f" {sign} {pair[1]} ({signed(leads[pair].mean)}{interval})"
     return text

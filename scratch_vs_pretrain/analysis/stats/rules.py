@@ -54,10 +54,10 @@ class Test:
         """Returns the numbers as a sentence, with bounds that are each wrong with `alpha`."""
         if self.value is None or self.value.n == 0:
             return f"{self.what}: {self.lacks}" if self.what else self.lacks
-        text = f"{self.what}: {signed(float(self.value.mean))}"
+        text = f"{self.what}: {signed(self.value.mean)}"
         if math.isfinite(self.value.error):
             low, high = bounds(self.value, alpha)
-            text += f" [{signed(float(low))}, {signed(float(high))}]"
+            text += f" [{signed(low)}, {signed(high)}]"
         text += f" ({self.value.n} seed{'s' * (self.value.n != 1)}"
         text += ", assuming)" if math.isinf(self.value.df) else ")"
         if not math.isfinite(self.value.error):
@@ -158,7 +158,7 @@ def helps_localization_less(setting: Setting) -> Test:
     alike = spread(list(leads[0].values()), sd)
     margin = setting.limits.margin
     apart = max(float(alike.p_above(-margin)), float(alike.p_below(margin)), float(door.no))
-    lacks = f"at AP50 the lead is {signed(float(alike.mean))}"
+    lacks = f"at AP50 the lead is {signed(alike.mean)}"
     p_for, p_against = two_sided(value, 0.0)
     return Test(what, value, max(p_for, apart), max(p_against, apart), lacks)
 

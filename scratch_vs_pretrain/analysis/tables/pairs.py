@@ -28,7 +28,13 @@ from scratch_vs_pretrain.analysis.stats.cost import (
     total_hours,
 )
 from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
-from scratch_vs_pretrain.analysis.stats.evidence import COCO_SD, Setting, settings
+from scratch_vs_pretrain.analysis.stats.evidence import (
+    COCO_SD,
+    NAMES,
+    Setting,
+    metric_name,
+    settings,
+)
 from scratch_vs_pretrain.analysis.stats.paired import (
     SEEDS_FOR_P,
     bca_interval,
@@ -49,7 +55,6 @@ GAP_NOTES = (
 )
 
 
-TASKS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 MAIN = ("AP", "AP50", "AP75")
 ALL = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 FULL_COCO = (("coco_2017_train",), ("coco_2017_val",))
@@ -88,7 +93,7 @@ def schedules_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     header = ("arm", "schedule", "iterations", "images", "epochs", "seeds")
     return Table(
         f"{results.study}: AP by arm and schedule",
-        (*header, *(metric_label(metric) for metric in metrics)),
+        (*header, *(metric_name(metric) for metric in metrics)),
         tuple(rows),
         (*notes(results), *alone),
         details=(*header[2:], "mask AP50", "mask AP75", "box AP50", "box AP75"),
@@ -99,7 +104,7 @@ def metrics_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """Table 2: every metric at each arm's longest schedule, and the difference."""
     results = final_results(runs, best=best)
     metrics = metrics_of(results, ALL)
-    header, rows = side_by_side(results, "metric", {metric_label(m): m for m in metrics})
+    header, rows = side_by_side(results, "metric", {metric_name(m): m for m in metrics})
     return Table(
         f"{results.study}: AP, its parts, and the difference at the longest schedule of each arm",
         header,
@@ -143,14 +148,8 @@ def within_noise(gap: Estimate, run: RunRecord) -> str:
 def metrics_of(results: Results, names: Iterable[str]) -> list[str]:
     """Returns the metrics that any final evaluation has, box before mask before keypoint."""
     known = {metric for final in results.finals.values() for metric in final.scores}
-    wanted = [f"{task}/{name}" for task in TASKS for name in names]
+    wanted = [f"{task}/{name}" for task in NAMES for name in names]
     return [metric for metric in wanted if metric in known or (not known and metric[0] != "k")]
-
-
-def metric_label(metric: str) -> str:
-    """Returns a metric's name in tables: "bbox/AP75" is "box AP75"."""
-    task, name = metric.split("/")
-    return f"{TASKS[task]} {name}"
 
 
 def gap_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
@@ -164,7 +163,7 @@ def gap_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
         for metric in metrics_of(results, MAIN):
             gaps = differences(found, metric)
             if gaps:
-                rows.append((_arms(scratch, other), metric_label(metric), *_cells(gaps, other)))
+                rows.append((_arms(scratch, other), metric_name(metric), *_cells(gaps, other)))
     header = ("arms", "metric", "seeds", "gap", "t low", "t high", "BCa low", "BCa high", "p")
     return Table(
         f"{results.study}: final AP of {scratch.arm} less the other arm's, paired by seed",
@@ -196,7 +195,7 @@ def catch_up_table(runs: Sequence[RunRecord]) -> Table:
     """
     results = final_results(runs)
     found = settings(runs)
-    margins = dict.fromkeys(f"{c.limits.margin:g} {metric_label(c.metric)}" for c in found)
+    margins = dict.fromkeys(f"{c.limits.margin:g} {metric_name(c.metric)}" for c in found)
     return Table(
         f"{results.study}: where {results.scratch} comes within {', '.join(margins)}",
         ("arms", "in", "seeds", "from", "to"),

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, means, notes
-from scratch_vs_pretrain.analysis.tables.pairs import metric_label, within_noise
+from scratch_vs_pretrain.analysis.stats.evidence import metric_name
+from scratch_vs_pretrain.analysis.tables.pairs import within_noise
 from scratch_vs_pretrain.analysis.tables.table import Cell, Estimate, Table
 from scratch_vs_pretrain.errors import UserError
 
@@ -225,7 +226,7 @@ def _beside(results: Results, number: PublishedNumber) -> list[tuple[Cell, ...]]
     source = f"{number.source}, {number.note}" if number.note else number.source
     noise = within_noise(gap, run)
     return [
-        (arm, run.schedule, metric_label(number.metric), mean, number.value, gap, noise, source),
+        (arm, run.schedule, metric_name(number.metric), mean, number.value, gap, noise, source),
     ]
 
 

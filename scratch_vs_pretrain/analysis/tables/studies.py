@@ -18,7 +18,7 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
     notes,
     pairs,
 )
-from scratch_vs_pretrain.analysis.tables.pairs import metric_label
+from scratch_vs_pretrain.analysis.stats.evidence import metric_name
 from scratch_vs_pretrain.analysis.tables.table import Cell, Table
 from scratch_vs_pretrain.errors import UserError
 
@@ -40,7 +40,7 @@ def large_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
                     rows.append((results.study, arm, schedule, aug, len(finals), *numbers))
     return Table(
         "Final AP of every arm at its longest schedule",
-        ("study", "arm", "schedule", "test aug", "seeds", *map(metric_label, MAIN)),
+        ("study", "arm", "schedule", "test aug", "seeds", *map(metric_name, MAIN)),
         tuple(rows),
         said,
         details=("seeds", "schedule", "mask AP50", "mask AP75", "box AP50", "box AP75"),
