@@ -20,7 +20,7 @@ from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data.coco import CocoFile, Note, open_coco, without_gc
 from scratch_vs_pretrain.data.datasets import annotations_of, location
 from scratch_vs_pretrain.data.findings import KINDS, MENDED, MOST_DROPPED, SEVERE, Heads
-from scratch_vs_pretrain.data.judge import findings
+from scratch_vs_pretrain.data.judge import judge
 from scratch_vs_pretrain.data.pictures import (
     ImageFacts,
     eight_bits,
@@ -209,7 +209,7 @@ def _check_set(
         notes += _image_notes(looks, one.unreadable * len(names))
     facts = {name: look.facts for name, look in looks.items() if look.facts}
     heads = one.heads or Heads(file.facts.masks, len(file.facts.keypoints))
-    return file, looks, notes + findings(file, facts, heads, one.dropped)
+    return file, looks, notes + judge(file, facts, heads, one.dropped)[1]
 
 
 def check_decodable(names: Sequence[str]) -> None:

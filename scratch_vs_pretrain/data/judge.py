@@ -7,14 +7,12 @@ a little of that, and what shows that numbers mean something else than COCO's, i
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from itertools import repeat
-from operator import itemgetter
+from array import array
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
+from pycocotools import mask as mask_api
 
 from scratch_vs_pretrain.data.coco import CocoFile, Entry, Identity, Note
 from scratch_vs_pretrain.data.findings import (
@@ -24,15 +22,21 @@ from scratch_vs_pretrain.data.findings import (
     Case,
     Heads,
     as_float,
-    has,
     size_of,
     whole,
 )
-from scratch_vs_pretrain.data.masks import Unfit, surely_filled, trainable_mask
 from scratch_vs_pretrain.data.pictures import ImageFacts
 
 # Detectron2's BoxMode.XYWH_ABS, whose module needs torch.
 XYWH_ABS = 1
+# A polygon may reach this many image sizes outside: rasterizing takes memory in proportion.
+REACH = 1.0
+# Pixels: a polygon of more area than this times its outline's length covers some.
+_FAT = 1.1
+
+
+class Unfit(Exception):
+    """An annotation that cannot be learnt; its arguments are the kind of finding and a remark."""
 
 
 def judge(
@@ -54,32 +58,25 @@ def judge(
         most_dropped: the share of instances that may be dropped; at 1 the data set as a whole is
             not judged, and whole categories may be lost.
     """
-    case = _case(file, facts, heads)
-    good = plainly_good(file.annotations, case.sizes, case.classes.keys(), heads)
-    records = _judge(case, file.images, file.annotations, good.tolist(), facts, frozenset())
+    classes = {number: k for k, number in enumerate(sorted(c["id"] for c in file.categories))}
+    case = Case(heads, classes, {image["id"]: size_of(image, facts) for image in file.images})
+    objects: dict[Identity, list[dict[str, Any]]] = {image["id"]: [] for image in file.images}
+    for entry in file.annotations:
+        if entry["image_id"] in objects:
+            try:
+                objects[entry["image_id"]].append(_object(entry, case))
+            except Unfit as unfit:
+                case.drop(entry, *unfit.args)
+    records = []
+    for image in file.images:
+        name, (width, height) = image["file_name"], case.sizes[image["id"]]
+        record = {"file_name": name, "height": height, "width": width, "image_id": image["id"]}
+        records.append({**record, "annotations": objects[image["id"]]})
+        if name in facts:
+            case.notes += _image_notes(name, facts[name])
+        if all(one.get("iscrowd") for one in objects[image["id"]]):
+            case.notes.append(Note("image without instances", name))
     return records, whole(case, file, facts, most_dropped)
-
-
-def findings(
-    file: CocoFile,
-    facts: Mapping[str, ImageFacts],
-    heads: Heads,
-    most_dropped: float = MOST_DROPPED,
-) -> list[Note]:
-    """Returns the findings of :func:`judge` in less time: of annotations that are plainly good no
-    records are made."""
-    case, annotations = _case(file, facts, heads), file.annotations
-    good = plainly_good(annotations, case.sizes, case.classes.keys(), heads)
-    settled = good & (heads.keypoints == 0)
-    doubtful = list(itertools.compress(annotations, ~settled))
-    plain = itertools.compress(annotations, settled & ~has("iscrowd", annotations))
-    learnt = set(map(itemgetter("image_id"), plain))
-    open_cases = case.sizes.keys() - learnt | set(map(itemgetter("image_id"), doubtful))
-    images = [
-        image for image in file.images if image["id"] in open_cases or image["file_name"] in facts
-    ]
-    _judge(case, images, doubtful, good[~settled].tolist(), facts, learnt)
-    return whole(case, file, facts, most_dropped)
 
 
 def scorable(file: CocoFile, sizes: Mapping[Identity, tuple[int, int]], task: str) -> list[Entry]:
@@ -93,18 +90,14 @@ def scorable(file: CocoFile, sizes: Mapping[Identity, tuple[int, int]], task: st
         sizes: width and height of each image.
         task: "bbox", "segm" or "keypoints".
     """
-    annotations = file.annotations
-    classes = {one["id"]: 0 for one in file.categories}
-    case = Case(Heads(masks=task == "segm"), classes, sizes)
-    good = plainly_good(annotations, sizes, classes.keys(), case.heads)
-    good |= has("iscrowd", annotations)
+    case = Case(Heads(masks=task == "segm"), {one["id"]: 0 for one in file.categories}, sizes)
     kept = []
-    for entry, plain in zip(annotations, good.tolist(), strict=True):
-        if not plain:
+    for entry in file.annotations:
+        if not entry.get("iscrowd"):
             if entry["image_id"] not in sizes:
                 continue
             try:
-                _object({**entry, "ignore": 0}, sizes[entry["image_id"]], case, False)
+                _object({**entry, "ignore": 0}, case)
             except Unfit:
                 continue
         if not isinstance(entry.get("area"), (int, float)):
@@ -113,103 +106,8 @@ def scorable(file: CocoFile, sizes: Mapping[Identity, tuple[int, int]], task: st
     return kept
 
 
-def _case(file: CocoFile, facts: Mapping[str, ImageFacts], heads: Heads) -> Case:
-    classes = {number: k for k, number in enumerate(sorted(c["id"] for c in file.categories))}
-    return Case(heads, classes, {image["id"]: size_of(image, facts) for image in file.images})
-
-
-def plainly_good(
-    annotations: Sequence[dict[str, Any]],
-    sizes: Mapping[Any, tuple[int, int]],
-    classes: Set[int],
-    heads: Heads,
-) -> np.ndarray:
-    """Tells (n,) in which annotations :func:`judge` finds nothing for sure, all at a time; it does
-    not look at keypoints.
-
-    Args:
-        annotations: that can be used.
-        sizes: width and height of each image by its id.
-        classes: ids of the categories.
-        heads: what will be learnt.
-    """
-    # Loops in C alone: there may be a million annotations.
-    count = len(annotations)
-    places = dict(zip(sizes, range(len(sizes)), strict=True))
-    of_images = map(itemgetter("image_id"), annotations)
-    place = np.fromiter(map(places.get, of_images, repeat(len(sizes))), int, count)
-    size = np.array([*sizes.values(), (-1, -1)], dtype=float)[place]
-    of_classes = map(itemgetter("category_id"), annotations)
-    good = np.fromiter(map(classes.__contains__, of_classes), bool, count)
-    good &= ~has("ignore", annotations)
-    try:
-        flat = itertools.chain.from_iterable(map(itemgetter("bbox"), annotations))
-        boxes = np.fromiter(flat, float, 4 * count).reshape(-1, 4)
-    except OverflowError:
-        return np.zeros(len(annotations), dtype=bool)
-    start, extent = boxes[:, :2], boxes[:, 2:]
-    with np.errstate(invalid="ignore", over="ignore"):
-        end = start + extent
-        seen = np.minimum(end, size) - np.maximum(start, 0)
-        # Whatever is no number makes a comparison false.
-        good &= ((extent > SHORTEST_SIDE) & (seen > SHORTEST_SIDE)).all(1)
-        good &= ((start >= -TOLERANCE) & (end - size <= TOLERANCE)).all(1)
-    if heads.masks:
-        masks = list(map(dict.get, annotations, repeat("segmentation")))
-        good &= has("iscrowd", annotations) | surely_filled(masks, size)
-    return good
-
-
-def _judge(
-    case: Case,
-    images: Sequence[Entry],
-    annotations: Sequence[Entry],
-    good: Iterable[bool],
-    facts: Mapping[str, ImageFacts],
-    learnt: Set[Any],
-) -> list[dict[str, Any]]:
-    """Judges some images and all of their annotations that need it.
-
-    Args:
-        case: receives all findings.
-        images: to be judged.
-        annotations: to be judged; of these images, or of none.
-        good: which of them are plainly good.
-        facts: as in :func:`judge`.
-        learnt: ids of images that have further instances.
-    """
-    objects: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in images}
-    for entry, plain in zip(annotations, good, strict=True):
-        if entry["image_id"] not in case.sizes:
-            continue
-        try:
-            made = _object(entry, case.sizes[entry["image_id"]], case, plain)
-            objects[entry["image_id"]].append(made)
-        except Unfit as unfit:
-            case.drop(entry, *unfit.args)
-    records = []
-    for image in images:
-        width, height = case.sizes[image["id"]]
-        if image["file_name"] in facts:
-            case.notes += _image_notes(image, facts[image["file_name"]])
-        empty = all(one.get("iscrowd") for one in objects[image["id"]])
-        if empty and image["id"] not in learnt:
-            case.notes.append(Note("image without instances", image["file_name"]))
-        records.append(
-            {
-                "file_name": image["file_name"],
-                "height": height,
-                "width": width,
-                "image_id": image["id"],
-                "annotations": objects[image["id"]],
-            }
-        )
-    return records
-
-
-def _image_notes(image: Entry, facts: ImageFacts) -> Iterator[Note]:
+def _image_notes(name: str, facts: ImageFacts) -> Iterator[Note]:
     """Finds what an image differs in from a plain colour photograph."""
-    name = image["file_name"]
     if facts.turned:
         yield Note("EXIF-rotated image", name)
     if facts.deep:
@@ -220,72 +118,56 @@ def _image_notes(image: Entry, facts: ImageFacts) -> Iterator[Note]:
         yield Note("CMYK image", name)
 
 
-def _object(entry: Entry, size: tuple[int, int], case: Case, plain: bool) -> dict[str, Any]:
-    """Returns one annotation as Detectron2's records have it.
-
-    Args:
-        entry: the annotation.
-        size: of its image.
-        case: receives what is mended.
-        plain: it is plainly good.
+def _object(entry: Entry, case: Case) -> dict[str, Any]:
+    """Returns one annotation as Detectron2's records have it; `case` receives what is mended.
 
     Raises:
         Unfit: it is to be dropped.
     """
-    box = entry["bbox"]
-    if not plain:
-        box = _learnt_box(entry, size, case)
+    size = case.sizes[entry["image_id"]]
+    if entry["category_id"] not in case.classes:
+        raise Unfit("unknown category", str(entry["category_id"]))
+    if entry.get("ignore"):
+        raise Unfit("annotation marked ignore")
+    box, mended = _box(entry["bbox"], size)
     made = {
         "bbox": box,
         "bbox_mode": XYWH_ABS,
         "category_id": case.classes[entry["category_id"]],
     }
+    where = f"annotation {entry['id']}"
+    if mended:
+        case.notes.append(Note("box partly outside the image", where))
     if "iscrowd" in entry:
         made["iscrowd"] = int(bool(entry["iscrowd"]))
     if made.get("iscrowd"):  # never learnt
         return made
     if case.heads.masks:
         mask = entry.get("segmentation")
-        made["segmentation"], shortened = (mask, False) if plain else trainable_mask(mask, *size)
-        if shortened:
-            case.notes.append(
-                Note("polygon of fewer than three points", f"annotation {entry['id']}")
-            )
+        made["segmentation"] = learnt = trainable_mask(mask, *size)
+        if isinstance(learnt, list) and len(learnt) < len(mask):
+            case.notes.append(Note("polygon of fewer than three points", where))
     if case.heads.keypoints:
         made["keypoints"] = _keypoints(entry.get("keypoints"), case.heads.keypoints)
         if made["keypoints"] is None:
-            case.notes.append(Note("no valid keypoints", f"annotation {entry['id']}"))
+            case.notes.append(Note("no valid keypoints", where))
             made["keypoints"] = [0.5, 0.5, 0] * case.heads.keypoints
     return made
 
 
-def _learnt_box(entry: Entry, size: tuple[int, int], case: Case) -> list[float]:
-    if entry["category_id"] not in case.classes:
-        raise Unfit("unknown category", str(entry["category_id"]))
-    if entry.get("ignore"):
-        raise Unfit("annotation marked ignore")
-    box, kind = _box(entry["bbox"], size)
-    if box is None:
-        raise Unfit(kind)
-    if kind:
-        case.notes.append(Note(kind, f"annotation {entry['id']}"))
-    return box
-
-
-def _box(bbox: list[float], size: tuple[int, int]) -> tuple[list[float] | None, str]:
-    """Returns a box as it is learnt, None if it is dropped, and what is wrong with it."""
+def _box(bbox: list[float], size: tuple[int, int]) -> tuple[list[float], bool]:
+    """Returns a box as it is learnt, and whether it had to be clipped."""
     left, top, width, height = map(as_float, bbox)
     right, bottom = left + width, top + height
     if not (width > SHORTEST_SIDE and height > SHORTEST_SIDE and math.isfinite(right + bottom)):
-        return None, "degenerate box"
+        raise Unfit("degenerate box")
     low = max(left, 0.0), max(top, 0.0)
     extent = min(right, size[0]) - low[0], min(bottom, size[1]) - low[1]
     if min(extent) <= SHORTEST_SIDE:
-        return None, "box outside the image"
-    beyond = max(-left, -top, right - size[0], bottom - size[1])
-    if beyond <= TOLERANCE:
-        return bbox, ""
-    return [*low, *extent], "box partly outside the image"
+        raise Unfit("box outside the image")
+    if max(-left, -top, right - size[0], bottom - size[1]) <= TOLERANCE:
+        return bbox, False
+    return [*low, *extent], True
 
 
 def _keypoints(values: Any, number: int) -> list[float] | None:
@@ -295,3 +177,99 @@ def _keypoints(values: Any, number: int) -> list[float] | None:
     if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
         return None
     return [value if i % 3 == 2 else value + 0.5 for i, value in enumerate(values)]
+
+
+def trainable_mask(mask: Any, width: int, height: int) -> Any:
+    """Returns a COCO segmentation as Detectron2's records have it, without polygons of fewer than
+    three points, which Detectron2 leaves out, too.
+
+    Args:
+        mask: of any content.
+        width, height: of the image, in pixels.
+
+    Raises:
+        Unfit: it cannot be trained on.
+    """
+    if not mask:
+        raise Unfit("no mask")
+    try:
+        if isinstance(mask, dict):
+            return _run_lengths(mask, [height, width])
+        return _polygons(mask, width, height)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise Unfit("invalid mask", " ".join(str(error).split())) from None
+
+
+def _run_lengths(mask: Mapping[str, Any], size: list[int]) -> dict[str, Any]:
+    if list(mask["size"]) != size:
+        raise Unfit("RLE of another size", f"{mask['size']}, image {size}")
+    counts = mask["counts"]
+    runs = counts if isinstance(counts, list) else _runs(counts)
+    if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
+        raise ValueError("its runs are not as many pixels as the image")
+    if not any(runs[1::2]):
+        raise Unfit("empty mask")
+    return mask_api.frPyObjects(mask, *size) if runs is counts else dict(mask)
+
+
+def _runs(counts: str | bytes) -> list[int]:
+    """Returns the run lengths that COCO's compressed text stands for.
+
+    As ``rleFrString`` of pycocotools' maskApi.c reads them, which checks nothing: runs that end
+    early would leave a part of the decoded mask to chance.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for byte in counts.encode("ascii") if isinstance(counts, str) else counts:
+        digit = byte - 48
+        if not 0 <= digit < 64:
+            raise ValueError("its text is none of run lengths")
+        value |= (digit & 0x1F) << shift
+        shift += 5
+        if not digit & 0x20:
+            if digit & 0x10:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    if shift:
+        raise ValueError("its text ends within a number")
+    return runs
+
+
+def _polygons(mask: Any, width: int, height: int) -> list[list[float]]:
+    polygons = [one for one in mask if len(one) >= 6 and len(one) % 2 == 0]
+    doubtful = [one for one in polygons if not surely_filled(one, width, height)]
+    for one in doubtful:
+        if not all(map(math.isfinite, one)):
+            raise ValueError("a corner is no number")
+        for values, side in ((one[::2], width), (one[1::2], height)):
+            if min(values) < -REACH * side or max(values) > (1 + REACH) * side:
+                raise ValueError("a corner is far outside the image")
+    if not polygons:
+        raise Unfit("empty mask", "no polygon has three points")
+    if len(doubtful) < len(polygons):
+        return polygons
+    if not mask_api.area(mask_api.frPyObjects(polygons, height, width)).any():
+        raise Unfit("empty mask")
+    return polygons
+
+
+def surely_filled(polygon: list[float], width: int, height: int) -> bool:
+    """Tells that a polygon covers pixels without rasterizing it, which takes three times as long.
+
+    Rasterizing moves an outline by less than 0.3 pixel (it rounds to fifths of a pixel, twice), so
+    a disc of radius 1.01 inside a polygon keeps one of 0.71, which holds the centre of a pixel. Of
+    a simple polygon without such a disc every point is within 1.01 of the outline, and its area is
+    at most 1.01 times the outline's length (Sz.-Nagy, 1959).
+    """
+    corners = array("d", polygon)
+    x, y = corners[::2], corners[1::2]
+    if min(x) < 0 or min(y) < 0 or max(x) > width or max(y) > height:
+        return False
+    area = outline = 0.0
+    last_x, last_y = x[-1], y[-1]
+    for next_x, next_y in zip(x, y, strict=True):
+        area += last_x * next_y - next_x * last_y
+        outline += math.hypot(next_x - last_x, next_y - last_y)
+        last_x, last_y = next_x, next_y
+    return abs(area) > 2 * _FAT * outline

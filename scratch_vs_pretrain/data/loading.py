@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from scratch_vs_pretrain.data.coco import CocoFile, Entry, Note, by_id, read_coco, without_gc
 from scratch_vs_pretrain.data.datasets import coco_of, describe, location
 from scratch_vs_pretrain.data.findings import KINDS, MENDED, SEVERE, Heads
-from scratch_vs_pretrain.data.judge import findings, judge
+from scratch_vs_pretrain.data.judge import judge
 from scratch_vs_pretrain.data.pictures import DEEP, facts_of_images, locate
 from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
@@ -161,7 +161,7 @@ def refusal_of_annotations(name: str, file: Path, cfg: CfgNode) -> str:
 def _found(
     file: Path, size: int, modified: int, heads: Heads, most_dropped: float
 ) -> Sequence[Note]:
-    return findings(read_coco(file), {}, heads, most_dropped)
+    return judge(read_coco(file), {}, heads, most_dropped)[1]
 
 
 def _has_instance(record: Entry) -> bool:

@@ -13,13 +13,13 @@ from detectron2.utils.events import EventStorage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as mask_api
 
 from scratch_vs_pretrain.config import default_config, merge_file
 from scratch_vs_pretrain.data.check import check
 from scratch_vs_pretrain.data.coco import coco_file
 from scratch_vs_pretrain.data.findings import KINDS, MENDED, Heads
-from scratch_vs_pretrain.data.judge import findings as findings_of
-from scratch_vs_pretrain.data.judge import judge
+from scratch_vs_pretrain.data.judge import Unfit, judge, surely_filled, trainable_mask
 from scratch_vs_pretrain.data.loading import load_training_records
 from scratch_vs_pretrain.modeling import weights as _registers_networks  # noqa: F401
 
@@ -363,45 +363,90 @@ def test_any_mask_and_box_is_mapped_or_dropped(mask, bbox, tmp_path_factory):
     annotations_to_instances(objects, (12, 16), mask_format="bitmask")
 
 
-ODDITIES = [
-    {},
-    {"iscrowd": 1},
-    {"iscrowd": 1, "segmentation": {"size": [1, 1], "counts": []}},
-    {"id": 100},
-    {"image_id": 9},
-    {"category_id": 7},
-    {"ignore": 1},
-    {"bbox": [1, 2, 0, 6]},
-    {"bbox": [1, 2, 5, float("nan")]},
-    {"bbox": [10**400, 2, 5, 6]},
-    {"bbox": [-0.5, 2, 5, 6]},
-    {"bbox": [-3, 2, 5, 6]},
-    {"bbox": [16, 2, 5, 6]},
-    {"segmentation": None},
-    {"segmentation": [[1, 1, 1, 1, 1, 1]]},
-    {"segmentation": {"size": [12, 16], "counts": [192]}},
-    {"keypoints": [1, 2, 2]},
-]
+SIZE = (64, 48)
+CORNER = st.floats(-3, 70, width=32)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(range(len(ODDITIES))), max_size=6), st.booleans(), st.booleans())
-def test_findings_are_those_of_judge(chosen, masks, keypoints):
-    """Whatever is plainly good, or not, among others that are or are not."""
-    content = {
-        "images": [{"id": i, "file_name": f"{i}.png", "width": 16, "height": 12} for i in range(3)],
-        "categories": [{"id": 1, "name": "disc"}],
-        "annotations": [
-            {"id": 100, "image_id": 1, "category_id": 1, "bbox": [1, 2, 5, 6], "segmentation": BIG},
-            *(
-                {"id": k, "image_id": 0, "category_id": 1, "bbox": [1, 2, 5, 6]}
-                | {"segmentation": BIG}
-                | ODDITIES[number]
-                for k, number in enumerate(chosen)
-            ),
-        ],
-    }
-    heads = Heads(masks, 1 if keypoints else 0)
-    _, expected = judged(content, heads)
-    found = findings_of(coco_file(Path("a"), "", content), {}, heads, most_dropped=1)
-    assert sorted(found, key=str) == sorted(expected, key=str)
+def star(centre, radii):
+    angles = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
+    points = np.array(centre) + np.array(radii)[:, None] * np.stack(
+        [np.cos(angles), np.sin(angles)], 1
+    )
+    return points.ravel().tolist()
+
+
+STARS = st.builds(
+    star,
+    st.tuples(st.floats(0, 64), st.floats(0, 48)),
+    st.lists(st.floats(0.01, 40), min_size=3, max_size=12),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(polygon=STARS | st.lists(CORNER, min_size=6, max_size=12).filter(lambda p: not len(p) % 2))
+def test_what_is_surely_filled_covers_pixels(polygon):
+    if surely_filled(polygon, *SIZE):
+        (code,) = mask_api.frPyObjects([polygon], SIZE[1], SIZE[0])
+        assert mask_api.area(code) > 0
+        assert trainable_mask([polygon], *SIZE) == [polygon]
+
+
+def test_run_lengths_are_compressed_as_detectron2_does():
+    runs = {"size": [48, 64], "counts": [1000, 72, 2000]}
+    found = trainable_mask(runs, *SIZE)
+    assert found == mask_api.frPyObjects(runs, 48, 64)
+    text = {**found, "counts": found["counts"].decode()}
+    assert trainable_mask(text, *SIZE) == text
+
+
+@pytest.mark.parametrize("counts", ["", "0", "abc", "\x7f" * 20, "1" * 50])
+def test_broken_run_lengths_are_unfit(counts):
+    with pytest.raises(Unfit):
+        trainable_mask({"size": [48, 64], "counts": counts}, *SIZE)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 40).flatmap(
+        lambda width: st.lists(
+            st.lists(st.booleans(), min_size=width, max_size=width), min_size=1, max_size=40
+        )
+    )
+)
+def test_compressed_run_lengths_of_any_mask(rows):
+    mask = np.asfortranarray(np.array(rows, dtype=np.uint8))
+    code = mask_api.encode(mask)
+    height, width = mask.shape
+    if not mask.any():
+        with pytest.raises(Unfit, match="empty mask"):
+            trainable_mask(code, width, height)
+        return
+    assert trainable_mask(code, width, height) == code
+    with pytest.raises(Unfit, match="invalid mask"):
+        trainable_mask({**code, "counts": code["counts"] + b"1"}, width, height)
+
+
+@pytest.mark.parametrize("side", [5, 6, 10])
+@pytest.mark.parametrize("shift", [0, 0.25, 0.5])
+def test_most_need_no_rasterizing(side, shift):
+    corners = np.array([0, 0, side, 0, side, side, 0, side]) + 3 + shift
+    assert surely_filled(corners.tolist(), *SIZE)
+
+
+@pytest.mark.parametrize(
+    "polygon",
+    [
+        [5.0, 5.0, 15.0, 5.0, 15.0, float("nan")],
+        [-5.0, 5.0, 15.0, 5.0, 15.0, 15.0],
+        [5.0, 5.0, 65.0, 5.0, 65.0, 15.0],
+        [5.0, 5.0, 5.5, 5.0, 5.5, 20.0, 5.0, 20.0],
+    ],
+)
+def test_whatever_is_not_clear_has_to_be_rasterized(polygon):
+    assert not surely_filled(polygon, *SIZE)
+
+
+@pytest.mark.parametrize("corner", [None, "15", float("inf"), 10**400])
+def test_a_corner_that_is_no_number_is_invalid(corner):
+    with pytest.raises(Unfit, match="invalid mask"):
+        trainable_mask([[5.0, 5.0, 15.0, 5.0, 15.0, corner]], *SIZE)
