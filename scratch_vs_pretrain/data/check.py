@@ -84,7 +84,13 @@ class Report:
     def text(self) -> str:
         """Returns the verdict and the table that `svp check-data` prints."""
         rows = [
-            (name, kind, KINDS[kind].text(), f"{len(notes):,}", "; ".join(notes[:_EXAMPLES]))
+            (
+                name,
+                kind,
+                KINDS[kind].text(),
+                f"{len(notes):,}",
+                "; ".join(notes[:_EXAMPLES]),
+            )
             for (name, kind), notes in self.found.items()
         ]
         looked = ", ".join(f"{name}: {count:,} images" for name, count in self.images.items())
@@ -126,13 +132,7 @@ def registered_set(
     unreadable: float | None = None,
     dropped: float = MOST_DROPPED,
 ) -> DataSet:
-    """Returns a data set by its registered name.
-
-    Args:
-        name: of the set.
-        heads: see :class:`DataSet`.
-        unreadable: see :class:`DataSet`; by default what training admits.
-        dropped: see :class:`DataSet`.
+    """Returns a registered data set, by default with training's limit of unreadable images.
 
     Raises:
         UserError: no such data set, or its files are missing.
@@ -154,7 +154,7 @@ def check(
         sets: those of one study; images that are in several are reported.
         workers: threads that decode; None for one a core.
         progress: whether to draw a bar.
-        images: whether to look at the images; else only at what lists them.
+        images: whether to open the images.
 
     Raises:
         UserError: annotations that cannot be read at all.

@@ -205,10 +205,13 @@ def coco_file(path: Path, sha256: str, content: Any) -> CocoFile:
             unusable += [f"not in COCO format; {key}[{n}] {text}" for n, text in wrong.items()]
             entries = [one for number, one in enumerate(normal) if number not in wrong]
         if key != "annotations":  # of several with one id the first
-            unique = {entry["id"]: entry for entry in reversed(entries)}
-            if len(unique) < len(entries):
-                unusable += _repeated(key, entries)
-                entries = list(reversed(unique.values()))
+            again = set(repeated([entry["id"] for entry in entries]))
+            for n in sorted(again):
+                text = (
+                    f"has the id {entries[n]['id']!r} of one before it; give each an id of its own"
+                )
+                unusable.append(f"{key}[{n}] {text}")
+            entries = [entry for n, entry in enumerate(entries) if n not in again]
         lists[key] = entries
     unusable.sort(key=lambda text: "it has no list of" not in text)
     info = content.get("info") if isinstance(content, dict) else None
@@ -336,13 +339,14 @@ def _normal(
     return {**entry, **changes} if changes else entry
 
 
-def _repeated(key: str, entries: Sequence[Entry]) -> Iterator[str]:
-    known: set[Identity] = set()
-    for number, entry in enumerate(entries):
-        if entry["id"] in known:
-            text = f"has the id {entry['id']!r} of one before it; give each an id of its own"
-            yield f"{key}[{number}] {text}"
-        known.add(entry["id"])
+def repeated(values: Sequence[Any]) -> Iterator[int]:
+    """Yields the positions of values that were there before."""
+    if len(set(values)) < len(values):
+        known: set[Any] = set()
+        for number, value in enumerate(values):
+            if value in known:
+                yield number
+            known.add(value)
 
 
 def _keypoints(categories: Sequence[Entry]) -> tuple[tuple[str, ...], tuple[float, ...], str]:

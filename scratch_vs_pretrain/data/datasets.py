@@ -24,13 +24,7 @@ from scratch_vs_pretrain.data.coco import (
     read_coco,
 )
 from scratch_vs_pretrain.data.pictures import locate
-from scratch_vs_pretrain.data.subsets import (
-    ALIASES,
-    Subset,
-    digest,
-    parse_subset,
-    subset_file,
-)
+from scratch_vs_pretrain.data.subsets import ALIASES, Subset, digest, parse_subset, subset_file
 from scratch_vs_pretrain.data.voc import is_voc, voc_file, voc_location
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import write_atomically
@@ -81,9 +75,7 @@ def find_subset(name: str, more: Iterable[str] = ()) -> Subset | None:
 
     Reads no files. A registered name stands for itself, such as Detectron2's coco_2017_val_100.
 
-    Args:
-        name: of a data set.
-        more: names that are not registered yet but can be the base.
+    `more` are names that are not registered yet but can be the base.
 
     Raises:
         UserError: it reads like a subset's but makes no sense.
@@ -130,18 +122,13 @@ def annotations_of(name: str) -> AnnotationFile:
 
 
 def coco_of(name: str, optional: Sequence[str] = ()) -> CocoFile:
-    """Returns a data set's annotations; those of a VOC tree as COCO's.
-
-    Args:
-        name: as registered.
-        optional: lists that may be missing, such as "annotations".
+    """Returns a data set's annotations, those of a VOC tree as COCO's; `optional` lists may be
+    missing.
 
     Raises:
         UserError: as :func:`location`, or the annotations cannot be used.
     """
-    if is_voc(name):
-        return voc_file(name)
-    return read_coco(source(name)[0], optional)
+    return voc_file(name) if is_voc(name) else read_coco(source(name)[0], optional)
 
 
 def location(name: str) -> tuple[Path, Path]:

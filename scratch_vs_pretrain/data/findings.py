@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
 from operator import itemgetter
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from scratch_vs_pretrain.data.coco import CocoFile, Entry, Identity, Note
+from scratch_vs_pretrain.data.coco import CocoFile, Entry, Identity, Note, repeated
 from scratch_vs_pretrain.data.pictures import ImageFacts
 
 BREAKS, SPOILS = "breaks training", "spoils the result"
@@ -149,7 +149,7 @@ def _notes_on_identities(case: Case, file: CocoFile) -> Iterator[Note]:
     ids = list(map(itemgetter("id"), annotations))
     if 0 in set(ids):
         yield Note("annotation id 0", "pycocotools takes a match with it for none; renumbered here")
-    for number in _repeated(ids):
+    for number in repeated(ids):
         yield Note("duplicate annotation id", f"annotations[{number}] ({ids[number]})")
     if not case.sizes.keys() >= set(map(itemgetter("image_id"), annotations)):
         for entry in annotations:
@@ -160,29 +160,19 @@ def _notes_on_identities(case: Case, file: CocoFile) -> Iterator[Note]:
             if not isinstance(entry.get("area"), (int, float)):
                 yield Note("annotation without area", f"annotation {entry['id']}")
     names = list(map(itemgetter("file_name"), file.images))
-    yield from (Note("same file listed twice", names[number]) for number in _repeated(names))
+    yield from (Note("same file listed twice", names[number]) for number in repeated(names))
     boxes = list(map(tuple, map(itemgetter("bbox"), annotations)))
     where = map(itemgetter("image_id", "category_id"), annotations)
-    for number in _repeated(list(zip(where, boxes, strict=True))):
+    for number in repeated(list(zip(where, boxes, strict=True))):
         yield Note("same box twice", f"annotation {annotations[number]['id']}")
-
-
-def _repeated(values: Sequence[Any]) -> Iterator[int]:
-    """Yields the positions of values that were there before."""
-    if len(set(values)) < len(values):
-        known: set[Any] = set()
-        for number, value in enumerate(values):
-            if value in known:
-                yield number
-            known.add(value)
 
 
 def _lost(case: Case, file: CocoFile, most_dropped: float) -> Iterator[Note]:
     """Judges what is dropped of a whole data set."""
-    crowds = has("iscrowd", file.annotations)
-    instances = len(crowds) - int(crowds.sum())
+    had = Counter(e["category_id"] for e in file.annotations if not e.get("iscrowd"))
+    instances, every = had.total(), len(file.annotations)
     if not instances:
-        crowd = f"all {len(crowds)} annotations are crowds" if len(crowds) else "no annotations"
+        crowd = f"all {every} annotations are crowds" if every else "no annotations"
         yield Note("nothing to learn", crowd)
     images, owners = set(map(type, case.sizes)), {type(e["image_id"]) for e, _ in case.dropped}
     if owners - images and any(k == "annotation of a missing image" for _, k in case.dropped):
@@ -203,7 +193,6 @@ def _lost(case: Case, file: CocoFile, most_dropped: float) -> Iterator[Note]:
         share = f"{100 * lost / instances:.3g} %"
         yield Note("instances lost", f"{lost:,} of {instances:,} ({share}): {text}")
     of_each = Counter(entry["category_id"] for entry, _ in case.dropped)
-    had = Counter(itertools.compress(map(itemgetter("category_id"), file.annotations), ~crowds))
     for category in file.categories:
         count = of_each[category["id"]]
         if count and count == had[category["id"]]:
@@ -286,10 +275,6 @@ def _sizes(
         kind = "size that contradicts the boxes" if wrong else "another size than stated"
         sizes = f"{stated[0]} x {stated[1]} stated, {found[0]} x {found[1]} found"
         yield Note(kind, f"{image['file_name']} ({sizes})")
-
-
-def has(key: str, annotations: Sequence[dict[str, Any]]) -> np.ndarray:
-    return np.fromiter(map(bool, map(dict.get, annotations, repeat(key))), bool, len(annotations))
 
 
 def size_of(image: Mapping[str, Any], facts: Mapping[str, ImageFacts]) -> tuple[int, int]:

@@ -143,7 +143,7 @@ def _object(entry: Entry, case: Case) -> dict[str, Any]:
     if made.get("iscrowd"):  # never learnt
         return made
     if case.heads.masks:
-        mask = entry.get("segmentation")
+        mask: Any = entry.get("segmentation")
         made["segmentation"] = learnt = trainable_mask(mask, *size)
         if isinstance(learnt, list) and len(learnt) < len(mask):
             case.notes.append(Note("polygon of fewer than three points", where))

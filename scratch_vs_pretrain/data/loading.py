@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.data.coco import CocoFile, Entry, Note, by_id, read_coco, without_gc
+from scratch_vs_pretrain.data.coco import CocoFile, Note, by_id, read_coco, without_gc
 from scratch_vs_pretrain.data.datasets import coco_of, describe, location
 from scratch_vs_pretrain.data.findings import KINDS, MENDED, SEVERE, Heads
 from scratch_vs_pretrain.data.judge import judge
@@ -57,6 +57,11 @@ def load_training_records(cfg: CfgNode) -> TrainingRecords:
         UserError: a name is not registered, an annotation file cannot be used, nothing is left,
             or the config wants precomputed proposals (pickles, which are never read).
     """
+    from detectron2.data.build import (
+        filter_images_with_few_keypoints,
+        filter_images_with_only_crowd_annotations,
+    )
+
     if cfg.MODEL.LOAD_PROPOSALS:
         raise UserError("MODEL.LOAD_PROPOSALS: proposal files are pickles; set it to False")
     names = list(cfg.DATASETS.TRAIN)
@@ -74,10 +79,10 @@ def load_training_records(cfg: CfgNode) -> TrainingRecords:
         records += found
         notes += remarks
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = [one for one in records if _has_instance(one)]
+        records = filter_images_with_only_crowd_annotations(records)
     fewest = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
     if cfg.MODEL.KEYPOINT_ON and fewest > 0:
-        records = [one for one in records if _keypoints_of(one) >= fewest]
+        records = filter_images_with_few_keypoints(records, fewest)
     if not records:
         raise UserError(
             f"DATASETS.TRAIN: cannot train on {', '.join(names)}: no image has an instance to "
@@ -162,17 +167,3 @@ def _found(
     file: Path, size: int, modified: int, heads: Heads, most_dropped: float
 ) -> Sequence[Note]:
     return judge(read_coco(file), {}, heads, most_dropped)[1]
-
-
-def _has_instance(record: Entry) -> bool:
-    """As filter_images_with_only_crowd_annotations of Detectron2's data/build.py."""
-    return any(one.get("iscrowd", 0) == 0 for one in record["annotations"])
-
-
-def _keypoints_of(record: Entry) -> int:
-    """As filter_images_with_few_keypoints of Detectron2's data/build.py counts them."""
-    return sum(
-        sum(visible > 0 for visible in one["keypoints"][2::3])
-        for one in record["annotations"]
-        if "keypoints" in one
-    )

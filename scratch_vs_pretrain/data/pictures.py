@@ -146,9 +146,7 @@ def _orientation(image: Image.Image) -> int:
 def facts_of_images(folder: Path, names: Mapping[str, str]) -> dict[str, ImageFacts]:
     """Returns the facts of those images that can be read, by the names that annotations give them.
 
-    Args:
-        folder: of the images.
-        names: of the files, by those of the annotations; see :class:`Located`.
+    `names` are those of the files by those of the annotations; see :class:`Located`.
     """
     with ThreadPoolExecutor(min(_THREADS, 4 * (os.cpu_count() or 1))) as pool:
         found = pool.map(image_facts, (folder / file for file in names.values()))
@@ -187,17 +185,12 @@ def image_errors(file_name: str | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
-    except (AssertionError, EOFError, OSError, SyntaxError, ValueError, struct.error) as error:
-        reason = " ".join(str(error).split())
-    except Image.DecompressionBombError as error:
-        reason = str(error)
-    else:
-        return
-    name = os.fspath(file_name).removeprefix(DEEP)
-    raise UserError(
-        f"{name}: cannot be read as the annotations describe it ({reason}); "
-        "restore the file or take it out of the annotations"
-    )
+    except (*IMAGE_ERRORS, AssertionError, struct.error) as error:
+        name, reason = os.fspath(file_name).removeprefix(DEEP), " ".join(str(error).split())
+        raise UserError(
+            f"{name}: cannot be read as the annotations describe it ({reason}); "
+            "restore the file or take it out of the annotations"
+        ) from None
 
 
 def register_deep_images() -> None:

@@ -129,20 +129,14 @@ class ClassificationSpec(ShapesSpec):
 
 def draw_scene(
     spec: ShapesSpec, stream: str, index: int, foremost: int | None = None
-) -> tuple[np.ndarray, list[int], np.ndarray]:
+) -> tuple[np.ndarray, list[int], np.ndarray, list[np.ndarray]]:
     """Draws image `index` of a stream; `foremost` sets the class of the foremost object.
 
     Returns:
         The image, uint8 (height, width, 3) in RGB; and of its objects, foremost first, the indices
-        into :data:`CLASSES` and the masks of the visible parts, bool (objects, height, width).
+        into :data:`CLASSES`, the masks of the visible parts, bool (objects, height, width), and the
+        tips that are its keypoints, (4, 2) x and y in pixels.
     """
-    return _draw(spec, stream, index, foremost)[:3]
-
-
-def _draw(
-    spec: ShapesSpec, stream: str, index: int, foremost: int | None = None
-) -> tuple[np.ndarray, list[int], np.ndarray, list[np.ndarray]]:
-    """Returns what :func:`draw_scene` does, and each object's tips, (4, 2) x and y in pixels."""
     seed = np.random.SeedSequence(spec.seed, spawn_key=(STREAMS.index(stream), index))
     rng = np.random.default_rng(seed)
     image = _background(rng, spec)
@@ -311,7 +305,7 @@ def _write_detection(folder: Path, spec: ShapesSpec, bar: Bar) -> None:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for number in range(1, count + 1):
-            image, labels, masks, tips = _draw(spec, split, number - 1)
+            image, labels, masks, tips = draw_scene(spec, split, number - 1)
             images.append({"id": number, "file_name": f"{number:06d}.jpg", **size})
             Image.fromarray(image).save(folder / split / f"{number:06d}.jpg", quality=JPEG_QUALITY)
             codes = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))
@@ -342,7 +336,7 @@ def _write_classes(folder: Path, spec: ShapesSpec, bar: Bar) -> None:
             (folder / split / name).mkdir(parents=True)
         for index in range(count):
             label = index % len(CLASSES)
-            image, _, _ = draw_scene(spec, f"classification {split}", index, label)
+            image, *_ = draw_scene(spec, f"classification {split}", index, label)
             path = folder / split / CLASSES[label] / f"{index + 1:06d}.jpg"
             Image.fromarray(image).save(path, quality=JPEG_QUALITY)
             bar.update()

@@ -206,7 +206,7 @@ class TrainingStream:
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         loader = torch.utils.data.DataLoader(
             self._dataset,
-            sampler=_Endless(self._items),
+            sampler=self._items(),
             batch_size=None,
             num_workers=self._cfg.DATALOADER.NUM_WORKERS,
             worker_init_fn=_ignore_interrupt,
@@ -237,14 +237,6 @@ class TrainingStream:
 def _ignore_interrupt(worker: int) -> None:
     # Ctrl-C reaches the whole process group; the trainer decides when its workers stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _Endless(torch.utils.data.Sampler):
-    def __init__(self, items: Callable[[], Iterator]) -> None:
-        self._items = items
-
-    def __iter__(self) -> Iterator:
-        return self._items()
 
 
 def prefetched(batches: Iterable[Batch], device: str) -> Iterator[Batch]:

@@ -128,10 +128,7 @@ def parse_subset(name: str, registered: Iterable[str]) -> Subset | None:
 def draw(ids: Sequence[int | str], count: int, seed: int) -> list[int | str]:
     """Returns the ids of a subset in the order of the rule, see the module's docstring.
 
-    Args:
-        ids: distinct, in any order.
-        count: how many to take; at most all.
-        seed: of the subset.
+    The ids are distinct, in any order, and at least `count`.
     """
 
     def key(identity: int | str) -> tuple[bytes, bool]:
@@ -232,13 +229,9 @@ class _Outline(msgspec.Struct):
 def extract(path: Path, draw: Callable[[list[Identity]], list[Identity]]) -> bytes:
     """Takes a part out of a COCO file, parsing only the annotations that are in it.
 
-    Args:
-        path: of the file.
-        draw: returns, of all image ids, those to take.
-
     Returns:
-        A COCO file of these images: ascending, with their annotations in the order of the file, and
-        all categories.
+        A COCO file of the images that `draw` takes of all ids: ascending, with their annotations in
+        the order of the file, and all categories.
 
     Raises:
         UserError: the file is missing, no JSON or not in COCO format, lists an image twice, or

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from scratch_vs_pretrain._detectron2 import registered
@@ -16,22 +16,6 @@ from scratch_vs_pretrain.data.coco import CocoFile, Entry, Note
 from scratch_vs_pretrain.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
-
-@dataclass(frozen=True, eq=False)
-class _Tree:
-    """What a VOC set's usable XML files say, as COCO entries but for the category ids.
-
-    Attributes:
-        problems: what is wrong with the other XML files.
-        sha256: of the list of images and the digests of their annotations.
-    """
-
-    images: list[Entry]
-    objects: list[Entry]
-    notes: list[Note]
-    problems: list[str]
-    sha256: str
 
 
 def is_voc(name: str) -> bool:
@@ -61,11 +45,8 @@ def voc_file(name: str, strict: bool = True) -> CocoFile:
     """Returns a VOC set as COCO annotations, read once per process until its list changes.
 
     File names are relative to the tree's root. Objects of other classes than the set's are left
-    out. ``difficult`` stays with each annotation: Detectron2 trains on difficult objects, too.
-
-    Args:
-        name: of a registered VOC set.
-        strict: whether every XML file has to be usable.
+    out. ``difficult`` stays with each annotation: Detectron2 trains on difficult objects, too. If
+    `strict`, every XML file has to be usable.
 
     Raises:
         UserError: the list of images, or with `strict` an XML file, cannot be used.
@@ -75,25 +56,22 @@ def voc_file(name: str, strict: bool = True) -> CocoFile:
     listing, root = voc_location(name)
     # To check it, anew: XML files may have changed, and the list of them not.
     tree = _read(listing, root) if strict else _parse_all(listing, root)
-    return _with_classes(listing, tree, tuple(MetadataCatalog.get(name).thing_classes))
+    return _with_classes(tree, tuple(MetadataCatalog.get(name).thing_classes))
 
 
 @functools.lru_cache(maxsize=8)
-def _with_classes(listing: Path, tree: _Tree, classes: tuple[str, ...]) -> CocoFile:
+def _with_classes(tree: CocoFile, classes: tuple[str, ...]) -> CocoFile:
     numbers = {name: number for number, name in enumerate(classes, 1)}
-    known = [one for one in tree.objects if one["name"] in numbers]
-    others = [one for one in tree.objects if one["name"] not in numbers]
-    return CocoFile(
-        listing,
-        tree.sha256,
-        tree.images,
-        [
+    known = [one for one in tree.annotations if one["name"] in numbers]
+    others = [one for one in tree.annotations if one["name"] not in numbers]
+    return dataclasses.replace(
+        tree,
+        annotations=[
             {**one, "id": number, "category_id": numbers[one["name"]]}
             for number, one in enumerate(known, 1)
         ],
-        [{"id": number, "name": name} for name, number in numbers.items()],
-        tuple(tree.problems),
-        (*tree.notes, *(_note("object of another class", one) for one in others)),
+        categories=[{"id": number, "name": name} for name, number in numbers.items()],
+        notes=(*tree.notes, *(_note("object of another class", one) for one in others)),
     )
 
 
@@ -105,7 +83,7 @@ def voc_classes(trees: Iterable[tuple[Path, str]]) -> tuple[str, ...]:
     """
     names: set[str] = set()
     for root, split in trees:
-        names.update(one["name"] for one in _read(_listing(root, split), root).objects)
+        names.update(one["name"] for one in _read(_listing(root, split), root).annotations)
         if not names:
             raise UserError(f"{_listing(root, split)}: no image of it has an object")
     return tuple(sorted(names))
@@ -124,23 +102,24 @@ def _listing(root: Path, split: str) -> Path:
     return root / "ImageSets" / "Main" / f"{split}.txt"
 
 
-def _read(listing: Path, root: Path) -> _Tree:
+def _read(listing: Path, root: Path) -> CocoFile:
     try:
         state = listing.stat()
     except OSError as error:
         raise UserError(f"{listing}: cannot be read ({error.strerror})") from None
     tree = _kept(listing, root, state.st_size, state.st_mtime_ns)
-    for problem in tree.problems:
+    for problem in tree.unusable:
         raise UserError(problem)
     return tree
 
 
 @functools.lru_cache(maxsize=8)
-def _kept(listing: Path, root: Path, size: int, modified: int) -> _Tree:
+def _kept(listing: Path, root: Path, size: int, modified: int) -> CocoFile:
     return _parse_all(listing, root)
 
 
-def _parse_all(listing: Path, root: Path) -> _Tree:
+def _parse_all(listing: Path, root: Path) -> CocoFile:
+    """Reads all XML files; the digest is of the list of images and those of their annotations."""
     images: list[Entry] = []
     objects: list[Entry] = []
     notes: list[Note] = []
@@ -158,7 +137,7 @@ def _parse_all(listing: Path, root: Path) -> _Tree:
             images.append(image)
             objects += found
             digest.update(f"{identity} {hashlib.sha256(data).hexdigest()}\n".encode())
-    return _Tree(images, objects, notes, problems, digest.hexdigest())
+    return CocoFile(listing, digest.hexdigest(), images, objects, [], tuple(problems), tuple(notes))
 
 
 def _identities(listing: Path) -> list[str]:

@@ -147,13 +147,8 @@ def _index_results(
     detections.dataset = {
         **truth.dataset,
         "annotations": [
-            {
-                **result,
-                **_shape(result, iou_type),
-                "id": number,
-                "image_id": numbers[result["image_id"]],
-            }
-            for number, result in enumerate(results, start=1)
+            {**one, **_shape(one, iou_type), "id": number, "image_id": numbers[one["image_id"]]}
+            for number, one in enumerate(results, start=1)
         ],
     }
     detections.createIndex()

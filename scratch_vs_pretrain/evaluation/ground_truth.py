@@ -81,7 +81,7 @@ def check_ground_truth(
     Args:
         tasks: of "bbox", "segm", "keypoints".
         keypoint_sigmas: one for each keypoint; COCO's 17 if empty.
-        most_dropped: the share of instances that may be left out.
+        most_dropped: share of instances that may be left out.
 
     Raises:
         UserError: it lacks what a task needs, see also :func:`load_ground_truth`.

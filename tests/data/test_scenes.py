@@ -39,7 +39,7 @@ def test_a_scene_is_a_function_of_seed_stream_and_index():
 
 def test_masks_are_disjoint_visible_parts_inside_the_image():
     for index in range(40):
-        image, labels, masks = draw_scene(CROWDED, "train", index)
+        image, labels, masks, _ = draw_scene(CROWDED, "train", index)
         assert image.shape == (64, 64, 3)
         assert image.dtype == np.uint8
         assert masks.shape == (len(labels), 64, 64)
@@ -61,7 +61,7 @@ def test_every_labelled_object_shows_a_quarter_of_itself():
     ratios = [
         mask.sum() / floors[label]
         for index in range(60)
-        for label, mask in zip(*draw_scene(smallest, "train", index)[1:], strict=True)
+        for label, mask in zip(*draw_scene(smallest, "train", index)[1:3], strict=True)
     ]
     # Subpixel positions change a 12-pixel object's area by a few pixels; hence 0.9.
     assert min(ratios) > 0.9 * LEAST_VISIBLE
@@ -112,7 +112,7 @@ def test_colour_does_not_tell_the_class():
     """Nearest class mean of objects' mean colours does as well as guessing, on other images."""
     colours, labels = [], []
     for index in range(400):
-        image, found, masks = draw_scene(
+        image, found, masks, _ = draw_scene(
             ShapesSpec(image_size=64, object_size=(12, 40)), "train", index
         )
         colours += [image[mask].mean(axis=0) for mask in masks]
@@ -144,24 +144,24 @@ def test_classes_are_balanced():
 def test_sizes_and_counts_keep_to_the_spec():
     spec = ShapesSpec(objects=(3, 3), object_size=(20, 24), image_size=128)
     for index in range(20):
-        _, labels, masks = draw_scene(spec, "train", index)
+        _, labels, masks, _ = draw_scene(spec, "train", index)
         assert len(labels) <= 3
         sides = [np.ptp(np.nonzero(mask), axis=1).max() + 1 for mask in masks]
         assert max(sides) <= 24 + 2
-    _, labels, masks = draw_scene(ShapesSpec(objects=(1, 1), object_size=(60, 60)), "test", 0)
+    _, labels, masks, _ = draw_scene(ShapesSpec(objects=(1, 1), object_size=(60, 60)), "test", 0)
     assert len(labels) == 1
     assert masks[0].sum() > 300
 
 
 def test_foremost_sets_the_class():
     for label in range(len(CLASSES)):
-        _, labels, _ = draw_scene(ClassificationSpec(objects=(2, 4)), STREAMS[2], 5, label)
+        _, labels, *_ = draw_scene(ClassificationSpec(objects=(2, 4)), STREAMS[2], 5, label)
         assert labels[0] == label
 
 
 def test_knobs_have_their_effect():
     still = ShapesSpec(objects=(1, 1), texture=0, background=0, clutter=0, noise=0, blur=0)
-    image, _, masks = draw_scene(still, "train", 0)
+    image, _, masks, _ = draw_scene(still, "train", 0)
     assert len(np.unique(image[masks[0]], axis=0)) == 1
     assert len(np.unique(image[~masks[0]], axis=0)) == 1
     noisy = draw_scene(

@@ -89,7 +89,7 @@ def test_pycocotools_reads_what_was_drawn(shapes, split, count):
     assert len(coco.imgs) == count
     for image in coco.loadImgs(coco.getImgIds()):
         assert (shapes / split / image["file_name"]).is_file()
-        _, labels, masks = draw_scene(SPEC, split, image["id"] - 1)
+        _, labels, masks, _ = draw_scene(SPEC, split, image["id"] - 1)
         annotations = coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))
         assert [a["category_id"] - 1 for a in annotations] == labels
         for annotation, drawn in zip(annotations, masks, strict=True):
@@ -118,7 +118,7 @@ def test_detectron2_reads_it_as_bit_masks(shapes):
     )
     for record in records[:4]:
         sample = mapper(record)
-        image, labels, masks = draw_scene(SPEC, "train", record["image_id"] - 1)
+        image, labels, masks, _ = draw_scene(SPEC, "train", record["image_id"] - 1)
         found = sample["instances"]
         # In records the categories are COCO's, counted from 1, as no data set name was given.
         assert (found.gt_classes - 1).tolist() == labels
@@ -257,6 +257,6 @@ def test_keypoints_change_nothing_else_and_are_on_the_objects(tmp_path):
 def test_most_tips_of_the_foremost_object_can_be_seen():
     visible = []
     for index in range(30):
-        _, _, masks, tips = module._draw(ShapesSpec(), "train", index)
+        _, _, masks, tips = draw_scene(ShapesSpec(), "train", index)
         visible += module._visible(tips[0], masks[0])[2::3]
     assert np.mean(np.array(visible) == 2) > 0.8
