@@ -184,7 +184,8 @@ class TrainRun:
             # A preemption may reach the training before it reaches submitit, which ends this.
             time.sleep(REQUEUE_SECONDS)
         if status != 0:
-            raise RuntimeError(f"{self.folder.path}: {_why(self.folder)}")
+            why = f"{self.folder.state()}: {self.folder.read().reason or 'see its log.txt'}"
+            raise RuntimeError(f"{self.folder.path}: {why}")
         return "finished"
 
     def checkpoint(self) -> Any:
@@ -228,10 +229,6 @@ class TrainRun:
             raise RuntimeError(f"{self.folder.path}: its trunk, {trunk.path}, is {trunk.state()}")
 
 
-def _why(folder: RunFolder) -> str:
-    return f"{folder.state()}: {folder.read().reason or 'see its log.txt'}"
-
-
 @dataclass
 class Submission:
     """Runs handed to SLURM, which keeps their order: a branch waits for its trunk.
@@ -264,7 +261,8 @@ class Submission:
     def _submit(self, folder: RunFolder) -> None:
         from scratch_vs_pretrain.training.branch import is_ready, trunk_of
 
-        there = folder.read().job
+        run = folder.read()
+        there = run.job
         if there and _is_active(there):
             say(f"{folder.path}: already submitted as job {there}")
             self.jobs[folder] = there
@@ -278,7 +276,8 @@ class Submission:
         limit, before = self.cluster.max_parallel, list(self.jobs.values())
         if limit and len(before) >= limit:
             after.append(f"afterany:{before[-limit]}")
-        executor = self.cluster.executor(self.files, _name(folder), after)
+        name = f"{run.study}-{run.arm}-{run.schedule}-{run.seed}"
+        executor = self.cluster.executor(self.files, name, after)
         try:
             job = executor.submit(TrainRun(folder, tasks=self.cluster.gpus_per_run))
         except Exception as error:  # submitit's, of several kinds, with sbatch's message
@@ -297,8 +296,3 @@ def _is_active(job: str) -> bool:
         ["squeue", "--noheader", "--format=%T", f"--jobs={job}"], capture_output=True, text=True
     )
     return done.returncode == 0 and bool(done.stdout.strip())
-
-
-def _name(folder: RunFolder) -> str:
-    run = folder.read()
-    return f"{run.study}-{run.arm}-{run.schedule}-{run.seed}"
