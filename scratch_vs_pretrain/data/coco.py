@@ -12,12 +12,10 @@ import gc
 import hashlib
 import itertools
 import json
-import math
 import re
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -87,7 +85,7 @@ class CocoFile:
         """What has to be known of the file where its annotations are not loaded."""
         categories = sorted(self.categories, key=itemgetter("id"))
         instances = [entry for entry in self.annotations if not entry.get("iscrowd")]
-        masks = list(map(dict.get, instances, repeat("segmentation")))
+        masks = list(map(dict.get, instances, itertools.repeat("segmentation")))
         names, sigmas, unfit = _keypoints(categories)
         return AnnotationFile(
             file_names=tuple(map(itemgetter("file_name"), self.images)),
@@ -101,7 +99,7 @@ class CocoFile:
             sha256=self.sha256,
             sigmas=sigmas,
             masks=any(masks),
-            labelled=not unfit and any(map(dict.get, instances, repeat("keypoints"))),
+            labelled=not unfit and any(map(dict.get, instances, itertools.repeat("keypoints"))),
             run_lengths=dict in set(map(type, masks)),
             lacks=_lacks(self.annotations, len(names) or COCO_KEYPOINTS, unfit),
         )
@@ -290,7 +288,7 @@ def _plainly_good(key: str, entries: list[Any]) -> bool:
             if not set(map(type, columns[name])) <= kinds:
                 return False
         if key == "annotations":
-            crowds = set(map(dict.get, entries, repeat("iscrowd"), repeat(0)))
+            crowds = set(map(dict.get, entries, itertools.repeat("iscrowd"), itertools.repeat(0)))
             numbers = set(map(type, itertools.chain.from_iterable(columns["bbox"])))
             four = set(map(len, columns["bbox"])) <= {4} and numbers <= {int, float}
             return four and crowds <= {0, 1} and float not in set(map(type, crowds))
@@ -364,7 +362,7 @@ def _keypoints(categories: Sequence[Entry]) -> tuple[tuple[str, ...], tuple[floa
     if (
         not numbers
         or len(sigmas) not in (0, len(names))
-        or not all(0 < s < math.inf for s in sigmas)
+        or not all(0 < s < float("inf") for s in sigmas)
     ):
         return (), (), f"the sigmas of a category are not {len(names)} positive numbers"
     return tuple(names), tuple(map(float, sigmas)), ""
@@ -386,7 +384,7 @@ def _lacks(annotations: Sequence[Entry], keypoints: int, unfit: str) -> dict[str
     if not annotations:
         return dict.fromkeys(("bbox", "segm", "keypoints"), "there are no annotations")
     lacks = {"keypoints": unfit or keypoint_lack(annotations, keypoints)}
-    if not any(map(dict.get, annotations, repeat("segmentation"))):
+    if not any(map(dict.get, annotations, itertools.repeat("segmentation"))):
         lacks["segm"] = "no annotation has a mask"
     return {task: lack for task, lack in lacks.items() if lack}
 
