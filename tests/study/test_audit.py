@@ -139,6 +139,14 @@ class TestRecipeProblems:
     def test_a_fit_recipe_has_none(self, cfg):
         assert recipe_problems(cfg) == []
 
+    @pytest.mark.parametrize(
+        ("key", "value"), [("DATALOADER.NUM_WORKERS", -3), ("MODEL.DEVICE", "banana")]
+    )
+    def test_finds_what_no_machine_has(self, cfg, key, value):
+        merge_overrides(cfg, {key: value}, "test")
+        (problem,) = recipe_problems(cfg)
+        assert problem.startswith(f"{key} is {value!r}; ") and str(value) in problem
+
     def test_detectron2s_default_has_two(self):
         problems = recipe_problems(default_config())
         assert [problem.split(" is ")[0] for problem in problems] == [
