@@ -19,6 +19,8 @@ DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
 SVP = (sys.executable, "-m", "scratch_vs_pretrain.cli")
 
 
+# CI trains both arms on photographs by the README's commands; more arms are for `pytest -m slow`.
+@pytest.mark.slow
 @pytest.mark.skipif(not DATASETS.is_dir(), reason=f"needs the real data sets in {DATASETS}")
 def test_several_arms_train_and_evaluate_on_photographs(write_study, tiny_backbone, tmp_path):
     """A short version of configs/studies/coco_smoke.yaml, with the demo's small network and a

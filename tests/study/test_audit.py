@@ -145,7 +145,8 @@ class TestRecipeProblems:
     def test_finds_what_no_machine_has(self, cfg, key, value):
         merge_overrides(cfg, {key: value}, "test")
         (problem,) = recipe_problems(cfg)
-        assert problem.startswith(f"{key} is {value!r}; ") and str(value) in problem
+        assert problem.startswith(f"{key} is {value!r}; ")
+        assert str(value) in problem
 
     def test_detectron2s_default_has_two(self):
         problems = recipe_problems(default_config())
