@@ -432,7 +432,9 @@ class TestSchema:
             assert all(told.get("description") for told in part["properties"].values())
             assert part["additionalProperties"] is False
 
-    @pytest.mark.parametrize("file", (CONFIGS / "studies").rglob("*.yaml"), ids=lambda f: f.stem)
+    @pytest.mark.parametrize(
+        "file", sorted((CONFIGS / "studies").rglob("*.yaml")), ids=lambda f: f.stem
+    )
     def test_every_study_names_it(self, file):
         first = file.read_text().splitlines()[0]
         start, _, path = first.partition("$schema=")
