@@ -194,7 +194,7 @@ def _answer(options: argparse.Namespace) -> int:
 @command(
     "conclude",
     "judge the paper's six conclusions by your own runs",
-    "svp conclude output/demo\nsvp conclude output/less-data-1k output/less-data-10k\n"
+    "svp conclude output/demo\nsvp conclude output/baseline-r50-gn output/less-data\n"
     "svp conclude output/demo --format json",
     FOLDERS,
     TEXT_OR_JSON,

@@ -26,7 +26,7 @@ from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.study.slurm import Cluster, Submission
 from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study
-from scratch_vs_pretrain.study.tune import pick_winner, search_study, with_recipe
+from scratch_vs_pretrain.study.tune import search_study, with_recipe
 from scratch_vs_pretrain.training.branch import ENDED, is_ready, trunk_of
 from scratch_vs_pretrain.training.distributed import signals_to
 
@@ -223,8 +223,7 @@ def run_study(
         outcomes = run_study(search_study(study), output, slots, verbose, sharing, cluster)
         if any(outcome.state not in ENDED for outcome in outcomes):
             return outcomes
-        winner = pick_winner(study, [outcome.folder for outcome in outcomes], output)
-        study = with_recipe(study, winner)
+        study = with_recipe(study, output)
     folders = prepare(study, output, sharing)
     waiting = [folder for folder in in_order(study, folders) if folder.state() not in ENDED]
     queue: RunQueue | Submission

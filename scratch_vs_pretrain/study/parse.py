@@ -167,19 +167,22 @@ def _refuse_set_twice(study: Study) -> None:
 def _check_tune(study: Study) -> None:
     if study.tune is None:
         return
-    if study.sizes:
-        raise UserError(
-            f"{study.file}: tune: is one search, and each of the sizes would need its own; write a "
-            "study for each size, or remove one of the two"
-        )
     arms = [arm.name for arm in study.arms]
     if study.tune.on not in arms:
         known = nearest(study.tune.on, arms) or f"; known are {', '.join(arms)}"
         raise UserError(f"{study.file}: tune.on: no arm is named {study.tune.on}{known}")
     taken = {**OWNED_KEYS, **_keys_of_fields(study)}
+    grid = study.tune.grid.keys()
+    recipes = [
+        f"sizes.{n}.overrides"
+        for n, size in enumerate(study.sizes)
+        if grid <= size.overrides.keys()
+    ]
+    if study.sizes and len(recipes) == len(study.sizes):
+        raise UserError(f"{study.file}: tune: each of the sizes states its recipe; remove tune")
     for place, keys in _overrides(study).items():
-        taken |= dict.fromkeys(keys, place)
-    for key in study.tune.grid:
+        taken |= dict.fromkeys(keys if place not in recipes else (), place)
+    for key in grid:
         if key in taken:
             raise UserError(
                 f"{study.file}: tune.grid.{key}: is set by {taken[key]} already; remove one of them"

@@ -137,10 +137,11 @@ def plan(
     Raises:
         UserError: the audit refuses the study, or a run's config cannot be made.
     """
+    search = plan(search_study(study), dataset_images, sharing) if study.tune else None
     if study.sizes:
         parts = [plan(one, dataset_images, sharing) for one in study.by_size()]
         rows = tuple(row for part in parts for row in part.rows)
-        return Plan(study.name, rows, joined([part.audit for part in parts]))
+        return Plan(study.name, rows, joined([part.audit for part in parts]), search)
     audited = audit(study)
     branches = {
         arm.name: branches_of(schedules_of(study, arm), study.switch) if sharing else {}
@@ -169,7 +170,6 @@ def plan(
                 size=study.size,
             )
         )
-    search = plan(search_study(study), dataset_images, sharing) if study.tune else None
     return Plan(study.name, tuple(planned), audited, search)
 
 

@@ -362,11 +362,13 @@ class Size(Section):
             (10pct), or full: all of them.
         overrides: config keys of this size alone.
         schedules: in place of the study's and the arms'.
+        tuned_on: as the study's.
     """
 
     name: Annotated[str, BeforeValidator(_read_size), Field(alias="images")]
     overrides: Overrides = field(default_factory=dict)
     schedules: Schedules = ()
+    tuned_on: Annotated[str | None, NOT_STATED] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -445,7 +447,8 @@ class Study(Section):
         admit: checks to switch off, for a study of mistakes: frozen-stages-from-scratch,
             frozen-norm-from-scratch, small-batch-norm, no-warm-up; every table names them.
         switch: what every run goes on with at its end.
-        tune: the search that has to come first.
+        tune: the search that has to come first; with sizes, one for each whose overrides do not
+            set its keys.
         imports: your own modules, installed or on PYTHONPATH: imported in every process
             before configs are read, for what they register with Detectron2.
         sizes: nested subsets of the training data; every arm trains on each.
@@ -522,6 +525,8 @@ class Study(Section):
                 self,
                 sizes=(),
                 size=size.name,
+                tune=None,
+                tuned_on=size.tuned_on,
                 overrides={**self.overrides, **size.overrides},
                 arms=tuple(
                     dataclasses.replace(arm, schedules=size.schedules or arm.schedules)

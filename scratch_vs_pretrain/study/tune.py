@@ -7,7 +7,6 @@ run, resumed and read like any other.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -31,7 +30,7 @@ def grid_points(tune: Tune) -> list[dict[str, Any]]:
 def search_study(study: Study) -> Study:
     """Returns the study that searches: the tuned arm's first schedule and the first seed.
 
-    Its name and its arms' name the search's folders.
+    Its name and its arms' name the search's folders. A size that states its recipe is not in it.
     """
     tune = study.tune
     assert tune is not None
@@ -52,26 +51,46 @@ def search_study(study: Study) -> Study:
         description=f"search for the recipe of {study.name} on {tune.on}",
         arms=arms,
         seeds=study.seeds[:1],
+        sizes=tuple(
+            replace(size, schedules=size.schedules[:1])
+            for size in study.sizes
+            if not tune.grid.keys() <= size.overrides.keys()
+        ),
         allow_differences=tuple(dict.fromkeys((*study.allow_differences, *tune.grid))),
         tune=None,
     )
 
 
-def pick_winner(study: Study, folders: Sequence[RunFolder], output: Path) -> dict[str, Any]:
-    """Returns the overrides of the best run of a search, the first one of equals.
+def with_recipe(study: Study, output: Path) -> Study:
+    """Returns the study in which every arm trains with the best of a search, the first of equals.
 
-    Writes the whole search to ``<output>/<study>-tune/tune.json``.
+    Writes the search of each size to a ``tune.json`` beside its run folders.
 
     Args:
         study: the study that is tuned.
-        folders: of :func:`search_study`'s runs, finished or diverged.
-        output: below which the run folders lie.
+        output: below which lie the run folders of :func:`search_study`, finished or diverged.
 
     Raises:
         UserError: no run finished, or one has no such metric.
     """
-    tune, search = study.tune, search_study(study)
-    assert tune is not None
+    assert study.tune is not None
+    winners = {one.size: _winner(study.tune, one, output) for one in search_study(study).by_size()}
+    if not study.sizes:
+        overrides = {**study.overrides, **winners[None]}
+        return replace(study, overrides=overrides, tune=None, tuned_on=study.tune.on)
+    sizes = (
+        replace(size, overrides={**size.overrides, **winners[size.name]}, tuned_on=study.tune.on)
+        if size.name in winners
+        else size
+        for size in study.sizes
+    )
+    return replace(study, sizes=tuple(sizes), tune=None)
+
+
+def _winner(tune: Tune, search: Study, output: Path) -> dict[str, Any]:
+    """Returns the overrides of the best run of a search."""
+    folders = [run.folder(output) for run in search.runs()]
+    root = folders[0].path.parents[2]
     trials: list[dict[str, Any]] = [
         {"arm": arm.name, "overrides": point, **_result(folder, tune.metric)}
         for folder, arm, point in zip(folders, search.arms, grid_points(tune), strict=True)
@@ -79,15 +98,15 @@ def pick_winner(study: Study, folders: Sequence[RunFolder], output: Path) -> dic
     scored = [trial for trial in trials if trial["score"] is not None]
     if not scored:
         raise UserError(
-            f"{study.file}: tune: every one of the {len(trials)} runs below "
-            f"{output / search.name} diverged; choose another grid"
+            f"{search.file}: tune: every one of the {len(trials)} runs below {root} diverged; "
+            "choose another grid"
         )
     best = max(scored, key=itemgetter("score"))  # the first of equals
     write_json(
-        output / search.name / TUNE_FILE,
+        root / TUNE_FILE,
         {
             "format": 1,
-            "study": study.name,
+            "study": search.name.removesuffix("-tune"),
             "on": tune.on,
             "metric": tune.metric,
             "schedule": search.arms[0].schedules[0].name,
@@ -99,13 +118,6 @@ def pick_winner(study: Study, folders: Sequence[RunFolder], output: Path) -> dic
     )
     winner: dict[str, Any] = best["overrides"]
     return winner
-
-
-def with_recipe(study: Study, winner: dict[str, Any]) -> Study:
-    """Returns the study in which every arm trains with the winner of the search."""
-    assert study.tune is not None
-    overrides = {**study.overrides, **winner}
-    return replace(study, overrides=overrides, tune=None, tuned_on=study.tune.on)
 
 
 def _result(folder: RunFolder, metric: str) -> dict[str, Any]:

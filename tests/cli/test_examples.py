@@ -25,8 +25,8 @@ STUDIES = {
     "my-question": "demo/.",
     "baseline-r50-gn": "demo/.",
     "enhanced-r50": "demo/.",
-    "less-data-1k": "demo_regimes/less-shapes-100",
-    "less-data-10k": "demo_regimes/less-shapes-1000",
+    "less-data": "demo_regimes/less-shapes-100",
+    "less-data-1k": "demo_regimes/less-shapes-1000",
 }
 
 

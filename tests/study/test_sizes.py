@@ -3,10 +3,12 @@
 import pytest
 
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import read_json, write_json
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.study.resolve import run_config
+from scratch_vs_pretrain.study.tune import search_study, with_recipe
 
 SIZES = [2, {"images": 3, "schedules": ["4it"], "overrides": {"SOLVER.BASE_LR": 0.5}}, "full"]
 
@@ -50,7 +52,41 @@ def test_what_is_no_size_is_refused(write_study, size):
         load_study(write_study(sizes=[size]))
 
 
-def test_a_search_belongs_to_one_size(write_study):
-    tune = {"on": "scratch", "grid": {"SOLVER.BASE_LR": [0.1, 0.2]}}
-    with pytest.raises(UserError, match="tune: is one search"):
-        load_study(write_study(sizes=[2], tune=tune))
+TUNE = {"on": "scratch", "grid": {"SOLVER.BASE_LR": [0.1, 0.2]}}
+STATED = {"images": 3, "overrides": {"SOLVER.BASE_LR": 0.3}}
+
+
+def test_each_size_without_a_recipe_has_a_search(write_study, tmp_path):
+    study = load_study(
+        write_study(sizes=[2, STATED, {"images": 4, "schedules": ["4it"]}], tune=TUNE)
+    )
+    planned = plan(study).search.rows
+    found = [(row.size, row.schedule, row.base_rate) for row in planned]
+    assert found == [
+        ("2", "short", 0.1), ("2", "short", 0.2), ("4", "4it", 0.1), ("4", "4it", 0.2)
+    ]  # fmt: skip
+    for size, best in (("2", 0.2), ("4", 0.1)):
+        (search,) = [one for one in search_study(study).by_size() if one.size == size]
+        for folder, run in zip(prepare(search, tmp_path), search.runs(), strict=True):
+            rate = run_config(search, run).SOLVER.BASE_LR
+            folder.evaluations.mkdir()
+            iterations = folder.update(state="finished").iterations
+            write_json(
+                folder.evaluation_file(iterations), {"tasks": {"bbox": {"AP": float(rate == best)}}}
+            )
+    tuned = with_recipe(study, tmp_path)
+    rates = {
+        one.size: (run_config(one, one.runs()[0]).SOLVER.BASE_LR, one.tuned_on)
+        for one in tuned.by_size()
+    }
+    assert rates == {"2": (0.2, "scratch"), "3": (0.3, None), "4": (0.1, "scratch")}
+    winner = read_json(tmp_path / "tiny-tune/images-4/tune.json")["winner"]
+    assert winner["overrides"] == {"SOLVER.BASE_LR": 0.1}
+
+
+def test_a_search_for_no_size_is_refused(write_study):
+    with pytest.raises(UserError, match="tune: each of the sizes states its recipe"):
+        load_study(write_study(sizes=[STATED], tune=TUNE))
+    two = {**TUNE, "grid": {**TUNE["grid"], "SOLVER.GAMMA": [0.1, 0.2]}}
+    with pytest.raises(UserError, match=r"is set by sizes\.0\.overrides already"):
+        load_study(write_study(sizes=[STATED, 2], tune=two))

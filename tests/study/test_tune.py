@@ -14,7 +14,7 @@ from scratch_vs_pretrain.study.audit import audit
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.schedule import short_schedule
 from scratch_vs_pretrain.study.spec import Arm, Data, DataFiles, Study, Tune
-from scratch_vs_pretrain.study.tune import grid_points, pick_winner, search_study, with_recipe
+from scratch_vs_pretrain.study.tune import grid_points, search_study, with_recipe
 
 SHORT, LONG = (short_schedule(n) for n in (300, 600))
 GRID = {"SOLVER.BASE_LR": (0.02, 0.04, 0.08), "SOLVER.GAMMA": (0.1, 0.02)}
@@ -170,14 +170,17 @@ def test_the_first_of_equals_wins(study, trained, tmp_path):
 def test_a_metric_that_is_not_there(study, trained, tmp_path):
     launch.run_study(study, tmp_path)
     masks = replace(study, tune=replace(study.tune, metric="segm/AP"))
-    folders = [run.folder(tmp_path) for run in search_study(study).runs()]
     with pytest.raises(UserError, match="has no segm/AP, by which the study tunes"):
-        pick_winner(masks, folders, tmp_path)
+        with_recipe(masks, tmp_path)
 
 
-def test_the_recipe_goes_to_the_study(study):
-    tuned = with_recipe(replace(study, overrides={"SOLVER.MOMENTUM": 0.8}), {"SOLVER.GAMMA": 0.02})
-    assert tuned.overrides == {"SOLVER.MOMENTUM": 0.8, "SOLVER.GAMMA": 0.02}
+def test_the_recipe_goes_to_the_study(study, trained, tmp_path):
+    study = replace(study, overrides={"SOLVER.MOMENTUM": 0.8})
+    launch.run_study(study, tmp_path)
+    tuned = with_recipe(study, tmp_path)
+    assert tuned.overrides == {
+        "SOLVER.MOMENTUM": 0.8, "SOLVER.BASE_LR": 0.04, "SOLVER.GAMMA": 0.02
+    }  # fmt: skip
     assert (tuned.tune, tuned.tuned_on) == (None, "other")
 
 
