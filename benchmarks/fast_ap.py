@@ -24,7 +24,7 @@ TASKS = ("bbox", "segm")
 
 def fast_study(data: Path, seeds: int) -> Study:
     """Returns the demo's study with the scratch arm alone and the fast options on."""
-    study = load_study(STUDY_FILE, need_weights=False)
+    study = load_study(STUDY_FILE)
     files = {
         part: DataFiles((data / f"annotations/{part}.json").absolute(), (data / part).absolute())
         for part in ("train", "test")

@@ -61,7 +61,7 @@ def load_study(path: Path | str, weights: Mapping[str, str] | None = None) -> St
     """
     from scratch_vs_pretrain.study import parse
 
-    return parse.load_study(path, weights, need_weights=False)
+    return parse.load_study(path, weights)
 
 
 def plan(study: Study) -> Plan:
@@ -98,9 +98,8 @@ def run(
     Raises:
         UserError: a checkpoint or data that are missing, or runs that cannot be prepared.
     """
-    from scratch_vs_pretrain.study import launch, parse
+    from scratch_vs_pretrain.study import launch
 
-    parse.check_weights(study)
     slots = launch.make_slots(jobs, map(str, gpus), gpus_per_run)
     launch.run_study(study, Path(output), slots)
     return load_runs(Path(output) / study.name)

@@ -36,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, 1 (it ran, and something in it failed) or 2 (bad input)."""
-    options = build_parser().parse_args(arguments)
     try:
+        options = build_parser().parse_args(arguments)
         import_modules(options.imports, "--import")
         return options.run(options)
     except UserError as error:

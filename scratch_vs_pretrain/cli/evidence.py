@@ -21,7 +21,7 @@ from scratch_vs_pretrain.cli.options import (
     FORMAT,
     command,
     option,
-    read_labels,
+    pairs,
     written,
 )
 from scratch_vs_pretrain.errors import say
@@ -91,13 +91,7 @@ def _table(options: argparse.Namespace) -> int:
     ),
     option("--band", choices=BANDS, help="of curves over seeds (default: range)"),
     option("--schedule", metavar="NAME", help="of ap and loss (default: each arm's longest)"),
-    option(
-        "--label",
-        action="append",
-        default=[],
-        metavar="STUDY=TEXT",
-        help="what a study is called under its bars",
-    ),
+    pairs("--label", "STUDY=TEXT", "what a study is called under its bars"),
     written("curves.png", "a .png, .svg or .pdf file (default: %(default)s)"),
 )
 def _plot(options: argparse.Namespace) -> int:
@@ -105,7 +99,7 @@ def _plot(options: argparse.Namespace) -> int:
         options.folders,
         options.figure,
         [options.output],
-        labels=read_labels(options.label),
+        labels=options.label,
         x=options.x,
         metrics=options.metric,
         band=options.band,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,16 +75,29 @@ FOLDER = option("folder", type=Path, metavar="DIR", help="holds run folders")
 FOLDERS = option("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
 
 
+class _Pairs(argparse.Action):
+    """An option ``KEY=VALUE`` that may be repeated, each time with another key."""
+
+    def __call__(self, parser: Any, given: Any, value: Any, name: str | None = None) -> None:
+        key, equals, text = value.partition("=")
+        found = dict(getattr(given, self.dest))
+        if not (key and equals and text):
+            raise UserError(f"{name} {value}: write {name} {self.metavar}")
+        if key in found:
+            raise UserError(f"{name} {value}: {key} is given twice")
+        setattr(given, self.dest, {**found, key: text})
+
+
+def pairs(name: str, metavar: str, help: str) -> Option:
+    """Returns an option whose value is a dictionary of texts."""
+    return option(name, action=_Pairs, default={}, metavar=metavar, help=help)
+
+
 def add_study(parser: argparse.ArgumentParser) -> None:
     """Adds the study file and ``--weights``."""
     parser.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
-    parser.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="ARM=PATH",
-        help="the checkpoint of an arm, in place of the study file's",
-    )
+    weights = "the checkpoint of an arm, in place of the study file's"
+    pairs("--weights", "ARM=PATH", weights)(parser)
 
 
 def output(default: Path = OUTPUT) -> Option:
@@ -99,31 +112,13 @@ def output(default: Path = OUTPUT) -> Option:
     )
 
 
-def read_study(options: argparse.Namespace, need_weights: bool = True) -> Study:
+def read_study(options: argparse.Namespace) -> Study:
     """Reads the study that :func:`add_study`'s options name."""
-    from scratch_vs_pretrain.study.parse import check_weights, load_study, parse_weights
+    from scratch_vs_pretrain.study.parse import load_study
 
-    weights = parse_weights(options.weights)
-    study = load_study(options.study, weights, need_weights=need_weights)
-    if need_weights:
-        check_weights(study)
+    study = load_study(options.study, options.weights)
     imports = tuple(dict.fromkeys((*study.imports, *options.imports)))
     return study if imports == study.imports else replace(study, imports=imports)
-
-
-def read_labels(texts: Sequence[str]) -> dict[str, str]:
-    """Reads the options ``--label STUDY=TEXT``.
-
-    Raises:
-        UserError: one of another form.
-    """
-    labels = {}
-    for text in texts:
-        study, equals, label = text.partition("=")
-        if not (study and equals and label):
-            raise UserError(f"--label {text}: write --label STUDY=TEXT")
-        labels[study] = label
-    return labels
 
 
 def positive(text: str) -> int:

@@ -98,12 +98,12 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     SHARING,
 )
 def _plan(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.study.audit import missing_inputs
+    from scratch_vs_pretrain.study.audit import missing_data, missing_weights
     from scratch_vs_pretrain.study.plan import plan
 
-    study = read_study(options, need_weights=False)
+    study = read_study(options)
     print(plan(study, sharing=options.sharing).text())
-    for missing in missing_inputs(study):
+    for missing in (*missing_weights(study), *missing_data(study)):
         print(f"note: before it runs: {missing}")
     return 0
 
@@ -137,12 +137,12 @@ def _schema(options: argparse.Namespace) -> int:
 def _budget(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.samples import budget_table
     from scratch_vs_pretrain.analysis.tables.table import render
-    from scratch_vs_pretrain.study.audit import missing_inputs
+    from scratch_vs_pretrain.study.audit import missing_data, missing_weights
     from scratch_vs_pretrain.study.budget import study_budgets
 
-    study = read_study(options, need_weights=False)
+    study = read_study(options)
     found = study_budgets(study)
-    for missing in missing_inputs(study):
+    for missing in (*missing_weights(study), *missing_data(study)):
         say(f"note: before it runs: {missing}")
     print(render(budget_table(found), options.format), end="")
     if options.output:

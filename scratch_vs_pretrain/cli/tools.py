@@ -57,7 +57,7 @@ def _own(study_file: Path, name: str) -> str:
     from scratch_vs_pretrain.study.parse import load_study
     from scratch_vs_pretrain.study.resolve import run_config
 
-    study = load_study(study_file, need_weights=False)
+    study = load_study(study_file)
     register(run_config(study, study.runs()[0]))
     return f"{study.name}_{name}" if re.match("(train|test)(-|_|$)", name) else name
 
@@ -78,7 +78,7 @@ def study_sets(file: Path) -> list[DataSet]:
     from scratch_vs_pretrain.study.resolve import run_config
     from scratch_vs_pretrain.study.spec import DataFiles
 
-    study = load_study(file, need_weights=False)
+    study = load_study(file)
     data, heads, limit, dropped = study.data, None, 0.0, MOST_DROPPED
     own = data is not None and isinstance(data.test, DataFiles)
     with contextlib.suppress(UserError) if own else contextlib.nullcontext():  # told by the check

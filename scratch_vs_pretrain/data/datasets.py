@@ -215,20 +215,21 @@ def check_files(names: Sequence[str]) -> None:
             )
         if not images.is_dir():
             raise UserError(f"{name}: no such image folder as {images}{remedy(name)}")
-        if missing := check_names(annotations, images, index.file_names):
-            named = ", ".join(missing[:_NAMED_FILES]) + (", .." if missing[_NAMED_FILES:] else "")
-            raise UserError(
-                f"{images}: {len(missing)} of the {len(index.file_names)} images of {name} are "
-                f"missing: {named}; restore them or take them out of {annotations}"
-            )
+        check_images(name, annotations, images, index.file_names)
+
+
+def check_images(name: str, annotations: Path, images: Path, names: Sequence[str]) -> None:
+    """Checks that the images of a data set are there; reads folders alone."""
+    if missing := check_names(annotations, images, names):
+        named = ", ".join(missing[:_NAMED_FILES]) + (", .." if missing[_NAMED_FILES:] else "")
+        raise UserError(
+            f"{images}: {len(missing)} of the {len(names)} images of {name} are "
+            f"missing: {named}; restore them or take them out of {annotations}"
+        )
 
 
 def check_names(annotations: Path, images: Path, names: Sequence[str]) -> Sequence[str]:
-    """Returns those images of a data set that are not there.
-
-    Raises:
-        UserError: one leads out of the image folder.
-    """
+    """Returns those images of a data set that are not there; refuses those outside its folder."""
     located = locate(images, names)
     for problem in located.unusable.values():
         raise UserError(f"{annotations}: {problem}")

@@ -89,13 +89,13 @@ def voc_classes(trees: Iterable[tuple[Path, str]]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def voc_count(root: Path, split: str) -> int:
-    """Returns how many images a VOC set lists.
+def voc_images(root: Path, split: str) -> list[str]:
+    """Returns the images that a VOC set lists, relative to the tree's root.
 
     Raises:
         UserError: the list cannot be used.
     """
-    return len(_identities(_listing(root, split)))
+    return [f"JPEGImages/{identity}.jpg" for identity in _identities(_listing(root, split))]
 
 
 def _listing(root: Path, split: str) -> Path:

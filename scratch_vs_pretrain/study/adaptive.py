@@ -23,6 +23,7 @@ from scratch_vs_pretrain.analysis.stats.needs import seeds_to_decide
 from scratch_vs_pretrain.analysis.stats.verdicts import UNDECIDED, alpha_of
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder, write_json
+from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.resolve import schedules_of
 from scratch_vs_pretrain.study.schedule import branches_of
 from scratch_vs_pretrain.study.spec import SCRATCH, Answer, Run, Study
@@ -56,6 +57,11 @@ class Limits:
     def looks(self) -> int:
         """The most looks of a path, each of which goes a step further in one of both."""
         return len(self.seeds) + self.schedules - 1
+
+    @property
+    def whole(self) -> Stage:
+        """Everything."""
+        return Stage(self.schedules, self.seeds[-1])
 
 
 @dataclass(frozen=True)
@@ -250,10 +256,7 @@ class Adaptive:
         runs = list(self.seen.values())
         lines = answer(runs, level=level, look=1, looks=self.limits.looks).text()
         trained = sum(run.iteration - run.branch_at for run in runs)
-        plans = [(schedules_of(one, arm), one.switch) for one in self.sizes for arm in one.arms]
-        lengths = (one.iterations for schedules, _ in plans for one in schedules)
-        shared = (branch.at for plan in plans for branch in branches_of(*plan).values())
-        whole = self.limits.seeds[-1] * (sum(lengths) - sum(shared))
+        whole = sum(plan(part_of(one, self.limits.whole)).iterations for one in self.sizes)
         return (
             f"{lines}\n{trained:,} iterations, {self.spent():.1f} hours; all seeds, schedules and "
             f"sizes would take {whole:,}: {1 - trained / whole:.0%} saved"

@@ -22,7 +22,12 @@ from scratch_vs_pretrain.config_checks import (
     norm_problems,
 )
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.data_sets import data_notices, data_problems, origin
+from scratch_vs_pretrain.study.data_sets import (
+    check_own_images,
+    data_notices,
+    data_problems,
+    origin,
+)
 from scratch_vs_pretrain.study.fields import is_uri
 from scratch_vs_pretrain.study.resolve import ORIGINS, PRESETS, arm_config, resolved_schedule
 from scratch_vs_pretrain.study.spec import REQUIRED, Study
@@ -262,14 +267,24 @@ def _refuse_confounders(study: Study, found: Mapping[str, Mapping[str, Any]]) ->
         )
 
 
-def missing_inputs(study: Study) -> list[str]:
-    """Returns what `svp run` would refuse because it is not there: checkpoints and data sets."""
+def missing_weights(study: Study) -> list[str]:
+    """Returns the checkpoints that arms start from and that are not there."""
+    missing = []
+    for arm in study.arms:
+        given = f"--weights {arm.name}=PATH"
+        if arm.init == REQUIRED:
+            missing.append(f"arms.{arm.name}.init: a checkpoint must be given with {given}")
+        elif arm.weights and not is_uri(arm.weights) and not os.path.isfile(arm.weights):
+            missing.append(
+                f"arms.{arm.name}.init: {arm.weights}: no such checkpoint; give one with {given}"
+            )
+    return missing
+
+
+def missing_data(study: Study) -> list[str]:
+    """Returns the data sets of unknown names, and the study's own whose images are not there."""
     missing: dict[str, None] = {}
     for arm in study.arms:
-        if arm.init == REQUIRED:
-            missing[f"arm {arm.name} needs a checkpoint: --weights {arm.name}=PATH"] = None
-        elif arm.weights and not is_uri(arm.weights) and not os.path.isfile(arm.weights):
-            missing[f"arm {arm.name}: {arm.weights}: no such checkpoint"] = None
         cfg = arm_config(study, arm, arm.schedules[-1])
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             found = origin(cfg, name)
@@ -277,6 +292,10 @@ def missing_inputs(study: Study) -> list[str]:
                 own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
                 near = nearest(found.base, [*own, *registered_names()])
                 missing[f"no data set is called {found.base}{near}"] = None
+        try:
+            check_own_images(cfg)
+        except UserError as error:
+            missing[str(error)] = None
     return list(missing)
 
 

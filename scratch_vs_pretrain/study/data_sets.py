@@ -24,10 +24,10 @@ from scratch_vs_pretrain.data.coco import (
     AnnotationFile,
     read_annotations,
 )
-from scratch_vs_pretrain.data.datasets import check_names, find_subset
+from scratch_vs_pretrain.data.datasets import check_images, check_names, find_subset
 from scratch_vs_pretrain.data.loading import refusal_of_annotations
-from scratch_vs_pretrain.data.subsets import ALIASES, Subset
-from scratch_vs_pretrain.data.voc import voc_classes, voc_count
+from scratch_vs_pretrain.data.subsets import ALIASES, Subset, subset_file
+from scratch_vs_pretrain.data.voc import voc_classes, voc_images
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.spec import Arm, Data, DataFiles, Study, VocTree
 
@@ -283,6 +283,25 @@ def origin(cfg: CfgNode, name: str) -> Origin:
     return Origin(base, subset, base in files or base in trees, file, tree)
 
 
+def check_own_images(cfg: CfgNode) -> None:
+    """Checks that the images of a study's own data sets are there; opens none.
+
+    Raises:
+        UserError: some are not; the message names the first of them.
+    """
+    folders = {name: Path(images) for name, _, images in cfg.SVP.DATASETS}
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        where = origin(cfg, name)
+        if where.own and where.tree:
+            root, split = where.tree
+            check_images(
+                name, root / "ImageSets/Main" / f"{split}.txt", root, voc_images(root, split)
+            )
+        elif where.own and where.file:
+            file = subset_file(where.subset, where.file) if where.subset else where.file
+            check_images(name, where.file, folders[where.base], read_annotations(file).file_names)
+
+
 def data_problems(cfg: CfgNode) -> list[str]:
     """Finds what a config's model needs and its data sets lack; each says what to change.
 
@@ -300,7 +319,7 @@ def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
     if where.tree:
         root, split = where.tree
         if (root / "ImageSets" / "Main" / f"{split}.txt").is_file():
-            voc_count(root, split)  # refuses a list that cannot be used
+            voc_images(root, split)  # refuses a list that cannot be used
     file = where.readable
     found = read_annotations(file) if file else None
     heads = (

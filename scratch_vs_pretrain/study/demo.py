@@ -76,7 +76,7 @@ def run_demo(output: Path, seeds: int = 1, quick: bool = False, verbose: bool = 
     make_classification(images, size.classification)
     say("2/4 pre-training the backbone as a classifier")
     if not backbone.exists():
-        cfg = load_config(load_study(STUDY_FILE, need_weights=False).base)
+        cfg = load_config(load_study(STUDY_FILE).base)
         result = pretrain(cfg, images, backbone, size.pretraining)
         say(f"the classifier is right on {result.accuracy:.1f} % of the validation pictures")
     study = demo_study(size, data, backbone, seeds)

@@ -12,7 +12,7 @@ from scratch_vs_pretrain.data.datasets import check_files, ensure
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.modeling.initial import match_initial
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.study.data_sets import origin
+from scratch_vs_pretrain.study.data_sets import check_own_images, origin
 from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import RUN_SCHEME, SCRATCH, Arm, Study
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
@@ -78,12 +78,13 @@ def check_trainable(study: Study) -> None:
     check_models(study)
     for arm in study.arms:
         cfg = arm_config(study, arm, arm.schedules[-1])
-        found = {name: origin(cfg, name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
-        # The files of the study's own sets were read with it.
-        names = [name for name, one in found.items() if not (one.own or one.subset)]
+        names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        # The annotations of the study's own sets were read with it.
+        others = [name for name in names if not origin(cfg, name).own]
         try:
-            ensure(names)
-            check_files(names)
+            ensure(others)
+            check_files(others)
+            check_own_images(cfg)
         except UserError as error:
             raise UserError(f"{study.file}: {error}") from None
 

@@ -23,6 +23,7 @@ from scratch_vs_pretrain.analysis.tables.live import live_table, status_text
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo
+from scratch_vs_pretrain.study.audit import missing_weights
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.study.slurm import Cluster, Submission
 from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study
@@ -219,6 +220,8 @@ def run_study(
     Raises:
         UserError: as :func:`prepare`; or jobs that cannot be submitted.
     """
+    if missing := missing_weights(study):
+        raise UserError(f"{study.file}: {missing[0]}")
     if study.tune is not None:
         outcomes = run_study(search_study(study), output, slots, verbose, sharing, cluster)
         if any(outcome.state not in ENDED for outcome in outcomes):

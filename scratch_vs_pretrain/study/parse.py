@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from pydantic import TypeAdapter
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study import spec
-from scratch_vs_pretrain.study.fields import absolute, is_uri, read_model
+from scratch_vs_pretrain.study.fields import absolute, read_model
 from scratch_vs_pretrain.study.spec import (
     OWNED_BY_DATA,
     OWNED_KEYS,
-    REQUIRED,
     SCRATCH,
     Arm,
     Preset,
@@ -33,28 +31,22 @@ MOST_BYTES = 1_000_000
 DEEPEST = 50
 
 
-def load_study(
-    path: Path | str, weights: Mapping[str, str] | None = None, *, need_weights: bool = True
-) -> Study:
+def load_study(path: Path | str, weights: Mapping[str, str] | None = None) -> Study:
     """Reads a study file.
 
     Args:
         path: the file; paths in it are relative to its folder.
         weights: checkpoint paths or URIs by arm, in place of the file's; relative to the current
-            folder. See :func:`parse_weights`.
-        need_weights: whether an arm with ``init: required`` must have been given weights; reading
-            results, or planning, can do without.
+            folder.
 
     Raises:
         UserError: whatever is wrong with the file, in one sentence that names file and key.
     """
     file = Path(path)
-    return parse_study(read_plain_yaml(file), file, weights or {}, need_weights)
+    return parse_study(read_plain_yaml(file), file, weights or {})
 
 
-def parse_study(
-    content: Any, file: Path, weights: Mapping[str, str], need_weights: bool = True
-) -> Study:
+def parse_study(content: Any, file: Path, weights: Mapping[str, str]) -> Study:
     """Returns the study that plain YAML content describes; see :func:`load_study`."""
     if content is None:
         raise UserError(f"{file}: the file is empty; it needs name, base, arms and schedules")
@@ -71,57 +63,19 @@ def parse_study(
             )
     _refuse_set_twice(study)
     _check_tune(study)
-    arms = tuple(
-        _with_weights(study, arm, weights.get(arm.name), need_weights) for arm in study.arms
-    )
+    arms = tuple(_with_weights(study, arm, weights.get(arm.name)) for arm in study.arms)
     return replace(study, arms=arms, preset=_preset(study))
 
 
-def check_weights(study: Study) -> None:
-    """Checks that every arm's checkpoint is there, before anything trains.
-
-    Raises:
-        UserError: one is not; the message names arm and file.
-    """
-    for arm in study.arms:
-        if arm.weights and not is_uri(arm.weights) and not os.path.isfile(arm.weights):
-            raise UserError(
-                f"{study.file}: arms.{arm.name}.init: {arm.weights}: no such checkpoint; give one "
-                f"with --weights {arm.name}=PATH"
-            )
-
-
-def parse_weights(options: Sequence[str]) -> dict[str, str]:
-    """Returns checkpoints by arm from the command line's ``ARM=PATH`` texts.
-
-    Raises:
-        UserError: a text of another form, or an arm named twice.
-    """
-    weights: dict[str, str] = {}
-    for option in options:
-        arm, equals, path = option.partition("=")
-        if not (arm and equals and path):
-            raise UserError(f"--weights {option}: write --weights ARM=PATH")
-        if arm in weights:
-            raise UserError(f"--weights {option}: arm {arm} is given twice")
-        weights[arm] = path
-    return weights
-
-
-def _with_weights(study: Study, arm: Arm, given: str | None, need_weights: bool) -> Arm:
-    if given is not None:
-        if arm.init == SCRATCH:
-            raise UserError(
-                f"--weights {arm.name}={given}: {study.file} starts {arm.name} from random "
-                "weights; name another arm"
-            )
-        return replace(arm, init=absolute(given, Path.cwd()))
-    if need_weights and arm.init == REQUIRED:
+def _with_weights(study: Study, arm: Arm, given: str | None) -> Arm:
+    if given is None:
+        return arm
+    if arm.init == SCRATCH:
         raise UserError(
-            f"{study.file}: arms.{arm.name}.init: a checkpoint must be given with "
-            f"--weights {arm.name}=PATH"
+            f"--weights {arm.name}={given}: {study.file} starts {arm.name} from random "
+            "weights; name another arm"
         )
-    return arm
+    return replace(arm, init=absolute(given, Path.cwd()))
 
 
 def _preset(study: Study) -> Preset | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from scratch_vs_pretrain.data.coco import read_annotations
-from scratch_vs_pretrain.data.voc import voc_count
+from scratch_vs_pretrain.data.voc import voc_images
 from scratch_vs_pretrain.study.audit import Audit, audit, joined
 from scratch_vs_pretrain.study.data_sets import origin
 from scratch_vs_pretrain.study.resolve import resolved_schedule, run_config, schedules_of
@@ -74,6 +74,11 @@ class Plan:
     audit: Audit
     search: Plan | None = None
 
+    @property
+    def iterations(self) -> int:
+        """Of all runs, what they share counted once."""
+        return sum(row.iterations - row.shared for row in self.rows)
+
     def text(self) -> str:
         """Returns the plan as `svp plan` prints it."""
         columns = {
@@ -101,8 +106,7 @@ class Plan:
             disable_numparse=True,
             colalign=["left" if name in texts else "right" for name in columns],
         )
-        iterations = sum(row.iterations - row.shared for row in self.rows)
-        total = f"{len(self.rows)} run{'s' * (len(self.rows) != 1)}, {iterations:,} iterations"
+        total = f"{len(self.rows)} run{'s' * (len(self.rows) != 1)}, {self.iterations:,} iterations"
         text = "\n".join([table, *self._sharing(), total, self.audit.text()])
         if self.search is None:
             return text
@@ -187,7 +191,7 @@ def _images(cfg: CfgNode, name: str, known: Mapping[str, int]) -> int | None:
     if found.base in known:
         count: int | None = known[found.base]
     elif found.own and found.tree:
-        count = voc_count(*found.tree)
+        count = len(voc_images(*found.tree))
     elif file and file.is_file():
         count = len(read_annotations(file).file_names)
     else:

@@ -17,7 +17,7 @@ from scratch_vs_pretrain.modeling.checkpoint_file import (
 )
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import Init, Noise, RunInfo, Switch
-from scratch_vs_pretrain.study.audit import audit, switched_study
+from scratch_vs_pretrain.study.audit import Audit, audit, switched_study
 from scratch_vs_pretrain.study.initial_weights import check_trainable, with_origins
 from scratch_vs_pretrain.study.plan import training_images
 from scratch_vs_pretrain.study.resolve import (
@@ -50,25 +50,25 @@ def prepare(study: Study, output: Path, sharing: bool = True) -> list[RunFolder]
             :func:`check_trainable`; a folder holds a run of another config or of other weights; or
             a folder cannot be written. Nothing was started.
     """
-    if study.sizes:
-        for one in study.by_size():
-            audit(one)
-        return [folder for one in study.by_size() for folder in prepare(one, output, sharing)]
-    allowed = {key: dict(values) for key, values in audit(study).allowed.items()}
-    seeds = {seed: with_origins(study, seed, output) for seed in study.seeds}
-    arms = {(arm.name, seed): arm for seed, one in seeds.items() for arm in one.arms}
-    if any(run.folder(output).state() not in ENDED for run in study.runs()):
-        check_trainable(seeds[study.seeds[0]])
-    started = [dataclasses.replace(run, arm=arms[run.arm.name, run.seed]) for run in study.runs()]
-    folders = [_prepare_run(study, run, allowed, output) for run in started]
+    parts = [
+        (one, audit(one), {seed: with_origins(one, seed, output) for seed in one.seeds})
+        for one in study.by_size()
+    ]
+    for one, _, started in parts:
+        if any(run.folder(output).state() not in ENDED for run in one.runs()):
+            check_trainable(started[one.seeds[0]])
+    folders = []
+    for one, audited, started in parts:
+        arms = {(arm.name, seed): arm for seed, its in started.items() for arm in its.arms}
+        for run in one.runs():
+            begun = dataclasses.replace(run, arm=arms[run.arm.name, run.seed])
+            folders.append(_prepare_run(one, begun, audited, output))
+        _plan_branches(one, output, sharing)
     forget_checkpoints()
-    _plan_branches(study, output, sharing)
     return folders
 
 
-def _prepare_run(
-    study: Study, run: Run, allowed: dict[str, dict[str, Any]], output: Path
-) -> RunFolder:
+def _prepare_run(study: Study, run: Run, audited: Audit, output: Path) -> RunFolder:
     folder = run.folder(output)
     files = {folder.config_file: run_config(study, run)}
     if study.switch:
@@ -76,7 +76,7 @@ def _prepare_run(
             folder.config_file: run_config(switched_study(study), run),
             folder.before_switch_file: files[folder.config_file],
         }
-    described = _describe(study, run, files[folder.config_file], allowed)
+    described = _describe(study, run, files[folder.config_file], audited)
     if folder.run_file.exists():
         _refuse_another_run(folder, files, described)
         # By what a run is judged is no part of its training.
@@ -127,7 +127,7 @@ def _update_idle(folder: RunFolder, **changes: Any) -> None:
         say(f"{folder.path}: is being trained; start the study again later to tell it the changes")
 
 
-def _describe(study: Study, run: Run, cfg: CfgNode, allowed: dict[str, dict[str, Any]]) -> RunInfo:
+def _describe(study: Study, run: Run, cfg: CfgNode, audited: Audit) -> RunInfo:
     weights, schedule = run.arm.weights, resolved_schedule(study, run.arm, run.schedule)
     return RunInfo(
         study=study.name,
@@ -151,7 +151,7 @@ def _describe(study: Study, run: Run, cfg: CfgNode, allowed: dict[str, dict[str,
             load=cfg.SVP.LOAD if weights else None,
         ),
         arm_order=tuple(arm.name for arm in study.arms),
-        allowed_differences=allowed,
+        allowed_differences={key: dict(values) for key, values in audited.allowed.items()},
         admitted=tuple(cfg.SVP.ADMIT),
         tuned_on=study.tuned_on,
         size=training_images(cfg, {}) if study.size else None,

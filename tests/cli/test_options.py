@@ -3,7 +3,7 @@ import argparse
 import pytest
 
 from scratch_vs_pretrain.cli import options
-from scratch_vs_pretrain.cli.options import positive, read_labels
+from scratch_vs_pretrain.cli.options import positive
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -21,15 +21,27 @@ def test_a_commands_help_begins_with_its_summary_and_ends_in_its_examples(monkey
     assert given.run(given) == "3"
 
 
-def test_labels_are_by_study():
-    assert read_labels(["a=R50 = 1", "b=R101"]) == {"a": "R50 = 1", "b": "R101"}
-    assert read_labels([]) == {}
+@pytest.fixture
+def labels():
+    parser = argparse.ArgumentParser(prog="svp")
+    options.pairs("--label", "STUDY=TEXT", "a label")(parser)
+    return lambda *texts: parser.parse_args([f"--label={text}" for text in texts]).label
 
 
-@pytest.mark.parametrize("text", ["a", "a=", "=R50", ""])
-def test_a_label_without_study_or_text(text):
+def test_pairs_are_split_at_the_first_equals_sign(labels):
+    assert labels("a=R50 = 1", "b=s3://w") == {"a": "R50 = 1", "b": "s3://w"}
+    assert labels() == {}
+
+
+@pytest.mark.parametrize("text", ["a", "a=", "=R50", "", "="])
+def test_a_pair_without_key_or_text(labels, text):
     with pytest.raises(UserError, match=f"--label {text}: write --label STUDY=TEXT"):
-        read_labels([text])
+        labels(text)
+
+
+def test_a_key_given_twice(labels):
+    with pytest.raises(UserError, match="--label a=y: a is given twice"):
+        labels("a=x", "a=y")
 
 
 def test_positive_numbers():

@@ -52,7 +52,7 @@ PAPER = {
 
 
 def study_named(name: str):
-    return load_study(STUDIES / f"{name}.yaml", need_weights=False)
+    return load_study(STUDIES / f"{name}.yaml")
 
 
 def tiny_data(folder: Path, keypoints: int = 0) -> Data:
@@ -74,7 +74,7 @@ def tiny_data(folder: Path, keypoints: int = 0) -> Data:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_plans_and_is_fair(file, tmp_path):
-    study = load_study(file, need_weights=False)
+    study = load_study(file)
     if file.stem == "demo" or file.parent.name == "overfit":  # what runs it makes its data
         keypoints = 5 if "keypoint" in file.stem else 0
         study = replace(study, data=tiny_data(tmp_path, keypoints))

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -6,7 +7,8 @@ import pytest
 
 from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.audit import audit, missing_inputs, recipe_problems
+from scratch_vs_pretrain.study.audit import audit, missing_data, missing_weights, recipe_problems
+from scratch_vs_pretrain.study.launch import run_study
 from scratch_vs_pretrain.study.resolve import PRESETS
 from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
 from scratch_vs_pretrain.study.spec import Arm, Study
@@ -300,10 +302,22 @@ class TestRecipePerArm:
             audit(pair(base, overrides={"SVP.ADMIT": ["x"]}))
 
 
-def test_what_is_not_there_is_told_before_anything_runs(base):
-    study = pair(base, overrides={"DATASETS.TRAIN": ["coco_2017_trian"]})
-    assert missing_inputs(study) == [
-        "no data set is called coco_2017_trian; did you mean coco_2017_train?",
-        "arm tuned: /weights.pth: no such checkpoint",
-    ]
-    assert missing_inputs(pair(base))[0].startswith("arm tuned")
+class TestWhatIsNotThere:
+    def test_names_of_data_sets(self, base):
+        study = pair(base, overrides={"DATASETS.TRAIN": ["coco_2017_trian"]})
+        assert missing_data(study) == [
+            "no data set is called coco_2017_trian; did you mean coco_2017_train?",
+        ]
+        assert missing_data(pair(base)) == []
+
+    def test_checkpoints(self, base, tmp_path):
+        study = pair(base)
+        (missing,) = missing_weights(study)
+        assert missing.startswith("arms.tuned.init: /weights.pth: no such checkpoint; give one")
+        scratch, tuned = sorted(study.arms, key=lambda arm: arm.name == "tuned")
+        for init in (str(base), "catalog://x"):
+            assert missing_weights(replace(study, arms=(scratch, replace(tuned, init=init)))) == []
+        required = replace(study, arms=(scratch, replace(tuned, init="required")))
+        with pytest.raises(UserError, match=r"tuned\.init: .* --weights tuned=PATH"):
+            run_study(required, tmp_path / "out")
+        assert not (tmp_path / "out").exists()

@@ -159,7 +159,7 @@ def test_weights_that_svp_pretrain_made_tell_their_own(write_study, tmp_path):
 
 
 def test_other_weights_count_as_imagenet_and_it_is_said(write_study):
-    found = study_budgets(load_study(write_study(arms=PAIR), need_weights=False))
+    found = study_budgets(load_study(write_study(arms=PAIR)))
     assert [row.pretraining.assumed for row in found.rows] == [False, True]
     (note,) = found.notes
     assert "pretrained" in note

@@ -163,6 +163,19 @@ def test_overrides_that_contradict_the_files(study, capsys, content, overrides, 
     assert not (path.parent / "output").exists()
 
 
+def assert_refused_before_it_runs(path, capsys, message):
+    assert main(["plan", str(path)]) == 0
+    assert f"note: before it runs: {message}" in capsys.readouterr().out
+    assert main(["run", str(path), "-o", str(path.parent / "out")]) == 2
+    assert f"svp: error: {path}: {message}" in capsys.readouterr().err
+    assert not (path.parent / "out").exists()
+
+
+def test_images_that_are_not_there(study, tmp_path, capsys):
+    message = f"{tmp_path}: 1 of the 1 images of own_train are missing: 0.png; restore them"
+    assert_refused_before_it_runs(study(coco()), capsys, message)
+
+
 def test_files_of_other_categories(study):
     with pytest.raises(UserError, match=r"data: .*test\.json has other categories than"):
         config(study(coco(), coco(classes=("ring",))))
@@ -227,6 +240,13 @@ def test_voc_trees(voc_study, tmp_path):
     given = config(voc_study(data={"classes": ["star", "disc"]}))
     assert given.SVP.VOC_DATASETS[0][-1] == ["star", "disc"]
     assert given.MODEL.ROI_HEADS.NUM_CLASSES == 2
+
+
+def test_images_of_a_voc_tree_that_are_not_there(voc_study, tmp_path, capsys):
+    path = voc_study()
+    (tmp_path / "b/JPEGImages/train.jpg").unlink()
+    message = f"{tmp_path / 'b'}: 1 of the 1 images of trees_train-2 are missing"
+    assert_refused_before_it_runs(path, capsys, message)
 
 
 @pytest.mark.parametrize(

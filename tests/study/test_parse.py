@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.parse import (
-    check_weights,
     load_study,
     parse_study,
-    parse_weights,
     read_plain_yaml,
     schema_markdown,
     study_schema,
@@ -39,11 +37,11 @@ def folder(tmp_path):
 def load(folder):
     """Loads a study that consists of BASE and some changes; None removes a field."""
 
-    def load(weights=None, need_weights=True, **changes):
+    def load(weights=None, **changes):
         content = {key: value for key, value in {**BASE, **changes}.items() if value is not None}
         file = folder / "study.yaml"
         file.write_text(yaml.safe_dump(content, sort_keys=False))
-        return load_study(file, weights, need_weights=need_weights)
+        return load_study(file, weights)
 
     return load
 
@@ -269,12 +267,8 @@ class TestWeights:
         study = load({"pretrained": "catalog://x"})
         assert study.arms[1].weights == "catalog://x"
 
-    def test_that_are_required_must_be_given(self, load):
-        with pytest.raises(UserError, match=r"pretrained\.init: .* --weights pretrained=PATH"):
-            load(arms=self.REQUIRED)
-
-    def test_are_not_needed_to_read_results(self, load):
-        assert load(arms=self.REQUIRED, need_weights=False).arms[1].init == "required"
+    def test_that_are_required_are_not_needed_to_read(self, load):
+        assert load(arms=self.REQUIRED).arms[1].init == "required"
 
     def test_of_an_unknown_arm_are_refused(self, load):
         with pytest.raises(UserError, match=r"has no arm pretraind; did you mean pretrained?"):
@@ -283,27 +277,6 @@ class TestWeights:
     def test_of_the_scratch_arm_are_refused(self, load):
         with pytest.raises(UserError, match="starts scratch from random weights"):
             load({"scratch": "w.pth"})
-
-    def test_are_checked_to_exist(self, load, folder):
-        study = load()
-        with pytest.raises(UserError, match=r"arms\.pretrained\.init: .*weights.pth: no such ch"):
-            check_weights(study)
-        (folder / "weights.pth").touch()
-        check_weights(study)
-        check_weights(load({"pretrained": "catalog://x"}))
-
-    def test_options_are_split_at_the_first_equals_sign(self):
-        assert parse_weights(["a=x/y=z.pth", "b=s3://w"]) == {"a": "x/y=z.pth", "b": "s3://w"}
-        assert parse_weights([]) == {}
-
-    @pytest.mark.parametrize("option", ["a", "a=", "=x", "", "="])
-    def test_options_of_another_form_are_refused(self, option):
-        with pytest.raises(UserError, match="write --weights ARM=PATH"):
-            parse_weights([option])
-
-    def test_options_that_repeat_an_arm_are_refused(self):
-        with pytest.raises(UserError, match="arm a is given twice"):
-            parse_weights(["a=x", "a=y"])
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
