@@ -26,18 +26,18 @@ MAY_IMPORT = {
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
     "": 2_090,
-    "study": 4_130,
+    "study": 4_112,
     "training": 2_200,
     "evaluation": 1_230,
     "pretraining": 660,
     "data": 3_220,
     "modeling": 2_090,
     "analysis": 6_750,
-    "cli": 1_020,
+    "cli": 1_002,
 }
 MOST_LINES_OF_A_MODULE = 400
 # Until it is split.
-LONG = {"scratch_vs_pretrain.study.spec": 540}
+LONG = {"scratch_vs_pretrain.study.spec": 530}
 FEW_LINES = 60
 
 

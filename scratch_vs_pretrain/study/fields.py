@@ -7,7 +7,6 @@ what to write``.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 import reprlib
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
-    GetCoreSchemaHandler,
+    Field,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
-from pydantic_core import ArgsKwargs, PydanticCustomError, core_schema
+from pydantic_core import ArgsKwargs, PydanticCustomError
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.text import nearest
@@ -38,8 +38,18 @@ STRICT = ConfigDict(extra="forbid")
 # Marks the attributes that no file states.
 NOT_STATED = SkipJsonSchema()
 
-# Folders are named by it.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+# Sentences for pydantic's kinds of errors.
+_SENTENCES = {
+    "int_type": "must be a whole number, not {input}",
+    "float_type": "must be a number, not {input}",
+    "greater_than": "must be a number above {gt:g}, not {input}",
+    "greater_than_equal": "must be at least {ge:,}, not {input}",
+    "less_than_equal": "must be at most {le:,}, not {input}",
+    "string_type": "must be text, not {input}; put it in quotes",
+    "string_too_short": "must not be empty",
+    "tuple_type": "must be a list in brackets, not {input}",
+    "literal_error": "unknown {last} {input}; known are {expected}",
+}
 _Model = TypeVar("_Model")
 
 
@@ -125,9 +135,10 @@ def _sentence(error: ValidationError, content: Any, file: Path) -> str:
         except (LookupError, TypeError):
             continue  # pydantic's name for a choice
         keys.append(str(part))
-    if first["type"] == "literal_error":
-        known = said["expected"].replace("'", "").replace(" or ", ", ")
-        text = f"unknown {keys[-1]} {shorten(first['input'])}; known are {known}"
+    if first["type"] in _SENTENCES:
+        said = {**said, "expected": said.get("expected", "").replace("'", "").replace(" or ", ", ")}
+        last, given = keys[-1] if keys else "", shorten(first["input"])
+        text = _SENTENCES[first["type"]].format(last=last, input=given, **said)
     text = text.replace("{key}", ".".join([*keys, str(said.get("key", ""))]))
     return ": ".join([str(file), *([".".join(keys)] if keys else ()), text])
 
@@ -161,26 +172,28 @@ def read_mapping(value: Any) -> dict[str, Any]:
     return value
 
 
-def read_text(value: Any, empty: bool = False) -> str:
+def printable(text: str) -> str:
     """Returns a line of text."""
-    if not isinstance(value, str):
-        raise wrong(f"must be text, not {shorten(value)}; put it in quotes")
-    if not (value or empty):
-        raise wrong("must not be empty")
-    if not value.isprintable():
-        raise wrong(f"{shorten(value)} holds line breaks or control characters")
+    if not text.isprintable():
+        raise wrong(f"{shorten(text)} holds line breaks or control characters")
+    return text
+
+
+def matching(pattern: str, otherwise: str) -> AfterValidator:
+    """Refuses what is no match as ``'it' {otherwise}``."""
+
+    def read(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise wrong(f"{shorten(text)} {otherwise}")
+        return text
+
+    return AfterValidator(read)
+
+
+def _refuse_empty(value: Any) -> Any:
+    if value == []:
+        raise wrong("the list is empty")
     return value
-
-
-def read_name(value: Any) -> str:
-    """Returns a name that is safe as a folder's."""
-    name = read_text(value)
-    if not _NAME.fullmatch(name):
-        raise wrong(
-            f"{shorten(name)} cannot name a folder; use at most 100 letters, digits, dots, dashes "
-            "and underscores, a letter or digit first"
-        )
-    return name
 
 
 def refuse_repeated(items: tuple[Any, ...], *at: str) -> tuple[Any, ...]:
@@ -189,64 +202,6 @@ def refuse_repeated(items: tuple[Any, ...], *at: str) -> tuple[Any, ...]:
         if item in items[:number]:
             raise wrong(f"{getattr(item, 'name', item)} appears twice", *at)
     return items
-
-
-@dataclasses.dataclass(frozen=True)
-class Whole:
-    """A whole number in [low, high]."""
-
-    low: int
-    high: int
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
-        bounded = core_schema.int_schema(ge=self.low, le=self.high)
-        return core_schema.no_info_before_validator_function(self.read, bounded)
-
-    def read(self, value: Any) -> int:
-        if type(value) is not int:
-            raise wrong(f"must be a whole number, not {shorten(value)}")
-        if not self.low <= value <= self.high:
-            raise wrong(f"must be from {self.low:,} to {self.high:,}, not {shorten(value)}")
-        return value
-
-
-@dataclasses.dataclass(frozen=True)
-class Real:
-    """A number above `above` and at most `most`."""
-
-    above: float
-    most: float
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
-        bounded = core_schema.float_schema(gt=self.above, le=self.most)
-        return core_schema.no_info_before_validator_function(self.read, bounded)
-
-    def read(self, value: Any) -> float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not self.above < value <= self.most or math.isnan(value):
-            raise wrong(
-                f"must be a number above {self.above:g} and at most {self.most:g}, not "
-                f"{shorten(value)}"
-            )
-        return float(value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Listed:
-    """A list of at least so many distinct items."""
-
-    least: int = 0
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
-        inner = core_schema.no_info_before_validator_function(self.read, handler(source))
-        return core_schema.no_info_after_validator_function(refuse_repeated, inner)
-
-    def read(self, value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, (list, tuple)):
-            raise wrong(f"must be a list in brackets, not {shorten(value)}")
-        if isinstance(value, list) and len(value) < self.least:
-            raise wrong("the list is empty")
-        return tuple(value)
 
 
 def absolute(text: str, folder: Path) -> str:
@@ -273,7 +228,9 @@ def _existing(kind: str, is_there: Callable[[str], bool]) -> BeforeValidator:
     def read(value: Any, info: ValidationInfo) -> Path:
         if isinstance(value, Path):
             return value
-        path = absolute(read_text(value), folder_of(info))
+        if not isinstance(value, str) or not value:
+            raise wrong(f"must be text, not {shorten(value)}; put it in quotes")
+        path = absolute(printable(value), folder_of(info))
         if not is_there(path):  # unlike Path's methods, False for a name that is too long
             raise wrong(f"{path}: no such {kind}")
         return Path(path)
@@ -281,8 +238,28 @@ def _existing(kind: str, is_there: Callable[[str], bool]) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-Text = Annotated[str, BeforeValidator(read_text)]
-Name = Annotated[str, BeforeValidator(read_name)]
+def whole(low: int, high: int) -> FieldInfo:
+    """Returns the bounds of a whole number."""
+    return Field(strict=True, ge=low, le=high)
+
+
+def real(above: float, most: float) -> FieldInfo:
+    """Returns the bounds of a number; the lower one is too low."""
+    return Field(strict=True, gt=above, le=most)
+
+
+Line = Annotated[str, Field(strict=True), AfterValidator(printable)]  # may be empty
+Text = Annotated[str, Field(strict=True, min_length=1), AfterValidator(printable)]
+Name = Annotated[
+    Text,
+    matching(
+        "[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
+        "cannot name a folder; use at most 100 letters, digits, dots, dashes and underscores, "
+        "a letter or digit first",
+    ),
+]
 ExistingFile = Annotated[Path, _existing("file", os.path.isfile)]
 ExistingFolder = Annotated[Path, _existing("folder", os.path.isdir)]
-Iterations = Annotated[int, Whole(1, MOST_ITERATIONS)]
+Iterations = Annotated[int, whole(1, MOST_ITERATIONS)]
+NotEmpty = BeforeValidator(_refuse_empty)
+Distinct = AfterValidator(refuse_repeated)

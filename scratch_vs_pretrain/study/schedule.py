@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, ValidationInfo, model_validator
+from pydantic import AfterValidator, ValidationInfo, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
@@ -22,13 +22,12 @@ from scratch_vs_pretrain.study.fields import (
     MOST_ITERATIONS,
     NOT_STATED,
     STRICT,
+    Distinct,
     ExistingFile,
     Iterations,
-    Listed,
     Name,
     Section,
     Stated,
-    Whole,
     shorten,
     wrong,
 )
@@ -42,13 +41,11 @@ ITERATIONS_1X = 90_000
 DROPS_BEFORE_END = (60_000, 20_000)
 
 
-def _read_drop(value: Any, info: ValidationInfo) -> int:
-    return Whole(1, info.data.get("iterations", 1) - 1).read(value)
-
-
-def _read_drops(drops: tuple[int, ...]) -> tuple[int, ...]:
+def _read_drops(drops: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
     if list(drops) != sorted(drops, reverse=True):
         raise wrong("write the earliest drop first, such as [200, 67]")
+    if drops and drops[0] >= info.data.get("iterations", MOST_ITERATIONS):
+        raise wrong(f"{drops[0]:,} iterations before the end is no later than the begin")
     return drops
 
 
@@ -68,11 +65,7 @@ class Schedule(Section):
 
     name: Name
     iterations: Iterations
-    drops_before_end: Annotated[
-        tuple[Annotated[int, BeforeValidator(_read_drop)], ...],
-        Listed(),
-        AfterValidator(_read_drops),
-    ] = ()
+    drops_before_end: Annotated[tuple[Iterations, ...], Distinct, AfterValidator(_read_drops)] = ()
     rate_factor: Annotated[float, NOT_STATED] = 1.0
     per_batch: Annotated[bool, NOT_STATED] = False
 

@@ -27,22 +27,24 @@ from scratch_vs_pretrain.study.fields import (
     MOST_ITERATIONS,
     NOT_STATED,
     STRICT,
+    Distinct,
     ExistingFile,
     ExistingFolder,
     Iterations,
-    Listed,
+    Line,
     Name,
-    Real,
+    NotEmpty,
     Section,
     Stated,
     Text,
-    Whole,
     absolute,
     folder_of,
+    matching,
     read_mapping,
-    read_text,
+    real,
     refuse_repeated,
     shorten,
+    whole,
     wrong,
 )
 from scratch_vs_pretrain.study.schedule import Schedule, Switch
@@ -90,25 +92,23 @@ def _read_overrides(value: Any) -> dict[str, Any]:
     return overrides
 
 
-def _read_init(value: Any, info: ValidationInfo) -> str:
-    init = read_text(value)
+def _read_init(init: str, info: ValidationInfo) -> str:
     for word in (SCRATCH, REQUIRED):
         if init != word and init.lower() == word:
             raise wrong(f"write {word} instead of {init}")
-    if init.startswith(RUN_SCHEME):
-        if not _RUN.fullmatch(init):
-            raise wrong(
-                f"{init} names no run; write run://STUDY/ARM/SCHEDULE/seed for the run of each "
-                "seed, or run://STUDY/ARM/SCHEDULE/seed0 for one of them"
-            )
-        return init
+    if init.startswith(RUN_SCHEME) and not _RUN.fullmatch(init):
+        raise wrong(
+            f"{init} names no run; write run://STUDY/ARM/SCHEDULE/seed for the run of each "
+            "seed, or run://STUDY/ARM/SCHEDULE/seed0 for one of them"
+        )
     if init in (SCRATCH, REQUIRED) or info.context is None:
         return init
     return absolute(init, folder_of(info))
 
 
-def _read_description(value: Any) -> str:
-    return read_text(" ".join(value.split()) if isinstance(value, str) else value, empty=True)
+def _joined(value: Any) -> Any:
+    """Joins the lines of a text."""
+    return " ".join(value.split()) if isinstance(value, str) else value
 
 
 def _read_base(value: Any) -> Any:
@@ -120,18 +120,7 @@ def _read_base(value: Any) -> Any:
     return value
 
 
-def _read_module(value: Any) -> str:
-    name = read_text(value)
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", name, re.ASCII):
-        raise wrong(
-            f"{shorten(name)} is no module; write the dotted name of one that is installed or on "
-            "PYTHONPATH, such as my_project.parts, and no path"
-        )
-    return name
-
-
-def _read_metric(value: Any) -> str:
-    metric = read_text(value)
+def _read_metric(metric: str) -> str:
     if metric not in METRICS:
         raise wrong(f"unknown metric {metric}{nearest(metric, METRICS)}")
     return metric
@@ -162,21 +151,11 @@ def _read_grid(value: Any) -> dict[str, tuple[Any, ...]]:
     return grid
 
 
-def _read_split(value: Any, info: ValidationInfo) -> str:
-    split = read_text(value)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", split, re.ASCII):
-        raise wrong(f"{split} names no list; such as trainval or val")
+def _read_split(split: str, info: ValidationInfo) -> str:
     listing = info.data.get("root", Path()) / "ImageSets" / "Main" / f"{split}.txt"
     if info.context and "root" in info.data and not listing.is_file():
         raise wrong(f"{listing}: no such file")
     return split
-
-
-def _read_year(value: Any) -> int:
-    year = Whole(2007, 2012).read(value)
-    if year not in (2007, 2012):
-        raise wrong(f"the metric is that of 2007 or of 2012, not of {year}")
-    return year
 
 
 def _read_size(value: Any) -> str:
@@ -194,8 +173,21 @@ _RUN = re.compile(r"run://[^/]+/[^/]+/[^/]+/seed(?P<seed>0|[1-9][0-9]{0,9})?", r
 _SIZE = re.compile(r"(?!0+(\.0+)?(k|pct)?$)[0-9]{1,12}(\.[0-9]{1,12})?(k|pct)?", re.ASCII)
 
 Overrides = Annotated[dict[str, Any], BeforeValidator(_read_overrides)]
-Metric = Annotated[str, BeforeValidator(_read_metric), Field(json_schema_extra={"enum": METRICS})]
-Schedules = Annotated[tuple[Schedule, ...], Listed(1)]
+Metric = Annotated[Text, AfterValidator(_read_metric), Field(json_schema_extra={"enum": METRICS})]
+Schedules = Annotated[tuple[Schedule, ...], NotEmpty, Distinct]
+Module = Annotated[
+    Text,
+    matching(
+        r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*",
+        "is no module; write the dotted name of one that is installed or on PYTHONPATH, such as "
+        "my_project.parts, and no path",
+    ),
+]
+Split = Annotated[
+    Text,
+    matching("[A-Za-z0-9][A-Za-z0-9._-]*", "names no list; such as trainval or val"),
+    AfterValidator(_read_split),
+]
 # Of :data:`scratch_vs_pretrain.study.resolve.PRESETS`.
 Preset = Literal["detectron2", "detectron2-gn", "torchvision"]
 
@@ -228,8 +220,8 @@ class VocTree(Section):
     """
 
     root: Annotated[ExistingFolder, Field(alias="voc")]
-    split: Annotated[Text, BeforeValidator(_read_split)]
-    year: Annotated[Literal[2007, 2012], BeforeValidator(_read_year)] = 2012
+    split: Split
+    year: Literal[2007, 2012] = 2012
 
 
 Source = Annotated[
@@ -256,14 +248,15 @@ class Data(Section):
 
     train: Annotated[
         tuple[Source, ...],
-        Listed(1),
+        NotEmpty,
+        Distinct,
         BeforeValidator(
             lambda value: value if isinstance(value, (list, tuple)) else (value,),
             json_schema_input_type=Source | list[Source],
         ),
     ]
     test: Source
-    classes: Annotated[tuple[Text, ...], Listed()] = ()
+    classes: Annotated[tuple[Text, ...], Distinct] = ()
 
     @model_validator(mode="after")
     def _alike(self) -> Data:
@@ -283,9 +276,9 @@ class Evaluation(Section):
         at: and after so many.
     """
 
-    period: Annotated[int, Whole(0, MOST_ITERATIONS)] | None = None
+    period: Annotated[int, whole(0, MOST_ITERATIONS)] | None = None
     at: Annotated[
-        tuple[Iterations, ...], Listed(), AfterValidator(lambda at: tuple(sorted(at)))
+        tuple[Iterations, ...], Distinct, AfterValidator(lambda at: tuple(sorted(at)))
     ] = ()
 
 
@@ -313,7 +306,7 @@ class Noise(Section):
         because: where the number is from; shown with verdicts.
     """
 
-    sd: Annotated[float, Real(0, 100)]
+    sd: Annotated[float, real(0, 100)]
     because: Text
 
 
@@ -326,8 +319,8 @@ class SeedRange(Section):
         most: no more are trained.
     """
 
-    least: Annotated[int, Whole(1, 1000)] = 3
-    most: Annotated[int, Whole(1, 1000)] = 10
+    least: Annotated[int, whole(1, 1000)] = 3
+    most: Annotated[int, whole(1, 1000)] = 10
 
     @model_validator(mode="after")
     def _ordered(self) -> SeedRange:
@@ -347,9 +340,9 @@ class Answer(Section):
         metric: what is compared.
     """
 
-    margin: Annotated[float, Real(0, 100)] = 0.5
+    margin: Annotated[float, real(0, 100)] = 0.5
     seeds: SeedRange = SeedRange()
-    level: Annotated[float, Real(0.5, 0.9999)] = 0.95
+    level: Annotated[float, real(0.5, 0.9999)] = 0.95
     metric: Metric = "bbox/AP"
 
 
@@ -393,7 +386,7 @@ class Arm(Section):
     """
 
     name: Annotated[Name, NOT_STATED]
-    init: Annotated[Text, BeforeValidator(_read_init)]
+    init: Annotated[Text, AfterValidator(_read_init)]
     schedules: Schedules = ()
     overrides: Overrides = field(default_factory=dict)
     preset: Preset | None = None
@@ -470,18 +463,18 @@ class Study(Section):
     arms: Annotated[
         tuple[Arm, ...], BeforeValidator(_read_arms, json_schema_input_type=dict[str, Arm])
     ]
-    seeds: Annotated[tuple[Annotated[int, Whole(0, 2**32 - 1)], ...], Listed(1)] = (0,)
-    description: Annotated[str, BeforeValidator(_read_description)] = ""
+    seeds: Annotated[tuple[Annotated[int, whole(0, 2**32 - 1)], ...], NotEmpty, Distinct] = (0,)
+    description: Annotated[Line, BeforeValidator(_joined)] = ""
     preset: Preset | None = None
     overrides: Overrides = field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
     data: Data | None = None
-    allow_differences: Annotated[tuple[Text, ...], Listed()] = ()
-    admit: Annotated[tuple[Text, ...], Listed()] = ()
+    allow_differences: Annotated[tuple[Text, ...], Distinct] = ()
+    admit: Annotated[tuple[Text, ...], Distinct] = ()
     switch: Switch | None = None
     tune: Tune | None = None
-    imports: Annotated[tuple[Annotated[Text, BeforeValidator(_read_module)], ...], Listed()] = ()
-    sizes: Annotated[tuple[Size, ...], Listed()] = ()
+    imports: Annotated[tuple[Module, ...], Distinct] = ()
+    sizes: Annotated[tuple[Size, ...], Distinct] = ()
     answer: Answer | None = None
     noise: Noise | None = None
     tuned_on: Annotated[str | None, NOT_STATED] = None

@@ -55,7 +55,10 @@ def test_voc_trees(read_data, tmp_path):
         ({"train": TREE, "test": {**TREE, "split": "test"}}, r"test\.txt: no such file"),
         ({"train": TREE, "test": {**TREE, "split": "../val"}}, "names no list"),
         ({"train": TREE, "test": {**TREE, "voc": "no"}}, r"data\.test\.voc: .*no: no such folder"),
-        ({"train": TREE, "test": {**TREE, "year": 2010}}, "of 2007 or of 2012, not of 2010"),
+        (
+            {"train": TREE, "test": {**TREE, "year": 2010}},
+            "unknown year 2010; known are 2007, 2012",
+        ),
         ({"train": TREE, "test": {**TREE, "images": "."}}, "unknown key data.test.images"),
         ({"train": {**FILES, "split": "val"}, "test": FILES}, "give annotations and images, or"),
         ({"train": {**FILES, "annotations": "b.json"}, "test": FILES}, r"b\.json: no such file"),
