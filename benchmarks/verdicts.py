@@ -85,6 +85,16 @@ def cells(shapes: tuple[str, ...] = ("normal", "skewed")) -> Iterator[Cell]:
             yield Cell(seeds, studies, gap, noise, shape, gain, stated=True)
 
 
+# Studies at a time, so that memory does not grow with their number.
+CHUNK = 10_000
+
+
+def in_chunks(count: int, share: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Returns the mean over `count` studies of what `share` says of so many of them."""
+    sizes = [min(CHUNK, count - done) for done in range(0, count, CHUNK)]
+    return np.average([share(size) for size in sizes], axis=0, weights=sizes)
+
+
 def simulate(cell: Cell, count: int, rng: np.random.Generator) -> dict[str, float]:
     """Returns how often each verdict is wrong: the share of `count` answers or conclusions."""
     runs = []
@@ -178,7 +188,11 @@ def main() -> None:
     print(head + "".join(f"{name:>9}" for name in names))
     worst: dict[tuple[str, str, int], dict[str, float]] = {}
     for number, cell in enumerate(cells(tuple(SHAPES))):
-        rates = simulate(cell, options.studies, np.random.default_rng([options.seed, number]))
+        rng = np.random.default_rng([options.seed, number])
+        shares = in_chunks(
+            options.studies, lambda n, c=cell, r=rng: [simulate(c, n, r)[name] for name in names]
+        )
+        rates = dict(zip(names, shares.tolist(), strict=True))
         seeds = f"{cell.seeds}{' stated' * cell.stated}"
         if options.every_cell:
             print(cell, {name: round(rate, 4) for name, rate in rates.items()})
@@ -195,7 +209,8 @@ def main() -> None:
         shown = []
         for seeds in (3, 5, 10):
             rng = np.random.default_rng([options.seed, every, seeds])
-            shown.append(coverage(lead, every, noise, seeds, options.studies, rng))
+            cell = (lead, every, noise, seeds)
+            shown.append(in_chunks(options.studies, lambda n, c=cell, r=rng: coverage(*c, n, r)))
         numbers = "".join(f"{held:>9.1%} ({ends:.0%})" for held, ends in shown)
         print(f"{lead:<8}{every:>8}{noise:>7}{numbers}")
 

@@ -114,15 +114,19 @@ def load_runs(*folders: Path | str) -> Runs:
     return Runs(records.find_runs([Path(folder) for folder in folders]))
 
 
-def answer(runs: Runs) -> Answer:
+def answer(runs: Runs, metric: str | None = None) -> Answer:
     """Answers whether pre-training helps; `.text()` shows it.
 
+    Args:
+        runs: of one study.
+        metric: that decides, in place of the study's own; more of it must be better.
+
     Raises:
-        UserError: runs of several studies, or of one arm only.
+        UserError: runs of several studies, or of one arm only, or without the metric.
     """
     from scratch_vs_pretrain.analysis.stats import answer as answers
 
-    return answers.answer(runs)
+    return answers.answer(runs, metric=metric)
 
 
 def table(

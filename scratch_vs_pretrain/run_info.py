@@ -175,6 +175,7 @@ class RunInfo(Model):
     margin: Number | None = None  # the difference in AP that matters to the study
     noise: Noise | None = None
     level: Number | None = None  # how often all verdicts of the study together are to be right
+    metric: str | None = None  # that decides the study's answer; None: its main AP
     converged: str | None = None  # why the study takes its longest schedule for long enough
     data: Data = Data()
     provenance: Provenance | None = None

@@ -174,14 +174,21 @@ def _wrote(output: Path, about: str = "") -> None:
 @command(
     "answer",
     "say whether pre-training helps: early, at the end, for what it costs",
-    "svp answer output/demo\nsvp answer output/demo --format json",
+    "svp answer output/demo\nsvp answer output/demo --format json\n"
+    "svp answer output/demo --metric segm/AP",
     FOLDERS,
     TEXT_OR_JSON,
+    option(
+        "--metric",
+        metavar="NAME",
+        help="what decides, more of which is better (default: the study's answer.metric, or the "
+        "main AP)",
+    ),
 )
 def _answer(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.answer import answers_text
 
-    print(printable_lines(answers_text(options.folders, options.format)))
+    print(printable_lines(answers_text(options.folders, options.format, options.metric)))
     return 0
 
 

@@ -7,7 +7,7 @@ import logging
 import math
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from scratch_vs_pretrain.errors import UserError, say
-from scratch_vs_pretrain.modeling.checkpoint_file import load, save
+from scratch_vs_pretrain.modeling.checkpoint_file import cost_file, load, save
 from scratch_vs_pretrain.modeling.checks import use_runnable_norms
 from scratch_vs_pretrain.modeling.weights import input_settings, write_backbone
 from scratch_vs_pretrain.pretraining.classifier import Classifier
@@ -23,6 +23,7 @@ from scratch_vs_pretrain.pretraining.image_folder import ImageBatches, LabelledI
 from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.reproducibility import provenance
+from scratch_vs_pretrain.run_folder import write_json
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -43,7 +44,7 @@ class PretrainResult:
 
     Attributes:
         accuracy: of the validation pictures, percent; None without any.
-        seconds: of training by this call, validation included.
+        seconds: of training, validation and calls that were killed included.
     """
 
     file: Path
@@ -92,7 +93,6 @@ def pretrain(
         "config": cfg.dump(),
         "versions": provenance(device.type)["versions"],
     }
-    start = time.monotonic()
     snapshot = _Snapshot(output_file.with_name(f"{output_file.name}.partial"), metadata)
     accuracy = _train(model.to(device), batches, spec, snapshot, progress)
     metadata["accuracy"] = accuracy
@@ -104,9 +104,13 @@ def pretrain(
             f"guessing among {len(images.classes)} classes: it has learned nothing; train longer, "
             "or at another rate"
         )
+    seconds = snapshot.seconds()
     write_backbone(output_file, model.weights(), metadata)
+    # Not in the weights: the same training gives the same file, however long it takes.
+    cost = {"seconds": round(seconds, 1), "device": provenance(device.type)["device"]}
+    write_json(cost_file(output_file), cost)
     snapshot.path.unlink(missing_ok=True)
-    return PretrainResult(output_file, accuracy, time.monotonic() - start, metadata)
+    return PretrainResult(output_file, accuracy, seconds, metadata)
 
 
 def _describe(images: LabelledImages, batches: ImageBatches, spec: PretrainSpec) -> dict[str, Any]:
@@ -126,16 +130,22 @@ def _describe(images: LabelledImages, batches: ImageBatches, spec: PretrainSpec)
     }
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Snapshot:
     """Everything after an epoch, so that a killed pre-training goes on with the next."""
 
     path: Path
     metadata: dict[str, Any]
+    start: float = field(default_factory=time.monotonic)  # less what earlier calls took
+
+    def seconds(self) -> float:
+        """Returns what training has taken so far."""
+        return time.monotonic() - self.start
 
     def save(self, epochs: int, model: Classifier, optimizer: torch.optim.Optimizer) -> None:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        save(self.path, {"metadata": self.metadata, "epochs": epochs, **state})
+        about = {"metadata": self.metadata, "epochs": epochs, "seconds": self.seconds()}
+        save(self.path, {**about, **state})
 
     def restore(self, model: Classifier, optimizer: torch.optim.Optimizer) -> int:
         """Returns the number of epochs already trained, having restored what they left."""
@@ -147,6 +157,7 @@ class _Snapshot:
             return 0
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        self.start -= state.get("seconds", 0.0)
         return state["epochs"]
 
 

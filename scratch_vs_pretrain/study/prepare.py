@@ -12,6 +12,7 @@ from scratch_vs_pretrain.config import config_text, differences, load_config
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.modeling.checkpoint_file import (
     forget_checkpoints,
+    read_cost,
     read_metadata,
     weights_sha256,
 )
@@ -147,7 +148,7 @@ def _describe(study: Study, run: Run, cfg: CfgNode, audited: Audit) -> RunInfo:
             name="checkpoint" if weights else "scratch",
             weights=weights or None,
             sha256=weights_sha256(weights) if weights else None,
-            pretraining=read_metadata(weights) if weights else None,
+            pretraining=read_metadata(weights) | read_cost(weights) if weights else None,
             load=cfg.SVP.LOAD if weights else None,
         ),
         arm_order=tuple(arm.name for arm in study.arms),

@@ -1,13 +1,16 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from scratch_vs_pretrain.analysis.registry import figure, tables
 from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answers, answers_text
 from scratch_vs_pretrain.analysis.stats.lines import signed
 from scratch_vs_pretrain.analysis.stats.verdicts import NO, UNDECIDED, YES
+from scratch_vs_pretrain.errors import UserError
 
 RECORDED = Path(__file__).parents[2] / "notebooks/data"
 
@@ -31,7 +34,9 @@ def test_recorded_demo():
     (answer,) = answers(load_runs(RECORDED / "demo"))
     assert verdicts(answer) == (YES, YES, UNDECIDED)
     lines = said(answer)
-    assert lines["early"].startswith("yes: +6.1 box AP [+0.1, +12.0] over the first 600 iterations")
+    assert lines["early"] == (
+        "yes: +6.1 box AP [+0.1, +12.0] over the first 600 of 1,200 iterations (3 seeds)"
+    )
     assert lines["at"].startswith("yes: +4.1 [+0.3, +7.9]")
     assert lines["end"].startswith("undecided, training too short: no schedule half as long")
     assert "add 2,400 iterations for 3 seeds, 0.7 CPU hours" in lines["end"]
@@ -61,6 +66,88 @@ def test_scratch_that_catches_up(folders):
     assert verdicts(answer) == (YES, YES, NO)
     assert said(answer)["end"].startswith("no: scratch ends no worse at 1,200 iterations, +0.1 [")
     assert said(answer)["next"] == "nothing undecided"
+
+
+def test_mask_ap_has_its_own_needs(folders):
+    """Box AP is clear, mask AP varies too much: it needs seeds, and box AP does not."""
+    for length, ends in ((600, (29.9, 31.9)), (1200, (30.0, 32.0))):
+        for arm, end in zip(("scratch", "pretrained"), ends, strict=True):
+            for seed, off in enumerate((-0.03, 0.0, 0.03)):
+                wide = 20 * off * (1 if arm == "scratch" else -1)
+                folder = folders.run(arm, seed, curve={}, iterations=length, seconds=3600)
+                for at, ap in ((100, end - 20), (200, end - 15), (length, end)):
+                    tasks = {"bbox": {"AP": ap + off}, "segm": {"AP": ap - 2 + wide}}
+                    folders.evaluation(folder, at, ap, tasks=tasks)
+    (answer,) = answers(load_runs(folders.root))
+    assert verdicts(answer) == (YES, YES, YES)
+    assert re.fullmatch(
+        r"nothing undecided; mask AP needs about \d more seeds?, \d+.0 GPU hours",
+        said(answer)["next"],
+    )
+    (masks,) = answers(load_runs(folders.root), metric="segm/AP")
+    assert UNDECIDED in verdicts(masks)
+    assert masks.setting.endswith("margin 0.5 mask AP")
+    assert said(masks)["next"].count("mask AP") == 0
+
+
+def test_the_study_says_what_decides(folders):
+    for seed in range(3):
+        folders.run("scratch", seed, metric="bbox/AP75")
+        folders.run("pretrained", seed, curve={600: 33.0}, metric="bbox/AP75")
+    (answer,) = answers(load_runs(folders.root))
+    assert answer.metric == "bbox/AP75"
+    assert answers(load_runs(folders.root), metric="bbox/AP")[0].metric == "bbox/AP"
+    with pytest.raises(UserError, match="no finished run here has bbox/AP60; there is bbox/AP, "):
+        answers(load_runs(folders.root), metric="bbox/AP60")
+
+
+def test_a_metric_that_stands_in_is_named(folders):
+    for arm in ("scratch", "pretrained"):
+        for seed in range(3):
+            folder = folders.run(arm, seed, curve={})
+            tasks = {"bbox": {"AP": None, "AP50": 40.0 + seed}, "segm": {"AP": 30.0}}
+            folders.evaluation(folder, 600, 0.0, tasks=tasks)
+    (answer,) = answers(load_runs(folders.root))
+    assert answer.metric == "bbox/AP50"
+    expected = "judged by   box AP50, since no finished run has a number for box AP"
+    assert expected in answer.text()
+
+
+def test_what_pretraining_took(folders):
+    def cost_line(pretraining):
+        init = {"name": "checkpoint", "weights": "w.pth", "pretraining": pretraining}
+        folders.run("scratch", seconds=7200)
+        folders.run("pretrained", seconds=2160, init=init)
+        return said(answers(load_runs(folders.root))[0])["cost"]
+
+    expected = "to 30.0 AP: scratch 2.0 GPU hours (600it), pretrained 0.6 GPU hours (600it) + {}"
+    for noted, what in (
+        ({"cost": {"seconds": 720.0, "device": "H100"}}, "0.2 GPU hours of pre-training"),
+        ({"cost": {"seconds": 90, "device": "cpu"}}, "2 CPU minutes of pre-training"),
+        ({"cost": {"seconds": "long"}}, "its pre-training"),
+        (None, "its pre-training"),
+    ):
+        assert cost_line(noted) == f"{expected.format(what)}, a run"
+        shutil.rmtree(folders.root / "output")
+
+
+def test_metrics_of_a_users_evaluator_reach_everything(folders):
+    for arm, lead in (("scratch", 0.0), ("pretrained", 9.0)):
+        for seed in range(3):
+            folder = folders.run(arm, seed, curve={})
+            for at in (100, 200, 600):
+                tasks = {"Counting": {"objects": 1 + at / 200 + lead + seed / 10, "AP": None}}
+                folders.evaluation(folder, at, 0.0, tasks=tasks)
+    runs = load_runs(folders.root)
+    (answer,) = answers(runs, metric="Counting/objects")
+    assert verdicts(answer) == (YES, YES, UNDECIDED)
+    assert said(answer)["at"].startswith("yes: +9.0 [")
+    (table,) = tables(runs, "metrics")
+    (row,) = [row for row in table.rows if row[0] == "Counting objects"]
+    assert [cell.value for cell in row[1:]] == pytest.approx([4.1, 13.1, -9.0])
+    drawn = figure(runs, "ap", metrics=["Counting/objects"])
+    curves = [line.get_ydata() for line in drawn.axes[0].lines if len(line.get_xdata()) == 3]
+    assert curves[0] == pytest.approx([1.6, 2.1, 4.1])
 
 
 def three_lengths(folders, arm, ends, noise=(-0.03, 0.0, 0.03), early=5.0, **changes):

@@ -12,7 +12,7 @@ from PIL import Image
 from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
+from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_cost, read_metadata
 from scratch_vs_pretrain.pretraining import pretrain as module
 from scratch_vs_pretrain.pretraining.pretrain import pretrain
 from scratch_vs_pretrain.pretraining.spec import PretrainSpec
@@ -67,7 +67,10 @@ def test_learns_and_writes_what_a_detector_loads(cfg, pictures, tmp_path, load_b
     report = load_backbone(bottom_up, weights)
     assert report.unexpected == ("linear.weight", "linear.bias")
     assert all(torch.equal(t, weights[n]) for n, t in bottom_up.state_dict().items())
-    assert [path.name for path in result.file.parent.iterdir()] == ["w.pth"]
+    files = sorted(path.name for path in result.file.parent.iterdir())
+    assert files == ["w.pth", "w.pth.cost.json"]
+    cost = read_cost(result.file)["cost"]
+    assert cost == {"seconds": pytest.approx(result.seconds, abs=0.1), "device": "cpu"}
 
 
 def test_metadata_says_what_was_seen(cfg, pictures, tmp_path):

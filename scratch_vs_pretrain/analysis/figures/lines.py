@@ -22,6 +22,7 @@ from scratch_vs_pretrain.analysis.runs.metrics import is_score
 from scratch_vs_pretrain.analysis.runs.records import UNKNOWN, RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
 from scratch_vs_pretrain.analysis.stats.cost import cost, curve, names
+from scratch_vs_pretrain.analysis.stats.evidence import no_metric
 from scratch_vs_pretrain.errors import UserError, check_choice
 
 TASKS = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint", "voc": "VOC box"}
@@ -97,11 +98,7 @@ def choose_metrics(
     chosen = tuple(wanted) if wanted else tuple(metric for metric in main if metric in known)
     unknown = [metric for metric in chosen if metric not in known]
     if unknown or not chosen:
-        short = sorted(name for name in known if "-" not in name and "@" not in name)
-        raise UserError(
-            f"no {runs} here has {', '.join(unknown) or 'an AP'}; "
-            f"there is {', '.join(short) or 'nothing yet'}"
-        )
+        raise no_metric(unknown, known, runs)
     return chosen
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
 from scratch_vs_pretrain.analysis.stats.contrast import end_gate
 from scratch_vs_pretrain.analysis.stats.crossing import Worth
-from scratch_vs_pretrain.analysis.stats.evidence import settings
+from scratch_vs_pretrain.analysis.stats.evidence import MASKS, settings
 from scratch_vs_pretrain.analysis.stats.lines import (
     Line,
     lines_of,
@@ -98,34 +98,52 @@ def plain(value: Any) -> Any:
 
 
 def answers(
-    runs: Iterable[RunRecord], *, level: float | None = None, look: int = 1, looks: int = 1
+    runs: Iterable[RunRecord],
+    *,
+    metric: str | None = None,
+    level: float | None = None,
+    look: int = 1,
+    looks: int = 1,
 ) -> tuple[Answer, ...]:
     """Answers the question of each study.
 
     Args:
         runs: of one study or of several.
+        metric: that decides; None: the study's own.
         level: of all verdicts of one study together, over all looks; None: the study's own.
         look: which look at its growing evidence this is.
         looks: how many there may be.
 
     Raises:
-        UserError: a damaged run folder, a study without an arm from scratch or another one.
+        UserError: a damaged run folder, a study without an arm from scratch or another one, or a
+            metric that no finished run has.
     """
-    return tuple(
-        answer(members, level=level, look=look, looks=looks) for members in by_study(runs).values()
-    )
+    asked = {"metric": metric, "level": level, "look": look, "looks": looks}
+    return tuple(answer(members, **asked) for members in by_study(runs).values())  # type: ignore[arg-type]
 
 
 def answer(
-    runs: Sequence[RunRecord], *, level: float | None = None, look: int = 1, looks: int = 1
+    runs: Sequence[RunRecord],
+    *,
+    metric: str | None = None,
+    level: float | None = None,
+    look: int = 1,
+    looks: int = 1,
 ) -> Answer:
     """Answers the question of one study; see :func:`answers`."""
-    found = settings(runs)
+    found = settings(runs, metric)
     # Arms beside scratch are ranked among themselves too, which is a family of its own.
     families = len(found) + (len({s.other for s in found}) > 1)
     alpha = alpha_of(level or found[0].level, look, looks) / families
     parts = tuple(part_of(setting, alpha) for setting in found)
     first = found[0]
+    # What mask AP would say is no part of the answer, only what it lacks.
+    masks = [
+        need
+        for setting in found
+        if setting.metric != MASKS and setting.has(MASKS)
+        for need in part_of(replace(setting, metric=MASKS), alpha).needs
+    ]
     worth = worths(found)
     ranks = ranking(found, alpha)
     assuming = _assuming(parts)
@@ -135,7 +153,7 @@ def answer(
         first.metric,
         first.limits.margin,
         parts,
-        lines_of(parts, worth, ranks, assuming),
+        lines_of(parts, masks, worth, ranks, assuming),
         assuming,
         worth,
     )
@@ -154,13 +172,15 @@ def _assuming(parts: Sequence[Part]) -> str:
     return " and ".join(said)
 
 
-def answers_text(roots: Path | Iterable[Path], form: str = "text") -> str:
+def answers_text(
+    roots: Path | Iterable[Path], form: str = "text", metric: str | None = None
+) -> str:
     """Returns the answers of the studies below `roots`, for a terminal or as JSON.
 
     Raises:
         UserError: see :func:`answers`; or there are no runs.
     """
-    found = answers(load_runs(roots))
+    found = answers(load_runs(roots), metric=metric)
     if form == "json":
         return json.dumps([one.to_json() for one in found], indent=1, allow_nan=False)
     return "\n\n".join(one.text() for one in found)

@@ -86,6 +86,12 @@ class Contrast:
             if (ours.length, ours.drops) in theirs
         )
 
+    def shortest(self) -> tuple[Curves, Curves] | None:
+        """Returns both arms' curves of the shortest schedule that they share, or of each one's."""
+        if self.scratch and self.other:
+            return (*self.common(), (self.scratch[0], self.other[0]))[0]
+        return None
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -95,6 +101,7 @@ class Judged:
     at: Verdict  # at the end of the shortest schedule that both arms have
     end: Verdict  # at the end of each arm's longest schedule, if that is long enough
     until: float  # iterations that count as early
+    of: int  # of so many, those of the shorter training
     shortest: str  # schedule of `at`; empty without a common one
     longest: str  # scratch's longest schedule
     shorter: str  # scratch's schedule at most half as long as its longest; empty without one
@@ -129,11 +136,13 @@ def judge_contrast(contrast: Contrast, alpha: float = ALPHA) -> Judged:
     if len(end) and contrast.best_ap() < contrast.least_ap:
         tested = {k: replace(v, verdict=UNDECIDED, reason="short") for k, v in tested.items()}
     shorter = half_as_long(contrast.scratch)
+    first = contrast.shortest()
     return Judged(
         tested["early"],
         tested["at"],
         tested["end"],
         until,
+        min(curves.length for curves in first) if first else 0,
         common[0][0].schedule if common else "",
         contrast.scratch[-1].schedule if contrast.scratch else "",
         shorter.schedule if shorter else "",
@@ -173,13 +182,10 @@ def early_leads(contrast: Contrast) -> tuple[np.ndarray, float]:
     The mean is over iterations, not over evaluations, so that evaluating more often early does
     not weigh more; and at the first, highest rate only, so that both arms are in one phase.
     """
-    common = contrast.common()
-    if common:
-        ours, theirs = common[0]
-    elif contrast.scratch and contrast.other:
-        ours, theirs = contrast.scratch[0], contrast.other[0]
-    else:
+    first = contrast.shortest()
+    if first is None:
         return np.empty(0), math.nan
+    ours, theirs = first
     until = contrast.early * min(ours.length, theirs.length)
     until = min([until, *ours.drops[:1], *theirs.drops[:1]])
     at, leads = shared_leads(ours, theirs)

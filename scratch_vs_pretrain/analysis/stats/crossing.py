@@ -34,8 +34,8 @@ POINTS = 300
 class Region:
     """Where the mean lead reaches a bound."""
 
-    # The earliest point that the data allow; infinite if the lead is above the bound up to the end
-    # of the data, so that the point is censored.
+    # The earliest point that the data allow: 0 if it may lie before them, infinite if the lead is
+    # above the bound up to their end, so that the point is censored.
     low: float
     high: float  # the latest; infinite if the data allow that it is not reached by their end
     # Where the mean itself reaches it to stay; infinite if it does not, NaN unknown.
@@ -104,7 +104,7 @@ def regions(
     known = np.isfinite(low).all(axis=-1)
     near = low <= bound
     first = np.argmax(near, axis=-1)
-    begins = np.where(near.any(axis=-1), grid[np.maximum(first - 1, 0)], math.inf)
+    begins = np.where(near.any(axis=-1), np.append(0.0, grid)[first], math.inf)
     ends = _stays(grid, high < bound)
     estimate = _stays(grid, found.mean <= bound)
     return (

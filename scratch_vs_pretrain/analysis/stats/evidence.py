@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from scratch_vs_pretrain.analysis.runs.evaluations import evaluation_after, evaluations
-from scratch_vs_pretrain.analysis.runs.metrics import read_metrics
+from scratch_vs_pretrain.analysis.runs.metrics import is_score, read_metrics
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import final_results
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves
@@ -20,8 +20,9 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import Noise
 
+MASKS = "segm/AP"
 # The first that both arms have; VOC is scored at one IoU threshold alone.
-METRICS = ("keypoints/AP", "bbox/AP", "bbox/AP50", "segm/AP")
+METRICS = ("keypoints/AP", "bbox/AP", "bbox/AP50", MASKS)
 # The share of metrics.json's lines, from its end, whose losses stand for the final one.
 FINAL_LOSSES = 0.1
 NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
@@ -68,6 +69,8 @@ class Setting:
     sd: float | None  # noise that is assumed below three seeds; None if none is
     because: str  # why
     converged: str  # why the study says that its training is long enough; empty where it does not
+    metric: str  # that decides
+    without: tuple[str, ...]  # metrics that would decide before it, had any run a number
 
     @property
     def name(self) -> str:
@@ -90,18 +93,14 @@ class Setting:
         boxes, images = train.annotations, train.labelled or self.images
         return boxes / images if boxes is not None and images else None
 
-    @property
-    def metric(self) -> str:
-        """The metric that decides."""
-        known = [
-            set().union(*map(_final_scores, self.of(arm))) for arm in (self.scratch, self.other)
-        ]
-        both = known[0] & known[1] or known[0] | known[1]
-        return next((metric for metric in METRICS if metric in both), "bbox/AP")
-
     def of(self, arm: str) -> tuple[RunRecord, ...]:
         """Returns the arm's runs."""
         return tuple(run for run in self.runs if run.arm == arm)
+
+    def has(self, metric: str) -> bool:
+        """Tells whether both arms were evaluated by a metric at their ends."""
+        arms = (self.scratch, self.other)
+        return all(any(metric in _final_scores(run) for run in self.of(arm)) for arm in arms)
 
     @property
     def seeds(self) -> int:
@@ -126,7 +125,8 @@ class Setting:
             self.sd,
             bool(self.converged),
             self.limits.early_share,
-            self.limits.least_ap,
+            # Other scores have other scales.
+            self.limits.least_ap if is_score(metric) else -math.inf,
         )
 
 
@@ -136,11 +136,21 @@ def metric_name(metric: str) -> str:
     return f"{NAMES.get(task, task)} {score}"
 
 
-def settings(runs: Sequence[RunRecord]) -> tuple[Setting, ...]:
+def score_name(metric: str) -> str:
+    """Returns a metric without its task: "AP"."""
+    return metric.partition("/")[2] or metric
+
+
+def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Setting, ...]:
     """Returns scratch against each other arm of one study, at each of its sizes, largest first.
 
+    Args:
+        runs: of the study.
+        metric: that decides, in place of the study's own.
+
     Raises:
-        UserError: no arm from scratch, none beside it, other test data, or limits that differ.
+        UserError: no arm from scratch, none beside it, other test data, limits that differ, or a
+            metric that no finished run has.
     """
     sizes = sorted({run.size or 0 for run in runs}, reverse=True)
     found = []
@@ -164,9 +174,35 @@ def settings(runs: Sequence[RunRecord]) -> tuple[Setting, ...]:
                     sd,
                     because,
                     details["converged"] or "",
+                    *_metric(pair, metric or details["metric"]),
                 )
             )
+    known = {name for run in runs for name in _final_scores(run)}
+    if metric and metric not in known:
+        raise no_metric([metric], known, "finished run")
     return tuple(found)
+
+
+def no_metric(unknown: Sequence[str], known: Collection[str], runs: str = "run") -> UserError:
+    """Returns what is said of metrics that no run has; "" stands for any AP."""
+    short = sorted(name for name in known if "-" not in name and "@" not in name)
+    return UserError(
+        f"no {runs} here has {', '.join(unknown) or 'an AP'}; "
+        f"there is {', '.join(short) or 'nothing yet'}"
+    )
+
+
+def _metric(runs: Sequence[RunRecord], stated: str | None) -> tuple[str, tuple[str, ...]]:
+    """Returns the metric that decides, and those that would do so if any run had a number."""
+    if stated:
+        return stated, ()
+    known: dict[str, set[str]] = {}
+    for run in runs:
+        known[run.arm] = known.get(run.arm, set()) | _final_scores(run)
+    both = set.intersection(*known.values()) or set.union(*known.values())
+    found = next((metric for metric in METRICS if metric in both), "bbox/AP")
+    scored = {name for run in runs for name in _final_scores(run, finite=False)}
+    return found, tuple(m for m in METRICS[: METRICS.index(found)] if m in scored - both)
 
 
 def _details(runs: Sequence[RunRecord]) -> dict[str, Any]:
@@ -182,12 +218,13 @@ def _details(runs: Sequence[RunRecord]) -> dict[str, Any]:
             "level": run.level or LEVEL,
             "noise": run.noise,
             "converged": run.converged,
+            "metric": run.metric,
         }
         if first is not None and found != first:
             raise UserError(
                 f"study {run.study}: {runs[0].folder} and {run.folder} are to be judged by "
-                "different margins or noises; start the study with `svp run` again, which writes "
-                "its own into every run.json"
+                "different margins, noises or metrics; start the study with `svp run` again, which "
+                "writes its own into every run.json"
             )
         first = found
     return first or {}
@@ -239,6 +276,7 @@ def _final_loss(run: RunRecord) -> float:
     return math.nan
 
 
-def _final_scores(run: RunRecord) -> set[str]:
+def _final_scores(run: RunRecord, finite: bool = True) -> set[str]:
     last = evaluation_after(run.folder, run.iterations) if run.state == "finished" else None
-    return {name for name, value in last.scores.items() if math.isfinite(value)} if last else set()
+    scores = last.scores if last else {}
+    return {name for name, value in scores.items() if math.isfinite(value) or not finite}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,8 @@ import numpy as np
 from scratch_vs_pretrain.analysis.stats.contrast import paired
 from scratch_vs_pretrain.analysis.stats.cost import on_processors
 from scratch_vs_pretrain.analysis.stats.crossing import Region, Worth, worth_in_images
-from scratch_vs_pretrain.analysis.stats.evidence import Setting, metric_name
-from scratch_vs_pretrain.analysis.stats.needs import hours_text, mean_hours
+from scratch_vs_pretrain.analysis.stats.evidence import Setting, metric_name, score_name
+from scratch_vs_pretrain.analysis.stats.needs import Need, cheapest, hours_text, mean_hours
 from scratch_vs_pretrain.analysis.stats.part import Part
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     LEAST_SEEDS,
@@ -25,6 +25,7 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     spread,
     two_sided,
 )
+from scratch_vs_pretrain.run_info import Init
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def signed(value: float | np.ndarray) -> str:
 
 
 def lines_of(
-    parts: Sequence[Part], worth: Sequence[Worth], ranks: str, assuming: str
+    parts: Sequence[Part], masks: Sequence[Need], worth: Sequence[Worth], ranks: str, assuming: str
 ) -> tuple[Line, ...]:
     """Returns the lines of an answer."""
     largest = [part for part in parts if part.setting.size == parts[0].setting.size]
@@ -83,7 +84,12 @@ def lines_of(
         title = "cost" if len(largest) == 1 else f"cost, {part.setting.other}"
         text = _cost_text(part.setting)
         lines += [Line("cost", title, text)] if text else []
-    lines.append(Line("next", "next", _next_text(parts)))
+    lines.append(Line("next", "next", "; ".join([_next_text(parts), *_masks_text(parts, masks)])))
+    first = parts[0].setting
+    if first.without:
+        absent = ", ".join(map(metric_name, first.without))
+        text = f"{metric_name(first.metric)}, since no finished run has a number for {absent}"
+        lines.append(Line("setting", "judged by", text))
     lines += [Line("setting", "assuming", assuming)] if assuming else []
     return tuple(lines)
 
@@ -102,7 +108,7 @@ def _claim_line(part: Part, verdict: Verdict) -> Line:
     shown = interval_text(verdict, metric_name(part.setting.metric) if claim == "early" else "")
     need = next((f"; {need.text()}" for need in part.needs if need.claim == claim), "")
     if claim == "early" and shown:
-        shown += f" over the first {part.judged.until:,.0f} iterations"
+        shown += f" over the first {part.judged.until:,.0f} of {part.judged.of:,} iterations"
     longest = max(run.iterations for run in part.setting.of(scratch))
     assuming = ", assuming" * verdict.assuming
     if verdict.reason == "short":
@@ -125,12 +131,13 @@ def _why(part: Part, verdict: Verdict) -> str:
     """Says why a claim is undecided."""
     judged, limits = part.judged, part.setting.limits
     if verdict.reason == "short" and part.setting.contrast().best_ap() < limits.least_ap:
-        return f"training too short: both arms end under {limits.least_ap:g} AP"
+        unit = score_name(part.setting.metric)
+        return f"training too short: both arms end under {limits.least_ap:g} {unit}"
     if verdict.reason == "short" and not judged.shorter:
         return f"training too short: no schedule half as long shows that {judged.longest} is enough"
     if verdict.reason == "short":
-        gain = f"{part.setting.scratch} still gains {judged.gain:.1f} AP from {judged.shorter}"
-        return f"training too short: {gain} to {judged.longest}"
+        gain = f"{judged.gain:.1f} {score_name(part.setting.metric)} from {judged.shorter}"
+        return f"training too short: {part.setting.scratch} still gains {gain} to {judged.longest}"
     return {
         "nothing": "no seed of both arms is finished",
         "unasked": "the arms were not evaluated at the same iterations then",
@@ -151,8 +158,10 @@ def catch_up_text(region: Region | None) -> str:
     if math.isinf(region.low):
         return f"had not caught up by {region.end:,.0f}"
     if math.isinf(region.high):
-        earliest = f"caught up after {_round(region.low)} at the earliest"
-        return f"{earliest}, perhaps not by {region.end:,.0f}"
+        earliest = f", not before {_round(region.low)}" * bool(region.low)
+        return f"may have caught up by {region.end:,.0f}{earliest}"
+    if not region.low:
+        return f"caught up by {_round(region.high)}"
     return f"caught up between {_round(region.low)} and {_round(region.high)}"
 
 
@@ -172,7 +181,7 @@ def _size_line(part: Part) -> Line:
 
 
 def _cost_text(setting: Setting) -> str:
-    """Says what each arm's shortest schedule costs that ends at the lower arm's final AP."""
+    """Says what each arm's shortest schedule costs that ends where the lower arm does."""
     contrast = setting.contrast()
     if not all(contrast.ends()):
         return ""
@@ -184,9 +193,19 @@ def _cost_text(setting: Setting) -> str:
         hours = mean_hours(runs)
         if hours is None:
             return ""
-        before = " + its pre-training" * bool(runs[0].init.weights)
+        before = _pretraining_text(runs[0].init) if runs[0].init.weights else ""
         shown.append(f"{name} {hours_text(hours, cpu)} ({reaching.schedule}){before}")
-    return f"to {target:.1f} AP: {', '.join(shown)}, a run"
+    return f"to {target:.1f} {score_name(setting.metric)}: {', '.join(shown)}, a run"
+
+
+def _pretraining_text(init: Init) -> str:
+    """Says what pre-training took, where the checkpoint tells."""
+    noted = init.pretraining if isinstance(init.pretraining, Mapping) else {}
+    cost = noted["cost"] if isinstance(noted.get("cost"), Mapping) else {}
+    seconds = cost.get("seconds")
+    if not isinstance(seconds, (int, float)) or seconds < 0:
+        return " + its pre-training"
+    return f" + {hours_text(seconds / 3600, cost.get('device') == 'cpu')} of pre-training"
 
 
 def _mean(finals: dict[int, float]) -> float:
@@ -197,10 +216,20 @@ def _next_text(parts: Sequence[Part]) -> str:
     needs = [(part, need) for part in parts for need in part.needs]
     if not needs:
         return "nothing undecided"
-    part, need = min(needs, key=lambda one: math.inf if one[1].hours is None else one[1].hours)
+    part, need = min(needs, key=lambda one: one[1].price)
     where = f", {part.name}" if part.name else ""
     title = _title(part, need.claim)
     return f"{len(needs)} undecided; cheapest is {title}{where}: {need.text()}"
+
+
+def _masks_text(parts: Sequence[Part], masks: Sequence[Need]) -> list[str]:
+    """Says what mask AP still needs beside what decides; nothing where that is nothing."""
+    if not masks:
+        return []
+    need, asked = cheapest(masks), [need for part in parts for need in part.needs]
+    if asked and need.text() == cheapest(asked).text():
+        return ["mask AP needs the same"]
+    return [f"mask AP {need.text('needs about')}"]
 
 
 def worths(found: Sequence[Setting]) -> tuple[Worth, ...]:
@@ -230,7 +259,8 @@ def _one_worth(one: Worth) -> str:
     if math.isnan(one.low):
         return f"{one.ratio:.1f} times (too few seeds for an interval)"
     high = f"> {one.most:.1f}" if math.isinf(one.high) else f"{one.high:.1f}"
-    return f"{one.ratio:.1f} [{one.low:.1f}, {high}] times the training images"
+    low = f"{one.low:.1f}" if one.low else "< 1"
+    return f"{one.ratio:.1f} [{low}, {high}] times the training images"
 
 
 def ranking(found: Sequence[Setting], alpha: float) -> str:

@@ -34,15 +34,27 @@ class Need:
     hours: float | None  # of all of them together; None where the runs do not tell their time
     cpu: bool  # the hours are a processor's
 
-    def text(self) -> str:
+    @property
+    def price(self) -> float:
+        """The hours; infinite where they are unknown."""
+        return math.inf if self.hours is None else self.hours
+
+    def text(self, verb: str = "add") -> str:
         """Says it: "add 2 seeds, 0.4 GPU hours"."""
+        more = " more" * (verb != "add")
         cost = "" if self.hours is None else f", {hours_text(self.hours, self.cpu)}"
         if self.kind == "length":
             each = f" for {self.seeds} seeds" if (self.seeds or 0) > 1 else ""
-            return f"add {self.iterations:,} iterations{each}{cost}, thanks to the shared trunk"
+            what = f"{verb} {self.iterations:,}{more} iterations{each}{cost}"
+            return f"{what}, thanks to the shared trunk"
         if self.seeds is None:
             return f"not by {MOST_SEEDS} seeds: the lead is too near to the margin, or to 0"
-        return f"add {self.seeds} seed{'s' * (self.seeds > 1)}{cost}"
+        return f"{verb} {self.seeds}{more} seed{'s' * (self.seeds > 1)}{cost}"
+
+
+def cheapest(needs: Iterable[Need]) -> Need:
+    """Returns the need that takes the fewest hours."""
+    return min(needs, key=lambda need: need.price)
 
 
 def hours_text(hours: float, cpu: bool) -> str:
@@ -62,7 +74,7 @@ def needs_of(
         for verdict in judged.verdicts
         if verdict.verdict == UNDECIDED and verdict.reason != "unasked"
     ]
-    return tuple(sorted(found, key=lambda need: math.inf if need.hours is None else need.hours))
+    return tuple(sorted(found, key=lambda need: need.price))
 
 
 def _need(

@@ -103,7 +103,7 @@ def schedules_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
 def metrics_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """Table 2: every metric at each arm's longest schedule, and the difference."""
     results = final_results(runs, best=best)
-    metrics = metrics_of(results, ALL)
+    metrics = [*metrics_of(results, ALL), *others_of(results)]
     header, rows = side_by_side(results, "metric", {metric_name(m): m for m in metrics})
     return Table(
         f"{results.study}: AP, its parts, and the difference at the longest schedule of each arm",
@@ -150,6 +150,16 @@ def metrics_of(results: Results, names: Iterable[str]) -> list[str]:
     known = {metric for final in results.finals.values() for metric in final.scores}
     wanted = [f"{task}/{name}" for task in NAMES for name in names]
     return [metric for metric in wanted if metric in known or (not known and metric[0] != "k")]
+
+
+def others_of(results: Results) -> list[str]:
+    """Returns the metrics of other evaluators: users' own, VOC's, a Panoptic FPN's."""
+    known = {metric for final in results.finals.values() for metric in final.scores}
+    tasks = {metric: metric.partition("/")[0] for metric in known}
+    parts = ("@", "-")
+    return sorted(
+        m for m, task in tasks.items() if task not in NAMES and not any(p in m for p in parts)
+    )
 
 
 def gap_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
@@ -272,7 +282,7 @@ def _hours(value: float) -> str:
 def _catch_up_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
     yield (
         "From, to: where the mean lead may reach the margin, a 95 % region by seeds "
-        "(docs/answer.md); later: perhaps not before the end."
+        "(docs/answer.md); 0: perhaps before the first evaluation, later: perhaps not by the end."
     )
     yield "Pixels include those of pre-training; hours include evaluations."
     yield from axis_sentences("pixels", runs)
