@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -54,6 +55,26 @@ class Init(Model):
     sha256: str | None = None  # of the checkpoint
     pretraining: Json = None  # what the checkpoint notes of its own training
     load: str | None = None  # which part of the checkpoint: its "backbone", or the whole "detector"
+
+
+class PretrainingCost(Model):
+    """What ``svp pretrain`` notes beside the weights; in `Init.pretraining` as "cost"."""
+
+    seconds: Seconds
+    device: str
+
+    @staticmethod
+    def file(weights: object) -> Path:
+        """Returns where it is noted."""
+        return Path(f"{weights}.cost.json")
+
+    @classmethod
+    def of(cls, weights: object) -> dict[str, Any]:
+        """Returns what is noted of these weights, empty where nothing is."""
+        try:
+            return {"cost": cls.model_validate_json(cls.file(weights).read_bytes()).model_dump()}
+        except (OSError, ValueError):
+            return {}
 
 
 class Loaded(Model):

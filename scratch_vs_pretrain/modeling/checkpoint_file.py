@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -20,7 +19,6 @@ from torch import Tensor
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.unpickling import Refused, read_torch_or_pickle
 from scratch_vs_pretrain.run_folder import write_atomically
-from scratch_vs_pretrain.run_info import LARGEST
 
 # Where checkpoints keep the state dict among other things.
 CONTAINERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
@@ -135,21 +133,6 @@ def read_metadata(source: str | Path) -> dict[str, Any]:
         UserError: as :func:`read_checkpoint`.
     """
     return dict(_opened(str(source), *_version(local_file(source)))[1])
-
-
-def cost_file(weights: str | Path) -> Path:
-    """Returns where ``svp pretrain`` notes what a checkpoint's training took."""
-    return Path(f"{weights}.cost.json")
-
-
-def read_cost(weights: str | Path) -> dict[str, Any]:
-    """Returns the seconds and the device of a checkpoint's training; empty where unknown."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        noted = json.loads(cost_file(weights).read_bytes())
-        seconds, device = float(noted["seconds"]), str(noted["device"])
-        if 0 <= seconds < LARGEST:
-            return {"cost": {"seconds": seconds, "device": device}}
-    return {}
 
 
 def forget_checkpoints() -> None:

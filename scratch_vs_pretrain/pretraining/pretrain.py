@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from scratch_vs_pretrain.errors import UserError, say
-from scratch_vs_pretrain.modeling.checkpoint_file import cost_file, load, save
+from scratch_vs_pretrain.modeling.checkpoint_file import load, save
 from scratch_vs_pretrain.modeling.checks import use_runnable_norms
 from scratch_vs_pretrain.modeling.weights import input_settings, write_backbone
 from scratch_vs_pretrain.pretraining.classifier import Classifier
@@ -24,6 +24,7 @@ from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.reproducibility import provenance
 from scratch_vs_pretrain.run_folder import write_json
+from scratch_vs_pretrain.run_info import PretrainingCost
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -107,8 +108,8 @@ def pretrain(
     seconds = snapshot.seconds()
     write_backbone(output_file, model.weights(), metadata)
     # Not in the weights: the same training gives the same file, however long it takes.
-    cost = {"seconds": round(seconds, 1), "device": provenance(device.type)["device"]}
-    write_json(cost_file(output_file), cost)
+    cost = PretrainingCost(seconds=seconds, device=provenance(device.type)["device"])
+    write_json(cost.file(output_file), cost.model_dump())
     snapshot.path.unlink(missing_ok=True)
     return PretrainResult(output_file, accuracy, seconds, metadata)
 
@@ -139,7 +140,6 @@ class _Snapshot:
     start: float = field(default_factory=time.monotonic)  # less what earlier calls took
 
     def seconds(self) -> float:
-        """Returns what training has taken so far."""
         return time.monotonic() - self.start
 
     def save(self, epochs: int, model: Classifier, optimizer: torch.optim.Optimizer) -> None:

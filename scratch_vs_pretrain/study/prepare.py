@@ -12,12 +12,11 @@ from scratch_vs_pretrain.config import config_text, differences, load_config
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.modeling.checkpoint_file import (
     forget_checkpoints,
-    read_cost,
     read_metadata,
     weights_sha256,
 )
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
-from scratch_vs_pretrain.run_info import Init, Noise, RunInfo, Switch
+from scratch_vs_pretrain.run_info import Init, Noise, PretrainingCost, RunInfo, Switch
 from scratch_vs_pretrain.study.audit import Audit, audit, switched_study
 from scratch_vs_pretrain.study.initial_weights import check_trainable, with_origins
 from scratch_vs_pretrain.study.plan import training_images
@@ -148,7 +147,7 @@ def _describe(study: Study, run: Run, cfg: CfgNode, audited: Audit) -> RunInfo:
             name="checkpoint" if weights else "scratch",
             weights=weights or None,
             sha256=weights_sha256(weights) if weights else None,
-            pretraining=read_metadata(weights) | read_cost(weights) if weights else None,
+            pretraining=read_metadata(weights) | PretrainingCost.of(weights) if weights else None,
             load=cfg.SVP.LOAD if weights else None,
         ),
         arm_order=tuple(arm.name for arm in study.arms),

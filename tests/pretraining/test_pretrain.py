@@ -12,10 +12,11 @@ from PIL import Image
 from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_cost, read_metadata
+from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
 from scratch_vs_pretrain.pretraining import pretrain as module
 from scratch_vs_pretrain.pretraining.pretrain import pretrain
 from scratch_vs_pretrain.pretraining.spec import PretrainSpec
+from scratch_vs_pretrain.run_info import PretrainingCost
 
 DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
 SPEC = PretrainSpec(
@@ -69,8 +70,10 @@ def test_learns_and_writes_what_a_detector_loads(cfg, pictures, tmp_path, load_b
     assert all(torch.equal(t, weights[n]) for n, t in bottom_up.state_dict().items())
     files = sorted(path.name for path in result.file.parent.iterdir())
     assert files == ["w.pth", "w.pth.cost.json"]
-    cost = read_cost(result.file)["cost"]
-    assert cost == {"seconds": pytest.approx(result.seconds, abs=0.1), "device": "cpu"}
+    noted = PretrainingCost.of(result.file)
+    assert noted == {"cost": {"seconds": pytest.approx(result.seconds), "device": "cpu"}}
+    PretrainingCost.file(result.file).write_text('{"seconds": NaN, "device": "cpu"}')
+    assert PretrainingCost.of(result.file) == {}
 
 
 def test_metadata_says_what_was_seen(cfg, pictures, tmp_path):
