@@ -7,6 +7,7 @@ Names, reasons and paths may hold what a terminal obeys (escapes), what turns th
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -28,6 +29,8 @@ LATEX = str.maketrans(
         **{character: f"\\{character}" for character in "&%$#_{}"},
     }
 )
+# What pdflatex has no sign for; XeLaTeX and LuaLaTeX have, and \Umathchar tells them.
+BEYOND_PDFLATEX = re.compile("(?:[ĦħĸĿŀŉŦŧſ]|[^\0-\u017f–—‘’‚“”„†‡•…‰€™])+")  # noqa: RUF001
 MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\|*_`[]"})
 
 T = TypeVar("T")
@@ -57,10 +60,15 @@ def clean(text: str, form: str = "text") -> str:
     if form == "html":
         return html.escape(text)
     if form == "latex":
-        return text.translate(LATEX)
+        return BEYOND_PDFLATEX.sub(_by_engine, text.translate(LATEX))
     if form == "markdown":
         return html.escape(text.translate(MARKDOWN), quote=False)
     return text
+
+
+def _by_engine(signs: re.Match) -> str:
+    codes = " ".join(f"U+{ord(sign):04X}" for sign in signs[0])
+    return rf"\ifx\Umathchar\undefined {codes}\else {signs[0]}\fi{{}}"
 
 
 def csv_cell(value: T) -> T | str:

@@ -26,6 +26,7 @@ HOSTILE = {
     "padded": " \t@SUM(1)",
     "latex": r"\input{/etc/passwd}\write18{id} $x_1^2$ ~ # % & {",
     "script": "<script>document.title='owned'</script><img src=x onerror=document.title='owned'>",
+    "letters": "\u65e5\u672c \u03b1\u2264 \u0141\u00f3d\u017a \u0127 \U0001f600 \u00ab\u2026\u00bb -\u00d7\u00b1",
     "surrogate": "half \ud800",
 }
 NAMES = st.one_of(st.text(), st.sampled_from(list(HOSTILE.values())))
@@ -40,7 +41,8 @@ def test_what_is_cleaned_is_one_line_of_plain_signs(name, form):
 
 @given(st.text(st.characters(categories=("L", "N"))))
 def test_plain_words_stay_as_they_are(name):
-    assert all(clean(name, form) == name for form in FORMS)
+    # pdflatex has no sign for most letters.
+    assert all(clean(name, form) == name for form in FORMS if form != "latex" or name.isascii())
 
 
 @given(NAMES)
@@ -118,7 +120,7 @@ def test_latex(tmp_path):
     if shutil.which("pdflatex") is None:
         pytest.skip("no pdflatex here")
     (tmp_path / "t.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs}\\usepackage[T1]{fontenc}"
+        "\\documentclass{article}\\usepackage{booktabs,graphicx}\\usepackage[T1]{fontenc}"
         f"\\begin{{document}}{text}\\end{{document}}"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]

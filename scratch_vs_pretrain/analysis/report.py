@@ -50,6 +50,7 @@ from scratch_vs_pretrain.analysis.tables.runs import (
 from scratch_vs_pretrain.analysis.tables.table import Table, render
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import write_atomically
+from scratch_vs_pretrain.text import printable_lines
 
 TableMaker = Callable[[Sequence[RunRecord]], Table]
 
@@ -90,7 +91,11 @@ def report_html(folder: Path) -> str:
     groups = by_study(runs)
     template = (importlib.resources.files(__package__) / "report.html").read_text()
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        finalize=lambda value: printable_lines(value) if type(value) is str else value,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.from_string(template).render(
         studies=[_study(members, f"s{n}-") for n, members in enumerate(groups.values())],

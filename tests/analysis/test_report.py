@@ -15,10 +15,14 @@ from scratch_vs_pretrain.analysis.report import report_html, write_report
 from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answers
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.text import printable
 
 DEMO = Path(__file__).parents[2] / "notebooks" / "data" / "demo"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-HOSTILE = "<script>alert(1)</script>\"'--></svg>"
+HOSTILE = (
+    "<script>document.title='owned'</script>\"'--></svg></style><img src=x onerror=alert(1)>"
+    "=cmd|' /C calc'!A0 \\input{/etc/passwd} \x1b]0;owned\x07 \u202egnp.exe\u2066"
+)
 
 
 class Page(HTMLParser):
@@ -113,12 +117,15 @@ def test_several_studies_begin_with_an_overview():
     assert "AP against training images" in start
 
 
-def test_what_users_wrote_is_escaped(folders):
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory, folders_in):
+    """The report of a study with hostile text in every name."""
+    folders = folders_in(tmp_path_factory.mktemp("hostile"))
     names = {"scratch": f"<b>scratch $\\frac{{$ {HOSTILE}", "pretrained": f"${HOSTILE}$"}
     for arm, name in names.items():
         folder = folders.run(
             arm, study="study", description=HOSTILE, reason=HOSTILE, thresholds={},
-            curve={300: 20.0, 600: 30.0}, arm_order=list(names.values()),
+            losses=False, curve={300: 20.0, 600: 30.0}, arm_order=list(names.values()),
             provenance={"host": HOSTILE, "versions": {HOSTILE: HOSTILE}},
             allowed_differences={HOSTILE: {HOSTILE: HOSTILE}},
         )  # fmt: skip
@@ -130,10 +137,35 @@ def test_what_users_wrote_is_escaped(folders):
         scores = json.loads(evaluation.read_text())
         scores["tasks"]["bbox"]["per_class"] = {HOSTILE: 3.0}
         evaluation.write_text(json.dumps(scores))
-    page = Page(report_html(folders.root))
+        folders.metrics(folder, range(19, 600, 20), **{HOSTILE: 2.0})
+    hostile = folders.root / "=cmd<script>alert(1)<" / "script>\u202e\x1b.html"
+    hostile.parent.mkdir()
+    write_report(folders.root, hostile)
+    return hostile
+
+
+def test_what_users_wrote_is_escaped(hostile):
+    page = Page(hostile.read_text())
     assert not {"script", "img", "b"} & set(page.tags)
     assert page.tags.count("svg") >= 2
-    assert HOSTILE in "".join(page.words)
+    said = "".join(page.words)
+    assert printable(HOSTILE) in said
+    assert "\x1b" not in said
+    assert "\u202e" not in said
+
+
+def test_nothing_that_users_wrote_runs_in_a_browser(hostile, tmp_path, browse):
+    """Neither as the page is, nor without the policy that forbids scripts."""
+    text = hostile.read_text()
+    policy = re.search("<meta http-equiv[^>]*>", text)[0]
+    for page in (text, text.replace(policy, "")):
+        (tmp_path / "page.html").write_text(page)
+        shown, console = browse(tmp_path / "page.html", "--virtual-time-budget=3000", "--dump-dom")
+        assert console == []
+        assert "<title>Does pre-training help?" in shown
+        assert not re.search("<(script|img)", shown)
+        assert shown.count("<section") == page.count("<section")
+        assert shown.count("<svg") == page.count("<svg")
 
 
 def test_half_finished_studies_are_reported(folders):

@@ -34,6 +34,12 @@ def test_text():
     assert len({len(line) for line in lines[5:9]}) == 1
 
 
+def test_a_table_and_its_cells_print_as_they_are_read():
+    assert str(TABLE) == render(TABLE)
+    assert str(Estimate(-0.24, 1.06, signed=True)) == "-0.2 ± 1.1"
+    assert str(Estimate(-0.04, signed=True)) == "+0.0"
+
+
 def test_markdown_cells_stay_cells():
     lines = render(TABLE, "markdown").splitlines()
     rows = [line for line in lines if line.startswith("|")]

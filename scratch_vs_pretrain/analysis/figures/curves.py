@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scratch_vs_pretrain.analysis.figures.lines import (
     TASKS,
     Line,
+    begin_at_zero,
     draw_line,
     known_metrics,
     label_arms,
@@ -172,8 +173,8 @@ def _figure(
         last_row = ax in axes[-len(metrics) :]
         name_axes(ax, metric_title(metric) + title, axis_title(x, everything) if last_row else "")
         ax.set_xlim(left=0)
-        if is_score(metric) and ax.get_ylim()[0] < 0.3 * ax.get_ylim()[1]:
-            ax.set_ylim(bottom=0)
+        if is_score(metric):
+            begin_at_zero(ax)
     drawn = [lines for *_, lines in panels]
     dropped = any(line.drops for lines in drawn for line in lines)
     add_caption(
@@ -234,6 +235,8 @@ def overlay_figure(
         name_axes(ax, metric_title(metric), axis_title(x, runs))
         ax.set_xlim(left=0)
         ax.margins(y=0.08)
+        if is_score(metric):
+            begin_at_zero(ax)
     branches = any(line.own for lines in panels for line in lines)
     dots = "Dots: where a schedule leaves the constant-rate trunk that all longer ones share."
     add_caption(

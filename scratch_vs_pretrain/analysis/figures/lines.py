@@ -40,6 +40,9 @@ SMOOTH_POINTS = 60
 MOST_POINTS = 600
 MOST_MARKERS = 30
 
+# Axes of AP begin at 0 below this, and where that leaves less than half of the panel empty.
+LOW_AP = 10.0
+
 # A line that ends in this part of its panel's width has its label in the panel.
 ROOM_FOR_LABEL = 0.7
 
@@ -217,6 +220,13 @@ def name_axes(ax: Axes, title: str, x: str) -> None:
     """Says above the panel what it shows, and below over what."""
     ax.set_title(title, loc="left", fontsize=TEXT_SIZE)
     ax.set_xlabel(x, fontsize=TEXT_SIZE)
+
+
+def begin_at_zero(ax: Axes) -> None:
+    """Lets an axis of AP begin at 0, unless all curves are high and close together."""
+    low, high = ax.get_ylim()
+    if low < 0.5 * high or high < LOW_AP:
+        ax.set_ylim(bottom=0)
 
 
 def metric_title(metric: str) -> str:

@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import write_atomically
+from scratch_vs_pretrain.text import printable_lines
 
 # Okabe and Ito's palette, without the yellow that white paper swallows. Scratch is always the
 # first; the others take theirs in the study's order. Markers tell them apart without colour.
@@ -222,8 +223,8 @@ def shortened(text: str, width: int = LABEL_WIDTH) -> str:
 
 
 def plain(text: str) -> str:
-    """Keeps matplotlib from reading a name as TeX."""
-    return text.replace("$", r"\$")
+    """Keeps matplotlib from reading a name as TeX, and what no figure can show out of its file."""
+    return printable_lines(text).replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

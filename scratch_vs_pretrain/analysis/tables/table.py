@@ -33,6 +33,13 @@ class Estimate:
     half_width: float | None = None  # of its interval; None without one
     signed: bool = False  # a difference, shown with its sign
 
+    def __str__(self) -> str:
+        if math.isnan(self.value):
+            return MISSING
+        # "z": what is rounded to nothing has no sign of its own.
+        value = f"{self.value:{'+' if self.signed else ''}z.1f}"
+        return value if self.half_width is None else f"{value} ± {self.half_width:.1f}"
+
 
 Raw = str | int | float | None
 Cell = Raw | Estimate
@@ -57,6 +64,9 @@ class Table:
             header=tuple(self.header[k] for k in kept),
             rows=tuple(tuple(row[k] for k in kept) for row in self.rows),
         )
+
+    def __str__(self) -> str:
+        return render(self)
 
     def _repr_html_(self) -> str:
         """Shows the table in a notebook."""
@@ -107,9 +117,8 @@ def _latex(table: Table) -> str:
         body = f"\\resizebox{{\\textwidth}}{{!}}{{%\n{body}}}"
     left_out = [f"Left out for the width of the page: {', '.join(dropped)}."] if dropped else []
     below = (f"\\par\\footnotesize {clean(note, 'latex')}\n" for note in table.notes)
-    return "\n".join(
+    text = "\n".join(
         [
-            f"% Needs \\usepackage{{{','.join(packages)}}}.",
             *(f"% {note}" for note in left_out),
             "\\begin{table}",
             "\\centering",
@@ -120,6 +129,8 @@ def _latex(table: Table) -> str:
             "".join(below) + "\\end{table}\n",
         ]
     )
+    letters = "" if text.isascii() else " and \\usepackage[T1]{fontenc}"
+    return f"% Needs \\usepackage{{{','.join(packages)}}}{letters}.\n{text}"
 
 
 def _width(table: Table, character: float) -> float:
@@ -174,15 +185,11 @@ def _cell(cell: Cell, form: str) -> str:
 
 def shown(cell: Cell) -> str:
     """Returns a cell as people read it."""
-    if isinstance(cell, Estimate):
-        sign = "+" if cell.signed else ""
-        reach = "" if cell.half_width is None else f" ± {cell.half_width:.1f}"
-        return MISSING if math.isnan(cell.value) else f"{cell.value:{sign}.1f}{reach}"
     if isinstance(cell, float):
-        return MISSING if math.isnan(cell) else f"{cell:.1f}"
+        return str(Estimate(cell))
     if isinstance(cell, int):
         return f"{cell:,}"
-    return MISSING if cell is None else cell
+    return MISSING if cell is None else str(cell)
 
 
 def _csv(table: Table) -> str:
