@@ -26,7 +26,7 @@ HOSTILE = {
     "padded": " \t@SUM(1)",
     "latex": r"\input{/etc/passwd}\write18{id} $x_1^2$ ~ # % & {",
     "script": "<script>document.title='owned'</script><img src=x onerror=document.title='owned'>",
-    "letters": "\u65e5\u672c \u03b1\u2264 \u0141\u00f3d\u017a \u0127 \U0001f600 \u00ab\u2026\u00bb -\u00d7\u00b1",
+    "letters": "\u65e5\u672c \u03b1 \u0141\u00f3d\u017a \u0127 \U0001f600 \u00ab\u2026\u00bb",
     "surrogate": "half \ud800",
 }
 NAMES = st.one_of(st.text(), st.sampled_from(list(HOSTILE.values())))
