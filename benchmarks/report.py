@@ -20,7 +20,7 @@ from pathlib import Path
 
 from collect import KEYS
 
-from scratch_vs_pretrain.analysis.report import write_report
+from scratch_vs_pretrain.analysis.report import report
 
 SCHEDULES = (2, 3, 4, 5, 6)
 CATEGORIES = 80
@@ -88,7 +88,7 @@ def main() -> None:
                     write_run(root, arm, multiple, seed, options.lines_per_1x)
         size = sum(file.stat().st_size for file in root.rglob("*.json"))
         start, cpu = time.perf_counter(), time.process_time()
-        write_report(root / "study", root / "report.html")
+        report(root / "study", root / "report.html")
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         html = (root / "report.html").read_bytes()
         figures = [len(figure) for figure in re.findall(rb"<svg.*?</svg>", html, re.DOTALL)]

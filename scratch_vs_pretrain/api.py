@@ -1,23 +1,17 @@
-"""The public functions; each imports what it needs when it is called."""
+"""Runs and studies from Python; each function imports what it needs when it is called."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scratch_vs_pretrain.analysis.runs import records
-from scratch_vs_pretrain.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
     from detectron2.config import CfgNode
-    from matplotlib.figure import Figure
 
-    from scratch_vs_pretrain.analysis.stats.answer import Answer
-    from scratch_vs_pretrain.analysis.stats.conclusions import Conclusion
-    from scratch_vs_pretrain.analysis.tables.table import Table
-    from scratch_vs_pretrain.study.plan import Plan
     from scratch_vs_pretrain.study.spec import Study
 
 
@@ -64,17 +58,6 @@ def load_study(path: Path | str, weights: Mapping[str, str] | None = None) -> St
     return parse.load_study(path, weights)
 
 
-def plan(study: Study) -> Plan:
-    """Returns every run of a study and what its arms differ in; `.text()` shows it.
-
-    Raises:
-        UserError: a config that cannot be read, or arms that differ in what they must not.
-    """
-    from scratch_vs_pretrain.study.plan import plan as planned
-
-    return planned(study)
-
-
 def run(
     study: Study,
     output: Path | str = "output",
@@ -112,88 +95,6 @@ def load_runs(*folders: Path | str) -> Runs:
         UserError: no runs there, a damaged one, one run found twice, or two studies of one name.
     """
     return Runs(records.find_runs([Path(folder) for folder in folders]))
-
-
-def answer(runs: Runs, metric: str | None = None) -> Answer:
-    """Answers whether pre-training helps; `.text()` shows it.
-
-    Args:
-        runs: of one study.
-        metric: that decides, in place of the study's own; more of it must be better.
-
-    Raises:
-        UserError: runs of several studies, or of one arm only, or without the metric.
-    """
-    from scratch_vs_pretrain.analysis.stats import answer as answers
-
-    return answers.answer(runs, metric=metric)
-
-
-def table(
-    runs: Runs, kind: str = "schedules", *, against: str | None = None, best: bool = False
-) -> Table:
-    """Returns a table of one study, or of several where its kind is of several.
-
-    Args:
-        runs: what to compare.
-        kind: as ``svp table --kind``.
-        against: "paper" or "zoo": our numbers beside those published.
-        best: of each run's best evaluation instead of its final one; too high, and says so.
-
-    Raises:
-        UserError: an unknown kind, runs that do not belong in one table, or no arm to compare.
-    """
-    from scratch_vs_pretrain.analysis.registry import tables
-
-    found = tables(runs, kind, against=against, best=best)
-    if len(found) > 1:
-        raise UserError(
-            f"these are runs of {len(found)} studies, and a table of kind {kind} is of one; take "
-            "each of runs.studies()"
-        )
-    return found[0]
-
-
-def figure(runs: Runs, name: str = "ap", **options: Any) -> Figure:
-    """Draws a figure.
-
-    Args:
-        runs: what to draw.
-        name: as ``svp plot --figure``.
-        options: of the figure: x, metrics, band, schedule, labels.
-
-    Raises:
-        UserError: an unknown name or option, or what cannot be drawn of these runs.
-    """
-    from scratch_vs_pretrain.analysis import registry
-
-    return registry.figure(runs, name, **options)
-
-
-def conclude(runs: Runs) -> tuple[Conclusion, ...]:
-    """Judges the paper's six conclusions by runs of any number of studies."""
-    from scratch_vs_pretrain.analysis.stats import conclusions
-
-    return conclusions.conclude(runs)
-
-
-def report(folder: Path | str, output: Path | str = "report.html") -> Path:
-    """Writes one HTML file about all runs below a folder; it needs no network and no scripts.
-
-    Raises:
-        UserError: no runs there, a damaged run folder, or an output that cannot be written.
-    """
-    from scratch_vs_pretrain.analysis.report import write_report
-
-    write_report(Path(folder), Path(output))
-    return Path(output)
-
-
-def add_svp_config(cfg: CfgNode) -> None:
-    """Adds this package's keys to a Detectron2 config, as its projects' ``add_*_config`` do."""
-    from scratch_vs_pretrain import config
-
-    config.add_svp_config(cfg)
 
 
 def register_all(cfg: CfgNode) -> None:

@@ -89,6 +89,26 @@ def tables(
     return [make(part, **options) for part in ([runs] if kind in JOINT else studies)]
 
 
+def table(
+    runs: Sequence[RunRecord],
+    kind: str = "schedules",
+    *,
+    against: str | None = None,
+    best: bool = False,
+) -> Table:
+    """Returns a table of one study, or of several where its kind is of several.
+
+    Args and Raises as :func:`tables`; or several studies where the kind is of one.
+    """
+    found = tables(runs, kind, against=against, best=best)
+    if len(found) > 1:
+        raise UserError(
+            f"these are runs of {len(found)} studies, and a table of kind {kind} is of one; take "
+            "each of runs.studies()"
+        )
+    return found[0]
+
+
 def tables_text(
     folders: Path | Sequence[Path],
     kind: str,
@@ -104,7 +124,7 @@ def tables_text(
     return "\n".join(render(table, form) for table in found)
 
 
-def figure(runs: Sequence[RunRecord], name: str, **options: Any) -> Figure:
+def figure(runs: Sequence[RunRecord], name: str = "ap", **options: Any) -> Figure:
     """Draws one of :data:`FIGURES`.
 
     Args:

@@ -69,16 +69,17 @@ SCHEDULE_COLUMNS = ("iterations", "images", "epochs")
 SPARK_WIDTH, SPARK_HEIGHT = 120, 34
 
 
-def write_report(folder: Path, output: Path) -> None:
-    """Writes the report of all runs below `folder`.
+def report(folder: Path | str, output: Path | str = "report.html") -> Path:
+    """Writes one HTML file about all runs below a folder; it needs no network and no scripts.
 
     Raises:
         UserError: no runs there, a damaged run folder, or an output that cannot be written.
     """
     try:
-        write_atomically(output, report_html(folder))
+        write_atomically(Path(output), report_html(Path(folder)))
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from None
+    return Path(output)
 
 
 def report_html(folder: Path) -> str:

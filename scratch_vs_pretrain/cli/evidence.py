@@ -236,8 +236,7 @@ def _power(options: argparse.Namespace) -> int:
     written("report.html", "(default: %(default)s)"),
 )
 def _report(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.report import write_report
+    from scratch_vs_pretrain.analysis.report import report
 
-    write_report(options.folder, options.output)
-    _wrote(options.output)
+    _wrote(report(options.folder, options.output))
     return 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scratch_vs_pretrain.analysis.report import report_html, write_report
+from scratch_vs_pretrain.analysis.report import report, report_html
 from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answers
 from scratch_vs_pretrain.errors import UserError
@@ -60,7 +60,7 @@ def study(tmp_path_factory, folders_in):
 @pytest.fixture(scope="module")
 def file(study):
     """The report of that study, rendered once."""
-    write_report(study, study.parent / "report.html")
+    report(study, study.parent / "report.html")
     return study.parent / "report.html"
 
 
@@ -140,7 +140,7 @@ def hostile(tmp_path_factory, folders_in):
         folders.metrics(folder, range(19, 600, 20), **{HOSTILE: 2.0})
     hostile = folders.root / "=cmd<script>alert(1)<" / "script>\u202e\x1b.html"
     hostile.parent.mkdir()
-    write_report(folders.root, hostile)
+    report(folders.root, hostile)
     return hostile
 
 
@@ -189,7 +189,7 @@ def test_bad_input(folders, tmp_path):
         report_html(folders.root)
     (folder / "config.yaml").unlink()
     with pytest.raises(UserError, match="cannot be written"):
-        write_report(folders.root, tmp_path / "none" / "report.html")
+        report(folders.root, tmp_path / "none" / "report.html")
 
 
 @pytest.fixture(scope="session")
