@@ -8,26 +8,27 @@ run whose files did not change are copied from there. The index may be deleted a
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-import orjson
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from scratch_vs_pretrain.analysis.runs import metrics
 from scratch_vs_pretrain.analysis.runs.frame import COLUMNS, Piece, frame_of, pieces
-from scratch_vs_pretrain.analysis.runs.records import RunRecord, find_runs
+from scratch_vs_pretrain.analysis.runs.records import RunRecord, find_runs, skip
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, is_replaced, replacing, write_json
 from scratch_vs_pretrain.text import csv_cell
 
-FORMAT = 3
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 4
+# Bytes at a time.
+COPIED = 2**20
 ENDINGS = (".csv", ".parquet")
 
 
@@ -72,19 +73,37 @@ def collect_into(
     old = _old_parts(index, output)
     if list(old) == keys:
         return Collected(output, len(runs), 0, tuple(skipped))
-    writer = _Writer(output, old, strict, restarts, skipped)
+    parts: list[tuple[str, int, int]] = []  # of each run: key, begin and end in the output
+    restarted: list[str] = []
     try:
-        with replacing(output) as file:
-            writer.write(file, runs, keys)
+        with contextlib.ExitStack() as stack:
+            before = stack.enter_context(output.open("rb")) if old else None
+            file = stack.enter_context(replacing(output))
+            target: _Csv | _Parquet
+            if output.suffix == ".parquet":
+                target = _Parquet(file, before)
+                stack.callback(target.writer.close)
+            else:
+                target = _Csv(file, before)
+            for run, key in zip(runs, keys, strict=True):
+                begin = target.position
+                if key in old:
+                    target.copy(*old[key])
+                elif (tables := _tables(run, restarts, restarted, skipped, strict)) is None:
+                    continue
+                else:
+                    for table in tables:
+                        target.write(table)
+                parts.append((key, begin, target.position))
         if is_replaced(output):
             status = output.stat()
-            content = {"output": [status.st_size, status.st_mtime_ns], "parts": writer.parts}
+            content = {"output": [status.st_size, status.st_mtime_ns], "parts": parts}
             write_json(index, {"format": FORMAT, **content})
     except OSError as error:
         name = error.filename or output
         raise UserError(f"{name}: cannot be written ({error.strerror})") from None
-    restarted = tuple(writer.restarted)
-    return Collected(output, len(writer.parts), writer.read, tuple(skipped), restarted)
+    read = sum(key not in old for key, *_ in parts)
+    return Collected(output, len(parts), read, tuple(skipped), tuple(restarted))
 
 
 def _key(run: RunRecord, restarts: str) -> str:
@@ -112,163 +131,106 @@ def _old_parts(index: Path, output: Path) -> dict[str, tuple[int, int]]:
     return {}
 
 
-@dataclass
-class _Writer:
-    """Writes the rows of runs, those known from the old output and others."""
+class _Csv:
+    """A CSV file; positions are bytes."""
 
-    output: Path
-    old: dict[str, tuple[int, int]]
-    strict: bool
-    restarts: str
-    skipped: list[str]
-    # Key, begin and end of each run.
-    parts: list[tuple[str, int, int]] = field(default_factory=list)
-    restarted: list[str] = field(default_factory=list)
-    read: int = 0  # how many are not from the old output
+    def __init__(self, file: BinaryIO, before: BinaryIO | None) -> None:
+        self.file, self.before = file, before
+        self.position = file.write((",".join(COLUMNS) + "\n").encode())
 
-    def write(self, file: BinaryIO, runs: Sequence[RunRecord], keys: Sequence[str]) -> None:
-        write = self._parquet if self.output.suffix == ".parquet" else self._csv
-        with contextlib.ExitStack() as stack:
-            before = stack.enter_context(self.output.open("rb")) if self.old else None
-            write(file, before, zip(runs, keys, strict=True))
-
-    def _csv(self, file: BinaryIO, before: BinaryIO | None, runs: Iterable[Any]) -> None:
-        end = file.write((",".join(COLUMNS) + "\n").encode())
-        for run, key in runs:
-            begin = end
-            if before and key in self.old:
-                at, until = self.old[key]
-                before.seek(at)
-                _copy(before, file, until - at)
-                end += until - at
-            else:
-                found = self._pieces(run)
-                if found is None:
-                    continue
-                for one, some in found:
-                    for text in _run_rows(one, some):
-                        end += file.write(text.encode())
-            self.parts.append((key, begin, end))
-
-    def _parquet(self, file: BinaryIO, before: BinaryIO | None, runs: Iterable[Any]) -> None:
-        """Writes a run at a time, so that one run's rows have to be in memory."""
+    def write(self, table: pa.Table) -> None:
         import pyarrow as pa
+        from pyarrow import csv
+
+        columns = [column.combine_chunks() for column in table.columns]
+        for at, column in enumerate(columns):
+            if pa.types.is_dictionary(column.type):
+                names = pa.array([csv_cell(name) for name in column.dictionary.to_pylist()])
+                columns[at] = names.take(column.indices)
+        buffer = io.BytesIO()
+        plain = pa.table(columns, list(COLUMNS))
+        csv.write_csv(plain, buffer, csv.WriteOptions(include_header=False))
+        self.position += self.file.write(buffer.getbuffer())
+
+    def copy(self, begin: int, end: int) -> None:
+        assert self.before is not None
+        self.before.seek(begin)
+        for start in range(begin, end, COPIED):
+            part = self.before.read(min(COPIED, end - start))
+            if len(part) < min(COPIED, end - start):
+                raise OSError(0, "ended too early")
+            self.position += self.file.write(part)
+
+
+class _Parquet:
+    """A Parquet file; positions are row groups."""
+
+    def __init__(self, file: BinaryIO, before: BinaryIO | None) -> None:
         from pyarrow import parquet
 
-        kinds = dict.fromkeys(COLUMNS, pa.dictionary(pa.int32(), pa.string()))
-        kinds |= dict.fromkeys(("seed", "iteration", "images"), pa.int64())
-        kinds |= dict.fromkeys(("epochs", "value"), pa.float64())
-        # With what pandas notes of its own types, so that it reads the same ones back.
-        notes = pa.Schema.from_pandas(frame_of([], []), preserve_index=False).metadata
-        schema = pa.schema(list(kinds.items()), metadata=notes)
+        self.before = parquet.ParquetFile(before) if before else None
         repeated = [name for name in COLUMNS if name != "value"]
-        known = parquet.ParquetFile(before) if before else None
-        groups = 0
-        with parquet.ParquetWriter(file, schema, use_dictionary=repeated) as writer:
-            for run, key in runs:
-                begin = groups
-                if known and key in self.old:
-                    tables = [known.read_row_group(group) for group in range(*self.old[key])]
-                else:
-                    found = self._pieces(run)
-                    if found is None:
-                        continue
-                    frames = [frame_of([one], [some]) for one, some in found]
-                    tables = [
-                        pa.Table.from_pandas(frame, schema, preserve_index=False)
-                        for frame in frames
-                        if len(frame)
-                    ]
-                for table in tables:
-                    writer.write_table(table, row_group_size=max(1, len(table)))
-                groups += len(tables)
-                self.parts.append((key, begin, groups))
+        self.writer = parquet.ParquetWriter(file, _schema(), use_dictionary=repeated)
+        self.position = 0
 
-    def _pieces(self, run: RunRecord) -> list[tuple[RunRecord, list[Piece]]] | None:
-        """Reads a run, of which each start may count as one; None if it cannot be read."""
-        try:
-            read = list(self._starts(run))
-        except UserError as error:
-            if self.strict:
-                raise
-            self.skipped.append(str(error))
-            return None
-        self.read += 1
-        return read
+    def write(self, table: pa.Table) -> None:
+        self.writer.write_table(table, row_group_size=len(table))
+        self.position += 1
 
-    def _starts(self, run: RunRecord) -> Iterator[tuple[RunRecord, list[Piece]]]:
-        file = RunFolder(run.folder).metrics_file
-        if not file.exists():
-            yield run, list(pieces(run, None))
-            return
-        rows = metrics.read_rows(file)
-        found = metrics.restarts(rows)
-        if found and self.restarts == "refuse":
-            metrics.refuse_restarts(file, found, own=run.own)
-        for one in found:
-            self.restarted.append(
-                f"{file}, line {one.line}: training began again at iteration {one.iteration} "
-                f"after {one.after}"
-            )
-        if found and self.restarts == "split":
-            for number, part in enumerate(metrics.each_start(rows, found), 1):
-                start = run.model_copy(update={"study": f"{run.study}, start {number}"})
-                # Evaluations of their own are of the last start.
-                last = number == len(found) + 1
-                yield start, list(pieces(start, metrics.curves(part, own=run.own), last))
-            return
-        rows = tuple(metrics.kept_by_the_last(rows, found))
-        yield run, list(pieces(run, metrics.curves(rows, own=run.own)))
+    def copy(self, begin: int, end: int) -> None:
+        assert self.before is not None
+        for group in range(begin, end):
+            self.write(self.before.read_row_group(group))
 
 
-def _copy(source: BinaryIO, target: BinaryIO, length: int) -> None:
-    while length:
-        part = source.read(min(length, 2**20))
-        if not part:
-            raise OSError(0, "ended too early")
-        target.write(part)
-        length -= len(part)
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    kinds = dict.fromkeys(COLUMNS, pa.dictionary(pa.int32(), pa.string()))
+    kinds |= dict.fromkeys(("seed", "iteration", "images"), pa.int64())
+    kinds |= dict.fromkeys(("epochs", "value"), pa.float64())
+    # With what pandas notes of its own types, so that it reads the same ones back.
+    notes = pa.Schema.from_pandas(frame_of([], []), preserve_index=False).metadata
+    return pa.schema(list(kinds.items()), metadata=notes)
 
 
-def _run_rows(run: RunRecord, read: Iterable[Piece]) -> Iterator[str]:
-    """Yields the rows of one run as `frame_of` has them, a text per file and metric."""
-    head = _cells(run.study, run.arm, run.schedule, run.seed)
-    iterations, lengths = np.empty(0, np.int64), [""] * 0
-    for piece in read:
-        tail = _cells(run.state, str(piece.source))
-        if not np.array_equal(iterations, piece.iterations):
-            iterations = piece.iterations
-            lengths = [_length(run, iteration) for iteration in iterations.tolist()]
-        count = len(lengths)
-        cells = [f",{tail}\n{head},"] * (4 * count)  # what is between two rows
-        cells[0::4] = lengths
-        if isinstance(piece.metrics, str):
-            cells[1::4] = [f",{_cells(piece.metrics)},"] * count
-        else:
-            cells[1::4] = [f",{_cells(name)}," for name in piece.metrics]
-        cells[2::4] = _texts(piece.values)
-        cells[-1] = f",{tail}\n"
-        yield f"{head}," + "".join(cells)
+def _tables(
+    run: RunRecord, restarts: str, restarted: list[str], skipped: list[str], strict: bool
+) -> list[pa.Table] | None:
+    """Reads a run, a table for each of its starts that has rows; None if it cannot be read."""
+    import pyarrow as pa
+
+    try:
+        frames = [frame_of([one], [list(some)]) for one, some in _starts(run, restarts, restarted)]
+    except UserError as error:
+        skip(error, None if strict else skipped)
+        return None
+    schema = _schema()
+    return [pa.Table.from_pandas(f, schema, preserve_index=False) for f in frames if len(f)]
 
 
-def _texts(values: np.ndarray) -> list[str]:
-    """Returns the shortest text of each number that reads as the same, "" for NaN."""
-    if not np.isfinite(values).all():  # no JSON
-        return ["" if value != value else repr(value) for value in values.tolist()]
-    text = orjson.dumps(np.ascontiguousarray(values, float), option=orjson.OPT_SERIALIZE_NUMPY)
-    return text[1:-1].decode().split(",")
-
-
-def _length(run: RunRecord, iteration: int) -> str:
-    trunk = _cells(run.branch_of) if run.branch_of and iteration <= run.branch_at else ""
-    if run.images_per_batch is None:
-        return f"{iteration},,,{trunk}"
-    images = iteration * run.images_per_batch
-    epochs = images / run.train_images if run.train_images else ""
-    return f"{iteration},{images},{epochs},{trunk}"
-
-
-def _cells(*values: Any) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow([csv_cell(value) for value in values])
-    return out.getvalue()
+def _starts(
+    run: RunRecord, restarts: str, restarted: list[str]
+) -> Iterator[tuple[RunRecord, Iterable[Piece]]]:
+    """Yields a run with what it logged; with "split", each start of its training as one."""
+    file = RunFolder(run.folder).metrics_file
+    if not file.exists():
+        yield run, pieces(run, None)
+        return
+    rows = metrics.read_rows(file)
+    found = metrics.restarts(rows)
+    if found and restarts == "refuse":
+        metrics.refuse_restarts(file, found, own=run.own)
+    restarted += [
+        f"{file}, line {one.line}: training began again at iteration {one.iteration} "
+        f"after {one.after}"
+        for one in found
+    ]
+    if not found or restarts != "split":
+        kept = tuple(metrics.kept_by_the_last(rows, found))
+        yield run, pieces(run, metrics.curves(kept, own=run.own))
+        return
+    for number, part in enumerate(metrics.each_start(rows, found), 1):
+        start = run.model_copy(update={"study": f"{run.study}, start {number}"})
+        # Evaluations of their own are of the last start.
+        yield start, pieces(start, metrics.curves(part, own=run.own), number > len(found))

@@ -62,7 +62,7 @@ def _load(roots: Sequence[Path], skipped: list[str] | None, plain: bool) -> tupl
         try:
             runs.append(_record(RunFolder(path)))
         except UserError as error:
-            _skip(error, skipped)
+            skip(error, skipped)
     if plain:
         runs += [_plain_record(path, study) for path, study in _plain_folders(roots).items()]
     if not runs and not folders:
@@ -74,7 +74,8 @@ def _load(roots: Sequence[Path], skipped: list[str] | None, plain: bool) -> tupl
     return tuple(sorted(_distinct(runs, skipped), key=_sort_key))
 
 
-def _skip(error: UserError, skipped: list[str] | None) -> None:
+def skip(error: UserError, skipped: list[str] | None) -> None:
+    """Keeps the message about a run that is left out; without a place to keep it, raises it."""
     if skipped is None:
         raise error
     skipped.append(str(error))
@@ -167,7 +168,7 @@ def _distinct(runs: Sequence[RunRecord], skipped: list[str] | None) -> Iterator[
         else:
             yield run
             continue
-        _skip(problem, skipped)
+        skip(problem, skipped)
 
 
 def _namesakes(first: RunRecord, second: RunRecord, what: str) -> UserError:
