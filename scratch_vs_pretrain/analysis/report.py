@@ -27,11 +27,11 @@ from scratch_vs_pretrain.analysis.figures.curves import (
 )
 from scratch_vs_pretrain.analysis.figures.sizes import by_size, sizes_figure
 from scratch_vs_pretrain.analysis.figures.style import arm_styles, figure_bytes
+from scratch_vs_pretrain.analysis.runs.numbers import names
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import Answer, answer
 from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
 from scratch_vs_pretrain.analysis.stats.conclusions import conclude
-from scratch_vs_pretrain.analysis.stats.cost import names
 from scratch_vs_pretrain.analysis.stats.part import Picture
 from scratch_vs_pretrain.analysis.stats.samples import samples_table
 from scratch_vs_pretrain.analysis.tables.errors import COSTS, errors_table

@@ -3,14 +3,9 @@ import math
 import numpy as np
 import pytest
 
+from scratch_vs_pretrain.analysis.runs.numbers import curve
 from scratch_vs_pretrain.analysis.runs.records import find_runs, load_runs
-from scratch_vs_pretrain.analysis.stats.cost import (
-    axis_sentences,
-    axis_title,
-    cost,
-    curve,
-    total_hours,
-)
+from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, axis_title, cost, total_hours
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -53,32 +53,6 @@ def test_iterations_are_completed_ones_and_scores_apart(write):
     assert "bbox/AP" not in metrics.training
 
 
-@pytest.mark.parametrize(("share", "lines"), [(0.01, 1), (0.1, 1), (0.16, 2), (0.5, 5), (1.0, 10)])
-def test_only_the_end_is_read(write, share, lines):
-    file = write(*(row(19 + 20 * k) for k in range(10, 20)))
-    end = read_metrics(file, share=share).training["total_loss"].iterations
-    assert end.tolist() == [220 + 20 * k for k in range(10)][-lines:]
-
-
-def test_the_end_is_counted_in_lines_however_long(write):
-    long = {f"bbox/AP-{name}": 1.0 for name in range(100)}
-    file = write(*(row(19 + 20 * k) for k in range(9)), row(199, **long))
-    end = read_metrics(file, share=0.2).training["total_loss"].iterations
-    assert end.tolist() == [180, 200]
-
-
-@pytest.mark.parametrize("lines", [[], [row(19)]])
-def test_the_end_of_a_file_with_no_more_than_one_line_is_all_of_it(write, lines):
-    file = write(*lines, end="\n" if lines else "")
-    assert len(read_metrics(file, share=0.1).training) == 2 * len(lines)
-
-
-def test_a_damaged_line_of_the_end_has_its_number(write):
-    file = write(*(row(19 + 20 * k) for k in range(8)), "damaged", row(199))
-    with pytest.raises(UserError, match="line 9"):
-        read_metrics(file, share=0.3)
-
-
 def test_bare_nan_and_infinities(write):
     file = write('{"iteration": 0, "lr": NaN, "total_loss": Infinity, "x": -Infinity, "y": null}')
     training = read_metrics(file).training

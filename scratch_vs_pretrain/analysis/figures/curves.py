@@ -37,9 +37,10 @@ from scratch_vs_pretrain.analysis.figures.style import (
     write,
 )
 from scratch_vs_pretrain.analysis.runs.metrics import is_score
+from scratch_vs_pretrain.analysis.runs.numbers import names
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import by_study, final_results, pairs
-from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, axis_title, names
+from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, axis_title
 from scratch_vs_pretrain.analysis.stats.lines import catch_up_text
 from scratch_vs_pretrain.analysis.stats.part import Picture
 from scratch_vs_pretrain.errors import UserError

@@ -19,9 +19,10 @@ from scratch_vs_pretrain.analysis.figures.style import (
     label_point,
 )
 from scratch_vs_pretrain.analysis.runs.metrics import is_score
+from scratch_vs_pretrain.analysis.runs.numbers import curve, names
 from scratch_vs_pretrain.analysis.runs.records import UNKNOWN, RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
-from scratch_vs_pretrain.analysis.stats.cost import cost, curve, names
+from scratch_vs_pretrain.analysis.stats.cost import cost
 from scratch_vs_pretrain.analysis.stats.evidence import no_metric
 from scratch_vs_pretrain.errors import UserError, check_choice
 

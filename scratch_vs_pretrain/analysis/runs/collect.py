@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from scratch_vs_pretrain.analysis.runs import metrics
-from scratch_vs_pretrain.analysis.runs.frame import COLUMNS, Piece, frame_of, pieces
+from scratch_vs_pretrain.analysis.runs.frame import COLUMNS, frame_of
+from scratch_vs_pretrain.analysis.runs.numbers import Piece, pieces
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, find_runs, skip
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, is_replaced, replacing, write_json
@@ -215,7 +216,7 @@ def _starts(
     """Yields a run with what it logged; with "split", each start of its training as one."""
     file = RunFolder(run.folder).metrics_file
     if not file.exists():
-        yield run, pieces(run, None)
+        yield run, pieces(run)
         return
     rows = metrics.read_rows(file)
     found = metrics.restarts(rows)

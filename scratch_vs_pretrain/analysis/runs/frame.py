@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from scratch_vs_pretrain.analysis.runs.evaluations import evaluations
-from scratch_vs_pretrain.analysis.runs.metrics import Metrics, read_metrics
-from scratch_vs_pretrain.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.runs.numbers import Piece, pieces
+from scratch_vs_pretrain.analysis.runs.records import RunRecord
 
 COLUMNS = (
     "study",
@@ -33,21 +26,8 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Numbers of one run from one file."""
-
-    metrics: str | tuple[str, ...]  # a name for each row, or one for all
-    iterations: np.ndarray  # (n,) completed iterations
-    values: np.ndarray  # (n,)
-    source: Path  # the file
-
-
 def tidy(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Reads the runs' numbers.
-
-    Scores come from ``evaluations/``, and from ``metrics.json`` where an iteration has no file
-    there; everything else from ``metrics.json``.
 
     Returns:
         the columns of :data:`COLUMNS`, runs in the given order: study, arm, schedule, trunk,
@@ -59,7 +39,7 @@ def tidy(runs: Sequence[RunRecord]) -> pd.DataFrame:
     Raises:
         UserError: a damaged file; names it and the key or line.
     """
-    return frame_of(runs, [list(pieces(run, _logged(run))) for run in runs])
+    return frame_of(runs, [list(pieces(run)) for run in runs])
 
 
 def frame_of(runs: Sequence[RunRecord], read: Sequence[Sequence[Piece]]) -> pd.DataFrame:
@@ -88,36 +68,6 @@ def frame_of(runs: Sequence[RunRecord], read: Sequence[Sequence[Piece]]) -> pd.D
         columns=list(COLUMNS),
         copy=False,
     )
-
-
-def _logged(run: RunRecord) -> Metrics | None:
-    file = RunFolder(run.folder).metrics_file
-    return read_metrics(file, own=run.own) if file.exists() else None
-
-
-def pieces(run: RunRecord, logged: Metrics | None, evaluated: bool = True) -> Iterator[Piece]:
-    """Yields what the files of one run hold, none of them empty.
-
-    Args:
-        run: the run.
-        logged: its ``metrics.json``, None where there is none.
-        evaluated: read its evaluations too.
-    """
-    known = []
-    for evaluation in evaluations(run.folder) if run.own and evaluated else ():
-        known.append(evaluation.iteration)
-        names = tuple(evaluation.scores)
-        iterations = np.full(len(names), evaluation.iteration, np.int64)
-        values = np.array([evaluation.scores[name] for name in names], float)
-        if names:
-            yield Piece(names, iterations, values, evaluation.file)
-    file = RunFolder(run.folder).metrics_file
-    for name, curve in logged.scores.items() if logged else ():
-        new = ~np.isin(curve.iterations, known)
-        if new.any():
-            yield Piece(name, curve.iterations[new], curve.values[new], file)
-    for name, curve in logged.training.items() if logged else ():
-        yield Piece(name, curve.iterations, curve.values, file)
 
 
 def _trunk_column(

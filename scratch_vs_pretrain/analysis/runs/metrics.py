@@ -11,19 +11,23 @@ What the file does that a reader must know (``detectron2/utils/events.py``, ``en
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import read_bytes
+from scratch_vs_pretrain.run_folder import RunFolder, read_bytes
 from scratch_vs_pretrain.run_info import LARGEST
+
+if TYPE_CHECKING:
+    from scratch_vs_pretrain.analysis.runs.records import RunRecord
 
 # "bbox/AP", "segm/AP75", "bbox/AP-person", "box_proposals/AR@100", "coco_2017_val/bbox/AP".
 SCORE = re.compile(r"(?:.+/)?[^/]+/A[PR][^/-]*(?:-.*)?")
@@ -88,21 +92,35 @@ def is_score(key: str) -> bool:
     return SCORE.fullmatch(key) is not None
 
 
-def read_metrics(path: Path, *, own: bool = False, share: float = 1.0) -> Metrics:
+def logged(run: RunRecord) -> Metrics:
+    """Returns what a run's ``metrics.json`` holds, nothing where there is none."""
+    file = RunFolder(run.folder).metrics_file
+    if not file.exists():
+        return Metrics({}, {})
+    status = file.stat()
+    return _read(file, run.own, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+# A report's figures, tables and conclusions all ask for the same numbers.
+@functools.lru_cache(maxsize=128)
+def _read(file: Path, own: bool, state: tuple[int, int, int]) -> Metrics:
+    return read_metrics(file, own=own)
+
+
+def read_metrics(path: Path, *, own: bool = False) -> Metrics:
     """Reads a ``metrics.json``.
 
     Args:
         path: the file.
         own: this package's trainer wrote it: it keeps each iteration once, and every row's
             iteration is 0-based, the last evaluation's too.
-        share: of the file's lines, from its end, to read: rounded, at least one.
 
     Raises:
         UserError: the file is missing, or a line is no row of metrics (the unfinished last line of
             a killed run is left out instead), or a second run was appended, or iterations of an
             own file are repeated; names the line.
     """
-    rows = read_rows(path, share)
+    rows = read_rows(path)
     refuse_restarts(path, restarts(rows), own=own)
     return curves(rows, own=own)
 
@@ -122,17 +140,6 @@ def refuse_restarts(path: Path, found: Sequence[Restart], *, own: bool) -> None:
                 f"{restart.after}, so a second run was written into this folder; "
                 "move the lines of each run to a folder of its own"
             )
-
-
-def read_rows(path: Path, share: float = 1.0) -> tuple[Rows, ...]:
-    """Reads the rows of a ``metrics.json``; arguments and errors of :func:`read_metrics`."""
-    content = read_bytes(path)
-    before = 0
-    if share < 1:
-        ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n"))
-        before = max(0, len(ends) - max(1, round(share * len(ends))))
-        content = content[ends[before - 1] + 1 :] if before else content
-    return _parsed(content, path, before)
 
 
 def restarts(rows: Sequence[Rows]) -> list[Restart]:
@@ -218,13 +225,13 @@ def _last_wins(lines: np.ndarray, iterations: np.ndarray) -> tuple[np.ndarray, n
     return iterations[last], order[last]
 
 
-def _parsed(content: bytes, path: Path, before: int) -> tuple[Rows, ...]:
-    """Returns the rows of the lines of `content`, which has `before` lines before it."""
-    lines = content.split(b"\n")
+def read_rows(path: Path) -> tuple[Rows, ...]:
+    """Reads the rows of a ``metrics.json``; errors of :func:`read_metrics`."""
+    lines = read_bytes(path).split(b"\n")
     if not lines[-1] or _value(lines[-1]) is None:
         lines.pop()  # A kill left it unfinished.
     kinds: dict[tuple[str, ...], tuple[list[int], list[list[Any]]]] = {}
-    for number, line in enumerate(lines, before + 1):
+    for number, line in enumerate(lines, 1):
         if not line or line.isspace():
             continue
         row = _value(line)

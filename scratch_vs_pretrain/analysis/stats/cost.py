@@ -1,54 +1,19 @@
-"""A run's numbers over its iterations, and what training had cost at each of them."""
+"""What training had cost at each of a run's iterations."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from scratch_vs_pretrain.analysis import AXES
-from scratch_vs_pretrain.analysis.runs.evaluations import evaluations
-from scratch_vs_pretrain.analysis.runs.metrics import Curve, Metrics, read_metrics
+from scratch_vs_pretrain.analysis.runs.numbers import curve
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.samples import pretraining
 from scratch_vs_pretrain.errors import check_choice
-from scratch_vs_pretrain.run_folder import RunFolder
 
 PIXELS = "samples/pixels"
-NOTHING = Curve(np.empty(0, np.int64), np.empty(0))
-
-
-def names(run: RunRecord) -> set[str]:
-    """Returns the metrics of which a run has any value."""
-    logged = _logged(run)
-    curves = {**logged.scores, **logged.training}
-    found = {name for name, curve in curves.items() if np.isfinite(curve.values).any()}
-    return found | {
-        name
-        for evaluation in _evaluated(run)
-        for name, value in evaluation.scores.items()
-        if np.isfinite(value)
-    }
-
-
-def curve(run: RunRecord, metric: str) -> Curve:
-    """Returns the finite values of a metric by completed iterations, ascending.
-
-    A score comes from ``evaluations/``, and from ``metrics.json`` where an iteration has no file
-    there; everything else from ``metrics.json``.
-    """
-    logged = _logged(run)
-    found = logged.scores.get(metric) or logged.training.get(metric) or NOTHING
-    values = dict(zip(found.iterations.tolist(), found.values.tolist(), strict=True))
-    for evaluation in _evaluated(run):
-        if metric in evaluation.scores:
-            values[evaluation.iteration] = evaluation.scores[metric]
-    finite = sorted((i, value) for i, value in values.items() if np.isfinite(value))
-    iterations, numbers = zip(*finite, strict=True) if finite else ((), ())
-    return Curve(np.array(iterations, np.int64), np.array(numbers, float))
 
 
 def cost(run: RunRecord, x: str, iterations: np.ndarray) -> np.ndarray:
@@ -71,24 +36,6 @@ def cost(run: RunRecord, x: str, iterations: np.ndarray) -> np.ndarray:
         return np.full(len(at), hours)
     images = at * (run.images_per_batch or np.nan)
     return images if x == "images" else images / (run.train_images or np.nan)
-
-
-def _evaluated(run: RunRecord) -> tuple:
-    return evaluations(run.folder) if run.own else ()
-
-
-def _logged(run: RunRecord) -> Metrics:
-    file = RunFolder(run.folder).metrics_file
-    if not file.exists():
-        return Metrics({}, {})
-    status = file.stat()
-    return _read(file, run.own, (status.st_ino, status.st_size, status.st_mtime_ns))
-
-
-# A report's figures and tables all ask for the same numbers.
-@functools.lru_cache(maxsize=128)
-def _read(file: Path, own: bool, state: tuple[int, int, int]) -> Metrics:
-    return read_metrics(file, own=own)
 
 
 def _seconds(run: RunRecord, at: np.ndarray) -> np.ndarray:

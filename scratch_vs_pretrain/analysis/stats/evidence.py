@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from scratch_vs_pretrain.analysis.runs.evaluations import evaluation_after, evaluations
-from scratch_vs_pretrain.analysis.runs.metrics import is_score, read_metrics
+from scratch_vs_pretrain.analysis.runs.metrics import is_score
+from scratch_vs_pretrain.analysis.runs.numbers import curve
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import final_results
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves
 from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import Noise
 
 MASKS = "segm/AP"
 # The first that both arms have; VOC is scored at one IoU threshold alone.
 METRICS = ("keypoints/AP", "bbox/AP", "bbox/AP50", MASKS)
-# The share of metrics.json's lines, from its end, whose losses stand for the final one.
+# The share of the losses that a run logged, from its end, that stands for the final one.
 FINAL_LOSSES = 0.1
 NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
@@ -267,13 +267,9 @@ def _curves(runs: Sequence[RunRecord], metric: str) -> Curves:
 
 
 def _final_loss(run: RunRecord) -> float:
-    file = RunFolder(run.folder).metrics_file
-    # The last lines of a short run may hold AP alone.
-    for share in (FINAL_LOSSES, 1.0) if file.exists() else ():
-        curve = read_metrics(file, own=True, share=share).training.get("total_loss")
-        if curve is not None:
-            return float(np.median(curve.values))
-    return math.nan
+    losses = curve(run, "total_loss").values
+    last = losses[-max(1, round(FINAL_LOSSES * len(losses))) :]
+    return float(np.median(last)) if len(last) else math.nan
 
 
 def _final_scores(run: RunRecord, finite: bool = True) -> set[str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from scratch_vs_pretrain.analysis.runs.numbers import curve
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import (
     Results,
@@ -20,13 +21,7 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
     notes,
     pairs,
 )
-from scratch_vs_pretrain.analysis.stats.cost import (
-    axis_sentences,
-    cost,
-    curve,
-    on_processors,
-    total_hours,
-)
+from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, cost, on_processors, total_hours
 from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
 from scratch_vs_pretrain.analysis.stats.evidence import (
     COCO_SD,
