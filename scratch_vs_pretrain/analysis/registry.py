@@ -46,10 +46,10 @@ FIGURES = {
     "bars": ("figures.bars:bars_figure", "final AP, a group for each study"),
     "samples": ("figures.bars:samples_figure", "what each arm has seen"),
     "sizes": (
-        "figures.sizes:sizes_figure",
+        "figures.finals:sizes_figure",
         "final AP against training images, with what pre-training is worth in them",
     ),
-    "iou": ("figures.curves:iou_figure", "the final gap at each IoU threshold"),
+    "iou": ("figures.finals:iou_figure", "the final gap at each IoU threshold"),
 }
 OF_SEVERAL = ("loss", "bars", "sizes")
 # They need what this package writes into a run folder.

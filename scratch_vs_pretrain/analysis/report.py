@@ -9,39 +9,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.resources
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from scratch_vs_pretrain.analysis.figures.curves import (
-    answer_figure,
-    ap_figure,
-    iou_figure,
-    overlay_figure,
-)
-from scratch_vs_pretrain.analysis.figures.sizes import by_size, sizes_figure
-from scratch_vs_pretrain.analysis.figures.style import arm_styles, figure_bytes
+from scratch_vs_pretrain.analysis.figures.curves import answer_figure
+from scratch_vs_pretrain.analysis.figures.finals import by_size
+from scratch_vs_pretrain.analysis.figures.style import arm_styles, figure_bytes, new_figure
+from scratch_vs_pretrain.analysis.registry import figure, table
 from scratch_vs_pretrain.analysis.runs.numbers import names
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
-from scratch_vs_pretrain.analysis.stats.answer import Answer, answer
+from scratch_vs_pretrain.analysis.stats.answer import answer
 from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
 from scratch_vs_pretrain.analysis.stats.conclusions import conclude
 from scratch_vs_pretrain.analysis.stats.part import Picture
-from scratch_vs_pretrain.analysis.stats.samples import samples_table
-from scratch_vs_pretrain.analysis.tables.errors import COSTS, errors_table
-from scratch_vs_pretrain.analysis.tables.pairs import (
-    catch_up_table,
-    gap_table,
-    metrics_table,
-    schedules_table,
-)
-from scratch_vs_pretrain.analysis.tables.published import published_table
+from scratch_vs_pretrain.analysis.tables.errors import COSTS
 from scratch_vs_pretrain.analysis.tables.runs import (
     differences_table,
     provenance_table,
@@ -52,13 +40,13 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import write_atomically
 from scratch_vs_pretrain.text import printable_lines
 
-TableMaker = Callable[[Sequence[RunRecord]], Table]
-
-FOLDED: dict[str, TableMaker] = {
-    "All metrics at the longest schedules": metrics_table,
-    "The gap, paired by seed, with its statistics": gap_table,
-    "Where scratch catches up, in iterations, images, pixels and hours": catch_up_table,
-    "Samples seen, pre-training included": samples_table,
+FOLDED: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
+    "All metrics at the longest schedules": partial(table, kind="metrics"),
+    "The gap, paired by seed, with its statistics": partial(table, kind="gaps"),
+    "Where scratch catches up, in iterations, images, pixels and hours": partial(
+        table, kind="catch-up"
+    ),
+    "Samples seen, pre-training included": partial(table, kind="samples"),
     "Every run": runs_table,
     "Final configs, key by key": differences_table,
     "Provenance": provenance_table,
@@ -66,7 +54,7 @@ FOLDED: dict[str, TableMaker] = {
 # A reader who wants these has the table of gaps.
 SCHEDULE_COLUMNS = ("iterations", "images", "epochs")
 
-SPARK_WIDTH, SPARK_HEIGHT = 120, 34
+T = TypeVar("T")
 
 
 def report(folder: Path | str, output: Path | str = "report.html") -> Path:
@@ -90,6 +78,11 @@ def report_html(folder: Path) -> str:
     """
     runs = load_runs(folder)
     groups = by_study(runs)
+    across: list[tuple[str, Markup]] = []
+    if len(groups) > 1:
+        # Where they differ in more than their sizes, there is no such figure.
+        with contextlib.suppress(UserError):
+            across.append(("AP against training images", _svg(figure(runs, "sizes"), "across-")))
     template = (importlib.resources.files(__package__) / "report.html").read_text()
     environment = jinja2.Environment(
         autoescape=True,
@@ -100,7 +93,7 @@ def report_html(folder: Path) -> str:
     )
     return environment.from_string(template).render(
         studies=[_study(members, f"s{n}-") for n, members in enumerate(groups.values())],
-        across=list(_across(runs)),
+        across=across,
         conclusions=conclude(runs),
         folder=folder,
         outputs=dict.fromkeys(_output(run) for run in runs),
@@ -115,39 +108,40 @@ def _output(run: RunRecord) -> Path:
     return next((p.parent for p in parents if p.name == run.study), run.folder.parent)
 
 
-def _across(runs: Sequence[RunRecord]) -> Iterator[tuple[str, Markup]]:
-    """Yields the figure of AP against images where several studies differ in nothing else."""
-    if len(by_study(runs)) > 1:
-        with contextlib.suppress(UserError):
-            yield "AP against training images", _svg(sizes_figure(runs), "across-")
-
-
 def _study(runs: Sequence[RunRecord], prefix: str) -> dict[str, Any]:
     """Returns what the template says about one study, by the names that it has there."""
     notes: list[str] = []
-    found: Answer | None = None
-    try:
-        found = answer(runs)
-    except UserError as error:
-        notes.append(str(error))
+    found = dict(_made({"answer": partial(answer, runs)}, notes)).get("answer")
     pictures = [part.picture for part in found.parts] if found else []
-    made = list(_tables(runs, notes))
-    folded = dict(_folded(runs, made, notes))
+    tables = list(_tables(runs, notes))
+    figures = {title: partial(figure, runs, **of) for title, of in _figures(runs).items()}
     return {
         "name": runs[0].study,
         "answer": found,
         "arms": list(_arms(runs)),
-        "spark": _spark(pictures[0]) if pictures else "",
+        "spark": _spark(pictures[0], prefix) if pictures else "",
         "pictures": [
             _svg(answer_figure(picture), f"{prefix}a{n}-")
             for n, picture in enumerate(pictures)
             if any(len(band.iterations) for band in picture.curves.values())
         ],
-        "figures": list(_figures(runs, prefix, notes)),
-        "tables": list(map(_html, made)),
-        "folded": folded,
+        "figures": [
+            (title, _svg(drawn, f"{prefix}{n}-"))
+            for n, (title, drawn) in enumerate(_made(figures, notes))
+        ],
+        "tables": list(map(_html, tables)),
+        "folded": dict(_folded(runs, tables, notes)),
         "notes": list(dict.fromkeys(notes)),
     }
+
+
+def _made(makers: Mapping[str, Callable[[], T]], notes: list[str]) -> Iterator[tuple[str, T]]:
+    """Yields what can be made, by its title; why the rest cannot is added to `notes`."""
+    for title, make in makers.items():
+        try:
+            yield title, make()
+        except UserError as error:
+            notes.append(str(error))
 
 
 def _arms(runs: Sequence[RunRecord]) -> Iterator[dict[str, str]]:
@@ -171,55 +165,40 @@ def _arms(runs: Sequence[RunRecord]) -> Iterator[dict[str, str]]:
 
 
 def _tables(runs: Sequence[RunRecord], notes: list[str]) -> Iterator[Table]:
-    try:
-        yield schedules_table(runs).without(SCHEDULE_COLUMNS)
-    except UserError as error:
-        notes.append(str(error))
-        return
-    if any(cost in names(run) for run in runs for cost in COSTS):
-        yield errors_table(runs)
-    # Most studies are not the paper's.
-    with contextlib.suppress(UserError):
-        yield published_table(runs)
+    for _, schedules in _made({"schedules": partial(table, runs)}, notes):
+        yield schedules.without(SCHEDULE_COLUMNS)
+        if any(cost in names(run) for run in runs for cost in COSTS):
+            yield table(runs, "errors")
+        # Most studies are not the paper's.
+        with contextlib.suppress(UserError):
+            yield table(runs, against="paper")
 
 
 def _folded(
     runs: Sequence[RunRecord], shown: Sequence[Table], notes: list[str]
 ) -> Iterator[tuple[str, Markup]]:
     """Yields the other tables, without what the notes of an earlier one say already."""
-    said = {note for table in shown for note in table.notes}
-    for title, make in FOLDED.items():
-        try:
-            table = make(runs)
-        except UserError as error:
-            if make in (runs_table, differences_table, provenance_table):
-                raise
-            notes.append(str(error))
-            continue
-        new = tuple(note for note in table.notes if note not in said)
+    said = {note for one in shown for note in one.notes}
+    for title, made in _made({k: partial(make, runs) for k, make in FOLDED.items()}, notes):
+        new = tuple(note for note in made.notes if note not in said)
         said.update(new)
-        yield title, _html(dataclasses.replace(table, notes=new))
+        yield title, _html(dataclasses.replace(made, notes=new))
 
 
-def _figures(
-    runs: Sequence[RunRecord], prefix: str, notes: list[str]
-) -> Iterator[tuple[str, Markup]]:
+def _figures(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
+    """Returns the figures to draw: their titles, and the arguments of :func:`.registry.figure`."""
     known = {name for run in runs for name in names(run)}
     # The picture of the answer shows the main one.
     others = [m for m in ("bbox/AP", "segm/AP", "keypoints/AP", "total_loss") if m in known][1:]
-    makers: dict[str, Callable[[Sequence[RunRecord]], Figure]] = {}
+    found: dict[str, dict[str, Any]] = {}
     if others:
-        makers["More over the length of training"] = lambda runs: ap_figure(runs, metrics=others)
+        found["More over the length of training"] = {"name": "ap", "metrics": others}
     if len({(run.arm, run.schedule) for run in runs}) > len({run.arm for run in runs}):
-        makers["All schedules"] = overlay_figure
+        found["All schedules"] = {"name": "overlay"}
     if len(by_size(runs)) > 1:
-        makers["AP against training images"] = sizes_figure
-    makers["Where the gap lies: AP at each IoU threshold"] = iou_figure
-    for number, (title, make) in enumerate(makers.items()):
-        try:
-            yield title, _svg(make(runs), f"{prefix}{number}-")
-        except UserError as error:
-            notes.append(f"{title}: {error}.")
+        found["AP against training images"] = {"name": "sizes"}
+    found["Where the gap lies: AP at each IoU threshold"] = {"name": "iou"}
+    return found
 
 
 def _svg(figure: Figure, prefix: str) -> Markup:
@@ -231,24 +210,15 @@ def _svg(figure: Figure, prefix: str) -> Markup:
     return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", element))
 
 
-def _spark(picture: Picture) -> Markup:
+def _spark(picture: Picture, prefix: str) -> Markup:
     """Returns both arms' curves as an SVG of the size of a word."""
+    drawn, (ax,) = new_figure(1, width=1.2, height=0.4)
     styles = arm_styles(picture.curves, next(iter(picture.curves), None))
-    bands = {arm: band for arm, band in picture.curves.items() if len(band.iterations)}
-    right = max((float(band.iterations[-1]) for band in bands.values()), default=1)
-    top = max((float(band.mean.max()) for band in bands.values()), default=1) or 1
-    lines = []
-    for arm, band in bands.items():
-        points = " ".join(
-            f"{2 + (SPARK_WIDTH - 4) * x / right:.1f},"
-            f"{SPARK_HEIGHT - 2 - (SPARK_HEIGHT - 4) * y / top:.1f}"
-            for x, y in zip(band.iterations.tolist(), band.mean.tolist(), strict=True)
-            if math.isfinite(y)
-        )
-        color = styles[arm].color
-        lines.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
-    size = f'width="{SPARK_WIDTH}" height="{SPARK_HEIGHT}"'
-    return Markup(f'<svg class="spark" role="img" {size}>{"".join(lines)}</svg>')
+    for arm, band in picture.curves.items():
+        ax.plot(band.iterations, band.mean, color=styles[arm].color, linewidth=1.5)
+    ax.set_ylim(bottom=0)
+    ax.set_axis_off()
+    return _svg(drawn, f"{prefix}s-")
 
 
 def _html(table: Table) -> Markup:

@@ -6,7 +6,6 @@ import pytest
 from scratch_vs_pretrain.analysis.figures.curves import (
     answer_figure,
     ap_figure,
-    iou_figure,
     loss_figure,
     overlay_figure,
 )
@@ -168,41 +167,6 @@ def test_one_panel_for_each_metric(folders):
     assert [ax.get_title("left") for ax in figure.axes] == ["Box AP50 (%)", "Mask AP (%)"]
 
 
-def test_iou_figure_shows_the_final_gap_per_threshold(three_pairs):
-    figure = iou_figure(find_runs(three_pairs.root))
-    curve = figure.axes[0].lines[1]
-    assert curve.get_xdata().tolist() == pytest.approx([0.5 + 0.05 * k for k in range(10)])
-    assert curve.get_ydata().tolist() == pytest.approx([-2] * 10)
-
-
-def test_iou_figure_compares_each_arms_longest_schedule(folders):
-    folders.run("scratch", iterations=900, curve={900: 33.0})
-    folders.run("pretrained", iterations=600, curve={600: 32.0})
-    assert set(iou_figure(find_runs(folders.root)).axes[0].lines[1].get_ydata()) == {1}
-
-
-def test_iou_figure_needs_a_pair(folders):
-    folders.run("scratch", 0)
-    folders.run("pretrained", 1)
-    with pytest.raises(UserError, match="pair"):
-        iou_figure(find_runs(folders.root))
-
-
-def test_band_is_over_the_seeds_gaps(three_pairs):
-    """The gaps are -1, -2 and -3 at each threshold."""
-    (band,) = iou_figure(find_runs(three_pairs.root)).axes[0].collections
-    edges = band.get_paths()[0].vertices[:, 1]
-    assert (edges.min(), edges.max()) == (-3, -1)
-
-
-def test_the_arm_from_scratch_may_have_any_name(folders):
-    for arm in ("random", "imagenet"):
-        init = {"name": "scratch" if arm == "random" else "checkpoint"}
-        folders.run(arm, init=init, arm_order=["random", "imagenet"])
-    (ax,) = iou_figure(find_runs(folders.root)).axes[:1]
-    assert [text.get_text() for text in ax.texts] == ["random - imagenet"]
-
-
 def picture(low, high, seeds=3):
     x = np.array([100, 300, 600])
     band = Band(x, np.array([5.0, 15.0, 30.0]), x / 100, x / 10, seeds)
@@ -223,9 +187,19 @@ def test_the_picture_of_an_answer_marks_where_scratch_catches_up(region, grey, s
     figure = answer_figure(picture(*region))
     (ax,) = figure.axes
     assert [text.get_text() for text in ax.texts] == ["random", "moco"]
-    assert ax.lines[0].get_color() == SCRATCH_COLOR
+    assert [line.get_linestyle() for line in ax.lines] == [":", "-", "-"]
+    assert ax.lines[1].get_color() == SCRATCH_COLOR
     assert len(ax.collections) == 2
     assert said in caption(figure)
     assert "with its 95 % interval" in caption(figure)
     marked = [(p.get_x(), p.get_x() + p.get_width()) for p in ax.patches]
     assert [tuple(round(x, -1) for x in one) for one in marked] == ([grey] if grey else [])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "begins"), [(0.4, 0.5, 0), (4.0, 8.0, 0), (12.0, 40.0, 0), (30.0, 42.0, None)]
+)
+def test_axes_of_ap_begin_at_0_unless_all_is_high_and_close(folders, low, high, begins):
+    folders.run("scratch", curve={300: low, 600: high})
+    bottom, _ = ap_figure(find_runs(folders.root), metrics=["bbox/AP"]).axes[0].get_ylim()
+    assert bottom == 0 if begins == 0 else 25 < bottom < low

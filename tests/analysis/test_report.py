@@ -106,14 +106,15 @@ def test_provenance_runs_and_full_tables_are_folded(file):
 
 
 def test_several_studies_begin_with_an_overview():
-    page = Page(report_html(DEMO.parent / "demo_regimes"))
+    page_text = report_html(DEMO.parent / "demo_regimes")
+    page = Page(page_text)
     text = " ".join(" ".join(page.words).split())
     start = text[: text.index("The demo's detector")]
     for study in ("less-shapes-100", "less-shapes-300", "less-shapes-1000", "less-shapes-3000"):
         assert study in start
         assert f"#study-{1 + (100, 300, 1000, 3000).index(int(study[12:]))}" in page.loads
     assert start.count("undecided") == 12
-    assert page.tags.count("polyline") == 8
+    assert re.search(r'id="s0-s-.*id="s1-s-.*id="s2-s-.*id="s3-s-', page_text, re.DOTALL)
     assert "AP against training images" in start
 
 
@@ -185,9 +186,7 @@ def test_bad_input(folders, tmp_path):
     folder = folders.run("scratch")
     folders.run("pretrained")
     (folder / "config.yaml").write_text("!!python/object:os.system {}")
-    with pytest.raises(UserError, match=r"config\.yaml: not plain YAML"):
-        report_html(folders.root)
-    (folder / "config.yaml").unlink()
+    assert "config.yaml: not plain YAML" in words(report_html(folders.root))
     with pytest.raises(UserError, match="cannot be written"):
         report(folders.root, tmp_path / "none" / "report.html")
 

@@ -12,13 +12,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from scratch_vs_pretrain.analysis.figures.lines import choose_metrics, metric_title, name_axes
+from scratch_vs_pretrain.analysis.figures.panels import choose_metrics, metric_title
 from scratch_vs_pretrain.analysis.figures.style import (
     PAGE_WIDTH,
     TEXT_SIZE,
     Style,
     add_caption,
     arm_styles,
+    name_axes,
     new_figure,
     plain,
     short_number,
@@ -182,7 +183,7 @@ def budget_figure(found: Budgets) -> Figure:
     for ax, panel in zip(axes, PANELS, strict=True):
         for place, row in enumerate(found.rows):
             _draw_bar(ax, place, row, panel, styles[row.arm].color)
-        ax.set_title(panel, fontsize=TEXT_SIZE, loc="left")
+        name_axes(ax, panel, "")
         longest = max((getattr(row.total, panel) or 0 for row in found.rows), default=0)
         ax.set_xlim(0, (longest or 1) * ROOM)
         ax.set_ylim(len(found.rows) - 0.5, -0.5)

@@ -1,5 +1,4 @@
-"""AP and training loss versus the length of training (the paper's Figures 1, 3, 4 and 6 to 8),
-and the final gap at each IoU threshold."""
+"""AP and training loss versus the length of training (the paper's Figures 1, 3, 4 and 6 to 8)."""
 
 from __future__ import annotations
 
@@ -9,17 +8,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scratch_vs_pretrain.analysis.figures.lines import (
-    TASKS,
+from scratch_vs_pretrain.analysis.figures.panels import (
     Line,
-    begin_at_zero,
+    Panel,
     draw_line,
+    draw_panels,
     known_metrics,
-    label_arms,
-    line_of,
     lines_of,
     metric_title,
-    name_axes,
     of_schedule,
     sentences,
     styles_of,
@@ -30,16 +26,14 @@ from scratch_vs_pretrain.analysis.figures.style import (
     PAGE_WIDTH,
     ROW_HEIGHT,
     Style,
-    add_caption,
     arm_styles,
     label_ends,
-    new_figure,
     write,
 )
 from scratch_vs_pretrain.analysis.runs.metrics import is_score
 from scratch_vs_pretrain.analysis.runs.numbers import names
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import by_study, final_results, pairs
+from scratch_vs_pretrain.analysis.stats.comparison import by_study
 from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, axis_title
 from scratch_vs_pretrain.analysis.stats.lines import catch_up_text
 from scratch_vs_pretrain.analysis.stats.part import Picture
@@ -48,7 +42,7 @@ from scratch_vs_pretrain.errors import UserError
 HEIGHT = 2.9
 # Inches: a telephone shows it without making its text too small.
 ANSWER_WIDTH = 4.4
-DROP_COLOR = "0.75"
+DOTTED = "Dotted: the learning rate drops."
 
 
 def ap_figure(
@@ -75,50 +69,6 @@ def ap_figure(
     return _figure({"": chosen}, known_metrics(chosen, metrics), x, band)
 
 
-def answer_figure(picture: Picture) -> Figure:
-    """Draws an answer: both arms' curves with 95 % bands, and where scratch catches up."""
-    figure, (ax,) = new_figure(1, width=ANSWER_WIDTH, height=3.0)
-    scratch = next(iter(picture.curves), None)
-    styles = arm_styles(picture.curves, scratch)
-    lines = [
-        Line(arm, "", band.iterations, band.mean, band.low, band.high, band.seeds)
-        for arm, band in picture.curves.items()
-        if len(band.iterations)
-    ]
-    for line in lines:
-        draw_line(ax, line, styles[line.arm])
-    for drop in picture.drops:
-        ax.axvline(drop, color=DROP_COLOR, linewidth=0.8, linestyle=":", zorder=0)
-    ax.set_xlim(left=0)
-    ax.set_ylim(bottom=0)
-    region, said = picture.catch_up, catch_up_text(picture.catch_up)
-    # Where nothing is excluded, grey from end to end would say no more.
-    first = min((float(line.x[0]) for line in lines), default=0.0)
-    if region is not None and (first < region.low < np.inf or np.isfinite(region.high)):
-        right = min(region.high, region.end)
-        ax.axvspan(region.low, right, color="0.5", alpha=0.18, linewidth=0, zorder=0)
-        said = f"{said} (grey)"
-    name_axes(ax, metric_title(picture.metric), "iterations")
-    seeds = sorted({line.seeds for line in lines})
-    add_caption(
-        figure,
-        [
-            f"{picture.title}, {_mean_of(seeds)}.",
-            *([f"{scratch} {said}."] if said else []),
-            *(["Dotted: the learning rate drops."] if picture.drops else []),
-        ],
-    )
-    label_arms(ax, lines, styles)
-    return figure
-
-
-def _mean_of(seeds: Sequence[int]) -> str:
-    if max(seeds, default=0) < 2:
-        return "one seed" if seeds else "nothing finished"
-    interval = " with its 95 % interval" if max(seeds) > 2 else ""
-    return f"mean of {' or '.join(map(str, seeds))} seeds{interval}"
-
-
 def loss_figure(
     runs: Sequence[RunRecord],
     *,
@@ -136,19 +86,15 @@ def loss_figure(
         UserError: see :func:`ap_figure`.
     """
     metrics = known_metrics(runs, [*(metrics or [_main(runs)]), "total_loss"])
-    studies = list(by_study(runs).values())
-    if len(studies) == 1:
-        return _figure({"": of_schedule(runs, schedule)}, metrics, x, band)
-    studies.sort(key=lambda members: members[0].train_images or 0)
+    studies = sorted(by_study(runs).values(), key=lambda members: members[0].train_images or 0)
     sizes = [members[0].train_images for members in studies]
     told_apart = len(set(sizes)) == len(sizes) and None not in sizes
-    rows = {
-        f", {size:,} training images" if told_apart else f", {members[0].study}": of_schedule(
-            members, schedule
-        )
+    titles = [
+        f", {size:,} training images" if told_apart else f", {members[0].study}"
         for size, members in zip(sizes, studies, strict=True)
-    }
-    return _figure(rows, metrics, x, band)
+    ]
+    rows = dict(zip(titles, (of_schedule(one, schedule) for one in studies), strict=True))
+    return _figure(rows if len(studies) > 1 else {"": rows.popitem()[1]}, metrics, x, band)
 
 
 def _main(runs: Sequence[RunRecord]) -> str:
@@ -159,51 +105,63 @@ def _figure(
     rows: Mapping[str, Sequence[RunRecord]], metrics: Sequence[str], x: str, band: str
 ) -> Figure:
     """Draws a row of panels for some runs each; `rows` has the end of its panels' titles."""
+    everything = [run for runs in rows.values() for run in runs]
+    *_, last = rows
     panels = [
-        (styles_of(runs), title, metric, lines_of(runs, metric, x, band))
+        Panel(
+            metric_title(metric) + title,
+            lines_of(runs, metric, x, band),
+            styles_of(runs),
+            axis_title(x, everything) if title == last else "",
+            score=is_score(metric),
+        )
         for title, runs in rows.items()
         for metric in metrics
     ]
-    everything = [run for runs in rows.values() for run in runs]
+    dropped = any(line.drops for panel in panels for line in panel.lines)
+    caption = [
+        subject(everything, panels),
+        *sentences(panels, band, metrics),
+        *([DOTTED] if dropped else []),
+        *axis_sentences(x, everything),
+    ]
     height = HEIGHT + ROW_HEIGHT * (len(rows) - 1)
-    figure, axes = new_figure(len(metrics), rows=len(rows), height=height)
-    for ax, (styles, title, metric, lines) in zip(axes, panels, strict=True):
-        _draw_drops(ax, lines, styles)
-        for line in lines:
-            draw_line(ax, line, styles[line.arm])
-        last_row = ax in axes[-len(metrics) :]
-        name_axes(ax, metric_title(metric) + title, axis_title(x, everything) if last_row else "")
-        ax.set_xlim(left=0)
-        if is_score(metric):
-            begin_at_zero(ax)
-    drawn = [lines for *_, lines in panels]
-    dropped = any(line.drops for lines in drawn for line in lines)
-    add_caption(
-        figure,
-        [
-            subject(everything, drawn),
-            *sentences(drawn, band, metrics),
-            *(["Dotted: the learning rate drops."] if dropped else []),
-            *axis_sentences(x, everything),
-        ],
-    )
-    for ax, (styles, _, _, lines) in zip(axes, panels, strict=True):
-        label_arms(ax, lines, styles)
-    return figure
+    return draw_panels(panels, caption, rows=len(rows), height=height)
 
 
-def _draw_drops(ax: Axes, lines: Sequence[Line], styles: Mapping[str, Style]) -> None:
-    """Draws where rates drop: in grey what all arms share, the rest in the arm's colour."""
-    mine: dict[str, tuple[float, ...]] = {}
-    for line in lines:
-        mine.setdefault(line.arm, line.drops)
-    shared = len(set(mine.values())) == 1
-    for arm, places in mine.items():
-        for place in places:
-            color = DROP_COLOR if shared else styles[arm].color
-            ax.axvline(place, color=color, linewidth=0.8, linestyle=":", zorder=0)
-        if shared:
-            break
+def answer_figure(picture: Picture) -> Figure:
+    """Draws an answer: both arms' curves with 95 % bands, and where scratch catches up."""
+    scratch = next(iter(picture.curves), None)
+    lines = [
+        Line(arm, "", b.iterations, b.mean, b.low, b.high, b.seeds, drops=picture.drops)
+        for arm, b in picture.curves.items()
+        if len(b.iterations)
+    ]
+    region, said = picture.catch_up, catch_up_text(picture.catch_up)
+    # Where nothing is excluded, grey from end to end would say no more.
+    first = min((float(line.x[0]) for line in lines), default=0.0)
+    grey = region is not None and (first < region.low < np.inf or np.isfinite(region.high))
+
+    def shade(ax: Axes, _: object) -> None:
+        if region and grey:
+            right = min(region.high, region.end)
+            ax.axvspan(region.low, right, color="0.5", alpha=0.18, linewidth=0, zorder=0)
+
+    title, styles = metric_title(picture.metric), arm_styles(picture.curves, scratch)
+    panel = Panel(title, lines, styles, "iterations", score=True, beside=shade)
+    caption = [
+        f"{picture.title}, {_mean_of(sorted({line.seeds for line in lines}))}.",
+        *([f"{scratch} {said}{' (grey)' if grey else ''}."] if said else []),
+        *([DOTTED] if picture.drops else []),
+    ]
+    return draw_panels([panel], caption, width=ANSWER_WIDTH, height=3.0)
+
+
+def _mean_of(seeds: Sequence[int]) -> str:
+    if max(seeds, default=0) < 2:
+        return "one seed" if seeds else "nothing finished"
+    interval = " with its 95 % interval" if max(seeds) > 2 else ""
+    return f"mean of {' or '.join(map(str, seeds))} seeds{interval}"
 
 
 def overlay_figure(
@@ -222,119 +180,56 @@ def overlay_figure(
         UserError: see :func:`ap_figure`; or no run is finished.
     """
     metrics = known_metrics(runs, metrics or [_main(runs)])
+    styles, over = styles_of(runs), axis_title(x, runs)
     panels = [
-        [line for line in lines_of(runs, metric, x, band) if line.complete] for metric in metrics
+        Panel(
+            metric_title(metric),
+            [line for line in lines_of(runs, metric, x, band) if line.complete],
+            styles,
+            over,
+            score=is_score(metric),
+            beside=lambda ax, _: ax.margins(y=0.08),
+        )
+        for metric in metrics
     ]
-    if not any(panels):
+    lines = [line for panel in panels for line in panel.lines]
+    if not lines:
         raise UserError("no run here is finished; the overlay shows whole schedules")
-    styles = styles_of(runs)
-    figure, axes = new_figure(len(metrics), width=PAGE_WIDTH, height=3.6)
-    for ax, metric, lines in zip(axes, metrics, panels, strict=True):
-        whole = {(line.arm, line.schedule) for line in lines}
-        for line in lines:
-            _draw_whole(ax, line, styles[line.arm], shared=(line.arm, line.trunk) in whole)
-        name_axes(ax, metric_title(metric), axis_title(x, runs))
-        ax.set_xlim(left=0)
-        ax.margins(y=0.08)
-        if is_score(metric):
-            begin_at_zero(ax)
-    branches = any(line.own for lines in panels for line in lines)
+    whole = {(line.arm, line.schedule) for line in lines}
+
+    def draw(ax: Axes, line: Line, style: Style) -> None:
+        leaves = max(0, line.own - 1)  # The trunk's last point.
+        shared = (line.arm, line.trunk) in whole
+        draw_line(ax, line, style, marked=False, start=leaves if shared else 0)
+        if line.own:
+            ax.plot(line.x[leaves], line.mean[leaves], ".", markersize=5, color=style.color)
+        ax.plot(line.x[-1], line.mean[-1], style.marker, markersize=4, color=style.color)
+
     dots = "Dots: where a schedule leaves the constant-rate trunk that all longer ones share."
-    add_caption(
-        figure,
-        [
-            subject(runs, panels),
-            *sentences(panels, band, metrics),
-            *([dots] if branches else []),
-            *axis_sentences(x, runs),
-        ],
-    )
-    for ax, lines in zip(axes, panels, strict=True):
-        _label_schedules(ax, lines, styles)
-    return figure
+    caption = [
+        subject(runs, panels),
+        *sentences(panels, band, metrics),
+        *([dots] if any(line.own for line in lines) else []),
+        *axis_sentences(x, runs),
+    ]
+    look = {"width": PAGE_WIDTH, "height": 3.6}
+    return draw_panels(panels, caption, draw=draw, label=_label_schedules, **look)
 
 
-def _draw_whole(ax: Axes, line: Line, style: Style, *, shared: bool) -> None:
-    leaves = max(0, line.own - 1)  # The trunk's last point.
-    draw_line(ax, line, style, marked=False, start=leaves if shared else 0)
-    if line.own:
-        ax.plot(line.x[leaves], line.mean[leaves], ".", markersize=5, color=style.color)
-    ax.plot(line.x[-1], line.mean[-1], style.marker, markersize=4, color=style.color)
-
-
-def _label_schedules(ax: Axes, lines: Sequence[Line], styles: Mapping[str, Style]) -> None:
+def _label_schedules(ax: Axes, panel: Panel) -> None:
     """Names the longest schedules right of the axes, the others at their ends inside."""
-    longest = {line.arm: line for line in sorted(lines, key=lambda line: line.x[-1])}
-    for line in lines:
+    longest = {line.arm: line for line in sorted(panel.lines, key=lambda line: line.x[-1])}
+    for line in panel.lines:
         if line is not longest[line.arm]:
-            rivals = [o.mean[-1] for o in lines if o.schedule == line.schedule and o is not line]
-            above = not rivals or line.mean[-1] >= max(rivals)
+            alike = [o for o in panel.lines if o.schedule == line.schedule and o is not line]
+            above = all(line.mean[-1] >= other.mean[-1] for other in alike)
             away, va = ((0, 5), "bottom") if above else ((0, -5), "top")
-            look = {"ha": "center", "va": va, "color": styles[line.arm].color, **ON_LINES}
+            look = {"ha": "center", "va": va, "color": panel.styles[line.arm].color, **ON_LINES}
             write(ax, line.schedule, (line.x[-1], line.mean[-1]), away, **look)
     label_ends(
         ax,
         [
-            (line.mean[-1], f"{line.arm} {line.schedule}", styles[line.arm].color)
+            (line.mean[-1], f"{line.arm} {line.schedule}", panel.styles[line.arm].color)
             for line in longest.values()
         ],
     )
-
-
-def iou_figure(runs: Sequence[RunRecord], *, band: str = "range") -> Figure:
-    """Draws the final AP gap at each IoU threshold, scratch less each other arm, paired by seed.
-
-    A gap that rises to the right says that pre-training helps localization least (the paper's
-    third observation).
-
-    Args:
-        runs: of one study.
-        band: over seeds.
-
-    Raises:
-        UserError: no finished pair with AP per threshold.
-    """
-    results = final_results(runs)
-    scratch = results.scratch
-    panels: dict[str, list[Line]] = {}
-    styles = {}
-    for arm in results.others:
-        ends = [(one, results.longest(one).schedule) for one in (scratch, arm)]
-        found = pairs(results, *ends)
-        name = f"{scratch} - {arm}"
-        styles[name] = styles_of(runs)[arm]
-        for task in TASKS:
-            metrics = sorted(m for a, _ in found for m in a.scores if m.startswith(f"{task}/AP@"))
-            gaps = {
-                metric: [
-                    a.scores.get(metric, np.nan) - b.scores.get(metric, np.nan) for a, b in found
-                ]
-                for metric in metrics
-            }
-            gaps = {metric: values for metric, values in gaps.items() if np.isfinite(values).all()}
-            if gaps:
-                x = np.array([float(metric.partition("@")[2]) for metric in gaps])
-                line = line_of(name, "", x, [np.array(each) for each in gaps.values()], band)
-                panels.setdefault(task, []).append(line)
-    if not panels:
-        raise UserError(
-            "no seed has both arms finished and evaluated at each IoU threshold; "
-            "the figure needs one such pair"
-        )
-    figure, axes = new_figure(len(panels))
-    for ax, (task, lines) in zip(axes, panels.items(), strict=True):
-        ax.axhline(0, color="0.5", linewidth=0.8)
-        for line in lines:
-            draw_line(ax, line, styles[line.arm])
-        name_axes(ax, f"{TASKS[task]} AP gap", "IoU threshold")
-    add_caption(
-        figure,
-        [
-            f"{subject(runs, [])} Final AP at each arm's longest schedule, paired by seed; above "
-            f"0, {scratch} is better.",
-            *sentences(panels.values(), band, []),
-        ],
-    )
-    for ax, lines in zip(axes, panels.values(), strict=True):
-        label_arms(ax, lines, styles)
-    return figure

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -135,6 +136,12 @@ def write(
     return ax.annotate(plain(text), at, **place, **look)
 
 
+def name_axes(ax: Axes, title: str, over: str) -> None:
+    """Says above the panel what it shows, and below over what."""
+    ax.set_title(plain(title), loc="left", fontsize=TEXT_SIZE)
+    ax.set_xlabel(over, fontsize=TEXT_SIZE)
+
+
 def label_point(ax: Axes, x: float, y: float, text: str, color: str) -> None:
     """Writes a label inside the axes, right of a point."""
     at, away = (x, y), (LABEL_DISTANCE, 0)
@@ -182,24 +189,16 @@ def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
     Returns:
         (n,) centres of labels that do not overlap.
     """
-    order = sorted(range(len(places)), key=lambda k: places[k])
-    # Centre k less the room of those below it must not fall: an isotonic regression.
-    room, offsets = 0.0, []
-    for rank, k in enumerate(order):
-        if rank:
-            room += (heights[order[rank - 1]] + heights[k]) / 2
-        offsets.append(room)
-    blocks: list[list[float]] = []
-    for rank, k in enumerate(order):
-        blocks.append([places[k] - offsets[rank], 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (mean, size), (last, last_size) = blocks[-2], blocks.pop()
-            blocks[-1] = [(mean * size + last * last_size) / (size + last_size), size + last_size]
-    levels = [mean for mean, size in blocks for _ in range(int(size))]
-    moved = [0.0] * len(places)
-    for rank, k in enumerate(order):
-        moved[k] = levels[rank] + offsets[rank]
-    return moved
+    from scipy.optimize import isotonic_regression
+
+    order = np.argsort(places, kind="stable")
+    # A centre less the room of those below it must not fall.
+    tall = np.asarray(heights, float)[order]
+    room = np.cumsum(tall) - tall / 2
+    moved = np.empty(len(order))
+    if len(order):
+        moved[order] = isotonic_regression(np.asarray(places)[order] - room).x + room
+    return moved.tolist()
 
 
 def wrapped(text: str, width: int, separators: str = r"_.\-/ ") -> list[str]:

@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratch_vs_pretrain.analysis.figures.lines import (
+from scratch_vs_pretrain.analysis.figures.panels import (
     Line,
+    Panel,
     arm_names,
     choose_metrics,
     draw_line,
@@ -135,6 +136,10 @@ def line(arm="scratch", schedule="2x", seeds=1, complete=True, x=(1, 2, 3)):
     return Line(arm, schedule, np.array(x), mean, mean - 1, mean + 1, seeds, complete)
 
 
+def panels(*lines):
+    return [Panel("", lines, STYLES)]
+
+
 @pytest.mark.parametrize(
     ("metric", "title"),
     [
@@ -169,22 +174,24 @@ def test_label_stands_at_the_end_of_an_early_line():
     for each in lines:
         draw_line(ax, each, STYLES[each.arm])
     ax.set_xlim(0, 10)
-    label_arms(ax, lines, STYLES)
+    label_arms(ax, Panel("", lines, STYLES))
     assert {text.get_text(): text.xy[0] for text in ax.texts} == {"scratch": 2, "pretrained": 10}
 
 
 def test_captions():
     text = " ".join(
-        sentences([[line(seeds=3), line(seeds=2), line(complete=False)]], "std", ["total_loss"])
+        sentences(panels(line(seeds=3), line(seeds=2), line(complete=False)), "std", ["total_loss"])
     )
     assert "mean of 2 or 3 seeds; band: one standard deviation" in text
     assert "Dashed" in text
     assert "smoothed" in text
-    assert list(sentences([[line()]], "range", ["bbox/AP"])) == ["One run per line."]
+    assert list(sentences(panels(line()), "range", ["bbox/AP"])) == ["One run per line."]
 
 
 def test_subject_names_schedules_where_there_is_one_for_each_arm():
     runs = [RunRecord(folder=Path("s"), study="s")]
-    assert subject(runs, [[line(), line("pretrained")]]) == "s, 2x."
-    assert subject(runs, [[line(), line("pretrained", "1x")]]) == "s: scratch 2x, pretrained 1x."
-    assert subject(runs, [[line(), line(schedule="3x")]]) == "s."
+    assert subject(runs, panels(line(), line("pretrained"))) == "s, 2x."
+    assert (
+        subject(runs, panels(line(), line("pretrained", "1x"))) == "s: scratch 2x, pretrained 1x."
+    )
+    assert subject(runs, panels(line(), line(schedule="3x"))) == "s."

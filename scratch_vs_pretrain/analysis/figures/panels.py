@@ -1,22 +1,25 @@
-"""A line of a figure, from runs: its numbers, how it is drawn, and what the caption says of it."""
+"""Panels of lines, from runs: their numbers, how they are drawn, and what the caption says."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from scratch_vs_pretrain.analysis import BANDS
 from scratch_vs_pretrain.analysis.figures.style import (
-    TEXT_SIZE,
     Style,
+    add_caption,
     arm_styles,
     label_ends,
     label_point,
+    name_axes,
+    new_figure,
 )
 from scratch_vs_pretrain.analysis.runs.metrics import is_score
 from scratch_vs_pretrain.analysis.runs.numbers import curve, names
@@ -44,6 +47,7 @@ MOST_MARKERS = 30
 # Axes of AP begin at 0 below this, and where that leaves less than half of the panel empty.
 LOW_AP = 10.0
 
+DROP_COLOR = "0.75"
 # A line that ends in this part of its panel's width has its label in the panel.
 ROOM_FOR_LABEL = 0.7
 
@@ -64,6 +68,20 @@ class Line:
     # The schedule from which a branch has its first points; None elsewhere.
     trunk: str | None = None
     own: int = 0  # the first of its points that is not its trunk's
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes."""
+
+    title: str
+    lines: Sequence[Line]
+    styles: Mapping[str, Style]  # by what an arm is called
+    over: str = ""  # what stands under it
+    left: float | None = 0  # where its x axis begins; None leaves that to matplotlib
+    score: bool = False  # its y axis is one of AP
+    # Draws what is no line, before them.
+    beside: Callable[[Axes, Sequence[Line]], object] | None = None
 
 
 def arm_names(runs: Sequence[RunRecord]) -> dict[tuple[str, str], str]:
@@ -199,6 +217,43 @@ def line_of(
     return Line(arm, schedule, x, mean, low, high, min(map(len, values)), **more)
 
 
+def draw_panels(
+    panels: Sequence[Panel],
+    caption: Iterable[str],
+    *,
+    draw: Callable[[Axes, Line, Style], None] | None = None,
+    label: Callable[[Axes, Panel], None] | None = None,
+    **layout: Any,
+) -> Figure:
+    """Draws panels with a caption.
+
+    Args:
+        panels: row by row.
+        caption: its sentences, asked for when all lines are drawn.
+        draw: draws one line; default: :func:`draw_line` and where its rate drops.
+        label: names the lines when all else is drawn; default: :func:`label_arms`.
+        layout: of :func:`.new_figure`.
+    """
+    figure, axes = new_figure(len(panels) // layout.get("rows", 1), **layout)
+    for ax, panel in zip(axes, panels, strict=True):
+        if panel.beside:
+            panel.beside(ax, panel.lines)
+        if draw is None:
+            _draw_drops(ax, panel)
+        for line in panel.lines:
+            (draw or draw_line)(ax, line, panel.styles[line.arm])
+        name_axes(ax, panel.title, panel.over)
+        if panel.left is not None:
+            ax.set_xlim(left=panel.left)
+        low, high = ax.get_ylim()
+        if panel.score and (low < 0.5 * high or high < LOW_AP):
+            ax.set_ylim(bottom=0)
+    add_caption(figure, caption)
+    for ax, panel in zip(axes, panels, strict=True):
+        (label or label_arms)(ax, panel)
+    return figure
+
+
 def draw_line(ax: Axes, line: Line, style: Style, *, marked: bool = True, start: int = 0) -> None:
     """Draws a line with its band, from its point number `start` on."""
     few = marked and len(line.x) <= MOST_MARKERS
@@ -217,17 +272,35 @@ def draw_line(ax: Axes, line: Line, style: Style, *, marked: bool = True, start:
         ax.fill_between(x, low, high, color=style.color, alpha=0.2, linewidth=0)
 
 
-def name_axes(ax: Axes, title: str, x: str) -> None:
-    """Says above the panel what it shows, and below over what."""
-    ax.set_title(title, loc="left", fontsize=TEXT_SIZE)
-    ax.set_xlabel(x, fontsize=TEXT_SIZE)
+def _draw_drops(ax: Axes, panel: Panel) -> None:
+    """Draws where rates drop: in grey what all arms share, the rest in the arm's colour."""
+    mine: dict[str, tuple[float, ...]] = {}
+    for line in panel.lines:
+        mine.setdefault(line.arm, line.drops)
+    shared = len(set(mine.values())) == 1
+    for arm, places in list(mine.items())[: 1 if shared else None]:
+        color = DROP_COLOR if shared else panel.styles[arm].color
+        for place in places:
+            ax.axvline(place, color=color, linewidth=0.8, linestyle=":", zorder=0)
 
 
-def begin_at_zero(ax: Axes) -> None:
-    """Lets an axis of AP begin at 0, unless all curves are high and close together."""
-    low, high = ax.get_ylim()
-    if low < 0.5 * high or high < LOW_AP:
-        ax.set_ylim(bottom=0)
+def label_arms(ax: Axes, panel: Panel) -> None:
+    """Labels each arm once, at its complete line's end where it has one.
+
+    The limits of the axes must be final.
+    """
+    first: dict[str, Line] = {}
+    for line in panel.lines:
+        first.setdefault(line.arm, line)
+    _, right = ax.get_xlim()
+    late = []
+    for arm, line in first.items():
+        x, y, color = line.x[-1], line.mean[-1], panel.styles[arm].color
+        if x < ROOM_FOR_LABEL * right:
+            label_point(ax, x, y, arm, color)
+        else:
+            late.append((y, arm, color))
+    label_ends(ax, late)
 
 
 def metric_title(metric: str) -> str:
@@ -238,26 +311,10 @@ def metric_title(metric: str) -> str:
     return {"total_loss": "Training loss"}.get(metric, metric)
 
 
-def label_arms(ax: Axes, lines: Sequence[Line], styles: Mapping[str, Style]) -> None:
-    """Labels each arm once, at its complete line's end where it has one.
-
-    The limits of the axes must be final.
-    """
-    first: dict[str, Line] = {}
-    for line in lines:
-        first.setdefault(line.arm, line)
-    _, right = ax.get_xlim()
-    early = [line for line in first.values() if line.x[-1] < ROOM_FOR_LABEL * right]
-    for line in early:
-        label_point(ax, line.x[-1], line.mean[-1], line.arm, styles[line.arm].color)
-    late = [line for line in first.values() if line not in early]
-    label_ends(ax, [(line.mean[-1], line.arm, styles[line.arm].color) for line in late])
-
-
-def subject(runs: Sequence[RunRecord], panels: Iterable[Sequence[Line]]) -> str:
+def subject(runs: Sequence[RunRecord], panels: Sequence[Panel]) -> str:
     """Names the studies and, for one schedule an arm, the schedules."""
     studies = ", ".join(by_study(runs))
-    drawn = dict.fromkeys((line.arm, line.schedule) for lines in panels for line in lines)
+    drawn = dict.fromkeys((line.arm, line.schedule) for p in panels for line in p.lines)
     found = {schedule for _, schedule in drawn} - {UNKNOWN}
     if not found or len({arm for arm, _ in drawn}) < len(drawn):
         return f"{studies}."
@@ -266,9 +323,9 @@ def subject(runs: Sequence[RunRecord], panels: Iterable[Sequence[Line]]) -> str:
     return f"{studies}: {', '.join(' '.join(each) for each in drawn)}."
 
 
-def sentences(panels: Iterable[Sequence[Line]], band: str, metrics: Iterable[str]) -> Iterator[str]:
+def sentences(panels: Sequence[Panel], band: str, metrics: Sequence[str] = ()) -> Iterator[str]:
     """Yields what a caption must say about lines."""
-    lines = [line for panel in panels for line in panel]
+    lines = [line for panel in panels for line in panel.lines]
     complete = {line.seeds for line in lines if line.complete}
     if complete and max(complete) > 1:
         counts = " or ".join(map(str, sorted(complete)))
@@ -277,5 +334,5 @@ def sentences(panels: Iterable[Sequence[Line]], band: str, metrics: Iterable[str
         yield "One run per line."
     if not all(line.complete for line in lines):
         yield "Dashed: runs that are not finished, one line each."
-    if not all(is_score(metric) for metric in metrics):
+    if not all(map(is_score, metrics)):
         yield "What training logs is smoothed by a running median."
