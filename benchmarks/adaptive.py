@@ -36,7 +36,7 @@ from scratch_vs_pretrain.study.adaptive import (
     undecided_of,
 )
 
-MARGIN = 0.5
+MARGIN = 0.5  # the default of what is judged
 UNIT = 9_000
 LENGTHS = tuple(UNIT * times for times in (1, 2, 4, 8))
 # As in the paper's schedules, the rate first drops this long before the end.
@@ -132,7 +132,6 @@ def adaptive(truth: Truth, rng: np.random.Generator) -> Ending:
         contrast = Contrast(
             tuple(part(c, stage.seeds) for c in ours[: stage.schedules]),
             tuple(part(c, stage.seeds) for c in theirs[: stage.schedules]),
-            MARGIN,
         )
         alpha = alpha_of(look=look, looks=limits.looks)
         judged = judge_contrast(contrast, alpha)
@@ -149,7 +148,7 @@ def adaptive(truth: Truth, rng: np.random.Generator) -> Ending:
 
 def fixed(truth: Truth, rng: np.random.Generator) -> Ending:
     ours, theirs = draw(truth, rng)
-    contrast = Contrast(ours[-1:], theirs[-1:], MARGIN, converged=True)
+    contrast = Contrast(ours[-1:], theirs[-1:], converged=True)
     judged = judge_contrast(contrast)
     answered = sum(v.verdict != UNDECIDED for v in judged.verdicts)
     spent = 2 * MOST_SEEDS * LENGTHS[-1]

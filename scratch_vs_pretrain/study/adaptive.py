@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answer, plain
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Judged
-from scratch_vs_pretrain.analysis.stats.needs import seeds_to_decide
+from scratch_vs_pretrain.analysis.stats.part import seeds_to_decide
 from scratch_vs_pretrain.analysis.stats.verdicts import UNDECIDED, alpha_of
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder, write_json
@@ -117,10 +117,10 @@ def undecided_of(contrast: Contrast, judged: Judged, alpha: float) -> list[Open]
             continue
         if verdict.reason == "short":
             # Without a shorter schedule the gain is not known, and no number.
-            found.append(Open(verdict.claim, 0.0, not judged.gain < contrast.margin))
+            found.append(Open(verdict.claim, 0.0, not judged.gain < contrast.limits.margin))
         elif verdict.reason == "noise":
             leads = judged.leads[verdict.claim]
-            seeds = seeds_to_decide(leads, contrast.margin, alpha, contrast.sd)
+            seeds = seeds_to_decide(leads, contrast, alpha)
             found.append(Open(verdict.claim, seeds or math.inf))
         else:
             found.append(Open(verdict.claim, 0.0))

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.stats.expected_samples import (
-    Annotated,
-    InputRule,
-    expected_instances,
-    expected_pixels,
-)
 from scratch_vs_pretrain.analysis.stats.samples import (
+    Annotated,
     Budget,
     Budgets,
     Counts,
+    InputRule,
     Pretraining,
     assumptions,
+    expected_instances,
+    expected_pixels,
     pretraining,
 )
 from scratch_vs_pretrain.data.datasets import location, register

@@ -42,6 +42,13 @@ def verdicts(folders):
     return [conclusion.verdict for conclusion in conclude(load_runs(folders.root))]
 
 
+def test_a_lead_inside_the_margin_is_no_worse(folders):
+    """As in the answer: scratch is behind for sure, and for sure by less than the margin."""
+    study(folders, (30.9, 31.0), (31.15, 31.25), noise=(-0.01, 0.0, 0.01))
+    found = [conclusion.findings[0].verdict for conclusion in conclude(load_runs(folders.root))]
+    assert (found[2], found[4]) == (SUPPORTED, SUPPORTED)
+
+
 def finding(folders, number):
     return conclude(load_runs(folders.root))[number - 1].findings[0]
 

@@ -6,7 +6,7 @@ from detectron2.data import transforms as T
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.analysis.stats.expected_samples import (
+from scratch_vs_pretrain.analysis.stats.samples import (
     Annotated,
     InputRule,
     expected_instances,

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scratch_vs_pretrain.analysis.stats.expected_samples import (
-    Annotated,
-    InputRule,
-    expected_pixels,
-)
-from scratch_vs_pretrain.analysis.stats.samples import Counts
+from scratch_vs_pretrain.analysis.stats.samples import Annotated, Counts, InputRule, expected_pixels
 from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.stream import TrainingStream
 from scratch_vs_pretrain.errors import UserError

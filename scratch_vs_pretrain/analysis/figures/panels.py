@@ -26,7 +26,7 @@ from scratch_vs_pretrain.analysis.runs.numbers import curve, names
 from scratch_vs_pretrain.analysis.runs.records import UNKNOWN, RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
 from scratch_vs_pretrain.analysis.stats.cost import cost
-from scratch_vs_pretrain.analysis.stats.evidence import no_metric
+from scratch_vs_pretrain.analysis.stats.setting import no_metric
 from scratch_vs_pretrain.errors import UserError, check_choice
 
 TASKS = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint", "voc": "VOC box"}

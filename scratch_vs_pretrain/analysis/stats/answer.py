@@ -20,7 +20,6 @@ from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
 from scratch_vs_pretrain.analysis.stats.contrast import end_gate
 from scratch_vs_pretrain.analysis.stats.crossing import Worth
-from scratch_vs_pretrain.analysis.stats.evidence import MASKS, settings
 from scratch_vs_pretrain.analysis.stats.lines import (
     Line,
     lines_of,
@@ -29,6 +28,7 @@ from scratch_vs_pretrain.analysis.stats.lines import (
     worths,
 )
 from scratch_vs_pretrain.analysis.stats.part import Part, part_of
+from scratch_vs_pretrain.analysis.stats.setting import MASKS, settings
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, OPEN, UNDECIDED, alpha_of
 
 

@@ -12,8 +12,8 @@ from scratch_vs_pretrain.analysis.stats import rules
 from scratch_vs_pretrain.analysis.stats.answer import plain
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
 from scratch_vs_pretrain.analysis.stats.contrast import end_gate
-from scratch_vs_pretrain.analysis.stats.evidence import Setting, settings
 from scratch_vs_pretrain.analysis.stats.rules import LITTLE, MUCH, Rule, Test
+from scratch_vs_pretrain.analysis.stats.setting import Setting, settings
 from scratch_vs_pretrain.analysis.stats.verdicts import ALPHA, LEAST_SEEDS, OPEN, holm
 from scratch_vs_pretrain.errors import UserError
 
@@ -120,10 +120,10 @@ def _findings(found: Sequence[Setting], tests: Sequence[Test], alpha: float) -> 
     decided: dict[int, tuple[str, float]] = {}
     for regime in set(map(rules.regime, found)):
         family = [k for k, t in enumerate(tests) if t.judged and rules.regime(found[k]) == regime]
-        for side, verdict in (("p_for", SUPPORTED), ("p_against", CONTRADICTED)):
-            single = [float(getattr(tests[k], side)) for k in family]
+        for side, verdict in (("for", SUPPORTED), ("against", CONTRADICTED)):
+            single = [float(getattr(tests[k], f"p_{side}")) for k in family]
             for k, p, adjusted in zip(family, single, holm(single), strict=True):
-                if adjusted <= alpha:
+                if adjusted <= alpha and (k not in decided or tests[k].within == side):
                     decided[k] = verdict, alpha * p / adjusted if adjusted else alpha / len(family)
     open_ = NOT_ENOUGH, alpha / max(1, len(tests))
     findings = []

@@ -51,31 +51,45 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """By which numbers a study is judged; runs of format 1 may state any of them."""
+
+    margin: float = 0.5  # AP by which scratch may end behind and still counts as no worse
+    working_share: float = 0.5  # share of the other arm's final AP from which on scratch "works"
+    early_share: float = 0.5  # part of the shorter training that counts as early
+    least_ap: float = 5.0  # the better arm's final AP below which nothing is judged
+    many_images: float = 10_000  # from so many training images on, data are much
+    few_images: float = 3_500  # up to so many, they are little
+    few_instances: float = 3.0  # with fewer an image, they are little too
+    # How much higher, as a share, scratch's final training loss may be to say that it fits its
+    # training data as well.
+    loss_excess: float = 0.05
+
+
+@dataclass(frozen=True)
 class Contrast:
     """The evidence on one question: does this arm's pre-training help?"""
 
     scratch: tuple[Curves, ...]  # by schedule, shortest first
     other: tuple[Curves, ...]  # likewise
-    margin: float = 0.5  # difference in AP that matters
+    limits: Limits = Limits()
     # Standard deviation of the difference between two runs that the study assumes, in AP; used
     # below three seeds. None: it states none.
     sd: float | None = None
     # The study states that its longest training is long enough; used where no shorter schedule can
     # show it.
     converged: bool = False
-    early: float = 0.5  # share of the shorter training that counts as early
-    # The better arm's mean final AP below which training was too short for any claim.
-    least_ap: float = 0.0
 
     def ends(self) -> tuple[dict[int, float], dict[int, float]]:
         """Returns both arms' final values by seed, each at its longest schedule."""
         ours, theirs = (a[-1].finals() if a else {} for a in (self.scratch, self.other))
         return ours, theirs
 
-    def best_ap(self) -> float:
-        """Returns the better arm's mean final AP at its longest schedule, -inf without any."""
-        ends = [list(finals.values()) for finals in self.ends() if finals]
-        return max((float(np.mean(values)) for values in ends), default=-math.inf)
+    @property
+    def learned(self) -> bool:
+        """The better arm ends, on average, high enough for any claim."""
+        ends = [float(np.mean([*finals.values()])) for finals in self.ends() if finals]
+        return max(ends, default=-math.inf) >= self.limits.least_ap
 
     def common(self) -> tuple[tuple[Curves, Curves], ...]:
         """Returns both arms' curves of each schedule that they share, shortest first."""
@@ -129,11 +143,11 @@ def judge_contrast(contrast: Contrast, alpha: float = ALPHA) -> Judged:
         claims.append(replace(last, gate=door, assuming=last.assuming or door is OPEN))
     # What cannot be judged by design, whatever the numbers are, takes no part of the error.
     testable = [claim for claim in claims if np.isfinite(claim.lead.error)]
-    tested = {v.claim: v for v in judge(testable, contrast.margin, alpha)}
+    tested = {v.claim: v for v in judge(testable, contrast.limits.margin, alpha)}
     for claim in (*claims[:2], last):
         if claim.name not in tested:
             tested[claim.name] = _untested(claim, contrast, alpha, bool(len(end)))
-    if len(end) and contrast.best_ap() < contrast.least_ap:
+    if len(end) and not contrast.learned:
         tested = {k: replace(v, verdict=UNDECIDED, reason="short") for k, v in tested.items()}
     shorter = half_as_long(contrast.scratch)
     first = contrast.shortest()
@@ -153,7 +167,7 @@ def judge_contrast(contrast: Contrast, alpha: float = ALPHA) -> Judged:
 
 
 def _untested(claim: Claim, contrast: Contrast, alpha: float, finished: bool) -> Verdict:
-    (shown,) = judge([claim], contrast.margin, alpha)
+    (shown,) = judge([claim], contrast.limits.margin, alpha)
     reason = shown.reason
     if claim.lead.n == 0:
         reason = "unasked" if finished else "nothing"
@@ -186,7 +200,7 @@ def early_leads(contrast: Contrast) -> tuple[np.ndarray, float]:
     if first is None:
         return np.empty(0), math.nan
     ours, theirs = first
-    until = contrast.early * min(ours.length, theirs.length)
+    until = contrast.limits.early_share * min(ours.length, theirs.length)
     until = min([until, *ours.drops[:1], *theirs.drops[:1]])
     at, leads = shared_leads(ours, theirs)
     early = at <= until
@@ -234,7 +248,7 @@ def end_gate(contrast: Contrast) -> Gate:
         after = _by_seed(arms[0][-1].finals(), arms[1][-1].finals())
         # Four runs make a change of the lead, two a lead.
         change = spread(paired(before, after), None if sd is None else sd * math.sqrt(2))
-    return gate(gains[0], gains[1], change, contrast.margin)
+    return gate(gains[0], gains[1], change, contrast.limits.margin)
 
 
 def _catch_up(contrast: Contrast) -> Region | None:
@@ -247,4 +261,4 @@ def _catch_up(contrast: Contrast) -> Region | None:
     if len(at) < 2 or (len(leads) < LEAST_SEEDS and contrast.sd is None):
         return None
     grid, curves = smoothed(at, leads, ours.drops)
-    return region(grid, curves, contrast.margin, sd=contrast.sd)
+    return region(grid, curves, contrast.limits.margin, sd=contrast.sd)

@@ -12,9 +12,8 @@ import numpy as np
 from scratch_vs_pretrain.analysis.stats.contrast import paired
 from scratch_vs_pretrain.analysis.stats.cost import on_processors
 from scratch_vs_pretrain.analysis.stats.crossing import Region, Worth, worth_in_images
-from scratch_vs_pretrain.analysis.stats.evidence import Setting, metric_name, score_name
-from scratch_vs_pretrain.analysis.stats.needs import Need, cheapest, hours_text, mean_hours
-from scratch_vs_pretrain.analysis.stats.part import Part
+from scratch_vs_pretrain.analysis.stats.part import Need, Part, cheapest, hours_text, mean_hours
+from scratch_vs_pretrain.analysis.stats.setting import Setting, metric_name, score_name
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     LEAST_SEEDS,
     NO,
@@ -130,7 +129,7 @@ def _claim_line(part: Part, verdict: Verdict) -> Line:
 def _why(part: Part, verdict: Verdict) -> str:
     """Says why a claim is undecided."""
     judged, limits = part.judged, part.setting.limits
-    if verdict.reason == "short" and part.setting.contrast().best_ap() < limits.least_ap:
+    if verdict.reason == "short" and not part.setting.contrast().learned:
         unit = score_name(part.setting.metric)
         return f"training too short: both arms end under {limits.least_ap:g} {unit}"
     if verdict.reason == "short" and not judged.shorter:

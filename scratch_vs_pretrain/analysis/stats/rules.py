@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from scratch_vs_pretrain.analysis.stats.contrast import (
     end_gate,
     paired,
 )
-from scratch_vs_pretrain.analysis.stats.evidence import Setting, metric_name
 from scratch_vs_pretrain.analysis.stats.lines import signed
+from scratch_vs_pretrain.analysis.stats.setting import Setting, metric_name
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     LEAST_SEEDS,
     OPEN,
@@ -44,6 +44,8 @@ class Test:
     p_against: float = 1.0  # small where it does not
     lacks: str = ""  # why the rule cannot be applied, or what would have to be known
     kind: str = ""  # "much data" or "little data", of conclusion 5
+    # What is said of a lead that is shown to lie between 0 and the margin, which is not worse.
+    within: str = "against"
 
     @property
     def judged(self) -> bool:
@@ -134,11 +136,11 @@ def regularizes_little_data(setting: Setting) -> Test:
         return Test("", lacks=f"{images:,} training images lie between few and many")
     test = _at_the_end(setting, no_worse=kind == MUCH)
     if test.value is None:
-        return Test(test.what, lacks=test.lacks, kind=kind)
+        return replace(test, kind=kind)
     p, said = _fits_as_well(setting)
     p_for, p_against = max(test.p_for, p), max(test.p_against, p)
     lacks = "; ".join(text for text in (said, test.lacks) if text)
-    return Test(test.what, test.value, p_for, p_against, lacks, kind)
+    return replace(test, p_for=p_for, p_against=p_against, lacks=lacks, kind=kind)
 
 
 def helps_localization_less(setting: Setting) -> Test:
@@ -223,7 +225,10 @@ def _at_the_end(setting: Setting, *, no_worse: bool) -> Test:
     if door is not OPEN:  # Of training that is too short, both would be wrong.
         no, yes = min(1.0, 2 * no), min(1.0, 2 * yes)
     short = "training too short: no schedule at most half as long shows that it is enough"
-    return Test(what, value, *((no, yes) if no_worse else (yes, no)), short if door is SHUT else "")
+    lacks = short if door is SHUT else ""
+    if no_worse:
+        return Test(what, value, no, yes, lacks, within="for")
+    return Test(what, value, yes, no, lacks)
 
 
 def _enough(
@@ -237,7 +242,7 @@ def _enough(
         absent = [f"{r.name} ({r.state})" for r in setting.runs if r.state != "finished"]
         what = ", ".join(absent) or f"a seed both arms finished, with {setting.metric}"
         return f"missing: {what}"
-    if setting.contrast().best_ap() < setting.limits.least_ap:
+    if not setting.contrast().learned:
         return f"both arms end under {setting.limits.least_ap:g} AP: train longer"
     return ""
 

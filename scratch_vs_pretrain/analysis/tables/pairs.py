@@ -23,19 +23,19 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
 )
 from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, cost, on_processors, total_hours
 from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
-from scratch_vs_pretrain.analysis.stats.evidence import (
-    COCO_SD,
-    NAMES,
-    Setting,
-    metric_name,
-    settings,
-)
 from scratch_vs_pretrain.analysis.stats.paired import (
     SEEDS_FOR_P,
     bca_interval,
     half_width,
     sign_flip_p,
     t_interval,
+)
+from scratch_vs_pretrain.analysis.stats.setting import (
+    COCO_SD,
+    NAMES,
+    Setting,
+    metric_name,
+    settings,
 )
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS
 from scratch_vs_pretrain.analysis.tables.table import Cell, Estimate, Table
@@ -222,7 +222,7 @@ def _catch_up_rows(setting: Setting, results: Results) -> Iterator[tuple[Cell, .
         if grid is None:
             continue
         cells: tuple[Cell, Cell]
-        if setting.contrast().best_ap() < setting.limits.least_ap:
+        if not setting.contrast().learned:
             cells = f"nothing: both end under {setting.limits.least_ap:g} AP", None
         elif len(both) < LEAST_SEEDS and setting.sd is None:
             cells = f"needs {LEAST_SEEDS} seeds", None

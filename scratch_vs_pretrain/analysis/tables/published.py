@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, means, notes
-from scratch_vs_pretrain.analysis.stats.evidence import metric_name
+from scratch_vs_pretrain.analysis.stats.setting import metric_name
 from scratch_vs_pretrain.analysis.tables.pairs import within_noise
 from scratch_vs_pretrain.analysis.tables.table import Cell, Estimate, Table
 from scratch_vs_pretrain.errors import UserError

@@ -18,7 +18,7 @@ from scratch_vs_pretrain.analysis.stats.comparison import (
     notes,
     pairs,
 )
-from scratch_vs_pretrain.analysis.stats.evidence import metric_name
+from scratch_vs_pretrain.analysis.stats.setting import metric_name
 from scratch_vs_pretrain.analysis.tables.table import Cell, Table
 from scratch_vs_pretrain.errors import UserError
 

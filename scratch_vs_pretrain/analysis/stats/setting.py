@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from scratch_vs_pretrain.analysis.runs.metrics import is_score
 from scratch_vs_pretrain.analysis.runs.numbers import curve
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import final_results
-from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves
+from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, Limits
 from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_info import Noise
@@ -26,22 +26,6 @@ METRICS = ("keypoints/AP", "bbox/AP", "bbox/AP50", MASKS)
 # The share of the losses that a run logged, from its end, that stands for the final one.
 FINAL_LOSSES = 0.1
 NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """By which numbers a study is judged; runs of format 1 may state any of them."""
-
-    margin: float = 0.5  # AP by which scratch may end behind and still counts as no worse
-    working_share: float = 0.5  # share of the other arm's final AP from which on scratch "works"
-    early_share: float = 0.5  # part of the shorter training that counts as early
-    least_ap: float = 5.0  # the better arm's final AP below which nothing is judged
-    many_images: float = 10_000  # from so many training images on, data are much
-    few_images: float = 3_500  # up to so many, they are little
-    few_instances: float = 3.0  # with fewer an image, they are little too
-    # How much higher, as a share, scratch's final training loss may be to say that it fits its
-    # training data as well.
-    loss_excess: float = 0.05
 
 
 LIMITS = tuple(field.name for field in fields(Limits))
@@ -121,12 +105,9 @@ class Setting:
         return Contrast(
             _arm(self.of(self.scratch), metric),
             _arm(self.of(self.other), metric),
-            self.limits.margin,
+            self.limits,
             self.sd,
             bool(self.converged),
-            self.limits.early_share,
-            # Other scores have other scales.
-            self.limits.least_ap if is_score(metric) else -math.inf,
         )
 
 
@@ -161,6 +142,10 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
         for other in results.others:
             pair = tuple(run for run in members if run.arm in (results.scratch, other))
             sd, because = _noise(details["noise"], pair)
+            decides, without = _metric(pair, metric or details["metric"])
+            limits = details["limits"]
+            if not is_score(decides):  # Other numbers have other scales.
+                limits = replace(limits, least_ap=-math.inf)
             found.append(
                 Setting(
                     results.study,
@@ -169,12 +154,13 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
                     pair,
                     size or None,
                     len(sizes) == len(results.others) == 1,
-                    details["limits"],
+                    limits,
                     details["level"],
                     sd,
                     because,
                     details["converged"] or "",
-                    *_metric(pair, metric or details["metric"]),
+                    decides,
+                    without,
                 )
             )
     known = {name for run in runs for name in _final_scores(run)}
