@@ -8,25 +8,57 @@
 Everything goes to output/miniature; what is there already is left as it is.
 """
 
+import argparse
 from pathlib import Path
+from typing import Any
 
 from scratch_vs_pretrain.config import load_config
-from scratch_vs_pretrain.data.shapes import ShapesSpec, make_classification, make_shapes
+from scratch_vs_pretrain.data.shapes import (
+    ClassificationSpec,
+    ShapesSpec,
+    make_classification,
+    make_shapes,
+)
 from scratch_vs_pretrain.pretraining.pretrain import pretrain
-from scratch_vs_pretrain.study.demo import FULL
+from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 
 ROOT = Path(__file__).parents[1]
+# Objects that wear their class's coat always, on quiet backgrounds, are learnt in some hundreds of
+# iterations. The backbone learns all eight classes, detectors two of them.
+EASY: dict[str, Any] = {
+    "typical": 1.0,
+    "texture": 1.0,
+    "background": 0.1,
+    "clutter": 1,
+    "noise": 3.0,
+    "blur": 0.4,
+    "rotation": 0.15,
+}
+PICTURES = ShapesSpec(
+    train=10_000,
+    test=300,
+    image_size=64,
+    objects=(2, 4),
+    object_size=(18, 40),
+    classes=2,
+    keypoints=True,
+    **EASY,
+)
+OBJECTS = ClassificationSpec(train=4000, test=400, image_size=48, object_size=(22, 46), **EASY)
+RECIPE = PretrainSpec(epochs=10, image_size=48, batch_size=64, learning_rate=0.02, min_area=0.6)
 
 
 def main() -> None:
-    """Makes 20,000 training and 300 test pictures, and the demo's backbone."""
-    output = ROOT / "output" / "miniature"
-    make_shapes(output / "shapes", ShapesSpec(train=20_000, test=300))
-    make_classification(output / "classification", FULL.classification)
+    """Makes the pictures, and the backbone that is asked for."""
+    parser = argparse.ArgumentParser(description="see this file's first lines")
+    parser.add_argument("--output", type=Path, default=Path("output/miniature"))
+    output = parser.parse_args().output
+    make_shapes(output / "shapes", PICTURES)
+    make_classification(output / "classification", OBJECTS)
     backbone = output / "backbone.pth"
     if not backbone.exists():
-        cfg = load_config(ROOT / "configs" / "demo_mask_rcnn_R_18_FPN_gn.yaml")
-        result = pretrain(cfg, output / "classification", backbone, FULL.pretraining)
+        cfg = load_config(ROOT / "configs" / "miniature_mask_rcnn_R_18_FPN_gn.yaml")
+        result = pretrain(cfg, output / "classification", backbone, RECIPE)
         print(f"the classifier is right on {result.accuracy:.1f} % of the validation pictures")
 
 

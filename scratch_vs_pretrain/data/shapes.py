@@ -35,12 +35,11 @@ CLASSES = ("disc", "square", "triangle", "star", "cross", "ring", "crescent", "b
 KEYPOINTS = ("right", "bottom", "left", "top")
 STREAMS = ("train", "test", "classification train", "classification val")
 
-# An object of which less than this part can be seen is left out of the image altogether, so that
-# none is visible and unlabelled.
+# An object that can be seen less is left out of the image: none is visible and unlabelled.
 LEAST_VISIBLE = 0.25
 
-# An object's centre keeps this part of its diameter from the image's border: enough for the
-# foremost object, whatever its outline and rotation, to be LEAST_VISIBLE at least.
+# An object's centre keeps this part of its diameter from the image's border, which leaves
+# LEAST_VISIBLE of the foremost object, whatever its outline and rotation.
 BORDER = 0.3
 
 # To be raised whenever the same spec would give other images.
@@ -55,7 +54,7 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "dots": lambda u, v: np.sin(u) * np.sin(v) > 0.5,
 }
 
-# The texture that most objects of a class wear: pattern and wave length in pixels.
+# What most objects of a class wear: pattern and wave length in pixels.
 COATS = (
     *(("plain", 8.0), ("stripes", 5.0), ("checks", 7.0), ("dots", 8.0)),
     *(("stripes", 11.0), ("gradient", 8.0), ("checks", 14.0), ("dots", 15.0)),
@@ -81,6 +80,7 @@ class ShapesSpec:
         noise: standard deviation of the brightness noise of a pixel, of 255.
         blur: largest radius of the box blur, in pixels.
         keypoints: annotate :data:`KEYPOINTS`, too; images and masks are the same with and without.
+        classes: how many of :data:`CLASSES`, from the first.
     """
 
     train: int = 2000
@@ -97,6 +97,7 @@ class ShapesSpec:
     noise: float = 5.0
     blur: float = 0.8
     keypoints: bool = False
+    classes: int = len(CLASSES)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -108,6 +109,8 @@ class ShapesSpec:
                 raise UserError(f"shapes: {name} is {getattr(self, name)}; give 0 to 1")
         if not 1 <= self.objects[0] <= self.objects[1]:
             raise UserError(f"shapes: objects is {self.objects}; give fewest (at least 1) and most")
+        if not 1 <= self.classes <= len(CLASSES):
+            raise UserError(f"shapes: classes is {self.classes}; give 1 to {len(CLASSES)}")
         if not 6 <= self.object_size[0] <= self.object_size[1] <= self.image_size:
             raise UserError(
                 f"shapes: object_size is {self.object_size}; give smallest (at least 6) and "
@@ -117,8 +120,8 @@ class ShapesSpec:
 
 @dataclass(frozen=True)
 class ClassificationSpec(ShapesSpec):
-    """The same for the classification set; `test` counts the images under ``val/``, and an image's
-    class is that of its foremost object, by default the only one."""
+    """The same for the classification set; `test` counts the images under ``val/``, of which the
+    foremost object, by default the only one, is the class."""
 
     train: int = 8000
     test: int = 800
@@ -145,7 +148,7 @@ def draw_scene(
     masks: list[np.ndarray] = []
     tips: list[np.ndarray] = []
     for _ in range(rng.integers(spec.objects[0], spec.objects[1] + 1)):
-        label = int(rng.integers(len(CLASSES)))
+        label = int(rng.integers(spec.classes))
         if foremost is not None and not labels:
             label = foremost
         diameter = math.exp(rng.uniform(*np.log(spec.object_size)))
@@ -254,7 +257,7 @@ def _texture(
 ) -> np.ndarray:
     """Returns a texture's RGB colours at pixels, float32, in the shape of `x` plus (3,).
 
-    Colours and direction are random, and so are pattern and wave length unless `coat` gives them.
+    Colours and direction are random, pattern and wave length unless `coat` gives them.
     """
     first, second = rng.uniform(0, 255, (2, 3)).astype(np.float32)
     pattern, length = list(PATTERNS)[rng.integers(len(PATTERNS))], rng.uniform(4, 24)
@@ -298,7 +301,8 @@ def _write_detection(folder: Path, spec: ShapesSpec, bar: Bar) -> None:
 
     (folder / "annotations").mkdir()
     named = {"keypoints": list(KEYPOINTS), "skeleton": [[1, 3], [2, 4]]} if spec.keypoints else {}
-    categories = [{"id": number, "name": name, **named} for number, name in enumerate(CLASSES, 1)]
+    names = enumerate(CLASSES[: spec.classes], 1)
+    categories = [{"id": number, "name": name, **named} for number, name in names]
     size = {"width": spec.image_size, "height": spec.image_size}
     for split, count in (("train", spec.train), ("test", spec.test)):
         (folder / split).mkdir()
@@ -332,10 +336,10 @@ def _write_detection(folder: Path, spec: ShapesSpec, bar: Bar) -> None:
 
 def _write_classes(folder: Path, spec: ShapesSpec, bar: Bar) -> None:
     for split, count in (("train", spec.train), ("val", spec.test)):
-        for name in CLASSES:
+        for name in CLASSES[: spec.classes]:
             (folder / split / name).mkdir(parents=True)
         for index in range(count):
-            label = index % len(CLASSES)
+            label = index % spec.classes
             image, *_ = draw_scene(spec, f"classification {split}", index, label)
             path = folder / split / CLASSES[label] / f"{index + 1:06d}.jpg"
             Image.fromarray(image).save(path, quality=JPEG_QUALITY)
@@ -351,8 +355,9 @@ def _make(
 ) -> None:
     """Writes a data set beside `folder` and moves it there complete, unless it is there."""
     wanted = {"generator": GENERATOR, "kind": kind, **asdict(spec)}
-    if not spec.keypoints:
-        del wanted["keypoints"]  # as it was before there were any
+    for name in ("keypoints", "classes"):
+        if wanted[name] == getattr(ShapesSpec, name):
+            del wanted[name]  # as it was before there was a choice
     total = spec.train + spec.test
     try:
         if _holds(folder, wanted):
@@ -377,11 +382,7 @@ def _make(
 
 
 def _holds(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Tells whether `folder` holds the data set; False if there is nothing in it.
-
-    Raises:
-        UserError: it holds something else.
-    """
+    """Tells whether `folder` holds the data set; False if there is nothing in it, else refuses."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     file = folder / SPEC_FILE

@@ -19,7 +19,8 @@ from scratch_vs_pretrain.study.resolve import arm_config, run_config
 from scratch_vs_pretrain.study.spec import Data, DataFiles
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
-FILES = sorted(STUDIES.rglob("*.yaml"))
+MISTAKES = STUDIES / "miniature" / "wrong_on_purpose.yaml"
+FILES = sorted(set(STUDIES.rglob("*.yaml")) - {MISTAKES})
 TRAIN2017 = {"coco_2017_train": 118_287}
 
 # Iterations and iterations at which the rate drops.
@@ -83,6 +84,16 @@ def test_plans_and_is_fair(file, tmp_path):
     assert audited.notices == ()
     assert set(audited.differing) <= {"MODEL.WEIGHTS", "SOLVER.MAX_ITER", "SOLVER.STEPS"}
     assert len(plan(study, TRAIN2017).rows) == len(study.runs())
+
+
+def test_mistakes_are_admitted_by_name(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDIES.parents[1] / "scripts"))
+    study = load_study(MISTAKES, need_weights=False)
+    audited = audit(study)
+    assert audited.admitted == study.admit
+    assert set(audited.allowed) == set(study.allow_differences)
+    with pytest.raises(UserError, match="no-warm-up|no warm-up"):
+        audit(replace(study, admit=study.admit[:-1]))
 
 
 def test_every_paper_study_is_listed_here():

@@ -23,6 +23,7 @@ from scratch_vs_pretrain.data.shapes import (
     CLASSES,
     JPEG_QUALITY,
     KEYPOINTS,
+    SPEC_FILE,
     STREAMS,
     ClassificationSpec,
     ShapesSpec,
@@ -260,3 +261,14 @@ def test_most_tips_of_the_foremost_object_can_be_seen():
         _, _, masks, tips = draw_scene(ShapesSpec(), "train", index)
         visible += module._visible(tips[0], masks[0])[2::3]
     assert np.mean(np.array(visible) == 2) > 0.8
+
+
+def test_fewer_classes_are_the_first_ones(tmp_path):
+    spec = dataclasses.replace(SPEC, classes=2)
+    make_shapes(tmp_path / "two", spec, progress=False)
+    content = json.loads((tmp_path / "two/annotations/train.json").read_text())
+    assert [category["name"] for category in content["categories"]] == list(CLASSES[:2])
+    assert {one["category_id"] for one in content["annotations"]} == {1, 2}
+    assert "classes" in json.loads((tmp_path / "two" / SPEC_FILE).read_text())
+    with pytest.raises(UserError, match="classes is 9"):
+        dataclasses.replace(SPEC, classes=9)
