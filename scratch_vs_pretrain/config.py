@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,21 +180,6 @@ def _imports(path: Path) -> tuple[str, ...]:
     return tuple(names) if all(isinstance(name, str) for name in names) else ()
 
 
-# What merging raises for bad input: yacs and fvcore validate with assertions and plain exceptions,
-# and yacs reads every text as a literal, which a deeply nested one exhausts.
-_BAD_INPUT = (
-    KeyError,
-    ValueError,
-    AssertionError,
-    AttributeError,
-    TypeError,
-    OSError,
-    RecursionError,
-    MemoryError,
-    OverflowError,
-)
-
-
 def merge_file(cfg: CfgNode, path: Path) -> None:
     """Merges a config file (with ``_BASE_``), without executing or fetching what it names.
 
@@ -200,49 +187,35 @@ def merge_file(cfg: CfgNode, path: Path) -> None:
         UserError: missing file, invalid or unsafe YAML, unknown key, or a value of another type.
     """
     before = flatten(cfg)
-    try:
-        _detectron2.merge_into(cfg, _read_with_base(path), str(path))
-    except _BAD_INPUT as error:
-        raise UserError(f"{path}: {_explain(cfg, error)}") from None
+    with _explained(cfg, str(path)):
+        _detectron2.merge_into(cfg, _read(path), str(path))
     # yacs lets None replace a value of any type.
     for key, value in flatten(cfg).items():
         if value is None and before.get(key) is not None:
             raise UserError(f"{path}: {key} has no value; it was {before[key]!r}")
 
 
-def _read_with_base(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """Returns a config file's content over that of its ``_BASE_`` files, as fvcore merges them."""
     import yaml
+    from fvcore.common.config import CfgNode
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file")
+    class Local(CfgNode):
+        @classmethod
+        def _open_cfg(cls, filename: str) -> Any:
+            if "://" in filename:
+                raise UserError(
+                    f"{path}: _BASE_ is {filename!r}, but must be a file here; download it"
+                )
+            return open(filename, encoding="utf-8")
+
     try:
-        content = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = Local.load_yaml_with_base(str(path))
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not plain YAML ({_one_line(error, path)})") from None
+        raise UserError(f"{path}: not plain YAML ({_one_line(error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a mapping of config keys to values")
-    named = content.pop("_BASE_", [])
-    merged: dict[str, Any] = {}
-    for base in named if isinstance(named, list) else [named]:
-        if not isinstance(base, str) or "://" in base:
-            raise UserError(f"{path}: _BASE_ is {base!r}, but must be a file here; download it")
-        file = path.parent / Path(base).expanduser()
-        if not file.is_file():
-            raise UserError(f"{path}: cannot read {file} (No such file or directory)")
-        _merge(_read_with_base(file), merged)
-    _merge(content, merged)
-    return merged
-
-
-def _merge(new: dict[str, Any], into: dict[str, Any]) -> None:
-    for key, value in new.items():
-        if isinstance(value, dict) and key in into:
-            if not isinstance(into[key], dict):
-                raise ValueError(f"Cannot inherit key '{key}' from base!")
-            _merge(value, into[key])
-        else:
-            into[key] = value
+    return content
 
 
 def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> None:
@@ -261,12 +234,10 @@ def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> N
         if not isinstance(node, dict) or name not in node or isinstance(node[name], dict):
             raise UserError(f"{where}: {_unknown(key, flatten(cfg))}")
         before = node[name]
-        try:
+        with _explained(cfg, where, key):
             if isinstance(before, float) and type(value) is int:
                 value = float(value)
             cfg.merge_from_list([key, value])
-        except _BAD_INPUT as error:
-            raise UserError(f"{where}: {_explain(cfg, error, key)}") from None
         if node[name] is None and before is not None:
             raise UserError(f"{where}: {key} has no value; it was {before!r}")
 
@@ -274,15 +245,11 @@ def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> N
 def config_text(cfg: CfgNode) -> str:
     """Returns a config as YAML that depends on its values alone, for :func:`load_config`.
 
-    CfgNode.dump writes aliases where objects happen to be shared.
+    CfgNode.dump writes aliases where objects happen to be shared; after JSON none are.
     """
     import yaml
 
-    class Dumper(yaml.SafeDumper):
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
-    return yaml.dump(_as_dict(cfg), Dumper=Dumper)
+    return yaml.safe_dump(json.loads(json.dumps(cfg)))
 
 
 # Their heads are described by MODEL.RETINANET, not by MODEL.ROI_HEADS.
@@ -329,10 +296,6 @@ def _unknown(key: str, known: Iterable[str]) -> str:
     return f"unknown config key {key}{nearest(key, known)}"
 
 
-def _as_dict(node: Any) -> Any:
-    return {k: _as_dict(v) for k, v in node.items()} if isinstance(node, dict) else node
-
-
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
@@ -343,7 +306,22 @@ _WRONG_TYPE = re.compile(
 )
 
 
-def _explain(cfg: CfgNode, error: BaseException, merged: str = "") -> str:
+@contextlib.contextmanager
+def _explained(cfg: CfgNode, where: str, key: str = "") -> Iterator[None]:
+    """Makes a sentence of what merging raises.
+
+    yacs and fvcore validate with assertions and plain exceptions, and yacs reads every text as a
+    literal, which a deeply nested one exhausts.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where}: {_explain(cfg, error, key)}") from None
+
+
+def _explain(cfg: CfgNode, error: Exception, merged: str) -> str:
     text = _one_line(error).strip("'\"")
     if unknown := re.search(r"Non-existent config key: (\S+)", text):
         return _unknown(unknown[1], flatten(cfg))
@@ -363,5 +341,5 @@ def _explain(cfg: CfgNode, error: BaseException, merged: str = "") -> str:
     return text
 
 
-def _one_line(error: BaseException, read: Path | None = None) -> str:
-    return " ".join(str(error).replace("<byte string>", str(read)).split())
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -109,18 +109,11 @@ def table(
     return found[0]
 
 
-def tables_text(
-    folders: Path | Sequence[Path],
-    kind: str,
-    form: str,
-    *,
-    against: str | None = None,
-    best: bool = False,
-) -> str:
+def tables_text(folders: Path | Sequence[Path], kind: str, form: str, **options: Any) -> str:
     """Returns :func:`tables` of the runs below `folders`, as `table.render` writes them."""
     from scratch_vs_pretrain.analysis.runs.records import load_runs
 
-    found = tables(load_runs(folders), kind, against=against, best=best)
+    found = tables(load_runs(folders), kind, **options)
     return "\n".join(render(table, form) for table in found)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -31,6 +29,12 @@ from scratch_vs_pretrain.analysis.stats.comparison import Results, by_study, fin
 from scratch_vs_pretrain.analysis.stats.samples import Budget, Budgets, budgets
 from scratch_vs_pretrain.errors import UserError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What a setting is called, and the final scores of each seed by arm.
+Group = tuple[str, Mapping[str, Sequence[Mapping[str, float]]]]
+
 # Scores with test augmentation are "bbox_TTA/AP", Detectron2's name.
 TTA = "_TTA/"
 TEST_AUG = "+ test aug"
@@ -47,20 +51,6 @@ BAR_HEIGHT = 0.7
 ROOM = 1.22
 LIGHTER = 0.55
 ABOVE = {"ha": "center", "va": "bottom"}
-
-
-@dataclass(frozen=True)
-class Group:
-    """The bars of one setting."""
-
-    label: str  # what it is called
-    scores: Mapping[str, Sequence[Mapping[str, float]]]  # final scores of each seed, by arm
-    study: Results  # the study whose they are
-
-    def values(self, arm: str, metric: str) -> np.ndarray:
-        """Returns (n,) one value for each seed that has one."""
-        found = [scores.get(metric, math.nan) for scores in self.scores.get(arm, ())]
-        return np.array([value for value in found if math.isfinite(value)])
 
 
 def bars_figure(
@@ -82,90 +72,91 @@ def bars_figure(
         UserError: a study without two arms, nothing finished, a metric nobody evaluated, or a
             label of a study that is not there.
     """
+    import pandas as pd
+
     studies = [final_results(members) for members in by_study(runs).values()]
-    labels = labels or {}
-    for name in labels:
-        if name not in {results.study for results in studies}:
-            known = ", ".join(results.study for results in studies)
-            raise UserError(f"--label {name}=...: no such study here; there is {known}")
-    groups = [group for results in studies for group in _groups(results, labels)]
-    logged = {name for g in groups for found in g.scores.values() for s in found for name in s}
-    metrics = choose_metrics(logged, metrics, "finished run")
-    arms = list(dict.fromkeys(arm for group in groups for arm in group.scores))
-    (scratch,) = {results.scratch for results in studies} if len(studies) == 1 else {"scratch"}
-    styles = arm_styles(arms, scratch)
+    known = ", ".join(results.study for results in studies)
+    for name in (labels or {}).keys() - {results.study for results in studies}:
+        raise UserError(f"--label {name}=...: no such study here; there is {known}")
+    groups = [group for results in studies for group in _groups(results, labels or {})]
+    values = pd.DataFrame(
+        [
+            (k, arm, metric, value)
+            for k, (_, finals) in enumerate(groups)
+            for arm, seeds in finals.items()
+            for scores in seeds
+            for metric, value in scores.items()
+        ],
+        columns=["group", "arm", "metric", "value"],
+    ).dropna()
+    metrics = choose_metrics(set(values.metric), metrics, "finished run")
+    bars = values.groupby(["group", "arm", "metric"], sort=False).value.agg(
+        ["mean", "min", "max", "count"]
+    )
+    arms = dict.fromkeys(arm for _, finals in groups for arm in finals)
+    styles = arm_styles(arms, studies[0].scratch if len(studies) == 1 else "scratch")
     if len(groups) > MOST_GROUPS:
         height = 2.2 * len(metrics) + 0.7
         figure, axes = new_figure(1, rows=len(metrics), width=PAGE_WIDTH, height=height)
     else:
         figure, axes = new_figure(len(metrics))
     for ax, metric in zip(axes, metrics, strict=True):
-        _draw(ax, groups, styles, metric)
-    add_caption(figure, _caption(groups, styles, metrics))
+        _draw(ax, bars.xs(metric, level="metric"), styles)  # type: ignore[arg-type]
+        ax.set_xticks(range(len(groups)), [plain(shortened(label, 14)) for label, _ in groups])
+        name_axes(ax, metric_title(metric), "")
+    drawn = bars[bars.index.isin(metrics, level="metric")]
+    add_caption(figure, _caption(studies, groups, drawn["count"]))
     return figure
 
 
 def _groups(results: Results, labels: Mapping[str, str]) -> Iterator[Group]:
     label = labels.get(results.study, results.study)
-    scores = {
+    finals = {
         arm: [final.scores for final in results.of(arm, results.longest(arm).schedule).values()]
         for arm in (results.scratch, *results.others)
     }
-    yield Group(label, scores, results)
-    augmented = {arm: [_augmented(found) for found in each] for arm, each in scores.items()}
-    if any(found for each in augmented.values() for found in each):
+    yield label, finals
+    # The scores with test augmentation under the names of those without.
+    augmented = {
+        arm: [{k.replace(TTA, "/"): v for k, v in one.items() if TTA in k} for one in seeds]
+        for arm, seeds in finals.items()
+    }
+    if any(scores for seeds in augmented.values() for scores in seeds):
         # After "+ cascade" settings are added to one another, as in the paper.
-        label = TEST_AUG if label.startswith("+") else f"{label} {TEST_AUG}"
-        yield Group(label, augmented, results)
+        yield TEST_AUG if label.startswith("+") else f"{label} {TEST_AUG}", augmented
 
 
-def _augmented(scores: Mapping[str, float]) -> dict[str, float]:
-    """Returns the scores with test augmentation under the names of those without."""
-    return {name.replace(TTA, "/"): value for name, value in scores.items() if TTA in name}
-
-
-def _draw(ax: Axes, groups: Sequence[Group], styles: Mapping[str, Style], metric: str) -> None:
+def _draw(ax: Axes, bars: pd.DataFrame, styles: Mapping[str, Style]) -> None:
     """Draws one panel; its bars begin at zero, so that their lengths compare."""
     width = FILLED / len(styles)
     named = set()
-    for k, group in enumerate(groups):
-        for place, (arm, style) in enumerate(styles.items()):
-            found = group.values(arm, metric)
-            if len(found) == 0:
-                continue
-            x = k + (place - (len(styles) - 1) / 2) * width
-            mean, top = float(found.mean()), float(found.max())
-            ax.bar(x, mean, 0.94 * width, color=style.color)
-            if len(found) > 1:
-                ax.vlines(x, found.min(), top, color="black", linewidth=1)
-            write(ax, f"{mean:.1f}", (x, top), (0, 2), **ABOVE)
-            if arm not in named:
-                named.add(arm)
-                write(ax, arm, (x, 0), (0, 4), rotation=90, color="white", **ABOVE)
+    for (group, arm), mean, low, high, count in bars.itertuples():
+        x = group + (list(styles).index(arm) - (len(styles) - 1) / 2) * width
+        ax.bar(x, mean, 0.94 * width, color=styles[arm].color)
+        if count > 1:
+            ax.vlines(x, low, high, color="black", linewidth=1)
+        write(ax, f"{mean:.1f}", (x, high), (0, 2), **ABOVE)
+        if arm not in named:
+            named.add(arm)
+            write(ax, arm, (x, 0), (0, 4), rotation=90, color="white", **ABOVE)
     ax.set_ylim(bottom=0)
-    ax.set_xticks(range(len(groups)), [plain(shortened(g.label, 14)) for g in groups])
     ax.tick_params(axis="x", length=0)
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    name_axes(ax, metric_title(metric), "")
 
 
 def _caption(
-    groups: Sequence[Group],
-    styles: Mapping[str, Style],
-    metrics: Sequence[str],
+    studies: Sequence[Results], groups: Sequence[Group], counts: pd.Series
 ) -> Iterator[str]:
-    schedules = {
-        arm: {g.study.longest(arm).schedule for g in groups if arm in g.scores} for arm in styles
-    }
+    schedules: dict[str, set[str]] = {}
+    for results in studies:
+        for arm in (results.scratch, *results.others):
+            schedules.setdefault(arm, set()).add(results.longest(arm).schedule)
     lengths = ", ".join(f"{arm} {' or '.join(sorted(names))}" for arm, names in schedules.items())
     yield f"Final evaluation at each arm's longest schedule ({lengths})."
-    counts = {len(g.values(arm, m)) for g in groups for arm in g.scores for m in metrics} - {0}
-    if counts and max(counts) > 1:
-        seeds = " or ".join(map(str, sorted(counts)))
+    if counts.max() > 1:
+        seeds = " or ".join(map(str, sorted(set(counts))))
         yield f"Bars: mean of {seeds} seeds; lines: lowest to highest."
-    missing = [
-        f"{arm} of {g.label}" for g in groups for arm, found in g.scores.items() if not found
-    ]
+    missing = [f"{arm} of {label}" for label, finals in groups for arm in finals if not finals[arm]]
     if missing:
         yield f"Not finished: {', '.join(missing)}."
 

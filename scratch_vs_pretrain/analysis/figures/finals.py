@@ -40,12 +40,8 @@ def sizes_figure(
     """Draws the final AP of each arm against training images, a panel for each metric.
 
     An arrow leads from the first other arm's AP to the number of images with which scratch reaches
-    it, as far as the sizes show it; nothing is extrapolated.
-
-    Args:
-        runs: of one study of several sizes, or of a study for each size.
-        metrics: default: box, mask and keypoint AP as far as they were evaluated.
-        band: over seeds, "range" or "std".
+    it, as far as the sizes show it; nothing is extrapolated. `runs` are of one study of several
+    sizes, or of a study for each size; other arguments are those of :func:`.ap_figure`.
 
     Raises:
         UserError: fewer than two sizes with both arms finished, or a metric nobody evaluated.
@@ -149,10 +145,6 @@ def iou_figure(runs: Sequence[RunRecord], *, band: str = "range") -> Figure:
 
     A gap that rises to the right says that pre-training helps localization least (the paper's
     third observation).
-
-    Args:
-        runs: of one study.
-        band: over seeds.
 
     Raises:
         UserError: no finished pair with AP per threshold.

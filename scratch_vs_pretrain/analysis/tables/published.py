@@ -20,8 +20,6 @@ from scratch_vs_pretrain.errors import UserError
 # The zoo's numbers are from Detectron2 v0.6. Its pairs differ in more than their initial weights:
 # pixel std, STRIDE_IN_1X1, FREEZE_AT, batch size and rate.
 FILES = {"paper": "paper_results.csv", "zoo": "zoo_results.csv"}
-
-
 ZOO_NOTE = (
     "The zoo's own arms differ in pixel std, STRIDE_IN_1X1, FREEZE_AT, batch size and rate, "
     "and its recipe is not the paper's."
@@ -33,25 +31,21 @@ TRAIN_SETS = {"coco_2014_valminusminival": "coco_35k"}
 
 
 class PublishedNumber(NamedTuple):
-    """One number with where it stands; fields are texts as the CSV files have them.
-
-    `init` is "scratch" or "pretrained", `schedule` "2x" to "11x", "best" or empty, `metric`
-    Detectron2's key, `value` in percent, `note` what else was done ("train aug").
-    """
+    """One number with where it stands, as the CSV files have it."""
 
     experiment: str
     source: str
     detector: str
     backbone: str
     norm: str
-    init: str
-    schedule: str
-    iterations: int | None
+    init: str  # "scratch" or "pretrained"
+    schedule: str  # "2x" to "11x", "best" or empty
+    iterations: str
     train_set: str
     eval_set: str
-    metric: str
-    value: float
-    note: str
+    metric: str  # Detectron2's key
+    value: float  # percent
+    note: str  # what else was done ("train aug")
 
 
 @functools.cache
@@ -59,47 +53,27 @@ def all_published(by: str = "paper") -> tuple[PublishedNumber, ...]:
     """Returns every number that the "paper" or Detectron2's model "zoo" published, in order."""
     text = (importlib.resources.files(__package__) / FILES[by]).read_text()
     rows = csv.DictReader(text.splitlines())
-    numbers = (
-        {**row, "iterations": int(row["iterations"] or 0) or None, "value": float(row["value"])}
-        for row in rows
-    )
-    return tuple(PublishedNumber(**number) for number in numbers)  # type: ignore[arg-type]
+    return tuple(PublishedNumber(**{**row, "value": float(row["value"])}) for row in rows)  # type: ignore[arg-type]
 
 
-def published(
-    experiment: str, *, by: str = "paper", **filters: str | None
-) -> tuple[PublishedNumber, ...]:
-    """Returns the numbers of one experiment whose fields equal `filters`; None filters nothing.
+def published(by: str = "paper", **fields: str | None) -> tuple[PublishedNumber, ...]:
+    """Returns the numbers whose fields are these; None asks for nothing.
 
-    Example: ``published("baseline", backbone="R50", init="scratch", schedule="2x")``.
-
-    Raises:
-        UserError: the paper, or the zoo, has no such experiment.
+    Example: ``published(experiment="baseline", backbone="R50", init="scratch", schedule="2x")``.
     """
-    experiments = sorted({number.experiment for number in all_published(by)})
-    if experiment not in experiments:
-        raise UserError(
-            f"the {by} has no experiment {experiment!r}; choose one of {', '.join(experiments)}"
-        )
-    wanted = {name: value for name, value in filters.items() if value is not None}
+    wanted = {name: value for name, value in fields.items() if value is not None}
     return tuple(
         number
         for number in all_published(by)
-        if number.experiment == experiment
-        and all(getattr(number, name) == value for name, value in wanted.items())
+        if all(getattr(number, name) == value for name, value in wanted.items())
     )
 
 
-class PaperStudy(NamedTuple):
-    """Which of the paper's studies a study repeats; None where its name does not tell."""
-
-    experiment: str
-    backbone: str | None
-    norm: str | None
-
-
-def paper_study(name: str) -> PaperStudy:
+def paper_study(name: str) -> dict[str, str | None]:
     """Reads from a study's name, like "baseline-r50-gn" or "less_data_10k", what it repeats.
+
+    Returns:
+        fields of published numbers: experiment, backbone and norm, None where it does not tell.
 
     Raises:
         UserError: the name holds none of the paper's experiments.
@@ -113,23 +87,19 @@ def paper_study(name: str) -> PaperStudy:
             "a name such as baseline-r50-gn tells which experiment a study repeats "
             f"({', '.join(experiments)})"
         )
-    numbers = published(experiment)
+    parts = plain.split("_")
+
+    def named(field: str) -> str | None:
+        """Returns the choice that the name holds ("x152" is X152-8x32d), or the only one."""
+        choices = {getattr(number, field) for number in published(experiment=experiment)}
+        found = [c for c in choices if {c.lower(), c.lower().split("-")[0]} & set(parts)]
+        found = found or list(choices)
+        return found[0] if len(found) == 1 else None
+
     # The zoo also has SyncBN, and a study of it must not be compared with GN's numbers.
     zoo = {number.norm for number in all_published("zoo")}
-    norm = _named({number.norm for number in numbers}, plain)
-    return PaperStudy(
-        experiment,
-        _named({number.backbone for number in numbers}, plain),
-        next((other for other in zoo if other.lower() in plain.split("_")), norm),
-    )
-
-
-def _named(choices: set[str], plain: str) -> str | None:
-    """Returns the choice that the name holds ("x152" is X152-8x32d), or the only one."""
-    parts = plain.split("_")
-    found = [c for c in choices if c.lower() in parts or c.lower().split("-")[0] in parts]
-    found = found or list(choices)
-    return found[0] if len(found) == 1 else None
+    norm = next((other for other in zoo if other.lower() in parts), named("norm"))
+    return {"experiment": experiment, "backbone": named("backbone"), "norm": norm}
 
 
 def published_table(runs: Sequence[RunRecord], by: str = "paper", kind: str = "schedules") -> Table:
@@ -151,12 +121,11 @@ def published_table(runs: Sequence[RunRecord], by: str = "paper", kind: str = "s
         UserError: see :func:`.results.final_results`; or there is no such study there, or its
             numbers are of other data.
     """
-    match = paper_study(runs[0].study)
-    detailed = kind == "metrics" and by == "paper" and match.experiment == "baseline"
-    experiment = "metrics" if detailed else match.experiment
+    fields = paper_study(runs[0].study)
+    if kind == "metrics" and by == "paper" and fields["experiment"] == "baseline":
+        fields["experiment"] = "metrics"
     results = final_results(runs)
-    everything = published(experiment, by=by, backbone=match.backbone, norm=match.norm)
-    ours = _of_our_data(results, everything, experiment)
+    ours = _of_our_data(results, published(by, **fields), fields["experiment"] or "")
     numbers = [number for number in ours if _same_recipe(results, number)]
     rows = tuple(row for number in numbers for row in _beside(results, number))
     theirs = sorted({f"{_our_metric(n)} at {n.schedule or 'best'}" for n in numbers})
