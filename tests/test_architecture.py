@@ -13,7 +13,7 @@ NAME = PACKAGE.name
 # The public API, which imports on first use what is asked of it, is no room's.
 PUBLIC = {NAME, f"{NAME}.api"}
 MAY_IMPORT = {
-    "analysis": set(),
+    "analysis": 6_830set(),
     "modeling": set(),
     "data": set(),
     "evaluation": {"data"},
@@ -25,14 +25,14 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_040,
+    "": 2_010,
     "study": 4_112,
     "training": 2_200,
     "evaluation": 1_230,
     "pretraining": 665,
     "data": 3_220,
     "modeling": 2_090,
-    "analysis": 6_910,
+    "analysis": 6_830,
     "cli": 1_012,
 }
 MOST_LINES_OF_A_MODULE = 400
