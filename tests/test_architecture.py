@@ -13,7 +13,7 @@ NAME = PACKAGE.name
 # The public API, which imports on first use what is asked of it, is no room's.
 PUBLIC = {NAME, f"{NAME}.api"}
 MAY_IMPORT = {
-    "analysis": 6_830set(),
+    "analysis": set(),
     "modeling": set(),
     "data": set(),
     "evaluation": {"data"},

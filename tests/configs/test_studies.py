@@ -92,7 +92,7 @@ def test_mistakes_are_admitted_by_name(monkeypatch):
     audited = audit(study)
     assert audited.admitted == study.admit
     assert set(audited.allowed) == set(study.allow_differences)
-    with pytest.raises(UserError, match="no-warm-up|no warm-up"):
+    with pytest.raises(UserError, match=r"no-warm-up|no warm-up"):
         audit(replace(study, admit=study.admit[:-1]))
 
 
