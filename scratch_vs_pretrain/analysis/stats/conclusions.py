@@ -12,7 +12,7 @@ from scratch_vs_pretrain.analysis.stats import rules
 from scratch_vs_pretrain.analysis.stats.answer import plain
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
 from scratch_vs_pretrain.analysis.stats.contrast import end_gate
-from scratch_vs_pretrain.analysis.stats.rules import LITTLE, MUCH, Rule, Test
+from scratch_vs_pretrain.analysis.stats.rules import LITTLE, MUCH, Rule
 from scratch_vs_pretrain.analysis.stats.setting import Setting, settings
 from scratch_vs_pretrain.analysis.stats.verdicts import ALPHA, LEAST_SEEDS, OPEN, holm
 from scratch_vs_pretrain.errors import UserError
@@ -94,8 +94,7 @@ def _conclusion(
     unpaired: Sequence[Finding],
     alpha: float,
 ) -> Conclusion:
-    tests = [rule(setting) for setting in found]
-    findings = (*_findings(found, tests, alpha), *unpaired)
+    findings = (*_findings(rule, found, alpha), *unpaired)
     supported = [f for f in findings if f.verdict == SUPPORTED]
     against = [f for f in findings if f.verdict == CONTRADICTED]
     lacking = [kind for kind in KINDS.get(rule, ("",)) if kind not in {f.kind for f in supported}]
@@ -116,10 +115,12 @@ def _conclusion(
     )
 
 
-def _findings(found: Sequence[Setting], tests: Sequence[Test], alpha: float) -> list[Finding]:
+def _findings(rule: Rule, found: Sequence[Setting], alpha: float) -> list[Finding]:
+    tests = [rules.applied(rule, setting) for setting in found]
+    kinds = list(map(rules.regime, found))
     decided: dict[int, tuple[str, float]] = {}
-    for regime in set(map(rules.regime, found)):
-        family = [k for k, t in enumerate(tests) if t.judged and rules.regime(found[k]) == regime]
+    for kind in set(kinds):
+        family = [k for k, test in enumerate(tests) if test.judged and kinds[k] == kind]
         for side, verdict in (("for", SUPPORTED), ("against", CONTRADICTED)):
             single = [float(getattr(tests[k], f"p_{side}")) for k in family]
             for k, p, adjusted in zip(family, single, holm(single), strict=True):
@@ -129,8 +130,10 @@ def _findings(found: Sequence[Setting], tests: Sequence[Test], alpha: float) -> 
     findings = []
     for k, (setting, test) in enumerate(zip(found, tests, strict=True)):
         verdict, tested = decided.get(k, open_)
-        evidence, scope = test.evidence(tested), rules.scope(setting)
-        findings.append(Finding(setting.name, verdict, evidence, test.kind, scope))
+        kind = kinds[k] if rule in KINDS else ""
+        findings.append(
+            Finding(setting.name, verdict, test.evidence(tested), kind, rules.scope(setting))
+        )
     return findings
 
 

@@ -183,10 +183,10 @@ def _claim(name: str, leads: np.ndarray, contrast: Contrast) -> Claim:
 
 def paired(scratch: dict[int, float], other: dict[int, float]) -> np.ndarray:
     """Returns the (n,) leads of the seeds that both arms have."""
-    return np.array(list(_by_seed(scratch, other).values()), float)
+    return np.array(list(lead_by_seed(scratch, other).values()), float)
 
 
-def _by_seed(scratch: dict[int, float], other: dict[int, float]) -> dict[int, float]:
+def lead_by_seed(scratch: dict[int, float], other: dict[int, float]) -> dict[int, float]:
     return {seed: other[seed] - scratch[seed] for seed in scratch if seed in other}
 
 
@@ -244,8 +244,8 @@ def end_gate(contrast: Contrast) -> Gate:
     ]
     change = None
     if ours is not None and theirs is not None:
-        before = _by_seed(ours.finals(), theirs.finals())
-        after = _by_seed(arms[0][-1].finals(), arms[1][-1].finals())
+        before = lead_by_seed(ours.finals(), theirs.finals())
+        after = lead_by_seed(arms[0][-1].finals(), arms[1][-1].finals())
         # Four runs make a change of the lead, two a lead.
         change = spread(paired(before, after), None if sd is None else sd * math.sqrt(2))
     return gate(gains[0], gains[1], change, contrast.limits.margin)

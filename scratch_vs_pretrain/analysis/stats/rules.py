@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scratch_vs_pretrain.analysis.stats.contrast import (
-    Contrast,
     Curves,
     early_leads,
     end_gate,
+    lead_by_seed,
     paired,
 )
 from scratch_vs_pretrain.analysis.stats.lines import signed
@@ -43,7 +43,6 @@ class Test:
     p_for: float = 1.0  # small where the conclusion holds
     p_against: float = 1.0  # small where it does not
     lacks: str = ""  # why the rule cannot be applied, or what would have to be known
-    kind: str = ""  # "much data" or "little data", of conclusion 5
     # What is said of a lead that is shown to lie between 0 and the margin, which is not worse.
     within: str = "against"
 
@@ -67,7 +66,20 @@ class Test:
         return text + (f"; {self.lacks}" if self.lacks else "")
 
 
+class Lacking(Exception):
+    """A rule cannot be applied: what it would measure, and why it cannot."""
+
+
 Rule = Callable[[Setting], Test]
+
+
+def applied(rule: Rule, setting: Setting) -> Test:
+    """Returns what a rule says, also where it cannot be applied."""
+    try:
+        return rule(setting)
+    except Lacking as lacking:
+        what, why = lacking.args
+        return Test(what, lacks=why)
 
 
 def works(setting: Setting) -> Test:
@@ -75,17 +87,13 @@ def works(setting: Setting) -> Test:
     differing = sorted({k for run in setting.runs for k in run.allowed_differences})
     model = [key for key in differing if key.startswith("MODEL.")]
     if model:
-        return Test("", lacks=f"the arms' models differ in {', '.join(model)}")
-    contrast, share = setting.contrast(), setting.limits.working_share
-    ours, theirs = contrast.ends()
-    lead = _enough(contrast, setting)
+        raise Lacking("", f"the arms' models differ in {', '.join(model)}")
+    share = setting.limits.working_share
     what = f"final {metric_name(setting.metric)} of scratch less {share:g} of {setting.other}'s"
-    if lead:
-        return Test(what, lacks=lead)
+    ours, theirs = _finals(setting, what)
     value = spread([ours[s] - share * theirs[s] for s in ours if s in theirs], setting.sd)
-    door = end_gate(contrast)
     p_for, against = two_sided(value, 0.0)
-    against = max(against, float(door.yes))
+    against = max(against, float(end_gate(setting.contrast()).yes))
     lost = [run.name for run in setting.of(setting.scratch) if run.state == "diverged"]
     lacks = f"diverged, so not counted: {', '.join(lost)}" if lost else ""
     return Test(what, value, p_for, against, lacks)
@@ -93,17 +101,11 @@ def works(setting: Setting) -> Test:
 
 def needs_longer(setting: Setting) -> Test:
     """2: at the end of the shortest schedule that both arms have, scratch is still behind."""
-    common = setting.contrast().common()
-    if not common:
-        return Test("", lacks="no schedule that both arms have finished")
-    ours, theirs = (c.finals() for c in common[0])
-    what = f"{metric_name(setting.metric)} that scratch lacks at {common[0][0].schedule}"
-    lacks = _enough(setting.contrast(), setting, (ours, theirs))
-    if lacks:
-        return Test(what, lacks=lacks)
-    value = spread(paired(ours, theirs), setting.sd)
+    (ours, theirs), *_ = _common(setting)
+    what = f"{metric_name(setting.metric)} that scratch lacks at {ours.schedule}"
+    value = spread(paired(*_finals(setting, what, (ours, theirs))), setting.sd)
     against, lacks = float(value.p_below(setting.limits.margin)), ""
-    if common[0][0].length == max(run.iterations for run in setting.runs):
+    if ours.length == max(run.iterations for run in setting.runs):
         against, lacks = 1.0, "it is the longest one too, so only being behind would tell"
     return Test(what, value, float(value.p_above(0.0)), against, lacks)
 
@@ -117,70 +119,58 @@ def speeds_up(setting: Setting) -> Test:
     """4: early in training scratch is behind."""
     leads, until = early_leads(setting.contrast())
     if not len(leads):
-        return Test("", lacks="no evaluations of both arms at the same iterations early on")
+        raise Lacking("", "no evaluations of both arms at the same iterations early on")
     value, margin = spread(leads, setting.sd), setting.limits.margin
     what = f"mean {metric_name(setting.metric)} that scratch lacks up to iteration {until:,.0f}"
-    lacks = _enough(setting.contrast(), setting)
-    if lacks:
-        return Test(what, lacks=lacks)
+    _finals(setting, what)
     return Test(what, value, float(value.p_above(0.0)), float(value.p_below(margin)))
 
 
 def regularizes_little_data(setting: Setting) -> Test:
     """5: at an equal training loss, no final lead with much data; with very little, a lead."""
-    images = setting.images
-    if images is None:
-        return Test("", lacks="the number of training images is unknown")
+    if setting.images is None:
+        raise Lacking("", "the number of training images is unknown")
     kind = regime(setting)
     if not kind:
-        return Test("", lacks=f"{images:,} training images lie between few and many")
+        raise Lacking("", f"{setting.images:,} training images lie between few and many")
     test = _at_the_end(setting, no_worse=kind == MUCH)
-    if test.value is None:
-        return replace(test, kind=kind)
     p, said = _fits_as_well(setting)
-    p_for, p_against = max(test.p_for, p), max(test.p_against, p)
     lacks = "; ".join(text for text in (said, test.lacks) if text)
-    return replace(test, p_for=p_for, p_against=p_against, lacks=lacks, kind=kind)
+    return replace(test, p_for=max(test.p_for, p), p_against=max(test.p_against, p), lacks=lacks)
 
 
 def helps_localization_less(setting: Setting) -> Test:
     """6: where the arms' AP50 are alike, scratch is ahead at AP75."""
-    task = setting.metric.split("/")[0]
-    coarse, fine = (setting.contrast(f"{task}/{metric}") for metric in ("AP50", "AP75"))
-    door = end_gate(setting.contrast())
+    task, door = setting.metric.split("/")[0], end_gate(setting.contrast())
     if door is SHUT:
-        return _matched(coarse, fine, setting)
-    values = [contrast.ends() for contrast in (coarse, fine)]
-    leads = [{s: pair[1][s] - pair[0][s] for s in pair[0] if s in pair[1]} for pair in values]
+        return _matched(setting, task)
     what = f"lead of {setting.other} at {task}/AP50 less that at AP75"
-    if not leads[0].keys() & leads[1].keys():
-        return Test(what, lacks=f"no seed of both arms has {task}/AP50 and AP75")
-    sd = setting.sd
-    value = spread(paired(leads[1], leads[0]), None if sd is None else sd * math.sqrt(2))
-    alike = spread(list(leads[0].values()), sd)
-    margin = setting.limits.margin
+    coarse, fine = (
+        lead_by_seed(*setting.contrast(f"{task}/{metric}").ends()) for metric in ("AP50", "AP75")
+    )
+    if not coarse.keys() & fine.keys():
+        raise Lacking(what, f"no seed of both arms has {task}/AP50 and AP75")
+    value = spread(paired(fine, coarse), _twice(setting.sd))
+    alike, margin = spread(list(coarse.values()), setting.sd), setting.limits.margin
     apart = max(float(alike.p_above(-margin)), float(alike.p_below(margin)), float(door.no))
-    lacks = f"at AP50 the lead is {signed(alike.mean)}"
     p_for, p_against = two_sided(value, 0.0)
+    lacks = f"at AP50 the lead is {signed(alike.mean)}"
     return Test(what, value, max(p_for, apart), max(p_against, apart), lacks)
 
 
-def _matched(coarse: Contrast, fine: Contrast, setting: Setting) -> Test:
+def _matched(setting: Setting, task: str) -> Test:
     """Compares AP75 where AP50 is the same, along both arms' curves before any rate drop."""
     what = f"AP75 of scratch less {setting.other}'s at equal AP50, along the curves"
-    common = list(zip(coarse.common(), fine.common(), strict=False))
-    if not common:
-        return Test(what, lacks="no schedule that both arms have finished")
-    (ours50, theirs50), (ours75, theirs75) = common[-1]
-    seeds = [seed for seed in ours50.seeds if seed in theirs50.seeds]
+    coarse, fine = (_common(setting, f"{task}/{m}", what)[-1] for m in ("AP50", "AP75"))
     values = [
-        _ap75_ahead(_points(ours50, ours75, seed), _points(theirs50, theirs75, seed))
-        for seed in seeds
+        _ap75_ahead(*(_points(c, f, seed) for c, f in zip(coarse, fine, strict=True)))
+        for seed in coarse[0].seeds
+        if seed in coarse[1].seeds
     ]
     known = [value for value in values if math.isfinite(value)]
     if not known:
-        return Test(what, lacks="the curves share too little of AP50")
-    value = spread(known, None if setting.sd is None else setting.sd * math.sqrt(2))
+        raise Lacking(what, "the curves share too little of AP50")
+    value = spread(known, _twice(setting.sd))
     return Test(what, value, *two_sided(value, 0.0))
 
 
@@ -215,10 +205,7 @@ def _ap75_ahead(ours: np.ndarray, theirs: np.ndarray) -> float:
 def _at_the_end(setting: Setting, *, no_worse: bool) -> Test:
     contrast, margin = setting.contrast(), setting.limits.margin
     what = f"final {metric_name(setting.metric)} that scratch lacks"
-    lacks = _enough(contrast, setting)
-    if lacks:
-        return Test(what, lacks=lacks)
-    value = spread(paired(*contrast.ends()), setting.sd)
+    value = spread(paired(*_finals(setting, what)), setting.sd)
     door = end_gate(contrast)
     no = max(float(value.p_below(margin)), float(door.no))
     yes = max(float(value.p_above(0.0)), float(door.yes))
@@ -231,20 +218,37 @@ def _at_the_end(setting: Setting, *, no_worse: bool) -> Test:
     return Test(what, value, yes, no, lacks)
 
 
-def _enough(
-    contrast: Contrast,
-    setting: Setting,
-    finals: tuple[dict[int, float], dict[int, float]] | None = None,
-) -> str:
-    """Says what is missing for any verdict; empty if nothing is."""
-    ours, theirs = finals or contrast.ends()
+def _finals(
+    setting: Setting, what: str, of: tuple[Curves, Curves] | None = None
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Returns both arms' finals by seed, by default each one's at its longest schedule.
+
+    Raises:
+        Lacking: they allow no verdict.
+    """
+    contrast = setting.contrast()
+    ours, theirs = (of[0].finals(), of[1].finals()) if of else contrast.ends()
     if not ours.keys() & theirs.keys():
         absent = [f"{r.name} ({r.state})" for r in setting.runs if r.state != "finished"]
-        what = ", ".join(absent) or f"a seed both arms finished, with {setting.metric}"
-        return f"missing: {what}"
-    if not setting.contrast().learned:
-        return f"both arms end under {setting.limits.least_ap:g} AP: train longer"
-    return ""
+        lacking = ", ".join(absent) or f"a seed both arms finished, with {setting.metric}"
+        raise Lacking(what, f"missing: {lacking}")
+    if not contrast.learned:
+        raise Lacking(what, f"both arms end under {setting.limits.least_ap:g} AP: train longer")
+    return ours, theirs
+
+
+def _common(
+    setting: Setting, metric: str | None = None, what: str = ""
+) -> tuple[tuple[Curves, Curves], ...]:
+    common = setting.contrast(metric).common()
+    if not common:
+        raise Lacking(what, "no schedule that both arms have finished")
+    return common
+
+
+def _twice(sd: float | None) -> float | None:
+    """Returns the noise of the difference between two leads."""
+    return None if sd is None else sd * math.sqrt(2)
 
 
 def _fits_as_well(setting: Setting) -> tuple[float, str]:
