@@ -112,7 +112,11 @@ def audit(study: Study) -> Audit:
     }
     if problems:
         raise UserError(f"{study.file}: {'; '.join(sorted(problems))}")
-    unfit = dict.fromkeys(problem for cfg in configs.values() for problem in data_problems(cfg))
+    unfit = dict.fromkeys(
+        problem
+        for cfg in configs.values()
+        for problem in (*data_problems(cfg), *_metric_problems(study, cfg))
+    )
     if unfit:
         raise UserError(f"{study.file}: {'; '.join(unfit)}")
     found: dict[str, dict[str, Any]] = {}
@@ -214,6 +218,19 @@ def _preset_problems(cfg: CfgNode) -> Iterator[str]:
     wrong = [f"{key} {value}" for key, value in expected.items() if values[key] != value]
     if wrong:
         yield f"{weights} was trained with {', '.join(wrong)}; set preset: {preset}"
+
+
+def _metric_problems(study: Study, cfg: CfgNode) -> Iterator[str]:
+    """Finds metrics by which a config's model is not evaluated."""
+    heads = {"segm": "MODEL.MASK_ON", "keypoints": "MODEL.KEYPOINT_ON"}
+    known = (*heads, "bbox", "voc", "panoptic_seg", "sem_seg")
+    for key, part in (("answer.metric", study.answer), ("tune.metric", study.tune)):
+        metric = (part.metric if part else None) or "bbox/AP"
+        task = metric.partition("/")[0].removesuffix("_TTA")
+        if task in heads and not flatten(cfg)[heads[task]]:
+            yield f"{key}: is {metric}, but {heads[task]} is False; choose another metric"
+        elif task not in known and not cfg.SVP.EVALUATORS:
+            yield f"{key}: nothing measures {metric}{nearest(task, known)}"
 
 
 def _norms_in_use(cfg: CfgNode) -> dict[str, str]:

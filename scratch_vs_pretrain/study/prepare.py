@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # What run.json states of a run before it starts; a folder that differs in these is another run.
 IDENTITY = ("study", "arm", "schedule", "seed")
+# And by what the study's answer judges it, which may change; all but the first are `answer`'s.
+JUDGED_BY = ("noise", "margin", "level", "metric", "converged")
 
 
 def prepare(study: Study, output: Path, sharing: bool = True) -> list[RunFolder]:
@@ -80,7 +82,7 @@ def _prepare_run(study: Study, run: Run, audited: Audit, output: Path) -> RunFol
     if folder.run_file.exists():
         _refuse_another_run(folder, files, described)
         # By what a run is judged is no part of its training.
-        _update_idle(folder, margin=described.margin, level=described.level, noise=described.noise)
+        _update_idle(folder, **{name: getattr(described, name) for name in JUDGED_BY})
         return folder
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -129,6 +131,7 @@ def _update_idle(folder: RunFolder, **changes: Any) -> None:
 
 def _describe(study: Study, run: Run, cfg: CfgNode, audited: Audit) -> RunInfo:
     weights, schedule = run.arm.weights, resolved_schedule(study, run.arm, run.schedule)
+    judged: dict[str, Any] = {name: getattr(study.answer, name, None) for name in JUDGED_BY[1:]}
     return RunInfo(
         study=study.name,
         description=study.description,
@@ -155,8 +158,7 @@ def _describe(study: Study, run: Run, cfg: CfgNode, audited: Audit) -> RunInfo:
         admitted=tuple(cfg.SVP.ADMIT),
         tuned_on=study.tuned_on,
         size=training_images(cfg, {}) if study.size else None,
-        margin=study.answer.margin if study.answer else None,
-        level=study.answer.level if study.answer else None,
+        **judged,
         noise=Noise(sd=study.noise.sd, because=study.noise.because) if study.noise else None,
     )
 

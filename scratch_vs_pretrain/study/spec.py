@@ -121,8 +121,10 @@ def _read_base(value: Any) -> Any:
 
 
 def _read_metric(metric: str) -> str:
-    if metric not in METRICS:
-        raise wrong(f"unknown metric {metric}{nearest(metric, METRICS)}")
+    task, _, number = metric.partition("/")
+    if not number or (task in TASKS and number not in NUMBERS):
+        known = nearest(metric, METRICS) or f"; for example {METRICS[0]}"
+        raise wrong(f"unknown metric {metric}{known}")
     return metric
 
 
@@ -173,7 +175,7 @@ _RUN = re.compile(r"run://[^/]+/[^/]+/[^/]+/seed(?P<seed>0|[1-9][0-9]{0,9})?", r
 _SIZE = re.compile(r"(?!0+(\.0+)?(k|pct)?$)[0-9]{1,12}(\.[0-9]{1,12})?(k|pct)?", re.ASCII)
 
 Overrides = Annotated[dict[str, Any], BeforeValidator(_read_overrides)]
-Metric = Annotated[Text, AfterValidator(_read_metric), Field(json_schema_extra={"enum": METRICS})]
+Metric = Annotated[Text, AfterValidator(_read_metric), Field(examples=METRICS)]
 Schedules = Annotated[tuple[Schedule, ...], NotEmpty, Distinct]
 Module = Annotated[
     Text,
@@ -337,13 +339,15 @@ class Answer(Section):
         margin: AP by which an arm may be behind and be no worse.
         seeds: how many seeds.
         level: how often all verdicts together are right.
-        metric: what is compared.
+        metric: what is compared; larger is better. Default: keypoint AP, or else box AP.
+        converged: why the longest schedule is long enough, where no shorter one shows it.
     """
 
     margin: Annotated[float, real(0, 100)] = 0.5
     seeds: SeedRange = SeedRange()
     level: Annotated[float, real(0.5, 0.9999)] = 0.95
-    metric: Metric = "bbox/AP"
+    metric: Metric | None = None
+    converged: Text | None = None
 
 
 @dataclass(frozen=True, config={**STRICT, "populate_by_name": True})

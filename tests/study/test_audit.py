@@ -11,7 +11,7 @@ from scratch_vs_pretrain.study.audit import audit, missing_data, missing_weights
 from scratch_vs_pretrain.study.launch import run_study
 from scratch_vs_pretrain.study.resolve import PRESETS
 from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
-from scratch_vs_pretrain.study.spec import Arm, Study
+from scratch_vs_pretrain.study.spec import Answer, Arm, Study, Tune
 
 SHORT = short_schedule(9000)
 LONG = short_schedule(18000)
@@ -300,6 +300,27 @@ class TestRecipePerArm:
             audit(pair(base, overrides={"SVP.ADMIT": ["no-warmup"]}))
         with pytest.raises(UserError, match="no check 'x'; known are frozen-stages-from-scratch, "):
             audit(pair(base, overrides={"SVP.ADMIT": ["x"]}))
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("segm/AP", "is segm/AP, but MODEL.MASK_ON is False; choose another metric"),
+        ("keypoints_TTA/AP", "is keypoints_TTA/AP, but MODEL.KEYPOINT_ON is False"),
+        ("bbbox/AP", "nothing measures bbbox/AP; did you mean bbox"),
+        ("bbox/AP75", ""),
+    ],
+)
+def test_a_metric_that_no_detector_here_has_is_refused(base, metric, message):
+    tune = Tune("tuned", {"SOLVER.GAMMA": (0.1, 0.2)}, metric)
+    for key, fields in (("answer", {"answer": Answer(metric=metric)}), ("tune", {"tune": tune})):
+        if message:
+            with pytest.raises(UserError, match=f"{key}.metric: {message}"):
+                audit(pair(base, **fields))
+        else:
+            audit(pair(base, **fields))
+    mine = {"SVP.EVALUATORS": ("mine",)}
+    audit(pair(base, overrides=mine, answer=Answer(metric="mine/score")))
 
 
 class TestWhatIsNotThere:

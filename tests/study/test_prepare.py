@@ -43,16 +43,18 @@ def test_new_seeds_and_another_description_are_accepted(write_study, tmp_path):
 
 def test_by_what_is_judged_is_written_and_brought_up_to_date(write_study, tmp_path):
     noise = {"sd": 0.2, "because": "two runs"}
-    folder = prepared(write_study(answer={"margin": 1, "level": 0.9}, noise=noise), tmp_path)[0]
-    assert (folder.read().margin, folder.read().level) == (1, 0.9)
-    assert folder.read().noise.model_dump() == noise
+    answer = {"margin": 1, "level": 0.9, "metric": "segm/AP", "converged": "it is flat"}
+    folder = prepared(write_study(answer=answer, noise=noise), tmp_path)[0]
+    recorded = folder.read().model_dump()
+    assert {key: recorded[key] for key in answer} == answer
+    assert recorded["noise"] == noise
     folder.update(state="finished")
     changed = write_study(answer={"margin": 2})
     with folder.lock():
         prepared(changed, tmp_path)
     assert folder.read().margin == 1
     prepared(changed, tmp_path)
-    assert (folder.read().margin, folder.read().noise) == (2, None)
+    assert (folder.read().margin, folder.read().noise, folder.read().metric) == (2, None, None)
     assert folder.state() == "finished"
 
 
