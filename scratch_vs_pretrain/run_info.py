@@ -251,6 +251,11 @@ class RunInfo(Model):
         return f"{self.arm} {self.schedule} seed {self.seed}"
 
     @property
+    def setting(self) -> str:
+        """Names the study and, where that varies it, the size of the training data."""
+        return self.study if self.size is None else f"{self.study}, {self.size:,} images"
+
+    @property
     def from_scratch(self) -> bool:
         """The arm starts from random weights."""
         return (self.init.name or self.arm) == "scratch"

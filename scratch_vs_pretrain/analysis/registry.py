@@ -7,6 +7,7 @@ Functions are named as texts: a list of choices must not wait for pandas and mat
 from __future__ import annotations
 
 import inspect
+import itertools
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ OF_OWN_RUNS = ("bars", "samples", "sizes", "iou")
 def tables(
     runs: Sequence[RunRecord], kind: str, *, against: str | None = None, best: bool = False
 ) -> list[Table]:
-    """Returns one table for each study of `runs`, or one of all together.
+    """Returns one table for each study of `runs` and size of its data, or one of all together.
 
     Args:
         runs: of any studies.
@@ -71,22 +72,25 @@ def tables(
         UserError: an unknown kind, runs that do not belong in one table, or a kind that is not
             about final numbers together with `against` or `best`.
     """
-    from scratch_vs_pretrain.analysis.stats.comparison import by_study
+    from scratch_vs_pretrain.analysis.stats.comparison import by_setting
 
     check_choice("kind of table", kind, KINDS)
     if (against or best) and (kind not in OF_FINAL_NUMBERS or (against and best)):
         option = f"--against {against}" if against else "--best"
         with_what = "--best" if against and best else f"--kind {kind}"
         raise UserError(f"{option} does not go with {with_what}; leave one of them out")
-    studies = by_study(runs).values()
+    settings = by_setting(runs).values()
     if against:
         from scratch_vs_pretrain.analysis.tables.published import published_table
 
         check_choice("publication", against, PUBLISHED)
-        return [published_table(members, against, kind) for members in studies]
+        return [published_table(members, against, kind) for members in settings]
     make = _function({**TABLES, **JOINT}[kind])
     options = {"best": True} if best else {}
-    return [make(part, **options) for part in ([runs] if kind in JOINT else studies)]
+    return [
+        make(part, **options)
+        for part in ([list(itertools.chain(*settings))] if kind in JOINT else settings)
+    ]
 
 
 def table(
@@ -129,7 +133,7 @@ def figure(runs: Sequence[RunRecord], name: str = "ap", **options: Any) -> Figur
         UserError: an unknown name, runs of several studies where the figure is of one, an option
             that the figure does not have, or what its function raises.
     """
-    from scratch_vs_pretrain.analysis.stats.comparison import by_study
+    from scratch_vs_pretrain.analysis.stats.comparison import by_setting
 
     check_choice("figure", name, FIGURES)
     function = _function(FIGURES[name][0])
@@ -137,13 +141,13 @@ def figure(runs: Sequence[RunRecord], name: str = "ap", **options: Any) -> Figur
     for key in given.keys() - inspect.signature(function).parameters.keys():
         option = {"metrics": "metric", "labels": "label"}.get(key, key)
         raise UserError(f"--{option}: figure {name} has no such option; leave it out")
-    studies = list(by_study(runs))
-    if len(studies) > 1 and name not in OF_SEVERAL:
+    settings = by_setting(runs)
+    if len(settings) > 1 and name not in OF_SEVERAL:
         raise UserError(
-            f"these are runs of {len(studies)} studies ({', '.join(studies)}), and figure {name} "
+            f"these are runs of {len(settings)} studies ({', '.join(settings)}), and figure {name} "
             "is of one; name the folder of one"
         )
-    return function(runs, **given)
+    return function(runs if name == "sizes" else list(itertools.chain(*settings.values())), **given)
 
 
 def draw(

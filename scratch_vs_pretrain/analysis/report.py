@@ -26,7 +26,7 @@ from scratch_vs_pretrain.analysis.registry import figure, table
 from scratch_vs_pretrain.analysis.runs.numbers import names
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answer
-from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
+from scratch_vs_pretrain.analysis.stats.comparison import by_setting, by_study, scratch_arm
 from scratch_vs_pretrain.analysis.stats.conclusions import conclude
 from scratch_vs_pretrain.analysis.stats.part import Picture
 from scratch_vs_pretrain.analysis.tables.errors import COSTS
@@ -53,6 +53,8 @@ FOLDED: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
 }
 # A reader who wants these has the table of gaps.
 SCHEDULE_COLUMNS = ("iterations", "images", "epochs")
+
+SIZES = "AP against training images"
 
 T = TypeVar("T")
 
@@ -113,8 +115,12 @@ def _study(runs: Sequence[RunRecord], prefix: str) -> dict[str, Any]:
     notes: list[str] = []
     found = dict(_made({"answer": partial(answer, runs)}, notes)).get("answer")
     pictures = [part.picture for part in found.parts] if found else []
-    tables = list(_tables(runs, notes))
-    figures = {title: partial(figure, runs, **of) for title, of in _figures(runs).items()}
+    tables = [made for part in by_setting(runs).values() for made in _tables(part, notes)]
+    figures = {
+        title: partial(figure, part, **of)
+        for name, of in _figures(runs).items()
+        for title, part in ({name: runs} if name == SIZES else _by_title(name, runs)).items()
+    }
     return {
         "name": runs[0].study,
         "answer": found,
@@ -142,6 +148,12 @@ def _made(makers: Mapping[str, Callable[[], T]], notes: list[str]) -> Iterator[t
             yield title, make()
         except UserError as error:
             notes.append(str(error))
+
+
+def _by_title(name: str, runs: Sequence[RunRecord]) -> dict[str, Sequence[RunRecord]]:
+    """Returns the runs of each size of a study's data, by the title of what is made of them."""
+    parts = by_setting(runs)
+    return {name if len(parts) == 1 else f"{name}: {size}": part for size, part in parts.items()}
 
 
 def _arms(runs: Sequence[RunRecord]) -> Iterator[dict[str, str]]:
@@ -179,7 +191,12 @@ def _folded(
 ) -> Iterator[tuple[str, Markup]]:
     """Yields the other tables, without what the notes of an earlier one say already."""
     said = {note for one in shown for note in one.notes}
-    for title, made in _made({k: partial(make, runs) for k, make in FOLDED.items()}, notes):
+    makers = {
+        title: partial(make, part)
+        for name, make in FOLDED.items()
+        for title, part in _by_title(name, runs).items()
+    }
+    for title, made in _made(makers, notes):
         new = tuple(note for note in made.notes if note not in said)
         said.update(new)
         yield title, _html(dataclasses.replace(made, notes=new))
@@ -196,7 +213,7 @@ def _figures(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
     if len({(run.arm, run.schedule) for run in runs}) > len({run.arm for run in runs}):
         found["All schedules"] = {"name": "overlay"}
     if len(by_size(runs)) > 1:
-        found["AP against training images"] = {"name": "sizes"}
+        found[SIZES] = {"name": "sizes"}
     found["Where the gap lies: AP at each IoU threshold"] = {"name": "iou"}
     return found
 

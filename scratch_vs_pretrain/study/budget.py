@@ -57,22 +57,17 @@ def study_budgets(study: Study) -> Budgets:
         UserError: a config cannot be made, or a training set cannot be used. Missing files of
             Detectron2's built-in data sets are no error: what is assumed instead is noted.
     """
-    if study.sizes:
-        raise UserError(
-            f"{study.file}: sizes: a budget is that of one size; name it in DATASETS.TRAIN instead"
-        )
     rows: list[Budget] = []
     known: dict[tuple[Any, ...], _PerImage] = {}
-    for arm in study.arms:
-        seen_before = _pretraining(arm)
-        for schedule in arm.schedules:
-            cfg = arm_config(study, arm, schedule)
+    for part in study.by_size():
+        for arm, schedule in [(one, of_it) for one in part.arms for of_it in one.schedules]:
+            cfg = arm_config(part, arm, schedule)
             key = _relevant(cfg)
             if key not in known:
                 known[key] = _per_image(cfg)
             one, images = known[key], cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
             training = Counts(images, _times(one.instances, images), _times(one.pixels, images))
-            rows.append(Budget(arm.name, schedule.name, seen_before, training))
+            rows.append(Budget(arm.name, schedule.name, _pretraining(arm), training, part.size))
     notes = [one.note for one in known.values() if one.note]
     if study.tune:
         notes.append(

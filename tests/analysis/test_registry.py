@@ -9,6 +9,7 @@ from scratch_vs_pretrain.analysis.registry import (
     draw,
     figure,
     in_order,
+    tables,
     tables_text,
 )
 from scratch_vs_pretrain.analysis.runs.records import load_runs
@@ -144,3 +145,18 @@ def test_sizes_stand_as_numbers_do(folders):
     roots = [folders.root / "output" / f"less-{size}" for size in sizes]
     order = dict.fromkeys(run.study for run in in_order(roots, load_runs(roots)))
     assert list(order) == ["less-100", "less-300", "less-1000", "less-3000"]
+
+
+@pytest.mark.parametrize("kind", ["schedules", "metrics", "gaps"])
+def test_each_size_of_a_study_has_a_table_of_its_own(folders, kind):
+    for size, scratch, pretrained in ((1000, 20.0, 24.0), (300, 5.0, 15.0)):
+        for arm, ap in (("scratch", scratch), ("pretrained", pretrained)):
+            data = {**COCO, "train": {"names": ["train"], "images": size}}
+            out = f"images-{size}"
+            folders.run(arm, curve={600: ap}, study="few", output=out, size=size, data=data)
+    small, large = tables(load_runs(folders.root), kind)
+    assert small.title.startswith("few, 300 images: ")
+    assert large.title.startswith("few, 1,000 images: ")
+    for table, gap in ((small, -10.0), (large, -4.0)):
+        values = [getattr(cell, "value", cell) for row in table.rows for cell in row]
+        assert pytest.approx(gap) in values

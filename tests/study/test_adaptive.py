@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import write_json
+from scratch_vs_pretrain.run_folder import find_run_folders, write_json
 from scratch_vs_pretrain.run_info import Init, RunInfo
 from scratch_vs_pretrain.study.adaptive import (
     Adaptive,
@@ -216,3 +219,33 @@ def test_what_compares_nothing_is_refused(study, write_study, tmp_path, capsys):
         Adaptive(alone, tmp_path, lambda part: [])
     assert main(["run", str(write_study()), "--budget", "3h"]) == 2
     assert "--budget goes with --until answered" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_real_trainings_interrupted_and_resumed(study, tmp_path):
+    """Both stop at the limits, as nothing is learnt: three seeds, then the longer schedule."""
+    file = study(
+        schedules=["4it", "8it"],
+        answer={"margin": 20.0, "seeds": {"least": 3, "most": 3}},
+        evaluation={"period": 2},
+    ).file
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "scratch_vs_pretrain.cli", "run", str(file), "-o", str(output)]
+    command += ["--until", "answered", "--budget", "2h", "--jobs", "2"]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in first.stderr:
+        if "look 1 of at most 2: longer training for" in line:
+            break
+    first.send_signal(signal.SIGINT)
+    first.communicate()
+    assert first.returncode in (1, 130)  # between two trainings
+    folders = find_run_folders(output)
+    assert sum(folder.state() == "finished" for folder in folders) < 12
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "72 iterations, " not in done.stdout
+    assert "48 iterations, " in done.stdout
+    assert [folder.state() for folder in find_run_folders(output)] == ["finished"] * 12
+    looks = json.loads((output / "tiny/answer.json").read_text())["looks"]
+    assert [look["schedules"] for look in looks] == [["4it"], ["4it", "8it"]]
+    assert looks[-1]["next"] == "no run within the limits is likely to decide early, at, end"

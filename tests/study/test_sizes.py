@@ -2,8 +2,12 @@
 
 import pytest
 
+from scratch_vs_pretrain.analysis.registry import KINDS
+from scratch_vs_pretrain.analysis.stats.samples import budget_table
+from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import read_json, write_json
+from scratch_vs_pretrain.study.budget import study_budgets
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.prepare import prepare
@@ -90,3 +94,38 @@ def test_a_search_for_no_size_is_refused(write_study):
     two = {**TUNE, "grid": {**TUNE["grid"], "SOLVER.GAMMA": [0.1, 0.2]}}
     with pytest.raises(UserError, match=r"is set by sizes\.0\.overrides already"):
         load_study(write_study(sizes=[STATED, 2], tune=two))
+
+
+def test_the_budget_of_every_size(study):
+    found = study_budgets(study)
+    rows = [(row.size, row.schedule, row.training.images) for row in found.rows]
+    assert rows == [("2", "short", 12), ("3", "4it", 8), ("full", "short", 12)]
+    assert budget_table(found).header[:3] == ("size", "arm", "schedule")
+
+
+@pytest.mark.slow
+def test_two_sizes_from_training_to_the_report(write_study, tiny_backbone, tmp_path, capsys):
+    arms = {"scratch": {"init": "scratch"}, "pretrained": {"init": str(tiny_backbone)}}
+    noise = {"sd": 0.2, "because": "a test"}
+    file = write_study(sizes=[4, "full"], arms=arms, noise=noise)
+    output, runs = tmp_path / "out", str(tmp_path / "out/tiny")
+    assert main(["run", str(file), "-o", str(output), "--jobs", "2"]) == 0
+    names = ["tiny, 4 images", "tiny, 12 images"]
+    said = capsys.readouterr().out
+    assert [f"{name}: AP by arm and schedule" in said for name in names] == [True, True]
+    assert "Does pre-training help?   tiny: scratch and pretrained, 12 training images" in said
+    assert "times the training images at 4 images" in said
+    for kind in (*KINDS[:6], "less-data"):
+        assert main(["table", runs, "--kind", kind]) == 0
+        said = capsys.readouterr().out
+        assert all(name in said for name in names), kind
+    assert main(["status", runs]) == 0
+    assert capsys.readouterr().out.count("tiny, 4 images") == 2
+    assert main(["plot", runs, "--figure", "sizes", "-o", str(tmp_path / "sizes.svg")]) == 0
+    assert main(["plot", runs, "-o", str(tmp_path / "curves.svg")]) == 2
+    assert "runs of 2 studies (tiny, 4 images, tiny, 12 images)" in capsys.readouterr().err
+    assert main(["plot", f"{runs}/images-4", "-o", str(tmp_path / "curves.svg")]) == 0
+    assert main(["report", str(output), "-o", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert all(f"Every run: {name}" in page for name in names)
+    assert "AP against training images" in page

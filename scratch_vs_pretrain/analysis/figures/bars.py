@@ -184,7 +184,7 @@ def budget_figure(found: Budgets) -> Figure:
         ax.set_yticks([])
     axes[0].set_yticks(
         range(len(found.rows)),
-        [plain(f"{row.arm} {row.schedule}") for row in found.rows],
+        [plain(" ".join(filter(None, (row.arm, row.schedule, row.size)))) for row in found.rows],
         fontsize=TEXT_SIZE,
     )
     axes[0].tick_params(axis="y", length=0)

@@ -52,7 +52,7 @@ def frame_of(runs: Sequence[RunRecord], read: Sequence[Sequence[Piece]]) -> pd.D
     epochs = images / _numbers([r.train_images for r in of], lengths)
     return pd.DataFrame(
         {
-            "study": _categories([r.study for r in of], lengths),
+            "study": _categories([r.setting for r in of], lengths),
             "arm": _categories([r.arm for r in of], lengths),
             "schedule": _categories([r.schedule for r in of], lengths),
             "seed": _numbers([r.seed for r in of], lengths),

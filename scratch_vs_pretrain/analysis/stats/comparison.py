@@ -55,6 +55,16 @@ def by_study(runs: Iterable[RunRecord]) -> dict[str, tuple[RunRecord, ...]]:
     return groups
 
 
+def by_setting(runs: Iterable[RunRecord]) -> dict[str, tuple[RunRecord, ...]]:
+    """Groups runs by study and, where that varies it, size of the training data; names both."""
+    named = [
+        run.model_copy(update={"study": run.setting, "size": None})
+        for members in by_study(runs).values()
+        for run in sorted(members, key=lambda run: run.size or 0)
+    ]
+    return by_study(named)
+
+
 def scratch_arm(runs: Iterable[RunRecord]) -> str | None:
     """Returns the arm that starts from random weights, whatever its name."""
     return next((run.arm for run in runs if run.from_scratch), None)

@@ -64,6 +64,7 @@ class Budget:
     schedule: str
     pretraining: Pretraining  # by its initial weights
     training: Counts  # by the run itself; mean over seeds
+    size: str | None = None  # of the training data, where the study varies it
 
     @property
     def total(self) -> Counts:
@@ -153,16 +154,18 @@ def samples_table(runs: Sequence[RunRecord]) -> Table:
 def budget_table(found: Budgets) -> Table:
     """Returns the table of a study's budgets: pre-training, training and both together."""
     rows: list[tuple[Cell, ...]] = []
+    sized = ("size",) if any(row.size for row in found.rows) else ()
     for row in found.rows:
+        size = (row.size,) if sized else ()
         parts = {"training": row.training}
         if row.pretraining.counts.images:
             parts = {"pre-training": row.pretraining.counts, **parts, "together": row.total}
         rows += [
-            (row.arm, row.schedule, part, seen.images, seen.instances, seen.pixels)
+            (*size, row.arm, row.schedule, part, seen.images, seen.instances, seen.pixels)
             for part, seen in parts.items()
         ]
     how = "counted during training" if found.counted else "expected before training"
-    header = ("arm", "schedule", "part", "images", "instances", "pixels")
+    header = (*sized, "arm", "schedule", "part", "images", "instances", "pixels")
     return Table(f"Samples seen, {found.study}, {how}", header, tuple(rows), found.notes)
 
 

@@ -32,7 +32,7 @@ def status_text(folder: Path) -> str:
     damaged: list[str] = []
     runs = load_runs(folder, damaged)
     # Where there is one study, its name is that of the folder.
-    start = 0 if len({run.study for run in runs}) > 1 else 1
+    start = 0 if len({run.setting for run in runs}) > 1 else 1
     rows = tuple(_row(run, damaged)[start:] for run in runs)
     notes = tuple(f"Cannot be read: {problem}" for problem in damaged)
     return render(Table(f"{len(rows)} runs in {folder}", HEADER[start:], rows, notes), "text")
@@ -49,7 +49,7 @@ def _row(run: RunRecord, damaged: list[str]) -> tuple[str | int | float | None, 
         waits = f"begins at iteration {run.branch_at} of {run.branch_of}"
     far = f"{run.iteration:,} / {run.iterations:,}"
     more = (far, score, None if left is None else _duration(left), run.reason or waits)
-    return (run.study, run.arm, run.schedule, run.seed, run.state, *more)
+    return (run.setting, run.arm, run.schedule, run.seed, run.state, *more)
 
 
 def _duration(seconds: float) -> str:
