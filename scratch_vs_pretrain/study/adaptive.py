@@ -58,11 +58,6 @@ class Limits:
         """The most looks of a path, each of which goes a step further in one of both."""
         return len(self.seeds) + self.schedules - 1
 
-    @property
-    def whole(self) -> Stage:
-        """Everything."""
-        return Stage(self.schedules, self.seeds[-1])
-
 
 @dataclass(frozen=True)
 class Open:
@@ -256,7 +251,8 @@ class Adaptive:
         runs = list(self.seen.values())
         lines = answer(runs, level=level, look=1, looks=self.limits.looks).text()
         trained = sum(run.iteration - run.branch_at for run in runs)
-        whole = sum(plan(part_of(one, self.limits.whole)).iterations for one in self.sizes)
+        all_of_it = Stage(self.limits.schedules, self.limits.seeds[-1])
+        whole = sum(plan(part_of(one, all_of_it)).iterations for one in self.sizes)
         return (
             f"{lines}\n{trained:,} iterations, {self.spent():.1f} hours; all seeds, schedules and "
             f"sizes would take {whole:,}: {1 - trained / whole:.0%} saved"

@@ -144,9 +144,6 @@ def recipe_problems(cfg: CfgNode, allowed: Collection[str] = ()) -> list[str]:
     Args:
         cfg: the final config of an arm.
         allowed: the study's `allow_differences`.
-
-    Raises:
-        UserError: SVP.ADMIT names no check.
     """
     for check in cfg.SVP.ADMIT:
         if check not in ADMISSIBLE:
@@ -347,12 +344,7 @@ def switched_study(study: Study) -> Study:
 
 
 def check_switch(study: Study) -> None:
-    """Checks a study's switch, if it has one, under every arm's schedules.
-
-    Raises:
-        UserError: a schedule has no iterations before the switch, or the switch's config is no
-            cascade, or differs from the base in more than the cascade.
-    """
+    """Checks a study's switch, if it has one, under every arm's schedules."""
     if study.switch is None:
         return
     switched = switched_study(study)

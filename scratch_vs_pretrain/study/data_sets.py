@@ -68,11 +68,7 @@ class DataFacts:
 
 
 def data_facts(data: Data) -> DataFacts:
-    """Reads a study's annotations.
-
-    Raises:
-        UserError: a file cannot be used, or they do not belong together.
-    """
+    """Reads a study's annotations."""
     if isinstance(data.test, VocTree):
         trees = [tree for tree in (*data.train, data.test) if isinstance(tree, VocTree)]
         classes = data.classes or voc_classes((tree.root, tree.split) for tree in trees)
@@ -104,11 +100,7 @@ def data_facts(data: Data) -> DataFacts:
 
 
 def merge_data(cfg: CfgNode, study: Study, arm: Arm) -> None:
-    """Writes what follows from a study's data into a config; overrides of heads stay.
-
-    Raises:
-        UserError: as :func:`data_facts`, or an override contradicts the files.
-    """
+    """Writes what follows from a study's data into a config; overrides of heads stay."""
     if study.data is None:
         return
     data = study.data
@@ -264,11 +256,7 @@ class Origin:
 
 
 def origin(cfg: CfgNode, name: str) -> Origin:
-    """Returns where a name in a config's DATASETS leads; reads no file.
-
-    Raises:
-        UserError: it reads like a subset's but makes no sense.
-    """
+    """Returns where a name in a config's DATASETS leads; reads no file."""
     files = {one: Path(file) for one, file, _ in cfg.SVP.DATASETS}
     trees = {one: (Path(root), split) for one, root, split, *_ in cfg.SVP.VOC_DATASETS}
     subset = None if name in trees else find_subset(name, files)
@@ -284,11 +272,7 @@ def origin(cfg: CfgNode, name: str) -> Origin:
 
 
 def check_own_images(cfg: CfgNode) -> None:
-    """Checks that the images of a study's own data sets are there; opens none.
-
-    Raises:
-        UserError: some are not; the message names the first of them.
-    """
+    """Checks that the images of a study's own data sets are there; opens none."""
     folders = {name: Path(images) for name, _, images in cfg.SVP.DATASETS}
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         where = origin(cfg, name)

@@ -62,9 +62,6 @@ def run_demo(output: Path, seeds: int = 1, quick: bool = False, verbose: bool = 
         seeds: pairs to train.
         quick: a much shorter run, whose AP means little.
         verbose: show Detectron2's log.
-
-    Raises:
-        UserError: `output` holds another demo, or cannot be written.
     """
     started = time.monotonic()
     size = QUICK if quick else FULL

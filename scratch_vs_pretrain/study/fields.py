@@ -108,9 +108,6 @@ def read_model(model: type[_Model], content: Any, read: Path, **known: Any) -> _
         content: plain YAML.
         read: the file where it was read.
         known: attributes that no file states.
-
-    Raises:
-        UserError: whatever is wrong first, in one sentence that names file and key.
     """
     try:
         return TypeAdapter(model).validate_python(

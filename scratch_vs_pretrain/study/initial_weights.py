@@ -69,12 +69,7 @@ def _origin(study: Study, arm: Arm, seed: int, output: Path) -> str:
 
 
 def check_trainable(study: Study) -> None:
-    """Tries what every run of a study needs, before any of them is written.
-
-    Raises:
-        UserError: a model cannot be built, initial weights do not fill its backbone, or a data set
-            is not known or not there.
-    """
+    """Tries what every run of a study needs, before any of them is written."""
     check_models(study)
     for arm in study.arms:
         cfg = arm_config(study, arm, arm.schedules[-1])
@@ -93,10 +88,6 @@ def check_models(study: Study) -> None:
     """Checks that every arm's model can be built, and that its checkpoint fills its backbone.
 
     What a whole detector's checkpoint leaves at random is said.
-
-    Raises:
-        UserError: nothing of a name that the config gives; a checkpoint is none, is of another
-            network, or was trained with other pixels.
     """
     from detectron2.modeling import build_model
 

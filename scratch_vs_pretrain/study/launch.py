@@ -50,9 +50,6 @@ def make_slots(jobs: int, gpus: Iterable[str] = (), gpus_per_run: int = 1) -> li
         jobs: runs at the same time, where no GPUs are named.
         gpus: the GPUs to use, by number or UUID.
         gpus_per_run: how many of them train one run together.
-
-    Raises:
-        UserError: a GPU is named twice, or there are fewer than one run needs.
     """
     named = list(gpus)
     if not named:
@@ -149,7 +146,10 @@ class RunQueue:
         told = environment(os.environ, number, slot, len(self.slots))
         if self.show:
             told["SVP_BARS"] = "0"
-        return start_process(command, {**os.environ, **told})
+        # Ctrl-C does not reach it: it reaches this process, which passes it on.
+        return subprocess.Popen(
+            command, env={**os.environ, **told}, stdin=subprocess.DEVNULL, start_new_session=True
+        )
 
     def _block(self) -> None:
         """Gives up branches whose trunk came to an end before them."""
@@ -165,11 +165,6 @@ class RunQueue:
                 folder.update(state="diverged", reason=f"as its trunk, {name}, did")
             else:
                 self.blocked[folder] = f"its trunk, {name}, is {trunk.state()}"
-
-
-def start_process(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen:
-    """Starts a process that Ctrl-C does not reach: it reaches this one, which passes it on."""
-    return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def environment(present: Mapping[str, str], number: int, slot: Slot, slots: int) -> dict[str, str]:

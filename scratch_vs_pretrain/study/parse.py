@@ -229,11 +229,7 @@ _PlainLoader.yaml_implicit_resolvers = {
 
 
 def read_plain_yaml(file: Path) -> Any:
-    """Returns a YAML file's content: mappings, lists and scalars, nothing executed.
-
-    Raises:
-        UserError: no such file, or no plain YAML; the message names the line.
-    """
+    """Returns a YAML file's content: mappings, lists and scalars, nothing executed."""
     try:
         with file.open("rb") as opened:
             data = opened.read(MOST_BYTES + 1)

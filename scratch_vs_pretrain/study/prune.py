@@ -26,9 +26,6 @@ def find_waste(root: Path, final: bool = False) -> dict[Path, str]:
         root: holds run folders.
         final: finished runs give up their final models and branch points, too, unless a planned
             run begins there; they can then be neither exported nor made longer.
-
-    Raises:
-        UserError: no runs there.
     """
     folders = find_run_folders(root)
     if not folders:
@@ -85,11 +82,7 @@ def freed_bytes(paths: Iterable[Path]) -> int:
 
 
 def delete(paths: Iterable[Path]) -> None:
-    """Deletes files and folders.
-
-    Raises:
-        UserError: one cannot be deleted; those before it are gone.
-    """
+    """Deletes files and folders."""
     for path in paths:
         try:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

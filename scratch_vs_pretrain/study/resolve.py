@@ -60,10 +60,6 @@ def run_config(study: Study, run: Run) -> CfgNode:
     OUTPUT_DIR is empty in every run: the folder that holds the config *is* the output folder, so
     that a run whose folder was moved or copied to another machine resumes there, with a config
     that still equals the study's.
-
-    Raises:
-        UserError: the base file, an override, the schedule or the data do not fit; the message
-            names file and key.
     """
     cfg = arm_config(study, run.arm, run.schedule).clone()
     cfg.defrost()

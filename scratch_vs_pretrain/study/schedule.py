@@ -110,9 +110,6 @@ class Schedule(Section):
         """Returns the schedule at this batch size.
 
         A literal length stays as it is, and so does its rate; a multiple is scaled linearly.
-
-        Raises:
-            UserError: a batch size is not positive, or too large for so short a schedule.
         """
         if images_per_batch < 1 or reference_batch < 1:
             raise UserError(

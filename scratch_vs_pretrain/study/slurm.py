@@ -64,10 +64,6 @@ class Cluster:
             folder: is made.
             name: of the job.
             after: what it waits for, as SLURM's ``--dependency`` names it.
-
-        Raises:
-            UserError: submitit is missing, or nothing can be submitted from here, or parameters
-                that it does not know.
         """
         try:
             import submitit
@@ -106,11 +102,7 @@ class Cluster:
 
 
 def parameter(text: str) -> tuple[str, Any]:
-    """Returns name and value of ``KEY=VALUE``; ``KEY`` alone is a flag.
-
-    Raises:
-        ValueError: there is no name.
-    """
+    """Returns name and value of ``KEY=VALUE``; ``KEY`` alone is a flag."""
     name, given, value = text.partition("=")
     name = name.strip().lstrip("-").replace("-", "_")
     if not name:
@@ -125,11 +117,7 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 def minutes_of(text: str) -> int:
-    """Returns the minutes of a time limit as SLURM writes it, rounded up.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Returns the minutes of a time limit as SLURM writes it, rounded up."""
     match = _TIME.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is no time limit such as 24:00:00, 90 or 2-12")

@@ -69,9 +69,6 @@ def with_recipe(study: Study, output: Path) -> Study:
     Args:
         study: the study that is tuned.
         output: below which lie the run folders of :func:`search_study`, finished or diverged.
-
-    Raises:
-        UserError: no run finished, or one has no such metric.
     """
     assert study.tune is not None
     winners = {one.size: _winner(study.tune, one, output) for one in search_study(study).by_size()}

@@ -106,13 +106,13 @@ def worker(monkeypatch):
     """Trainings end as `endings` says for each schedule; returns both, and who began."""
     endings, began = {}, []
 
-    def start(command, env):
+    def start(command, **options):
         folder = RunFolder(Path(command[3]))
         began.append(folder)
         return Pretended(folder, *endings.get(folder.path.parent.name, ()))
 
     monkeypatch.setattr(launch, "POLL_SECONDS", 0)
-    monkeypatch.setattr(launch, "start_process", start)
+    monkeypatch.setattr(launch.subprocess, "Popen", start)
     return endings, began
 
 
