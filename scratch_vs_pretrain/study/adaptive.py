@@ -26,7 +26,8 @@ from scratch_vs_pretrain.run_folder import RunFolder, write_json
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.resolve import schedules_of
 from scratch_vs_pretrain.study.schedule import branches_of
-from scratch_vs_pretrain.study.spec import SCRATCH, Answer, Run, Study
+from scratch_vs_pretrain.study.sections import Answer
+from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study
 from scratch_vs_pretrain.training.branch import ENDED
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from scratch_vs_pretrain.data.loading import refusal_of_annotations
 from scratch_vs_pretrain.data.subsets import ALIASES, Subset, subset_file
 from scratch_vs_pretrain.data.voc import voc_classes, voc_images
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.spec import Arm, Data, DataFiles, Study, VocTree
+from scratch_vs_pretrain.study.sections import Data, DataFiles, VocTree
+from scratch_vs_pretrain.study.spec import Arm, Study
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -71,7 +72,7 @@ def data_facts(data: Data) -> DataFacts:
     """Reads a study's annotations."""
     if isinstance(data.test, VocTree):
         trees = [tree for tree in (*data.train, data.test) if isinstance(tree, VocTree)]
-        classes = data.classes or voc_classes((tree.root, tree.split) for tree in trees)
+        classes = data.classes or voc_classes((tree.voc, tree.split) for tree in trees)
         boxes = "VOC trees have boxes alone"
         return DataFacts(classes, boxes, boxes)
     sources = [files for files in (*data.train, data.test) if isinstance(files, DataFiles)]
@@ -124,7 +125,7 @@ def merge_data(cfg: CfgNode, study: Study, arm: Arm) -> None:
         if isinstance(source, DataFiles)
     )
     cfg.SVP.VOC_DATASETS = tuple(
-        [name, str(source.root), source.split, source.year, list(facts.classes)]
+        [name, str(source.voc), source.split, source.year, list(facts.classes)]
         for name, source in named
         if isinstance(source, VocTree)
     )

@@ -23,7 +23,8 @@ from scratch_vs_pretrain.run_folder import write_atomically
 from scratch_vs_pretrain.study.launch import make_slots, run_study
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.schedule import Schedule, short_schedule
-from scratch_vs_pretrain.study.spec import Data, DataFiles, Evaluation, Study
+from scratch_vs_pretrain.study.sections import Data, DataFiles, Evaluation
+from scratch_vs_pretrain.study.spec import Study
 
 STUDY_FILE = Path(__file__).parents[1] / "configs/studies/demo.yaml"
 

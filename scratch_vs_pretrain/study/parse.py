@@ -15,16 +15,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study import spec
-from scratch_vs_pretrain.study.fields import absolute, read_model
-from scratch_vs_pretrain.study.spec import (
-    OWNED_BY_DATA,
-    OWNED_KEYS,
-    SCRATCH,
-    Arm,
-    Preset,
-    Study,
-)
+from scratch_vs_pretrain.study.fields import Section, absolute, read_model
+from scratch_vs_pretrain.study.spec import OWNED_BY_DATA, OWNED_KEYS, SCRATCH, Arm, Preset, Study
 from scratch_vs_pretrain.text import nearest
 
 MOST_BYTES = 1_000_000
@@ -147,13 +139,13 @@ def study_schema() -> dict[str, Any]:
     """Returns the JSON schema of study files; its descriptions are the classes' docstrings."""
     schema = TypeAdapter(Study).json_schema()
     definitions = schema["$defs"]
+    classes = {one.__name__: one for one in Section.__subclasses__()}
     for name, part in [("Study", schema), *definitions.items()]:
-        text = inspect.getdoc(getattr(spec, name)) or ""
+        text = inspect.getdoc(classes[name]) or ""
         about, _, attributes = text.partition("\n\nAttributes:\n")
         part["description"] = " ".join(about.split())
         told = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.M)
         for key, words in told:
-            key = {"root": "voc"}.get(key, "images" if (name, key) == ("Size", "name") else key)
             if key in part["properties"]:
                 part["properties"][key]["description"] = " ".join(words.split())
     # Both have a short form.

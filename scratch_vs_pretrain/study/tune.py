@@ -14,7 +14,8 @@ from typing import Any
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_json
-from scratch_vs_pretrain.study.spec import Arm, Study, Tune
+from scratch_vs_pretrain.study.sections import Tune
+from scratch_vs_pretrain.study.spec import Arm, Study
 
 TUNE_FILE = "tune.json"
 
@@ -76,8 +77,8 @@ def with_recipe(study: Study, output: Path) -> Study:
         overrides = {**study.overrides, **winners[None]}
         return replace(study, overrides=overrides, tune=None, tuned_on=study.tune.on)
     sizes = (
-        replace(size, overrides={**size.overrides, **winners[size.name]}, tuned_on=study.tune.on)
-        if size.name in winners
+        replace(size, overrides={**size.overrides, **winners[size.images]}, tuned_on=study.tune.on)
+        if size.images in winners
         else size
         for size in study.sizes
     )

@@ -16,7 +16,7 @@ from scratch_vs_pretrain.study.audit import audit, switched_study
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.resolve import arm_config, run_config
-from scratch_vs_pretrain.study.spec import Data, DataFiles
+from scratch_vs_pretrain.study.sections import Data, DataFiles
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
 MISTAKES = STUDIES / "miniature" / "wrong_on_purpose.yaml"

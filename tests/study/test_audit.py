@@ -11,7 +11,8 @@ from scratch_vs_pretrain.study.audit import audit, missing_data, missing_weights
 from scratch_vs_pretrain.study.launch import run_study
 from scratch_vs_pretrain.study.resolve import PRESETS
 from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
-from scratch_vs_pretrain.study.spec import Answer, Arm, Study, Tune
+from scratch_vs_pretrain.study.sections import Answer, Tune
+from scratch_vs_pretrain.study.spec import Arm, Study
 
 SHORT = short_schedule(9000)
 LONG = short_schedule(18000)

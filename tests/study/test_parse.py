@@ -17,7 +17,7 @@ from scratch_vs_pretrain.study.parse import (
     study_schema,
 )
 from scratch_vs_pretrain.study.schedule import Schedule, paper_schedule, short_schedule
-from scratch_vs_pretrain.study.spec import Evaluation
+from scratch_vs_pretrain.study.sections import Evaluation
 
 BASE = {
     "name": "tiny",

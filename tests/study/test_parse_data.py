@@ -2,7 +2,7 @@ import pytest
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.parse import parse_study
-from scratch_vs_pretrain.study.spec import Data, DataFiles, VocTree
+from scratch_vs_pretrain.study.sections import Data, DataFiles, VocTree
 
 
 @pytest.fixture

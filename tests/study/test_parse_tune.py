@@ -4,7 +4,7 @@ import pytest
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.parse import load_study, parse_study
-from scratch_vs_pretrain.study.spec import Tune
+from scratch_vs_pretrain.study.sections import Tune
 
 GRID = {"SOLVER.BASE_LR": [0.02, 0.04], "INPUT.MIN_SIZE_TRAIN": [[800], [512, 800]]}
 

@@ -6,7 +6,8 @@ from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.study import data_sets
 from scratch_vs_pretrain.study.plan import plan, training_images
 from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
-from scratch_vs_pretrain.study.spec import Arm, Data, DataFiles, Study
+from scratch_vs_pretrain.study.sections import Data, DataFiles
+from scratch_vs_pretrain.study.spec import Arm, Study
 
 TWICE = paper_schedule(2)
 SHORT = short_schedule(600, "short")

@@ -1,0 +1,242 @@
+"""Parts of a study file: its data, when to evaluate, the search for a recipe, what is an answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+
+from scratch_vs_pretrain.study.fields import (
+    MOST_ITERATIONS,
+    STRICT,
+    Distinct,
+    ExistingFile,
+    ExistingFolder,
+    Iterations,
+    NotEmpty,
+    Section,
+    Text,
+    matching,
+    read_mapping,
+    real,
+    refuse_repeated,
+    shorten,
+    whole,
+    wrong,
+)
+from scratch_vs_pretrain.text import nearest
+
+TASKS = ("bbox", "segm", "keypoints")
+NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+METRICS = tuple(f"{task}/{number}" for task in TASKS for number in NUMBERS)
+# Each point of a search is a training.
+MOST_POINTS = 1000
+
+
+def _read_metric(metric: str) -> str:
+    task, _, number = metric.partition("/")
+    if not number or (task in TASKS and number not in NUMBERS):
+        known = nearest(metric, METRICS) or f"; for example {METRICS[0]}"
+        raise wrong(f"unknown metric {metric}{known}")
+    return metric
+
+
+def _read_grid(value: Any) -> dict[str, tuple[Any, ...]]:
+    grid = {}
+    for key, values in read_mapping(value).items():
+        if not isinstance(values, (list, tuple)):
+            raise wrong(f"must be a list in brackets, not {shorten(values)}", key)
+        if not values:
+            raise wrong("the list is empty", key)
+        if any(isinstance(item, dict) for item in values):
+            raise wrong("list the values to try, and write dotted keys", key)
+        grid[key] = refuse_repeated(tuple(values), key)
+    if not grid:
+        raise wrong("has nothing to try; for example SOLVER.BASE_LR: [0.02, 0.04]")
+    points = math.prod(len(values) for values in grid.values())
+    if points > MOST_POINTS:
+        raise wrong(f"has {points:,} points, more than {MOST_POINTS:,}; try fewer values")
+    return grid
+
+
+def _read_split(split: str, info: ValidationInfo) -> str:
+    listing = info.data.get("voc", Path()) / "ImageSets" / "Main" / f"{split}.txt"
+    if info.context and "voc" in info.data and not listing.is_file():
+        raise wrong(f"{listing}: no such file")
+    return split
+
+
+Metric = Annotated[Text, AfterValidator(_read_metric), Field(examples=METRICS)]
+Split = Annotated[
+    Text,
+    matching("[A-Za-z0-9][A-Za-z0-9._-]*", "names no list; such as trainval or val"),
+    AfterValidator(_read_split),
+]
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataFiles(Section):
+    """One COCO-format data set: its annotation file and the folder of its images.
+
+    Attributes:
+        annotations: a COCO annotation file.
+        images: what its file names are relative to.
+    """
+
+    removed: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("split", "year"), "is of VOC trees; give annotations and images, or voc and split"
+    )
+
+    annotations: ExistingFile
+    images: ExistingFolder
+
+
+@dataclass(frozen=True, config=STRICT)
+class VocTree(Section):
+    """One PASCAL VOC data set.
+
+    Attributes:
+        voc: holds Annotations, ImageSets and JPEGImages.
+        split: ImageSets/Main/<split>.txt.
+        year: whose metric counts.
+    """
+
+    voc: ExistingFolder
+    split: Split
+    year: Literal[2007, 2012] = 2012
+
+
+Source = Annotated[
+    Annotated[DataFiles, Tag("(coco)")] | Annotated[VocTree, Tag("(voc)")],
+    Discriminator(
+        lambda value: (
+            "(voc)"
+            if isinstance(value, VocTree) or (isinstance(value, dict) and "voc" in value)
+            else "(coco)"
+        )
+    ),
+]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Data(Section):
+    """A study's own data: COCO files or VOC trees.
+
+    Attributes:
+        train: what to train on, all of it: one data set, or a list of several.
+        test: what to evaluate on.
+        classes: of VOC trees. Default: those of their objects.
+    """
+
+    train: Annotated[
+        tuple[Source, ...],
+        NotEmpty,
+        Distinct,
+        BeforeValidator(
+            lambda value: value if isinstance(value, (list, tuple)) else (value,),
+            json_schema_input_type=Source | list[Source],
+        ),
+    ]
+    test: Source
+    classes: Annotated[tuple[Text, ...], Distinct] = ()
+
+    @model_validator(mode="after")
+    def _alike(self) -> Data:
+        if len({type(source) for source in (*self.train, self.test)}) > 1:
+            raise wrong("COCO files and VOC trees cannot be mixed; convert one of them")
+        if self.classes and not isinstance(self.test, VocTree):
+            raise wrong("the categories of COCO files are stated there; remove it", "classes")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class Evaluation(Section):
+    """When to evaluate; the last iteration always is.
+
+    Attributes:
+        period: every so many iterations. Default: as the config says.
+        at: and after so many.
+    """
+
+    period: Annotated[int, whole(0, MOST_ITERATIONS)] | None = None
+    at: Annotated[
+        tuple[Iterations, ...], Distinct, AfterValidator(lambda at: tuple(sorted(at)))
+    ] = ()
+
+
+@dataclass(frozen=True, config=STRICT)
+class Tune(Section):
+    """A search for the recipe on one arm alone, whose winner every arm then trains with.
+
+    Attributes:
+        on: the arm.
+        grid: the values to try of each config key, all combinations of them.
+        metric: what decides; larger is better.
+    """
+
+    on: Text
+    grid: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_read_grid)]
+    metric: Metric = "bbox/AP"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Noise(Section):
+    """The noise between seeds that is assumed where too few were trained to estimate it.
+
+    Attributes:
+        sd: standard deviation of the AP between two runs of one config.
+        because: where the number is from; shown with verdicts.
+    """
+
+    sd: Annotated[float, real(0, 100)]
+    because: Text
+
+
+@dataclass(frozen=True, config=STRICT)
+class SeedRange(Section):
+    """How many seeds an answer may rest on.
+
+    Attributes:
+        least: no verdict from fewer.
+        most: no more are trained.
+    """
+
+    least: Annotated[int, whole(1, 1000)] = 3
+    most: Annotated[int, whole(1, 1000)] = 10
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SeedRange:
+        if self.most < self.least:
+            raise wrong(f"is {self.most}, less than least, {self.least}", "most")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class Answer(Section):
+    """What the study asks, and how sure it wants to be.
+
+    Attributes:
+        margin: AP by which an arm may be behind and be no worse.
+        seeds: how many seeds.
+        level: how often all verdicts together are right.
+        metric: what is compared; larger is better. Default: keypoint AP, or else box AP.
+        converged: why the longest schedule is long enough, where no shorter one shows it.
+    """
+
+    margin: Annotated[float, real(0, 100)] = 0.5
+    seeds: SeedRange = SeedRange()
+    level: Annotated[float, real(0.5, 0.9999)] = 0.95
+    metric: Metric | None = None
+    converged: Text | None = None
