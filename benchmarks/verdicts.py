@@ -9,7 +9,9 @@ gain is the margin or more: such training is too short. "Skewed" noise is expone
 
     python benchmarks/verdicts.py [--studies 2000] [--seed 0] [--every-cell]
 
-The second table: how often the region of catch-up holds the noise-free crossing (nominal 95 %).
+Then: of five settings with a lead of 0 or of the margin, how often a conclusion is wrongly said to
+be supported in one or contradicted in one. The second table: how often the region of catch-up holds
+the noise-free crossing (nominal 95 %).
 """
 
 from __future__ import annotations
@@ -149,6 +151,16 @@ def _wrong(cell: Cell, yes: np.ndarray, no: np.ndarray, door: Gate | None) -> fl
     return float(wrong.mean())
 
 
+def mixed(seeds: int, noise: float, count: int, rng: np.random.Generator) -> tuple[float, ...]:
+    """Returns how often any setting is wrongly decided, on both bounds: for, against, either."""
+    gaps = np.array([0.0, 0.0, MARGIN, MARGIN, MARGIN])
+    noises = rng.standard_normal((count, len(gaps), seeds)) * noise * math.sqrt(2)
+    value = spread(gaps[:, None] + noises)
+    sides = ((value.p_above(0.0), gaps <= 0), (value.p_below(MARGIN), gaps >= MARGIN))
+    one, other = (((holm(p) <= ALPHA) & wrong).any(axis=-1) for p, wrong in sides)
+    return float(one.mean()), float(other.mean()), float((one | other).mean())
+
+
 def _any(p: np.ndarray) -> np.ndarray:
     return (holm(p) <= ALPHA).any(axis=-1)
 
@@ -202,6 +214,11 @@ def main() -> None:
     for (shape, seeds, studies), rates in worst.items():
         numbers = "".join(f"{rates[name]:>9.1%}" for name in names)
         print(f"{shape:<16}{seeds:>10}{studies:>9}{numbers}")
+    print("\nfive settings, leads of 0 and of the margin: wrong for, against, either")
+    for seeds, noise in itertools.product(SEEDS[1:], NOISES[:2]):
+        rng = np.random.default_rng([options.seed, seeds])
+        rates = in_chunks(options.studies, lambda n, s=seeds, e=noise, r=rng: mixed(s, e, n, r))
+        print(f"{seeds:>3} seeds, noise {noise:g}" + "".join(f"{rate:>9.1%}" for rate in rates))
     print(
         f"\ncatch-up: coverage (share with a latest iteration)\n{'lead':<8}{'every':>8}{'noise':>7}"
     )

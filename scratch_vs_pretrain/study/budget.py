@@ -15,7 +15,6 @@ from scratch_vs_pretrain.analysis.stats.samples import (
     Budgets,
     Counts,
     InputRule,
-    Pretraining,
     assumptions,
     expected_instances,
     expected_pixels,
@@ -138,7 +137,7 @@ def _missing(cfg: CfgNode) -> Iterator[tuple[str, str]]:
                 yield full, str(error)
 
 
-def _pretraining(arm: Arm) -> Pretraining:
+def _pretraining(arm: Arm) -> Counts:
     """Returns what an arm's weights have seen; only a file that is here is asked."""
     noted = None
     if arm.weights and os.path.isfile(os.path.expanduser(arm.weights)):

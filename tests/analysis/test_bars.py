@@ -2,7 +2,7 @@ import pytest
 
 from scratch_vs_pretrain.analysis.figures.bars import bars_figure, budget_figure, short_count
 from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.stats.samples import Budget, Budgets, Counts, Pretraining
+from scratch_vs_pretrain.analysis.stats.samples import Budget, Budgets, Counts
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -85,8 +85,8 @@ def test_what_cannot_be_drawn(folders):
 
 
 ROWS = (
-    Budget("scratch", "6x", Pretraining(Counts()), Counts(60, 600, 6000)),
-    Budget("pre$trained", "2x", Pretraining(Counts(100, 100, 500), True), Counts(20, 200, 2000)),
+    Budget("scratch", "6x", Counts(), Counts(60, 600, 6000)),
+    Budget("pre$trained", "2x", Counts(100, 100, 500, True), Counts(20, 200, 2000)),
 )
 
 
@@ -123,7 +123,7 @@ def test_labels_and_caption_stay_within_the_figure():
 
 
 def test_unknown_counts_are_named():
-    row = Budget("scratch", "6x", Pretraining(Counts()), Counts(60, None, None))
+    row = Budget("scratch", "6x", Counts(), Counts(60, None, None))
     images, instances, _ = budget_figure(Budgets("s", (row,), False, ())).axes
     assert bars(images) == [(0, 0), (0, 60)]
     assert not instances.patches

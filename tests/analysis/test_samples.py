@@ -12,14 +12,14 @@ from scratch_vs_pretrain.run_info import Init
 
 def test_random_weights_have_seen_nothing() -> None:
     found = pretraining(Init(name="scratch"))
-    assert found.counts == Counts(0, 0, 0)
+    assert found == Counts(0, 0, 0)
     assert not found.assumed
 
 
 def test_weights_that_say_how_they_were_trained() -> None:
     noted = {"samples": {"images": 100, "instances": 100, "pixels": 409_600}}
     found = pretraining(Init(weights="backbone.pth", pretraining=noted))
-    assert found.counts == Counts(100, 100, 409_600)
+    assert found == Counts(100, 100, 409_600)
     assert not found.assumed
 
 
@@ -38,9 +38,9 @@ def test_weights_that_say_how_they_were_trained() -> None:
 def test_others_count_as_imagenet_which_is_an_assumption(noted: Any) -> None:
     found = pretraining(Init(weights="catalog://ImageNetPretrained/X", pretraining=noted))
     # 1.28 million images, 100 epochs, 224 x 224 pixels.
-    assert found.counts.images == pytest.approx(1.28e8, rel=1e-2)
-    assert found.counts.instances == found.counts.images
-    assert found.counts.pixels == found.counts.images * 224 * 224
+    assert found.images == pytest.approx(1.28e8, rel=1e-2)
+    assert found.instances == found.images
+    assert found.pixels == found.images * 224 * 224
     assert found.assumed
 
 
@@ -54,7 +54,7 @@ def test_of_a_run_folder(folders: Any) -> None:
     init = {"name": "checkpoint", "weights": "w.pth", "sha256": "0", "pretraining": noted}
     folders.run("pretrained", init=init)
     (run,) = load_runs(folders.root)
-    assert pretraining(run.init).counts == Counts(8, 9, 10)
+    assert pretraining(run.init) == Counts(8, 9, 10)
 
 
 SEEN = {"images": 4800, "instances": 16_000, "pixels": 1_000_000}
@@ -74,7 +74,7 @@ def test_finished_runs_are_averaged_over_seeds_and_others_named(folders: Any) ->
     scratch, pretrained = found.rows
     assert scratch.training == Counts(4800, 16_500, 1_100_000)
     assert scratch.total == scratch.training
-    assert pretrained.total.images == pretrained.pretraining.counts.images + 4800
+    assert pretrained.total.images == pretrained.pretraining.images + 4800
     assert [note for note in found.notes if "scratch 600it seed 2 (diverged)" in note]
 
 

@@ -147,8 +147,8 @@ def test_weights_that_svp_pretrain_made_tell_their_own(write_study, tmp_path):
     file = write_study(arms=PAIR)
     study = load_study(file, {"pretrained": str(tmp_path / "backbone.pth")})
     scratch, pretrained = study_budgets(study).rows
-    assert scratch.pretraining.counts == Counts()
-    assert pretrained.pretraining.counts == Counts(128, 128, 131_072)
+    assert scratch.pretraining == Counts()
+    assert pretrained.pretraining == Counts(128, 128, 131_072)
     assert pretrained.training == scratch.training
     assert study_budgets(study).notes == ()
 

@@ -189,14 +189,14 @@ def budget_figure(found: Budgets) -> Figure:
     )
     axes[0].tick_params(axis="y", length=0)
     how = "Counted during training." if found.counted else "Expected before training."
-    pretrained = any(row.pretraining.counts.images for row in found.rows)
+    pretrained = any(row.pretraining.images for row in found.rows)
     parts = "Hatched: pre-training; plain: detection training. " if pretrained else ""
     add_caption(figure, [f"{parts}{how}", *found.notes])
     return figure
 
 
 def _draw_bar(ax: Axes, place: int, row: Budget, panel: str, color: str) -> None:
-    before, training = (getattr(part, panel) for part in (row.pretraining.counts, row.training))
+    before, training = (getattr(part, panel) for part in (row.pretraining, row.training))
     if training is None:
         write(ax, "unknown", (0, place), (0, 0), color="0.35")
         return

@@ -42,6 +42,16 @@ class Results:
             if (run.arm, run.schedule) == (arm, schedule) and index in self.finals
         }
 
+    def scored(self, arm: str | None = None, *, finite: bool = True) -> set[str]:
+        """Returns the metrics of final evaluations, of an arm or of all, that have a number."""
+        return {
+            name
+            for index, final in self.finals.items()
+            if arm in (None, self.runs[index].arm)
+            for name, value in final.scores.items()
+            if math.isfinite(value) or not finite
+        }
+
     def longest(self, arm: str) -> RunRecord:
         """Returns a run of the arm's longest planned schedule."""
         return max((r for r in self.runs if r.arm == arm), key=lambda run: run.iterations)

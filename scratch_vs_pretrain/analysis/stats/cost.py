@@ -54,7 +54,7 @@ def _pixels(run: RunRecord, at: np.ndarray) -> np.ndarray:
     total = run.samples.pixels
     if total is not None and run.iteration > x.max(initial=0):
         x, y = np.append(x, run.iteration), np.append(y, total)
-    before = pretraining(run.init).counts.pixels
+    before = pretraining(run.init).pixels
     if before is None or len(x) == 0:
         return np.full(len(at), np.nan)
     seen = np.interp(at, np.append(0, x), np.append(0, y))

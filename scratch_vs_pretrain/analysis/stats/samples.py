@@ -7,7 +7,6 @@ puts before it): a random crop, the resizing of the shorter side, and a flip tha
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.tables.table import Cell, Table
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_info import Init
+
+NAMES = ("images", "instances", "pixels")
 
 # What is assumed of weights that do not say how they were trained, as the paper's Figure 2 does:
 # the training set of ILSVRC 2012, 100 epochs, one object and 224 x 224 pixels an image.
@@ -36,6 +37,8 @@ class Counts:
     images: int = 0  # after augmentation
     instances: int | None = 0  # objects to learn from, of these images; None where unknown
     pixels: int | None = 0  # of these images without padding; None where unknown
+    # By weights that do not say it; ImageNet's usual recipe stands in.
+    assumed: bool = False
 
     def __add__(self, other: Counts) -> Counts:
         def total(a: int | None, b: int | None) -> int | None:
@@ -45,15 +48,8 @@ class Counts:
             self.images + other.images,
             total(self.instances, other.instances),
             total(self.pixels, other.pixels),
+            self.assumed or other.assumed,
         )
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """What the initial weights of an arm have seen."""
-
-    counts: Counts  # nothing from random weights
-    assumed: bool = False  # the weights do not say it; ImageNet's usual recipe stands in
 
 
 @dataclass(frozen=True)
@@ -62,14 +58,14 @@ class Budget:
 
     arm: str
     schedule: str
-    pretraining: Pretraining  # by its initial weights
+    pretraining: Counts  # by its initial weights; nothing by random ones
     training: Counts  # by the run itself; mean over seeds
     size: str | None = None  # of the training data, where the study varies it
 
     @property
     def total(self) -> Counts:
         """Everything."""
-        return self.pretraining.counts + self.training
+        return self.pretraining + self.training
 
 
 @dataclass(frozen=True)
@@ -82,25 +78,24 @@ class Budgets:
     notes: tuple[str, ...]  # a sentence each
 
 
-def pretraining(init: Init) -> Pretraining:
+def pretraining(init: Init) -> Counts:
     """Returns what an arm's initial weights have seen, by what `svp pretrain` noted in them."""
     if not init.weights:
-        return Pretraining(Counts())
+        return Counts()
     noted = init.pretraining
     counts = counts_of(noted.get("samples") if isinstance(noted, Mapping) else None)
-    if counts is not None:
-        return Pretraining(counts)
     images = IMAGENET_IMAGES * IMAGENET_EPOCHS
-    return Pretraining(Counts(images, images, images * IMAGENET_SIDE**2), assumed=True)
+    return counts or Counts(images, images, images * IMAGENET_SIDE**2, assumed=True)
 
 
 def counts_of(samples: Any) -> Counts | None:
     """Returns the counts that a file holds as "images", "instances", "pixels"; None if not all."""
     if not isinstance(samples, Mapping):
         return None
-    found = [samples.get(name) for name in ("images", "instances", "pixels")]
-    values = [value for value in found if type(value) is int and value >= 0]
-    return Counts(*values) if len(values) == len(found) else None
+    found: dict[str, Any] = {name: samples.get(name) for name in NAMES}
+    if any(type(value) is not int or value < 0 for value in found.values()):
+        return None
+    return Counts(**found)
 
 
 def budgets(runs: Sequence[RunRecord]) -> Budgets:
@@ -158,8 +153,8 @@ def budget_table(found: Budgets) -> Table:
     for row in found.rows:
         size = (row.size,) if sized else ()
         parts = {"training": row.training}
-        if row.pretraining.counts.images:
-            parts = {"pre-training": row.pretraining.counts, **parts, "together": row.total}
+        if row.pretraining.images:
+            parts = {"pre-training": row.pretraining, **parts, "together": row.total}
         rows += [
             (*size, row.arm, row.schedule, part, seen.images, seen.instances, seen.pixels)
             for part, seen in parts.items()
@@ -174,7 +169,7 @@ def _seen(run: RunRecord) -> Counts | None:
 
 
 def _mean(counts: Sequence[Counts]) -> Counts:
-    columns = zip(*map(dataclasses.astuple, counts), strict=True)
+    columns = ([getattr(one, name) for one in counts] for name in NAMES)
     return Counts(*(round(sum(column) / len(counts)) for column in columns))
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.runs.evaluations import evaluation_after, evaluations
+from scratch_vs_pretrain.analysis.runs.evaluations import evaluations
 from scratch_vs_pretrain.analysis.runs.metrics import is_score
 from scratch_vs_pretrain.analysis.runs.numbers import curve
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import final_results
+from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, Limits
 from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL
 from scratch_vs_pretrain.errors import UserError
@@ -42,10 +42,8 @@ COCO_IMAGES = 56_000  # The training images of keypoints; those of boxes are 117
 class Setting:
     """Scratch against one other arm in one setting: data, size, model, length."""
 
-    study: str
-    scratch: str  # the arm from random weights
-    other: str  # the arm that it is compared with
-    runs: tuple[RunRecord, ...]  # of both arms, with these training data
+    results: Results  # of the study, with these training data
+    other: str  # the arm that scratch is compared with
     size: int | None  # training images, where the study varies them
     alone: bool  # the study has one other arm and one size
     limits: Limits  # by which it is judged
@@ -55,6 +53,20 @@ class Setting:
     converged: str  # why the study says that its training is long enough; empty where it does not
     metric: str  # that decides
     without: tuple[str, ...]  # metrics that would decide before it, had any run a number
+
+    @property
+    def study(self) -> str:
+        return self.results.study
+
+    @property
+    def scratch(self) -> str:
+        """The arm from random weights."""
+        return self.results.scratch
+
+    @property
+    def runs(self) -> tuple[RunRecord, ...]:
+        """Those of both arms."""
+        return tuple(run for run in self.results.runs if run.arm in (self.scratch, self.other))
 
     @property
     def name(self) -> str:
@@ -83,8 +95,7 @@ class Setting:
 
     def has(self, metric: str) -> bool:
         """Tells whether both arms were evaluated by a metric at their ends."""
-        arms = (self.scratch, self.other)
-        return all(any(metric in _final_scores(run) for run in self.of(arm)) for arm in arms)
+        return all(metric in self.results.scored(arm) for arm in (self.scratch, self.other))
 
     @property
     def seeds(self) -> int:
@@ -140,18 +151,15 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
         results = final_results(members)
         details = _details(members)
         for other in results.others:
-            pair = tuple(run for run in members if run.arm in (results.scratch, other))
-            sd, because = _noise(details["noise"], pair)
-            decides, without = _metric(pair, metric or details["metric"])
+            sd, because = _noise(details["noise"], results.runs)
+            decides, without = _metric(results, other, metric or details["metric"])
             limits = details["limits"]
             if not is_score(decides):  # Other numbers have other scales.
                 limits = replace(limits, least_ap=-math.inf)
             found.append(
                 Setting(
-                    results.study,
-                    results.scratch,
+                    results,
                     other,
-                    pair,
                     size or None,
                     len(sizes) == len(results.others) == 1,
                     limits,
@@ -163,7 +171,7 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
                     without,
                 )
             )
-    known = {name for run in runs for name in _final_scores(run)}
+    known = {name for one in found for name in one.results.scored()}
     if metric and metric not in known:
         raise no_metric([metric], known, "finished run")
     return tuple(found)
@@ -178,17 +186,15 @@ def no_metric(unknown: Sequence[str], known: Collection[str], runs: str = "run")
     )
 
 
-def _metric(runs: Sequence[RunRecord], stated: str | None) -> tuple[str, tuple[str, ...]]:
+def _metric(results: Results, other: str, stated: str | None) -> tuple[str, tuple[str, ...]]:
     """Returns the metric that decides, and those that would do so if any run had a number."""
     if stated:
         return stated, ()
-    known: dict[str, set[str]] = {}
-    for run in runs:
-        known[run.arm] = known.get(run.arm, set()) | _final_scores(run)
-    both = set.intersection(*known.values()) or set.union(*known.values())
-    found = next((metric for metric in METRICS if metric in both), "bbox/AP")
-    scored = {name for run in runs for name in _final_scores(run, finite=False)}
-    return found, tuple(m for m in METRICS[: METRICS.index(found)] if m in scored - both)
+    ours, theirs = results.scored(results.scratch), results.scored(other)
+    known = ours & theirs or ours | theirs
+    found = next((metric for metric in METRICS if metric in known), "bbox/AP")
+    without = results.scored(finite=False) - known
+    return found, tuple(m for m in METRICS[: METRICS.index(found)] if m in without)
 
 
 def _details(runs: Sequence[RunRecord]) -> dict[str, Any]:
@@ -256,9 +262,3 @@ def _final_loss(run: RunRecord) -> float:
     losses = curve(run, "total_loss").values
     last = losses[-max(1, round(FINAL_LOSSES * len(losses))) :]
     return float(np.median(last)) if len(last) else math.nan
-
-
-def _final_scores(run: RunRecord, finite: bool = True) -> set[str]:
-    last = evaluation_after(run.folder, run.iterations) if run.state == "finished" else None
-    scores = last.scores if last else {}
-    return {name for name, value in scores.items() if math.isfinite(value) or not finite}

@@ -142,14 +142,14 @@ def within_noise(gap: Estimate, run: RunRecord) -> str:
 
 def metrics_of(results: Results, names: Iterable[str]) -> list[str]:
     """Returns the metrics that any final evaluation has, box before mask before keypoint."""
-    known = {metric for final in results.finals.values() for metric in final.scores}
+    known = results.scored(finite=False)
     wanted = [f"{task}/{name}" for task in NAMES for name in names]
     return [metric for metric in wanted if metric in known or (not known and metric[0] != "k")]
 
 
 def others_of(results: Results) -> list[str]:
     """Returns the metrics of other evaluators: users' own, VOC's, a Panoptic FPN's."""
-    known = {metric for final in results.finals.values() for metric in final.scores}
+    known = results.scored(finite=False)
     tasks = {metric: metric.partition("/")[0] for metric in known}
     parts = ("@", "-")
     return sorted(

@@ -81,7 +81,7 @@ def _beside(
 
 
 def _rows(results: Results, metrics: Sequence[str]) -> Iterator[tuple[Cell, ...]]:
-    known = {metric for final in results.finals.values() for metric in final.scores}
+    known = results.scored(finite=False)
     ours = results.longest(results.scratch)
     for arm in results.others:
         theirs = results.longest(arm)
