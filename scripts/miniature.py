@@ -49,15 +49,20 @@ RECIPE = PretrainSpec(epochs=10, image_size=48, batch_size=64, learning_rate=0.0
 
 
 def main() -> None:
-    """Makes the pictures, and the backbone that is asked for."""
-    parser = argparse.ArgumentParser(description="see this file's first lines")
+    """Makes what is not there yet."""
+    parser = argparse.ArgumentParser(description="Make pictures and backbones for the miniature.")
     parser.add_argument("--output", type=Path, default=Path("output/miniature"))
-    output = parser.parse_args().output
+    parser.add_argument(
+        "--vgg", action="store_true", help="vgg.pth for no_norm.yaml instead of backbone.pth"
+    )
+    options = parser.parse_args()
+    output = options.output
     make_shapes(output / "shapes", PICTURES)
     make_classification(output / "classification", OBJECTS)
-    backbone = output / "backbone.pth"
+    backbone = output / ("vgg.pth" if options.vgg else "backbone.pth")
+    detector = "faster_rcnn_VGG_16" if options.vgg else "mask_rcnn_R_18_FPN_gn"
     if not backbone.exists():
-        cfg = load_config(ROOT / "configs" / "miniature_mask_rcnn_R_18_FPN_gn.yaml")
+        cfg = load_config(ROOT / "configs" / f"miniature_{detector}.yaml")
         result = pretrain(cfg, output / "classification", backbone, RECIPE)
         print(f"the classifier is right on {result.accuracy:.1f} % of the validation pictures")
 

@@ -20,7 +20,8 @@ from scratch_vs_pretrain.study.sections import Data, DataFiles
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
 MISTAKES = STUDIES / "miniature" / "wrong_on_purpose.yaml"
-FILES = sorted(set(STUDIES.rglob("*.yaml")) - {MISTAKES})
+NO_NORM = STUDIES / "miniature" / "no_norm.yaml"
+FILES = sorted(set(STUDIES.rglob("*.yaml")) - {MISTAKES, NO_NORM})
 TRAIN2017 = {"coco_2017_train": 118_287}
 
 # Iterations and iterations at which the rate drops.
@@ -86,14 +87,15 @@ def test_plans_and_is_fair(file, tmp_path):
     assert len(plan(study, TRAIN2017).rows) == len(study.runs())
 
 
-def test_mistakes_are_admitted_by_name(monkeypatch):
+@pytest.mark.parametrize("file", [MISTAKES, NO_NORM], ids=lambda file: file.stem)
+def test_what_else_arms_differ_in_is_named(file, monkeypatch):
     monkeypatch.syspath_prepend(str(STUDIES.parents[1] / "scripts"))
-    study = load_study(MISTAKES, need_weights=False)
+    study = load_study(file, need_weights=False)
     audited = audit(study)
     assert audited.admitted == study.admit
     assert set(audited.allowed) == set(study.allow_differences)
-    with pytest.raises(UserError, match=r"no-warm-up|no warm-up"):
-        audit(replace(study, admit=study.admit[:-1]))
+    with pytest.raises(UserError, match=r"no warm-up|MODEL\.BACKBONE\.NAME"):
+        audit(replace(study, admit=study.admit[:-1], allow_differences=()))
 
 
 def test_every_paper_study_is_listed_here():
