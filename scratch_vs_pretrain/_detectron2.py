@@ -13,6 +13,7 @@ Python has not imported when it starts.
 
 from __future__ import annotations
 
+import builtins
 import functools
 import importlib.util
 import os
@@ -44,6 +45,13 @@ def source_folder() -> Path | None:
     return Path(spec.origin).parent
 
 
+def _installed() -> Path:
+    folder = source_folder()
+    if folder is None:
+        raise UserError(f"Detectron2 is not installed; run: {INSTALL_COMMAND}")
+    return folder
+
+
 def modules_digest(folder: Path) -> tuple[str, int]:
     """Returns the digest that :data:`V06_DIGEST` is to be compared with, and the module count."""
     import hashlib
@@ -72,13 +80,17 @@ def prepare() -> None:
     Raises:
         UserError: Detectron2 is not installed.
     """
-    folder = source_folder()
-    if folder is None:
-        raise UserError(f"Detectron2 is not installed; run: {INSTALL_COMMAND}")
+    folder = _installed()
     if not is_v06(folder):
         return
-    _restore_numpy_names()
-    _restore_pillow_names()
+    import numpy as np
+    from PIL import Image
+
+    for name in ("bool", "float", "int", "object", "str"):
+        if name not in np.__dict__:
+            setattr(np, name, getattr(builtins, name))
+    if not hasattr(Image, "LINEAR"):
+        Image.LINEAR = Image.BILINEAR  # type: ignore[attr-defined]
     if not any(folder.glob("_C*")):
         # Imported by layers/deform_conv.py and evaluation/fast_eval_api.py, called by neither here.
         sys.modules["detectron2._C"] = types.ModuleType("detectron2._C")
@@ -144,34 +156,16 @@ def _config_module(name: str) -> Any:
     ``detectron2/__init__.py`` imports torch, for seconds. defaults.py and compat.py need nothing
     of it but ``from .config import CfgNode``, which is fvcore's but for merging files.
     """
-    folder = source_folder()
-    if folder is None:
-        raise UserError(f"Detectron2 is not installed; run: {INSTALL_COMMAND}")
     package = "_scratch_vs_pretrain_detectron2_config"
     if package not in sys.modules:
         from fvcore.common.config import CfgNode
 
         sys.modules[package] = types.ModuleType(package)
-        sys.modules[package].__path__ = [str(folder / "config")]
+        sys.modules[package].__path__ = [str(_installed() / "config")]
         stand_in: Any = types.ModuleType(f"{package}.config")
         stand_in.CfgNode = CfgNode
         sys.modules[stand_in.__name__] = stand_in
     return importlib.import_module(f"{package}.{name}")
-
-
-def _restore_numpy_names() -> None:
-    import numpy as np
-
-    for name in ("bool", "float", "int", "object", "str"):
-        if name not in np.__dict__:
-            setattr(np, name, getattr(__import__("builtins"), name))
-
-
-def _restore_pillow_names() -> None:
-    from PIL import Image
-
-    if not hasattr(Image, "LINEAR"):
-        Image.LINEAR = Image.BILINEAR  # type: ignore[attr-defined]
 
 
 def registered_names() -> set[str]:

@@ -231,15 +231,6 @@ class TestPrepare:
         """
         assert run_python(code, tmp_path) == "True"
 
-    def test_restored_names_are_the_builtins(self):
-        code = """
-            from scratch_vs_pretrain import _detectron2
-            _detectron2._restore_numpy_names()
-            import numpy as np
-            print(np.int is int, np.float is float, np.str is str, np.object is object)
-        """
-        assert run_python(code) == "True True True True"
-
 
 def test_built_in_sets_are_known_without_importing_detectron2():
     code = (

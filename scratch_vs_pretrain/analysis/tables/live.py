@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scratch_vs_pretrain.analysis.runs.evaluations import read_evaluation
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
-from scratch_vs_pretrain.analysis.tables.table import Table, render
+from scratch_vs_pretrain.analysis.tables.table import Cell, Table, render
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 
@@ -38,24 +38,22 @@ def status_text(folder: Path) -> str:
     return render(Table(f"{len(rows)} runs in {folder}", HEADER[start:], rows, notes), "text")
 
 
-def _row(run: RunRecord, damaged: list[str]) -> tuple[str | int | float | None, ...]:
-    left, score = seconds_left(run), None
+def _row(run: RunRecord, damaged: list[str]) -> tuple[Cell, ...]:
+    far, seconds = f"{run.iteration:,} / {run.iterations:,}", seconds_left(run)
+    score = left = waits = None
     try:
         score = score_so_far(run)
     except UserError as error:
         damaged.append(str(error))
-    waits = None
+    if seconds is not None:
+        try:
+            left = str(datetime.timedelta(seconds=round(seconds)))
+        except OverflowError:
+            left = "for ever"
     if run.state == "planned" and run.branch_of is not None:
         waits = f"begins at iteration {run.branch_at} of {run.branch_of}"
-    far = f"{run.iteration:,} / {run.iterations:,}"
-    more = (far, score, None if left is None else _duration(left), run.reason or waits)
-    return (run.setting, run.arm, run.schedule, run.seed, run.state, *more)
-
-
-def _duration(seconds: float) -> str:
-    with contextlib.suppress(OverflowError):
-        return str(datetime.timedelta(seconds=round(seconds)))
-    return "for ever"
+    more = (run.state, far, score, left, run.reason or waits)
+    return (run.setting, run.arm, run.schedule, run.seed, *more)
 
 
 def score_so_far(run: RunRecord) -> float | None:
