@@ -41,6 +41,15 @@ def test_nothing_is_extrapolated(folders):
     assert "mean of 2 seeds" in caption(figure)
 
 
+def test_two_studies_of_one_size_are_not_one_line(folders):
+    write(folders, (100, 300), (10.0, 12.0), (20.0, 22.0))
+    data = {"train": {"names": ["train"], "images": 300}}
+    for arm in ("scratch", "pretrained"):
+        folders.run(arm, study="longer", data=data, losses=False)
+    with pytest.raises(UserError, match="studies less-300 and longer both have 300 training"):
+        sizes_figure(load_runs(folders.root))
+
+
 def test_one_size_is_none(folders):
     runs = write(folders, (100,), (10.0,), (20.0,))
     with pytest.raises(UserError, match="fewer than two sizes"):

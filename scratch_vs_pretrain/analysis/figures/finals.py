@@ -25,6 +25,7 @@ from scratch_vs_pretrain.analysis.figures.panels import (
 from scratch_vs_pretrain.analysis.figures.style import arm_styles, short_number, write
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import (
+    Results,
     by_study,
     differences,
     final_results,
@@ -44,25 +45,32 @@ def sizes_figure(
     sizes, or of a study for each size; other arguments are those of :func:`.ap_figure`.
 
     Raises:
-        UserError: fewer than two sizes with both arms finished, or a metric nobody evaluated.
+        UserError: fewer than two sizes with both arms finished, two studies of one size, or a
+            metric nobody evaluated.
     """
-    studies = [
-        final_results(members)
-        for study in by_study(runs).values()
-        for members in by_size(study).values()
-    ]
+    studies: dict[int, Results] = {}
+    for study in by_study(runs).values():
+        for size, members in by_size(study).items():
+            results = final_results(members)
+            other = studies.setdefault(size, results)
+            if size and other is not results:
+                raise UserError(
+                    f"studies {other.study} and {results.study} both have {size:,} training "
+                    "images, so they differ in something else; name the folders of studies that "
+                    "differ in their number alone"
+                )
     finals = [
         (arm, size, final.scores)
-        for results in studies
-        if (size := results.runs[0].train_images) is not None
+        for size, results in studies.items()
+        if size
         for arm in (results.scratch, *results.others)
         for final in results.of(arm, results.longest(arm).schedule).values()
     ]
     sizes = sorted({size for _, size, _ in finals})
     if len(sizes) < 2:
         raise UserError("fewer than two sizes of training data have a finished run; draw ap")
-    scratch = studies[0].scratch
-    arms = dict.fromkeys(arm for results in studies for arm in (results.scratch, *results.others))
+    scratch = next(iter(studies.values())).scratch
+    arms = dict.fromkeys(arm for r in studies.values() for arm in (r.scratch, *r.others))
     arrows: list[str] = []
 
     def draw_beside(ax: Axes, lines: Sequence[Line]) -> None:
