@@ -181,12 +181,9 @@ def in_order(roots: Sequence[Path], runs: Sequence[RunRecord]) -> tuple[RunRecor
     if list(roots) == sorted(roots):
         return tuple(runs)
     places = [root.resolve() for root in roots]
-
-    def place(run: RunRecord) -> int:
-        path = run.folder.resolve()
-        return next(k for k, root in enumerate(places) if path == root or root in path.parents)
-
-    return tuple(sorted(runs, key=place))
+    return tuple(
+        sorted(runs, key=lambda run: [not run.folder.resolve().is_relative_to(p) for p in places])
+    )
 
 
 def _function(name: str) -> Any:

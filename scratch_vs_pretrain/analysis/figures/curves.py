@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from scratch_vs_pretrain.analysis.figures.panels import (
     Line,
     Panel,
+    choose_metrics,
     draw_line,
     draw_panels,
-    known_metrics,
     lines_of,
     metric_title,
     of_schedule,
@@ -66,7 +66,7 @@ def ap_figure(
         UserError: a metric nobody logged, an unknown x, band or schedule, or x is not known.
     """
     chosen = of_schedule(runs, schedule)
-    return _figure({"": chosen}, known_metrics(chosen, metrics), x, band)
+    return _figure({"": chosen}, _known(chosen, metrics), x, band)
 
 
 def loss_figure(
@@ -79,13 +79,10 @@ def loss_figure(
 ) -> Figure:
     """Draws AP and training loss side by side, a row for each study (Figures 7 and 8).
 
-    Studies with fewer training images stand higher. Arguments are those of :func:`ap_figure`; by
-    default the AP is that of boxes, of keypoints where there is one.
-
-    Raises:
-        UserError: see :func:`ap_figure`.
+    Studies with fewer training images stand higher. Arguments and errors are those of
+    :func:`ap_figure`; by default the AP is that of boxes, of keypoints where there is one.
     """
-    metrics = known_metrics(runs, [*(metrics or [_main(runs)]), "total_loss"])
+    metrics = _known(runs, [*(metrics or [_main(runs)]), "total_loss"])
     studies = sorted(by_study(runs).values(), key=lambda members: members[0].train_images or 0)
     sizes = [members[0].train_images for members in studies]
     told_apart = len(set(sizes)) == len(sizes) and None not in sizes
@@ -95,6 +92,10 @@ def loss_figure(
     ]
     rows = dict(zip(titles, (of_schedule(one, schedule) for one in studies), strict=True))
     return _figure(rows if len(studies) > 1 else {"": rows.popitem()[1]}, metrics, x, band)
+
+
+def _known(runs: Sequence[RunRecord], metrics: Sequence[str] | None) -> tuple[str, ...]:
+    return choose_metrics({name for run in runs for name in names(run)}, metrics)
 
 
 def _main(runs: Sequence[RunRecord]) -> str:
@@ -174,12 +175,10 @@ def overlay_figure(
     """Draws all finished schedules of all arms, with the leaps where their rates drop.
 
     A panel for each metric, by default the main one. What a branch has from its trunk is drawn
-    once, as the trunk's, where that is finished.
-
-    Raises:
-        UserError: see :func:`ap_figure`; or no run is finished.
+    once, as the trunk's, where that is finished. Errors are those of :func:`ap_figure`, and no run
+    that is finished.
     """
-    metrics = known_metrics(runs, metrics or [_main(runs)])
+    metrics = _known(runs, metrics or [_main(runs)])
     styles, over = styles_of(runs), axis_title(x, runs)
     panels = [
         Panel(

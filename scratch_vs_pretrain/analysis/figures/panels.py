@@ -22,7 +22,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
     new_figure,
 )
 from scratch_vs_pretrain.analysis.runs.metrics import is_score
-from scratch_vs_pretrain.analysis.runs.numbers import curve, names
+from scratch_vs_pretrain.analysis.runs.numbers import curve
 from scratch_vs_pretrain.analysis.runs.records import UNKNOWN, RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
 from scratch_vs_pretrain.analysis.stats.cost import cost
@@ -87,25 +87,17 @@ class Panel:
 def arm_names(runs: Sequence[RunRecord]) -> dict[tuple[str, str], str]:
     """Returns what each (study, arm) is called: "study arm" where there are several studies."""
     several = len(by_study(runs)) > 1
-    return {
-        (run.study, run.arm): run.study
-        if run.arm == UNKNOWN
-        else f"{run.study} {run.arm}"
-        if several
-        else run.arm
-        for run in runs
-    }
+    called = {}
+    for run in runs:
+        name = f"{run.study} {run.arm}" if several else run.arm
+        called[run.study, run.arm] = run.study if run.arm == UNKNOWN else name
+    return called
 
 
 def styles_of(runs: Sequence[RunRecord]) -> dict[str, Style]:
     """Returns the style of each arm by what it is called."""
     scratch = scratch_arm(runs) if len(by_study(runs)) == 1 else None
     return arm_styles(arm_names(runs).values(), scratch)
-
-
-def known_metrics(runs: Sequence[RunRecord], metrics: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the metrics to draw, as :func:`choose_metrics` among those with a value."""
-    return choose_metrics({name for run in runs for name in names(run)}, metrics)
 
 
 def choose_metrics(

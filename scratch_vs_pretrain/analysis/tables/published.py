@@ -154,15 +154,15 @@ def _of_our_data(
         names = (TRAIN_SETS.get(name, name) for name in run.data.train.names)
         trained = "+".join(re.sub("^coco_2017_train_", "coco_", name) for name in names)
         found = [number for number in numbers if number.eval_set == ours]
-        if not found:
-            there, theirs = f"evaluated on {ours}", {number.eval_set for number in numbers}
-        elif whole and images != whole:
-            there, theirs = f"evaluated on {ours} of {images} images", {f"the {whole} of the whole"}
-        elif not any(number.train_set == trained for number in found):
+        alike = [number for number in found if number.train_set == trained]
+        there, theirs = f"evaluated on {ours}", {number.eval_set for number in numbers}
+        if found and whole and images != whole:
+            there, theirs = f"{there} of {images} images", {f"the {whole} of the whole"}
+        elif alike:
+            return alike
+        elif found:
             there = f"trained on {trained or 'unknown data'}"
             theirs = {number.train_set for number in numbers}
-        else:
-            return [number for number in found if number.train_set == trained]
         raise UserError(
             f"study {results.study} is {there}, the paper's {experiment} numbers on "
             f"{', '.join(sorted(theirs)) or 'nothing that fits'}; they cannot be compared"
