@@ -256,7 +256,8 @@ def _value(line: bytes) -> Any:
         return orjson.loads(line)
     except ValueError:
         try:
-            value = json.loads(line)  # NaN and infinity are no JSON, and Detectron2 writes them.
+            # NaN and infinity are no JSON, and Detectron2 writes them; what is long is no count.
+            value = json.loads(line, parse_int=lambda n: int(n) if len(n) < 19 else float(n))
             "".join(value).encode()  # Keys with half a surrogate pair are no text.
         except (ValueError, TypeError, RecursionError):
             return None
@@ -264,24 +265,12 @@ def _value(line: bytes) -> Any:
 
 
 def _rows(keys: tuple[str, ...], lines: list[int], values: list[list[Any]], path: Path) -> Rows:
-    try:
-        table = np.array(values, float)
-    except OverflowError:
-        table = np.array([[_to_float(value) for value in row] for row in values])
+    table = np.array(values, float)
     at = table[:, keys.index("iteration")]
     wrong = ~((at >= 0) & (at < LARGEST) & (at == np.floor(at)))
     if wrong.any():
         raise _no_count(path, lines[int(np.argmax(wrong))])
     return Rows(keys, np.array(lines, np.int64), table)
-
-
-def _to_float(value: float | None) -> float:
-    if value is None:
-        return np.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return np.inf if value > 0 else -np.inf
 
 
 def _checked(row: dict[str, Any], path: Path, number: int) -> list[Any]:

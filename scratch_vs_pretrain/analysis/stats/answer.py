@@ -18,7 +18,6 @@ import numpy as np
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
-from scratch_vs_pretrain.analysis.stats.contrast import end_gate
 from scratch_vs_pretrain.analysis.stats.crossing import Worth
 from scratch_vs_pretrain.analysis.stats.lines import (
     Line,
@@ -29,7 +28,7 @@ from scratch_vs_pretrain.analysis.stats.lines import (
 )
 from scratch_vs_pretrain.analysis.stats.part import Part, part_of
 from scratch_vs_pretrain.analysis.stats.setting import MASKS, settings
-from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, OPEN, UNDECIDED, alpha_of
+from scratch_vs_pretrain.analysis.stats.verdicts import UNDECIDED, alpha_of
 
 
 @dataclass(frozen=True)
@@ -97,29 +96,9 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def answers(
-    runs: Iterable[RunRecord],
-    *,
-    metric: str | None = None,
-    level: float | None = None,
-    look: int = 1,
-    looks: int = 1,
-) -> tuple[Answer, ...]:
-    """Answers the question of each study.
-
-    Args:
-        runs: of one study or of several.
-        metric: that decides; None: the study's own.
-        level: of all verdicts of one study together, over all looks; None: the study's own.
-        look: which look at its growing evidence this is.
-        looks: how many there may be.
-
-    Raises:
-        UserError: a damaged run folder, a study without an arm from scratch or another one, or a
-            metric that no finished run has.
-    """
-    asked = {"metric": metric, "level": level, "look": look, "looks": looks}
-    return tuple(answer(members, **asked) for members in by_study(runs).values())  # type: ignore[arg-type]
+def answers(runs: Iterable[RunRecord], **options: Any) -> tuple[Answer, ...]:
+    """Answers the question of each study; options and errors of :func:`answer`."""
+    return tuple(answer(members, **options) for members in by_study(runs).values())
 
 
 def answer(
@@ -130,7 +109,19 @@ def answer(
     look: int = 1,
     looks: int = 1,
 ) -> Answer:
-    """Answers the question of one study; see :func:`answers`."""
+    """Answers the question of one study.
+
+    Args:
+        runs: of the study.
+        metric: that decides; None: the study's own.
+        level: of all verdicts together, over all looks; None: the study's own.
+        look: which look at its growing evidence this is.
+        looks: how many there may be.
+
+    Raises:
+        UserError: a damaged run folder, no arm from scratch or no other one, or a metric that no
+            finished run has.
+    """
     found = settings(runs, metric)
     # Arms beside scratch are ranked among themselves too, which is a family of its own.
     families = len(found) + (len({s.other for s in found}) > 1)
@@ -163,13 +154,8 @@ def _assuming(parts: Sequence[Part]) -> str:
     shown = [v for part in parts for v in part.judged.verdicts if v.assuming]
     if not shown:
         return ""
-    setting = parts[0].setting
-    said = []
-    if setting.sd is not None and any(v.seeds < LEAST_SEEDS for v in shown):
-        said.append(f"a noise of {setting.sd:g} AP ({setting.because})")
-    if end_gate(setting.contrast()) is OPEN and any(v.claim == "end" for v in shown):
-        said.append(f"training that was long enough ({setting.converged})")
-    return " and ".join(said)
+    fewest, end = min(v.seeds for v in shown), any(v.claim == "end" for v in shown)
+    return " and ".join(parts[0].setting.assumed(fewest, end=end))
 
 
 def answers_text(
@@ -178,7 +164,7 @@ def answers_text(
     """Returns the answers of the studies below `roots`, for a terminal or as JSON.
 
     Raises:
-        UserError: see :func:`answers`; or there are no runs.
+        UserError: see :func:`answer`; or there are no runs.
     """
     found = answers(load_runs(roots), metric=metric)
     if form == "json":

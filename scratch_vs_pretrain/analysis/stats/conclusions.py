@@ -11,10 +11,9 @@ from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats import rules
 from scratch_vs_pretrain.analysis.stats.answer import plain
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
-from scratch_vs_pretrain.analysis.stats.contrast import end_gate
 from scratch_vs_pretrain.analysis.stats.rules import LITTLE, MUCH, Rule
 from scratch_vs_pretrain.analysis.stats.setting import Setting, settings
-from scratch_vs_pretrain.analysis.stats.verdicts import ALPHA, LEAST_SEEDS, OPEN, holm
+from scratch_vs_pretrain.analysis.stats.verdicts import ALPHA, holm
 from scratch_vs_pretrain.errors import UserError
 
 SUPPORTED = "supported"
@@ -152,16 +151,7 @@ def _reading(
 
 def _assuming(found: Sequence[Setting], findings: Sequence[Finding]) -> str:
     used = [s for s, f in zip(found, findings, strict=False) if f.verdict != NOT_ENOUGH]
-    said = [
-        f"a noise of {s.sd:g} AP ({s.because})"
-        for s in used
-        if s.sd is not None and s.seeds < LEAST_SEEDS
-    ]
-    said += [
-        f"training that was long enough ({s.converged})"
-        for s in used
-        if end_gate(s.contrast()) is OPEN
-    ]
+    said = (text for setting in used for text in setting.assumed(setting.seeds, end=True))
     return "; ".join(dict.fromkeys(said))
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -15,8 +14,8 @@ from scratch_vs_pretrain.analysis.runs.metrics import is_score
 from scratch_vs_pretrain.analysis.runs.numbers import curve
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results
-from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, Limits
-from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL
+from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, Limits, end_gate
+from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, OPEN
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_info import Noise
 
@@ -29,6 +28,7 @@ NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
 
 LIMITS = tuple(field.name for field in fields(Limits))
+JUDGED_BY = ("thresholds", "margin", "level", "noise", "converged", "metric")
 
 # Box AP by which two runs of one config on full COCO differ, as a standard deviation. Maintainers
 # say "usually less than 0.2" (github.com/open-mmlab/mmdetection/issues/3624) and +/- 0.2
@@ -97,6 +97,15 @@ class Setting:
         """Tells whether both arms were evaluated by a metric at their ends."""
         return all(metric in self.results.scored(arm) for arm in (self.scratch, self.other))
 
+    def assumed(self, seeds: float, *, end: bool) -> list[str]:
+        """Says what verdicts from so few seeds rest on, among them one about the end or none."""
+        said = []
+        if self.sd is not None and seeds < LEAST_SEEDS:
+            said.append(f"a noise of {self.sd:g} AP ({self.because})")
+        if end and end_gate(self.contrast()) is OPEN:
+            said.append(f"training that was long enough ({self.converged})")
+        return said
+
     @property
     def seeds(self) -> int:
         """The most finished seeds that an arm has with one schedule."""
@@ -148,25 +157,20 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
     found = []
     for size in sizes:
         members = tuple(run for run in runs if (run.size or 0) == size)
-        results = final_results(members)
-        details = _details(members)
+        results, first = final_results(members), members[0]
+        _refuse_different_rules(members)
         for other in results.others:
-            sd, because = _noise(details["noise"], results.runs)
-            decides, without = _metric(results, other, metric or details["metric"])
-            limits = details["limits"]
-            if not is_score(decides):  # Other numbers have other scales.
-                limits = replace(limits, least_ap=-math.inf)
+            decides, without = _metric(results, other, metric or first.metric)
             found.append(
                 Setting(
                     results,
                     other,
                     size or None,
                     len(sizes) == len(results.others) == 1,
-                    limits,
-                    details["level"],
-                    sd,
-                    because,
-                    details["converged"] or "",
+                    _limits(first, decides),
+                    first.level or LEVEL,
+                    *_noise(first.noise, members),
+                    first.converged or "",
                     decides,
                     without,
                 )
@@ -197,29 +201,22 @@ def _metric(results: Results, other: str, stated: str | None) -> tuple[str, tupl
     return found, tuple(m for m in METRICS[: METRICS.index(found)] if m in without)
 
 
-def _details(runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """Returns by what the study says it is to be judged."""
-    first: dict[str, Any] | None = None
+def _refuse_different_rules(runs: Sequence[RunRecord]) -> None:
     for run in runs:
-        stated = dict(run.thresholds)
-        if run.margin is not None:
-            stated["margin"] = run.margin
-        known = [name for name in LIMITS if isinstance(stated.get(name), (int, float))]
-        found = {
-            "limits": Limits(**{name: stated[name] for name in known}),
-            "level": run.level or LEVEL,
-            "noise": run.noise,
-            "converged": run.converged,
-            "metric": run.metric,
-        }
-        if first is not None and found != first:
+        if any(getattr(run, name) != getattr(runs[0], name) for name in JUDGED_BY):
             raise UserError(
                 f"study {run.study}: {runs[0].folder} and {run.folder} are to be judged by "
                 "different margins, noises or metrics; start the study with `svp run` again, which "
                 "writes its own into every run.json"
             )
-        first = found
-    return first or {}
+
+
+def _limits(run: RunRecord, metric: str) -> Limits:
+    stated = run.thresholds | ({} if run.margin is None else {"margin": run.margin})
+    known = {n: stated[n] for n in LIMITS if isinstance(stated.get(n), (int, float))}
+    if not is_score(metric):  # Other numbers have other scales.
+        known["least_ap"] = -math.inf
+    return Limits(**known)
 
 
 def _noise(stated: Noise | None, runs: Sequence[RunRecord]) -> tuple[float | None, str]:
