@@ -32,7 +32,7 @@ CEILINGS = {
     "pretraining": 665,
     "data": 3_220,
     "modeling": 2_090,
-    "analysis": 6_800,
+    "analysis": 6_760,
     "cli": 1_012,
 }
 MOST_LINES_OF_A_MODULE = 400
