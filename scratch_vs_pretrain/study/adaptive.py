@@ -62,17 +62,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Open:
-    """A claim without a verdict.
+    """A claim without a verdict."""
 
-    Attributes:
-        claim: "early", "at" or "end".
-        seeds: that would bring one if lead and noise stayed as they are; infinite if very many
-            would not.
-        longer: what it lacks is longer training, from which scratch still gains the margin.
-    """
-
-    claim: str
+    claim: str  # "early", "at" or "end"
+    # That would bring one if lead and noise stayed as they are; infinite if very many would not.
     seeds: float = math.inf
+    # What it lacks is longer training, from which scratch still gains the margin.
     longer: bool = False
 
 
@@ -143,22 +138,16 @@ class Adaptive:
     """Trains a study stage by stage until every line is answered or nothing more can be done.
 
     ``<output>/<study>/answer.json`` tells each look with the verdicts that it rests on.
-
-    Attributes:
-        study: with all its schedules and sizes; its ``answer`` says how many seeds it may have.
-        output: below which the run folders lie.
-        train: trains the runs of a part of the study and returns each one's outcome.
-        budget: in hours of all slots; a stage that would exceed it is not begun.
-        seen: the runs of the stages so far, by folder.
-        looks: what was found.
     """
 
-    study: Study
-    output: Path
+    study: Study  # with all its schedules and sizes; its ``answer`` says how many seeds it may have
+    output: Path  # below which the run folders lie
+    # Trains the runs of a part of the study and returns each one's outcome.
     train: Callable[[Study], Sequence[Outcome]]
-    budget: float = math.inf
+    budget: float = math.inf  # in hours of all slots; a stage that would exceed it is not begun
+    # The runs of the stages so far, by folder.
     seen: dict[Path, RunRecord] = field(default_factory=dict)
-    looks: list[dict[str, Any]] = field(default_factory=list)
+    looks: list[dict[str, Any]] = field(default_factory=list)  # what was found
 
     def __post_init__(self) -> None:
         arms = self.study.arms

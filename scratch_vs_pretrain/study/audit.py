@@ -54,19 +54,13 @@ CASCADE_KEYS = (
 
 @dataclass(frozen=True)
 class Audit:
-    """What the arms of a study differ in, all of it admitted.
+    """What the arms of a study differ in, all of it admitted."""
 
-    Attributes:
-        differing: the config keys, initial weights first.
-        allowed: each key that `allow_differences` admitted, with every arm's value.
-        admitted: checks that the study switches off.
-        notices: sentences for the user; nothing is wrong.
-    """
-
-    differing: tuple[str, ...]
+    differing: tuple[str, ...]  # the config keys, initial weights first
+    # Each key that `allow_differences` admitted, with every arm's value.
     allowed: Mapping[str, Mapping[str, Any]]
-    notices: tuple[str, ...] = ()
-    admitted: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()  # sentences for the user; nothing is wrong
+    admitted: tuple[str, ...] = ()  # checks that the study switches off
 
     def text(self) -> str:
         """Returns the audit as `svp plan` prints it."""

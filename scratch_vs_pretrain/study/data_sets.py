@@ -48,24 +48,15 @@ COCO_PERSON_KEYPOINTS = (
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a study's files say.
+    """What a study's files say."""
 
-    Attributes:
-        classes: names, in the order that the model numbers them.
-        without_masks, without_keypoints: why these cannot be learnt and scored; empty if they can.
-        keypoints: their names.
-        sigmas: of each keypoint; empty for those of COCO's persons.
-        stated_sigmas: whether the files state them.
-        run_lengths: some masks are no polygons.
-    """
-
-    classes: tuple[str, ...]
-    without_masks: str
+    classes: tuple[str, ...]  # names, in the order that the model numbers them
+    without_masks: str  # why these cannot be learnt and scored; empty if they can
     without_keypoints: str
-    keypoints: tuple[str, ...] = ()
-    sigmas: tuple[float, ...] = ()
-    stated_sigmas: bool = True
-    run_lengths: bool = False
+    keypoints: tuple[str, ...] = ()  # their names
+    sigmas: tuple[float, ...] = ()  # of each keypoint; empty for those of COCO's persons
+    stated_sigmas: bool = True  # whether the files state them
+    run_lengths: bool = False  # some masks are no polygons
 
 
 def data_facts(data: Data) -> DataFacts:
@@ -129,12 +120,15 @@ def merge_data(cfg: CfgNode, study: Study, arm: Arm) -> None:
         for name, source in named
         if isinstance(source, VocTree)
     )
+    lacks = {"MODEL.MASK_ON": facts.without_masks, "MODEL.KEYPOINT_ON": facts.without_keypoints}
+    for key, reason in lacks.items():
+        if overrides.get(key) and reason:
+            raise UserError(f"{study.file}: {key} is True, but {reason}; remove the override")
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(facts.classes)
     if cfg.MODEL.META_ARCHITECTURE in ONE_STAGE:
         cfg.MODEL.RETINANET.NUM_CLASSES = len(facts.classes)
     else:
         for key, value in _head_keys(facts, overrides).items():
-            _refuse_contradiction(study, facts, overrides, key, value)
             if key not in overrides:
                 cfg.merge_from_list([key, value])
 
@@ -178,29 +172,6 @@ def _head_keys(facts: DataFacts, overrides: Mapping[str, Any]) -> dict[str, Any]
     return keys
 
 
-def _refuse_contradiction(
-    study: Study, facts: DataFacts, overrides: Mapping[str, Any], key: str, value: Any
-) -> None:
-    """Raises UserError for an override that the files make impossible."""
-    wanted = overrides.get(key, value)
-    reason = ""
-    if key == "MODEL.MASK_ON" and wanted and not value:
-        reason = facts.without_masks
-    elif key == "MODEL.KEYPOINT_ON" and wanted and not value:
-        reason = facts.without_keypoints
-    elif key == "INPUT.MASK_FORMAT" and wanted != value:
-        reason = "some masks are run lengths, which only bitmask takes"
-    elif key == "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS" and wanted != value:
-        reason = f"their categories name {value} keypoints"
-    elif key == "TEST.KEYPOINT_OKS_SIGMAS" and len(wanted) not in (0, len(facts.keypoints)):
-        reason = f"their categories name {len(facts.keypoints)} keypoints"
-    if reason:
-        raise UserError(
-            f"{study.file}: {key} is overridden with {wanted}, but that does not fit the data: "
-            f"{reason}; remove the override"
-        )
-
-
 def _missing(
     sources: list[DataFiles],
     train: list[AnnotationFile],
@@ -231,21 +202,13 @@ def _sigmas(file: AnnotationFile) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the name of a data set leads.
+    """Where the name of a data set leads."""
 
-    Attributes:
-        base: the full set's name.
-        subset: which part of that, None for all.
-        own: whether it is the study's own.
-        file: its COCO annotations, which need not be there.
-        tree: root and split of a VOC tree.
-    """
-
-    base: str
-    subset: Subset | None
-    own: bool
-    file: Path | None
-    tree: tuple[Path, str] | None
+    base: str  # the full set's name
+    subset: Subset | None  # which part of that, None for all
+    own: bool  # whether it is the study's own
+    file: Path | None  # its COCO annotations, which need not be there
+    tree: tuple[Path, str] | None  # root and split of a VOC tree
 
     @property
     def readable(self) -> Path | None:

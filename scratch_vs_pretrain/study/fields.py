@@ -34,7 +34,7 @@ from scratch_vs_pretrain.text import nearest
 
 MOST_ITERATIONS = 10**9
 
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 # Marks the attributes that no file states.
 NOT_STATED = SkipJsonSchema()
 

@@ -68,22 +68,16 @@ def make_slots(jobs: int, gpus: Iterable[str] = (), gpus_per_run: int = 1) -> li
 
 @dataclass
 class RunQueue:
-    """Runs of a study over a number of slots, each of which trains one at a time.
+    """Runs of a study over a number of slots, each of which trains one at a time."""
 
-    Attributes:
-        waiting: in the order in which they are to begin.
-        slots: of this machine.
-        verbose: show Detectron2's log.
-        show: called about twice a second, in place of the runs' own progress bars.
-        blocked: runs that cannot begin, and why; known at the end.
-    """
-
-    waiting: list[RunFolder]
-    slots: list[Slot]
-    verbose: bool = False
+    waiting: list[RunFolder]  # in the order in which they are to begin
+    slots: list[Slot]  # of this machine
+    verbose: bool = False  # show Detectron2's log
+    # Called about twice a second, in place of the runs' own progress bars.
     show: Callable[[], None] | None = None
     running: dict[int, tuple[RunFolder, subprocess.Popen]] = field(default_factory=dict)
     elsewhere: list[RunFolder] = field(default_factory=list)
+    # Runs that cannot begin, and why; known at the end.
     blocked: dict[RunFolder, str] = field(default_factory=dict)
     stopping: bool = False
 

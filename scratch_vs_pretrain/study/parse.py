@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.fields import Section, absolute, read_model
+from scratch_vs_pretrain.study.fields import absolute, read_model
 from scratch_vs_pretrain.study.spec import OWNED_BY_DATA, OWNED_KEYS, SCRATCH, Arm, Preset, Study
 from scratch_vs_pretrain.text import nearest
 
@@ -136,18 +134,9 @@ def _check_tune(study: Study) -> None:
 
 
 def study_schema() -> dict[str, Any]:
-    """Returns the JSON schema of study files; its descriptions are the classes' docstrings."""
+    """Returns the JSON schema of study files; its descriptions are the docstrings."""
     schema = TypeAdapter(Study).json_schema()
     definitions = schema["$defs"]
-    classes = {one.__name__: one for one in Section.__subclasses__()}
-    for name, part in [("Study", schema), *definitions.items()]:
-        text = inspect.getdoc(classes[name]) or ""
-        about, _, attributes = text.partition("\n\nAttributes:\n")
-        part["description"] = " ".join(about.split())
-        told = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.M)
-        for key, words in told:
-            if key in part["properties"]:
-                part["properties"][key]["description"] = " ".join(words.split())
     # Both have a short form.
     definitions["Schedule"]["required"] = ["iterations"]
     for name, short in (("Schedule", ["string"]), ("Size", ["string", "integer"])):
@@ -174,7 +163,8 @@ def schema_markdown(schema: Mapping[str, Any]) -> str:
             usual = (
                 "required" if key in part.get("required", ()) else json.dumps(told.get("default"))
             )
-            lines.append(f"| `{key}` | {usual} | {told.get('description', '')} |")
+            meaning = " ".join(told["description"].split())
+            lines.append(f"| `{key}` | {usual} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 

@@ -34,45 +34,32 @@ OFFICIAL_IMAGES = {
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a plan.
-
-    Attributes:
-        base_rate: SOLVER.BASE_LR.
-        drops: iterations at which the rate drops.
-        images: seen over all of training.
-        epochs: passes over the images that the training annotations list, None if unknown.
-        trunk: the schedule from whose run it branches off, None if it begins by itself.
-        shared: iterations that are the trunk's.
-        switch: the iteration at which another config takes over, None if none does.
-        size: of the training data, None where the study does not vary it.
-    """
+    """One run of a plan."""
 
     arm: str
     schedule: str
     seed: int
     iterations: int
-    base_rate: float
-    drops: tuple[int, ...]
-    images: int
+    base_rate: float  # SOLVER.BASE_LR
+    drops: tuple[int, ...]  # iterations at which the rate drops
+    images: int  # seen over all of training
+    # Passes over the images that the training annotations list, None if unknown.
     epochs: float | None
+    # The schedule from whose run it branches off, None if it begins by itself.
     trunk: str | None = None
-    shared: int = 0
-    switch: int | None = None
-    size: str | None = None
+    shared: int = 0  # iterations that are the trunk's
+    switch: int | None = None  # the iteration at which another config takes over, None if none does
+    size: str | None = None  # of the training data, None where the study does not vary it
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a study, by arm, schedule and seed, and what its arms differ in.
-
-    Attributes:
-        search: of the search for the recipe, which comes first.
-    """
+    """The runs of a study, by arm, schedule and seed, and what its arms differ in."""
 
     study: str
     rows: tuple[PlannedRun, ...]
     audit: Audit
-    search: Plan | None = None
+    search: Plan | None = None  # of the search for the recipe, which comes first
 
     @property
     def iterations(self) -> int:

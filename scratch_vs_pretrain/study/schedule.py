@@ -51,23 +51,20 @@ def _read_drops(drops: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]
 
 @dataclass(frozen=True, config=STRICT)
 class Schedule(Section):
-    """How long one run trains and when its rate drops.
-
-    Attributes:
-        rate_factor: multiplies SOLVER.BASE_LR and divides SOLVER.WARMUP_ITERS (linear scaling).
-        per_batch: whether its numbers are those of SVP.REFERENCE_BATCH images a batch, as those of
-            the paper's multiples; see :meth:`resolve`.
-        name: names the run folder. Default: 600it.
-        iterations: the length, whatever the batch size.
-        drops_before_end: the rate drops to a tenth so many iterations before the end.
-            Default: the proportions of 2x, a third and a ninth of the length.
-    """
+    """How long one run trains and when its rate drops."""
 
     name: Name
+    """names the run folder. Default: 600it."""
     iterations: Iterations
+    """the length, whatever the batch size."""
     drops_before_end: Annotated[tuple[Iterations, ...], Distinct, AfterValidator(_read_drops)] = ()
+    """the rate drops to a tenth so many iterations before the end. Default: the proportions of 2x,
+    a third and a ninth of the length."""
     rate_factor: Annotated[float, NOT_STATED] = 1.0
+    """multiplies SOLVER.BASE_LR and divides SOLVER.WARMUP_ITERS (linear scaling)."""
     per_batch: Annotated[bool, NOT_STATED] = False
+    """whether its numbers are those of SVP.REFERENCE_BATCH images a batch, as those of the paper's
+    multiples; see :meth:`resolve`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -156,15 +153,12 @@ def short_schedule(iterations: int, name: str | None = None) -> Schedule:
 
 @dataclass(frozen=True, config=STRICT)
 class Switch(Section):
-    """Another config for the end of every run, such as that of Cascade R-CNN.
-
-    Attributes:
-        config: the config that takes the place of base.
-        last: iterations that it has; with Nx schedules at the reference batch.
-    """
+    """Another config for the end of every run, such as that of Cascade R-CNN."""
 
     config: ExistingFile
+    """the config that takes the place of base."""
     last: Iterations
+    """iterations that it has; with Nx schedules at the reference batch."""
 
     def start(self, schedule: Schedule) -> int:
         """Returns the number of iterations before the switch; not above 0 if there is no room."""

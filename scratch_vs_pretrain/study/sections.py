@@ -88,34 +88,28 @@ Split = Annotated[
 
 @dataclass(frozen=True, config=STRICT)
 class DataFiles(Section):
-    """One COCO-format data set: its annotation file and the folder of its images.
-
-    Attributes:
-        annotations: a COCO annotation file.
-        images: what its file names are relative to.
-    """
+    """One COCO-format data set: its annotation file and the folder of its images."""
 
     removed: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("split", "year"), "is of VOC trees; give annotations and images, or voc and split"
     )
 
     annotations: ExistingFile
+    """a COCO annotation file."""
     images: ExistingFolder
+    """what its file names are relative to."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class VocTree(Section):
-    """One PASCAL VOC data set.
-
-    Attributes:
-        voc: holds Annotations, ImageSets and JPEGImages.
-        split: ImageSets/Main/<split>.txt.
-        year: whose metric counts.
-    """
+    """One PASCAL VOC data set."""
 
     voc: ExistingFolder
+    """holds Annotations, ImageSets and JPEGImages."""
     split: Split
+    """ImageSets/Main/<split>.txt."""
     year: Literal[2007, 2012] = 2012
+    """whose metric counts."""
 
 
 Source = Annotated[
@@ -132,13 +126,7 @@ Source = Annotated[
 
 @dataclass(frozen=True, config=STRICT)
 class Data(Section):
-    """A study's own data: COCO files or VOC trees.
-
-    Attributes:
-        train: what to train on, all of it: one data set, or a list of several.
-        test: what to evaluate on.
-        classes: of VOC trees. Default: those of their objects.
-    """
+    """A study's own data: COCO files or VOC trees."""
 
     train: Annotated[
         tuple[Source, ...],
@@ -149,8 +137,11 @@ class Data(Section):
             json_schema_input_type=Source | list[Source],
         ),
     ]
+    """what to train on, all of it: one data set, or a list of several."""
     test: Source
+    """what to evaluate on."""
     classes: Annotated[tuple[Text, ...], Distinct] = ()
+    """of VOC trees. Default: those of their objects."""
 
     @model_validator(mode="after")
     def _alike(self) -> Data:
@@ -163,58 +154,46 @@ class Data(Section):
 
 @dataclass(frozen=True, config=STRICT)
 class Evaluation(Section):
-    """When to evaluate; the last iteration always is.
-
-    Attributes:
-        period: every so many iterations. Default: as the config says.
-        at: and after so many.
-    """
+    """When to evaluate; the last iteration always is."""
 
     period: Annotated[int, whole(0, MOST_ITERATIONS)] | None = None
+    """every so many iterations. Default: as the config says."""
     at: Annotated[
         tuple[Iterations, ...], Distinct, AfterValidator(lambda at: tuple(sorted(at)))
     ] = ()
+    """and after so many."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Tune(Section):
-    """A search for the recipe on one arm alone, whose winner every arm then trains with.
-
-    Attributes:
-        on: the arm.
-        grid: the values to try of each config key, all combinations of them.
-        metric: what decides; larger is better.
-    """
+    """A search for the recipe on one arm alone, whose winner every arm then trains with."""
 
     on: Text
+    """the arm."""
     grid: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_read_grid)]
+    """the values to try of each config key, all combinations of them."""
     metric: Metric = "bbox/AP"
+    """what decides; larger is better."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Noise(Section):
-    """The noise between seeds that is assumed where too few were trained to estimate it.
-
-    Attributes:
-        sd: standard deviation of the AP between two runs of one config.
-        because: where the number is from; shown with verdicts.
-    """
+    """The noise between seeds that is assumed where too few were trained to estimate it."""
 
     sd: Annotated[float, real(0, 100)]
+    """standard deviation of the AP between two runs of one config."""
     because: Text
+    """where the number is from; shown with verdicts."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class SeedRange(Section):
-    """How many seeds an answer may rest on.
-
-    Attributes:
-        least: no verdict from fewer.
-        most: no more are trained.
-    """
+    """How many seeds an answer may rest on."""
 
     least: Annotated[int, whole(1, 1000)] = 3
+    """no verdict from fewer."""
     most: Annotated[int, whole(1, 1000)] = 10
+    """no more are trained."""
 
     @model_validator(mode="after")
     def _ordered(self) -> SeedRange:
@@ -225,18 +204,15 @@ class SeedRange(Section):
 
 @dataclass(frozen=True, config=STRICT)
 class Answer(Section):
-    """What the study asks, and how sure it wants to be.
-
-    Attributes:
-        margin: AP by which an arm may be behind and be no worse.
-        seeds: how many seeds.
-        level: how often all verdicts together are right.
-        metric: what is compared; larger is better. Default: keypoint AP, or else box AP.
-        converged: why the longest schedule is long enough, where no shorter one shows it.
-    """
+    """What the study asks, and how sure it wants to be."""
 
     margin: Annotated[float, real(0, 100)] = 0.5
+    """AP by which an arm may be behind and be no worse."""
     seeds: SeedRange = SeedRange()
+    """how many seeds."""
     level: Annotated[float, real(0.5, 0.9999)] = 0.95
+    """how often all verdicts together are right."""
     metric: Metric | None = None
+    """what is compared; larger is better. Default: keypoint AP, or else box AP."""
     converged: Text | None = None
+    """why the longest schedule is long enough, where no shorter one shows it."""

@@ -39,22 +39,14 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Cluster:
-    """What every job of a study asks for.
+    """What every job of a study asks for."""
 
-    Attributes:
-        gpus_per_run: that train one run together, one process each, over all its nodes.
-        nodes: machines that train one run together.
-        minutes: after which a job is stopped and put back.
-        partition: of the cluster; None for its default one.
-        max_parallel: jobs at the same time; None for as many as the cluster admits.
-        parameters: further options of sbatch, such as ``account`` or ``mem``.
-    """
-
-    gpus_per_run: int = 1
-    nodes: int = 1
-    minutes: int = 24 * 60
-    partition: str | None = None
-    max_parallel: int | None = None
+    gpus_per_run: int = 1  # that train one run together, one process each, over all its nodes
+    nodes: int = 1  # machines that train one run together
+    minutes: int = 24 * 60  # after which a job is stopped and put back
+    partition: str | None = None  # of the cluster; None for its default one
+    max_parallel: int | None = None  # jobs at the same time; None for as many as the cluster admits
+    # Further options of sbatch, such as ``account`` or ``mem``.
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def executor(self, folder: Path, name: str = "svp", after: Sequence[str] = ()) -> Any:
@@ -222,17 +214,12 @@ class Submission:
     """Runs handed to SLURM, which keeps their order: a branch waits for its trunk.
 
     No more than `max_parallel` jobs are active, because each waits for the end of an earlier one.
-
-    Attributes:
-        cluster: what each job asks for.
-        files: folder for submitit's files.
-        waiting: the runs.
-        blocked: runs that were not submitted, and why.
     """
 
-    cluster: Cluster
-    files: Path
-    waiting: list[RunFolder]
+    cluster: Cluster  # what each job asks for
+    files: Path  # folder for submitit's files
+    waiting: list[RunFolder]  # the runs
+    # Runs that were not submitted, and why.
     blocked: dict[RunFolder, str] = field(default_factory=dict)
     jobs: dict[RunFolder, str] = field(default_factory=dict)
 

@@ -150,19 +150,16 @@ Preset = Literal["detectron2", "detectron2-gn", "torchvision"]
 
 @dataclass(frozen=True, config=STRICT)
 class Size(Section):
-    """One size of the training data, with what its recipe has of its own.
-
-    Attributes:
-        images: how many (300), in thousands (3.5k), a percentage (10pct), or full: all.
-        overrides: config keys of this size alone.
-        schedules: in place of the study's and the arms'.
-        tuned_on: as the study's.
-    """
+    """One size of the training data, with what its recipe has of its own."""
 
     images: Annotated[str, BeforeValidator(_read_size)]
+    """how many (300), in thousands (3.5k), a percentage (10pct), or full: all."""
     overrides: Overrides = field(default_factory=dict)
+    """config keys of this size alone."""
     schedules: Schedules = ()
+    """in place of the study's and the arms'."""
     tuned_on: Annotated[str | None, NOT_STATED] = None
+    """as the study's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -173,26 +170,23 @@ class Size(Section):
 
 @dataclass(frozen=True, config=STRICT)
 class Arm(Section):
-    """One side of the comparison.
-
-    Attributes:
-        init: the initial weights: scratch (random ones), a checkpoint's path or URI,
-            run://STUDY/ARM/SCHEDULE/seed (what another run of the output folder ended
-            with), or required (given with --weights ARM=PATH).
-        schedules: in place of the study's.
-        overrides: config keys of this arm alone; allow_differences has to name them.
-        preset: as the study's, for every arm.
-        load: what to take from the checkpoint: its backbone, or all that fits.
-        freeze: what keeps its initial weights; only where they are not random.
-    """
+    """One side of the comparison."""
 
     name: Annotated[Name, NOT_STATED]
     init: Annotated[Text, AfterValidator(_read_init)]
+    """the initial weights: scratch (random ones), a checkpoint's path or URI,
+    run://STUDY/ARM/SCHEDULE/seed (what another run of the output folder ended with), or required
+    (given with --weights ARM=PATH)."""
     schedules: Schedules = ()
+    """in place of the study's."""
     overrides: Overrides = field(default_factory=dict)
+    """config keys of this arm alone; allow_differences has to name them."""
     preset: Preset | None = None
+    """as the study's, for every arm."""
     load: Literal["backbone", "detector"] = "backbone"
+    """what to take from the checkpoint: its backbone, or all that fits."""
     freeze: Literal["backbone"] | None = None
+    """what keeps its initial weights; only where they are not random."""
 
     @property
     def weights(self) -> str:
@@ -218,37 +212,7 @@ class Run:
 
 @dataclass(frozen=True, config=STRICT)
 class Study(Section):
-    """One question: arms that are to differ in their initial weights and their schedules alone.
-
-    Attributes:
-        file: where it was read; messages name it.
-        size: of the training data, in a study of one of another's `sizes`.
-        tuned_on: the arm on which a search found the recipe, whose winner `overrides` holds.
-        name: names the output folder.
-        base: the Detectron2 config (YAML) that every arm starts from.
-        schedules: of every arm that states none: 2x (twice 90,000 iterations of 16
-            images, scaled with the batch size), 600it, or {iterations: 600}.
-        arms: arms by name, in the order of tables.
-        seeds: one run of every arm and schedule for each.
-        description: for people.
-        preset: what the pixels of the pre-trained backbone looked like and where its
-            stages halve the resolution, for every arm: INPUT.FORMAT, MODEL.PIXEL_MEAN,
-            MODEL.PIXEL_STD and MODEL.RESNETS.STRIDE_IN_1X1.
-        overrides: config keys, for every arm.
-        evaluation: when to evaluate.
-        data: your own data, in place of the config's; classes and heads follow.
-        allow_differences: config keys that arms may differ in; every table names them.
-        admit: checks to switch off, for a study of mistakes: frozen-stages-from-scratch,
-            frozen-norm-from-scratch, small-batch-norm, no-warm-up; every table names them.
-        switch: what every run goes on with at its end.
-        tune: the search that has to come first; with sizes, one for each whose overrides do not
-            set its keys.
-        imports: your own modules, installed or on PYTHONPATH: imported in every process
-            before configs are read, for what they register with Detectron2.
-        sizes: nested subsets of the training data; every arm trains on each.
-        answer: what counts as an answer.
-        noise: assumed where seeds are too few to estimate it.
-    """
+    """One question: arms that are to differ in their initial weights and their schedules alone."""
 
     removed: ClassVar[Mapping[str, str]] = {
         "conclusions": (
@@ -258,28 +222,55 @@ class Study(Section):
     }
 
     name: Name
+    """names the output folder."""
     file: Annotated[Path, NOT_STATED]
+    """where it was read; messages name it."""
     base: Annotated[ExistingFile, BeforeValidator(_read_base)]
+    """the Detectron2 config (YAML) that every arm starts from."""
     schedules: Schedules = Field(default=(), kw_only=True)
+    """of every arm that states none: 2x (twice 90,000 iterations of 16 images, scaled with the
+    batch size), 600it, or {iterations: 600}."""
     arms: Annotated[
         tuple[Arm, ...], BeforeValidator(_read_arms, json_schema_input_type=dict[str, Arm])
     ]
+    """arms by name, in the order of tables."""
     seeds: Annotated[tuple[Annotated[int, whole(0, 2**32 - 1)], ...], NotEmpty, Distinct] = (0,)
+    """one run of every arm and schedule for each."""
     description: Annotated[Line, BeforeValidator(_joined)] = ""
+    """for people."""
     preset: Preset | None = None
+    """what the pixels of the pre-trained backbone looked like and where its stages halve the
+    resolution, for every arm: INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and
+    MODEL.RESNETS.STRIDE_IN_1X1."""
     overrides: Overrides = field(default_factory=dict)
+    """config keys, for every arm."""
     evaluation: Evaluation = Evaluation()
+    """when to evaluate."""
     data: Data | None = None
+    """your own data, in place of the config's; classes and heads follow."""
     allow_differences: Annotated[tuple[Text, ...], Distinct] = ()
+    """config keys that arms may differ in; every table names them."""
     admit: Annotated[tuple[Text, ...], Distinct] = ()
+    """checks to switch off, for a study of mistakes: frozen-stages-from-scratch,
+    frozen-norm-from-scratch, small-batch-norm, no-warm-up; every table names them."""
     switch: Switch | None = None
+    """what every run goes on with at its end."""
     tune: Tune | None = None
+    """the search that has to come first; with sizes, one for each whose overrides do not set its
+    keys."""
     imports: Annotated[tuple[Module, ...], Distinct] = ()
+    """your own modules, installed or on PYTHONPATH: imported in every process before configs are
+    read, for what they register with Detectron2."""
     sizes: Annotated[tuple[Size, ...], Distinct] = ()
+    """nested subsets of the training data; every arm trains on each."""
     answer: Answer | None = None
+    """what counts as an answer."""
     noise: Noise | None = None
+    """assumed where seeds are too few to estimate it."""
     tuned_on: Annotated[str | None, NOT_STATED] = None
+    """the arm on which a search found the recipe, whose winner `overrides` holds."""
     size: Annotated[str | None, NOT_STATED] = None
+    """of the training data, in a study of one of another's `sizes`."""
 
     @model_validator(mode="before")
     @classmethod
