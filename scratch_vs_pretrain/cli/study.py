@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scratch_vs_pretrain.cli.options import (
     FOLDER,
@@ -36,25 +36,11 @@ SHARING = option(
 
 
 def _hours(text: str) -> float:
-    try:
+    with contextlib.suppress(ValueError):
         hours = float(text.removesuffix("h"))
-    except ValueError:
-        hours = 0.0
-    if not 0 < hours < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours such as 40h")
-    return hours
-
-
-def _read_by(function: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Returns an option's type that shows what `function` says of bad input."""
-
-    def read(text: str) -> Any:
-        try:
-            return function(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return read
+        if 0 < hours < math.inf:
+            return hours
+    raise UserError(f"--budget {text}: is no number of hours such as 40h")
 
 
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +58,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--time",
-        type=_read_by(minutes_of),
+        type=minutes_of,
         default=24 * 60,
         metavar="24:00:00",
         help="after which a job is stopped and put back into the queue (default: a day)",
@@ -82,7 +68,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--slurm",
-        type=_read_by(parameter),
+        type=parameter,
         action="append",
         default=[],
         metavar="KEY=VALUE",

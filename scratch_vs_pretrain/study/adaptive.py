@@ -28,6 +28,7 @@ from scratch_vs_pretrain.study.resolve import schedules_of
 from scratch_vs_pretrain.study.schedule import branches_of
 from scratch_vs_pretrain.study.sections import Answer
 from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study
+from scratch_vs_pretrain.study.tune import search_study, with_recipe
 from scratch_vs_pretrain.training.branch import ENDED
 
 if TYPE_CHECKING:
@@ -166,6 +167,11 @@ class Adaptive:
     def run(self) -> Sequence[Outcome]:
         """Trains; returns the outcomes of the last stage, among them any run that did not end."""
         outcomes: Sequence[Outcome] = ()
+        if self.study.tune is not None:
+            outcomes = self.train(search_study(self.study))
+            if any(outcome.state not in ENDED for outcome in outcomes):
+                return outcomes
+            self.sizes = with_recipe(self.study, self.output).by_size()[::-1]
         for size in self.sizes:
             stage: Stage | None = Stage(1, self.limits.seeds[0])
             for look in itertools.count(1):

@@ -98,7 +98,7 @@ def parameter(text: str) -> tuple[str, Any]:
     name, given, value = text.partition("=")
     name = name.strip().lstrip("-").replace("-", "_")
     if not name:
-        raise ValueError(f"{text!r} is not of the form KEY=VALUE")
+        raise UserError(f"--slurm {text}: is not of the form KEY=VALUE")
     if not given:
         return name, True
     return name, int(value) if value.isdecimal() else value
@@ -112,7 +112,7 @@ def minutes_of(text: str) -> int:
     """Returns the minutes of a time limit as SLURM writes it, rounded up."""
     match = _TIME.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no time limit such as 24:00:00, 90 or 2-12")
+        raise UserError(f"--time {text}: is no time limit such as 24:00:00, 90 or 2-12")
     days, *rest = match.groups()
     numbers = [int(number) for number in rest if number is not None]
     if days is not None or len(numbers) == 3:
@@ -121,7 +121,7 @@ def minutes_of(text: str) -> int:
         hours, (minutes, seconds) = 0, [*numbers, 0][:2]
     total = int(days or 0) * 24 * 60 + hours * 60 + minutes + (seconds > 0)
     if total == 0:
-        raise ValueError(f"{text!r} is no time at all")
+        raise UserError(f"--time {text}: is no time at all")
     return total
 
 

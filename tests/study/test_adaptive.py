@@ -104,9 +104,10 @@ class Pretended:
     """Trains nothing: writes what the runs would have scored, and records what was asked for."""
 
     def __init__(self, output, lead, sd=0.1):
-        self.output, self.lead, self.sd, self.asked = output, lead, sd, []
+        self.output, self.lead, self.sd, self.asked, self.parts = output, lead, sd, [], []
 
     def __call__(self, part):
+        self.parts += part.by_size()
         self.asked.append((len(part.arms[0].schedules), len(part.seeds)))
         outcomes = []
         for run in part.runs():
@@ -191,6 +192,17 @@ def test_sizes_follow_the_largest_first(study, tmp_path):
     assert set(sizes) == {8, 4}
     assert (tmp_path / "tiny/images-8/scratch/10it/seed0").is_dir()
     assert "4 images" in search.text()
+
+
+@pytest.mark.parametrize("sizes", [[], [4, 8]])
+def test_a_search_for_the_recipe_comes_first(study, tmp_path, sizes):
+    train = Pretended(tmp_path, lambda at: 5.0, sd=0.02)
+    tune = {"on": "pretrained", "grid": {"SOLVER.GAMMA": [0.1, 0.2]}}
+    Adaptive(study(sizes=sizes, tune=tune), tmp_path, train).run()
+    searches = len(sizes) or 1
+    assert {part.name for part in train.parts[:searches]} == {"tiny-tune"}
+    assert {part.tuned_on for part in train.parts[searches:]} == {"pretrained"}
+    assert {len(part.overrides.keys() & tune["grid"]) for part in train.parts[searches:]} == {1}
 
 
 def test_the_budget_is_kept(study, tmp_path, capsys):

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from scratch_vs_pretrain.study.parse import (
     schema_markdown,
     study_schema,
 )
-from scratch_vs_pretrain.study.schedule import Schedule, paper_schedule, short_schedule
-from scratch_vs_pretrain.study.sections import Evaluation
+from scratch_vs_pretrain.study.schedule import Schedule, Switch, paper_schedule, short_schedule
+from scratch_vs_pretrain.study.sections import Data, DataFiles, Evaluation, Tune, VocTree
 
 BASE = {
     "name": "tiny",
@@ -443,3 +444,157 @@ def test_a_lazy_config_is_named(load):
 def test_new_keys_are_as_strict(load, changes, message):
     with pytest.raises(UserError, match=message):
         load(**changes)
+
+
+FILES = {"annotations": "a.json", "images": "."}
+TREE = {"voc": "tree", "split": "val"}
+
+
+class TestData:
+    @pytest.fixture
+    def read(self, load, folder):
+        (folder / "a.json").write_text("{}")
+        lists = folder / "tree" / "ImageSets" / "Main"
+        lists.mkdir(parents=True)
+        for split in ("trainval", "val"):
+            (lists / f"{split}.txt").write_text("1\n")
+        # A copy, as YAML would write what is there twice as an alias.
+        return lambda data: load(data=json.loads(json.dumps(data))).data
+
+    def test_coco_files(self, read, folder):
+        files = DataFiles(folder / "a.json", folder)
+        assert read({"train": FILES, "test": FILES}) == Data((files,), files)
+
+    def test_voc_trees(self, read, folder):
+        root = folder / "tree"
+        train = [{"voc": "tree", "split": "trainval", "year": 2007}, TREE]
+        assert read({"train": train, "test": TREE, "classes": ["ring", "disc"]}) == Data(
+            (VocTree(root, "trainval", 2007), VocTree(root, "val")),
+            VocTree(root, "val", 2012),
+            ("ring", "disc"),
+        )
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ({"train": FILES}, r"data\.test is missing"),
+            ({"train": [], "test": FILES}, r"data\.train: the list is empty"),
+            ({"train": [FILES, FILES], "test": FILES}, "appears twice"),
+            ({"train": 5, "test": FILES}, r"data\.train: must be a mapping"),
+            ({"train": FILES, "test": TREE}, "cannot be mixed"),
+            ({"train": FILES, "test": FILES, "classes": ["disc"]}, r"data\.classes: .* remove it"),
+            ({"train": TREE, "test": {"voc": "tree"}}, r"data\.test\.split is missing"),
+            ({"train": TREE, "test": {**TREE, "split": "test"}}, r"test\.txt: no such file"),
+            ({"train": TREE, "test": {**TREE, "split": "../val"}}, "names no list"),
+            (
+                {"train": TREE, "test": {**TREE, "voc": "no"}},
+                r"data\.test\.voc: .*no: no such folder",
+            ),
+            (
+                {"train": TREE, "test": {**TREE, "year": 2010}},
+                "unknown year 2010; known are 2007, 2012",
+            ),
+            ({"train": TREE, "test": {**TREE, "images": "."}}, "unknown key data.test.images"),
+            (
+                {"train": {**FILES, "split": "val"}, "test": FILES},
+                "give annotations and images, or",
+            ),
+            (
+                {"train": {**FILES, "annotations": "b.json"}, "test": FILES},
+                r"b\.json: no such file",
+            ),
+        ],
+    )
+    def test_what_is_refused(self, read, value, message):
+        with pytest.raises(UserError, match=message):
+            read(value)
+
+
+class TestSwitch:
+    def test_its_file_is_relative_to_the_study(self, load, folder):
+        switch = load(switch={"config": "sub/../base.yaml", "last": 270000}).switch
+        assert switch == Switch(folder / "base.yaml", 270_000)
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ({"config": "base.yaml"}, r"switch: .*last"),
+            ({"last": 3}, r"switch: .*config"),
+            ({"config": "none.yaml", "last": 3}, r"switch\.config: .*none\.yaml: no such file"),
+            ({"config": 3, "last": 3}, r"switch\.config"),
+            ({"config": "base.yaml", "last": 0}, r"switch\.last"),
+            ({"config": "base.yaml", "last": "3x"}, r"switch\.last"),
+            ({"config": "base.yaml", "last": True}, r"switch\.last"),
+            ({"config": "base.yaml", "last": 3, "at": 5}, r"switch.*at"),
+        ],
+    )
+    def test_all_else_is_refused(self, load, value, message):
+        with pytest.raises(UserError, match=rf"study\.yaml: .*{message}"):
+            load(switch=value)
+
+
+RECIPES = {"SOLVER.BASE_LR": [0.02, 0.04], "INPUT.MIN_SIZE_TRAIN": [[800], [512, 800]]}
+
+
+class TestTune:
+    def test_is_read(self, load):
+        asked = {"on": "pretrained", "grid": RECIPES, "metric": "segm/AP75"}
+        assert load(tune=asked).tune == Tune(
+            "pretrained",
+            {"SOLVER.BASE_LR": (0.02, 0.04), "INPUT.MIN_SIZE_TRAIN": ([800], [512, 800])},
+            "segm/AP75",
+        )
+        assert load(tune={"on": "scratch", "grid": RECIPES}).tune.metric == "bbox/AP"
+
+    def test_its_key_on_is_no_truth_value(self, load, folder):
+        load()
+        text = (folder / "study.yaml").read_text()
+        (folder / "study.yaml").write_text(f"{text}tune: {{on: scratch, grid: {{A: [1, 2]}}}}\n")
+        assert load_study(folder / "study.yaml").tune == Tune("scratch", {"A": (1, 2)})
+
+    @pytest.mark.parametrize(
+        ("tune", "message"),
+        [
+            ({"grid": RECIPES}, "tune.on is missing"),
+            ({"on": "pretrained"}, "tune.grid is missing"),
+            (
+                {"on": "pretrained", "grid": RECIPES, "gird": {}},
+                "tune: unknown key tune.gird; did you mean",
+            ),
+            (
+                {"on": "othr", "grid": RECIPES},
+                "tune.on: no arm is named othr; known are scratch, pretrained",
+            ),
+            ({"on": 5, "grid": RECIPES}, "tune.on: must be text"),
+            ({"on": "pretrained", "grid": {}}, "tune.grid: has nothing to try"),
+            ({"on": "pretrained", "grid": {"A": []}}, "tune.grid.A: the list is empty"),
+            ({"on": "pretrained", "grid": {"A": 0.02}}, "tune.grid.A: must be a list"),
+            ({"on": "pretrained", "grid": {"A": [1, 1]}}, "tune.grid.A: 1 appears twice"),
+            ({"on": "pretrained", "grid": {"A": [{"B": 1}]}}, "tune.grid.A: list the values"),
+            (
+                {"on": "pretrained", "grid": {"SEED": [1]}},
+                "tune.grid.SEED: is set by seeds already",
+            ),
+            ({"on": "pretrained", "grid": {"TEST.AUG": [1]}}, "is set by overrides already"),
+            (
+                {"on": "pretrained", "grid": {"A": list(range(99)), "B": list(range(99))}},
+                "tune.grid: has 9,801 points",
+            ),
+            (
+                {"on": "pretrained", "grid": RECIPES, "metric": "bbox/AP57"},
+                "tune.metric: unknown metric bbox/AP57; did you mean bbox/AP",
+            ),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, load, tune, message):
+        with pytest.raises(UserError, match=re.escape(message)):
+            load(tune=tune, overrides={"TEST.AUG": True})
+
+
+@pytest.mark.parametrize("key", ["tune", "switch"])
+def test_a_key_without_a_value(load, folder, key):
+    load()
+    text = (folder / "study.yaml").read_text()
+    (folder / "study.yaml").write_text(f"{text}{key}:\n")
+    with pytest.raises(UserError, match=f"{key}: has no value; give it one, or remove the line"):
+        load_study(folder / "study.yaml")

@@ -137,7 +137,7 @@ def test_time_limits_as_slurm_writes_them(text, minutes):
 
 @pytest.mark.parametrize("text", ["", "day", "24h", "1:2:3:4", "-3", "0", "0:00"])
 def test_what_is_no_time_limit(text):
-    with pytest.raises(ValueError, match="no time"):
+    with pytest.raises(UserError, match="no time"):
         minutes_of(text)
 
 
@@ -164,7 +164,7 @@ def test_parameters(text, found):
 
 
 def test_a_parameter_without_a_name():
-    with pytest.raises(ValueError, match="KEY=VALUE"):
+    with pytest.raises(UserError, match="KEY=VALUE"):
         parameter("=3")
 
 
