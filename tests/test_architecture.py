@@ -26,14 +26,14 @@ MAY_IMPORT = {
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
     "": 2_005,
-    "study": 3_950,
+    "study": 3_915,
     "training": 2_200,
     "evaluation": 1_230,
     "pretraining": 665,
     "data": 3_220,
     "modeling": 2_090,
     "analysis": 6_760,
-    "cli": 1_012,
+    "cli": 995,
 }
 MOST_LINES_OF_A_MODULE = 400
 FEW_LINES = 60

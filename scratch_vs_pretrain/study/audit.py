@@ -97,7 +97,11 @@ def audit(study: Study) -> Audit:
         for arm in study.arms
         for schedule in arm.schedules
     }
-    _check_allowed_keys(study)
+    known = flatten(default_config())
+    for key in study.allow_differences:
+        if key not in known:
+            near = nearest(key, known)
+            raise UserError(f"{study.file}: allow_differences: unknown config key {key}{near}")
     check_switch(study)
     problems = {
         f"arm {arm}, schedule {schedule}: {problem}"
@@ -133,11 +137,7 @@ def recipe_problems(cfg: CfgNode, allowed: Collection[str] = ()) -> list[str]:
 
     What is a mistake with random weights may be the usual recipe with pre-trained ones: a frozen
     backbone, in part or whole. Then the study has to name the key. A network without any
-    normalization, such as VGG-16, is allowed.
-
-    Args:
-        cfg: the final config of an arm.
-        allowed: the study's `allow_differences`.
+    normalization, such as VGG-16, is allowed. `allowed` are the study's `allow_differences`.
     """
     for check in cfg.SVP.ADMIT:
         if check not in ADMISSIBLE:
@@ -250,15 +250,6 @@ def _comparisons(study: Study) -> Iterator[list[tuple[str, str]]]:
         for schedule in arm.schedules:
             sharing.setdefault(schedule.name, []).append((arm.name, schedule.name))
     yield from sharing.values()
-
-
-def _check_allowed_keys(study: Study) -> None:
-    known = flatten(default_config())
-    for key in study.allow_differences:
-        if key not in known:
-            raise UserError(
-                f"{study.file}: allow_differences: unknown config key {key}{nearest(key, known)}"
-            )
 
 
 def _refuse_confounders(study: Study, found: Mapping[str, Mapping[str, Any]]) -> None:

@@ -82,8 +82,8 @@ def data_facts(data: Data) -> DataFacts:
     *train, test = read
     return DataFacts(
         classes=test.categories,
-        without_masks=_missing(sources, train, test, "masks", "segm"),
-        without_keypoints=_missing(sources, train, test, "labelled", "keypoints"),
+        without_masks=_missing(sources, train, test, "segm"),
+        without_keypoints=_missing(sources, train, test, "keypoints"),
         keypoints=test.keypoints,
         sigmas=_sigmas(test),
         stated_sigmas=bool(test.sigmas) or not _sigmas(test),
@@ -173,22 +173,24 @@ def _head_keys(facts: DataFacts, overrides: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _missing(
-    sources: list[DataFiles],
-    train: list[AnnotationFile],
-    test: AnnotationFile,
-    flag: str,
-    task: str,
+    sources: list[DataFiles], train: list[AnnotationFile], test: AnnotationFile, task: str
 ) -> str:
     """Returns why a task cannot be learnt from the training files and scored on the last one."""
-    what = "a mask" if task == "segm" else "keypoints"
-    for files, found in zip(sources, train, strict=False):
-        if not getattr(found, flag):
-            return f"no annotation of {files.annotations} has {what}"
-    if task in test.lacks:
-        return f"{sources[-1].annotations}: {test.lacks[task]}"
+    for files, found in zip(sources, [*train, test], strict=True):
+        if lack := _lack_of(found, task, "TEST" if found is test else "TRAIN"):
+            return f"{files.annotations}: {lack}"
     if task == "keypoints" and not all(found.keypoints == test.keypoints != () for found in train):
         return "the categories do not name the same keypoints everywhere"
     return ""
+
+
+def _lack_of(found: AnnotationFile, task: str, part: str) -> str:
+    """Returns why a task cannot be learnt from a file (TRAIN) or scored on it (TEST)."""
+    if part == "TEST" and task in found.lacks:
+        return found.lacks[task]
+    if task == "segm":
+        return "" if found.masks else "no annotation has a mask"
+    return "" if found.labelled else "no annotation has keypoints"
 
 
 def _sigmas(file: AnnotationFile) -> tuple[float, ...]:
@@ -298,20 +300,14 @@ def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
 
 
 def _lack(found: AnnotationFile | None, where: Origin, task: str, part: str) -> str:
-    """Returns why a task cannot be learnt from a set (TRAIN) or scored on it (TEST)."""
+    """Returns why a task cannot be learnt from a set or scored on it, as its name says."""
     if where.tree:
         return "VOC trees have boxes alone"
-    if found and part == "TEST" and task in found.lacks:
-        return found.lacks[task]
-    if task == "segm":
-        return "" if found is None or found.masks else "no annotation has a mask"
-    if found:
-        labelled = found.labelled
-    else:  # as its name says
-        known = registered(where.base) or {}
-        named = known.get("keypoint_names") or where.base.startswith("keypoints_")
-        labelled = bool(named or not known.get("json_file"))
-    return "" if labelled else "no annotation has keypoints"
+    if found or task == "segm":
+        return _lack_of(found, task, part) if found else ""
+    known = registered(where.base) or {}
+    named = known.get("keypoint_names") or where.base.startswith("keypoints_")
+    return "" if named or not known.get("json_file") else "no annotation has keypoints"
 
 
 def _disagreements(cfg: CfgNode, name: str, found: AnnotationFile, part: str) -> Iterator[str]:

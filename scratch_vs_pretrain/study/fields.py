@@ -101,13 +101,9 @@ def fields_of(model: type) -> Mapping[str, FieldInfo]:
 
 
 def read_model(model: type[_Model], content: Any, read: Path, **known: Any) -> _Model:
-    """Returns the model that a file's content describes; paths in it are relative to the file.
+    """Returns the model that plain YAML describes; paths in it are relative to the file `read`.
 
-    Args:
-        model: a :class:`Section`.
-        content: plain YAML.
-        read: the file where it was read.
-        known: attributes that no file states.
+    `known` are attributes that no file states.
     """
     try:
         return TypeAdapter(model).validate_python(

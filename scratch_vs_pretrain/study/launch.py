@@ -258,14 +258,7 @@ def report(
 ) -> int:
     """Prints what came of a study: its table, its answer, and what went wrong.
 
-    Args:
-        study: that was trained.
-        output: below which the run folders lie.
-        outcomes: of its runs.
-        search: that decided which of them trained.
-
-    Returns:
-        0, or 1 if a run did not finish.
+    Returns the exit status: 0, or 1 if a run did not finish.
     """
     unfinished = [outcome for outcome in outcomes if outcome.state != "finished"]
     root = output / study.name

@@ -41,11 +41,8 @@ JUDGED_BY = ("noise", "margin", "level", "metric", "converged")
 def prepare(study: Study, output: Path, sharing: bool = True) -> list[RunFolder]:
     """Writes the run folders of a study that are not there yet, and checks those that are.
 
-    Args:
-        study: whose runs.
-        output: below which the run folders lie.
-        sharing: schedules of one arm and seed share their trunk; a run that has begun stays as it
-            is.
+    If `sharing`, schedules of one arm and seed share their trunk; a run that has begun stays as it
+    is.
 
     Raises:
         UserError: the arms differ in more than the study allows; as :func:`with_origins` and

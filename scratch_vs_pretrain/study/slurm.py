@@ -52,10 +52,7 @@ class Cluster:
     def executor(self, folder: Path, name: str = "svp", after: Sequence[str] = ()) -> Any:
         """Returns submitit's executor, which keeps its files in `folder`.
 
-        Args:
-            folder: is made.
-            name: of the job.
-            after: what it waits for, as SLURM's ``--dependency`` names it.
+        The job waits for `after`, as SLURM's ``--dependency`` names it.
         """
         try:
             import submitit
@@ -125,18 +122,13 @@ def minutes_of(text: str) -> int:
     return total
 
 
+@dataclass
 class TrainRun:
     """One run as submitit's job: it can be called, and be asked for a checkpoint."""
 
-    def __init__(self, folder: RunFolder, tasks: int = 1) -> None:
-        """
-        Args:
-            folder: the run.
-            tasks: that the cluster starts together, each of which makes this call.
-        """
-        self.folder = folder
-        self.tasks = tasks
-        self._training: subprocess.Popen | None = None
+    folder: RunFolder
+    tasks: int = 1  # that the cluster starts together, each of which makes this call
+    _training: subprocess.Popen | None = field(default=None, init=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_training": None}

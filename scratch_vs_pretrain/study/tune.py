@@ -63,13 +63,10 @@ def search_study(study: Study) -> Study:
 
 
 def with_recipe(study: Study, output: Path) -> Study:
-    """Returns the study in which every arm trains with the best of a search, the first of equals.
+    """Returns the study in which every arm trains with the best of its search, the first of equals.
 
-    Writes the search of each size to a ``tune.json`` beside its run folders.
-
-    Args:
-        study: the study that is tuned.
-        output: below which lie the run folders of :func:`search_study`, finished or diverged.
+    The runs of :func:`search_study` below `output` have ended. Writes the search of each size to a
+    ``tune.json`` beside its run folders.
     """
     assert study.tune is not None
     winners = {one.size: _winner(study.tune, one, output) for one in search_study(study).by_size()}

@@ -134,7 +134,7 @@ def test_coco_persons_are_scored_with_cocos_sigmas(study):
 @pytest.mark.parametrize(
     ("content", "overrides", "message"),
     [
-        (coco(), {"MODEL.MASK_ON": True}, r"MODEL\.MASK_ON .* True.* no annotation of .* a mask"),
+        (coco(), {"MODEL.MASK_ON": True}, r"MODEL\.MASK_ON .* True.* no annotation has a mask"),
         (coco(), {"MODEL.KEYPOINT_ON": True}, r"KEYPOINT_ON .* True.* no annotation .* keypoints"),
         (
             coco(keypoints=("a", "b")),
