@@ -163,18 +163,14 @@ class TestDataSets:
         assert {check.status for check in checks.values()} == {"ok"}
         assert checks["coco_2017_train"].found == "1 files in coco/train2017"
 
-    @pytest.mark.parametrize("name", DATASETS)
-    @pytest.mark.parametrize("part", [0, -1])
-    def test_names_the_part_that_is_absent(self, datasets, name, part):
-        fill(datasets)
-        path = datasets / DATASETS[name][part]
-        if path.is_dir():
-            (path / "1.jpg").unlink()
-        else:
-            path.unlink()
-        check = look_at_datasets(datasets)[name]
-        assert check.status == "note"
-        assert check.found == f"no {DATASETS[name][part]}"
+    def test_names_the_part_that_is_absent(self, datasets):
+        for name, paths in DATASETS.items():
+            for part in (paths[0], paths[-1]):
+                fill(datasets)
+                path = datasets / part
+                (path / "1.jpg" if path.is_dir() else path).unlink()
+                check = look_at_datasets(datasets)[name]
+                assert (check.status, check.found) == ("note", f"no {part}")
 
     def test_remedies_mend(self, datasets, tmp_path):
         """Every command is really run, with a curl that serves archives laid out as published."""
