@@ -156,28 +156,22 @@ def load_config(path: Path, imports: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: as :func:`merge_file` and :func:`default_config`.
     """
-    cfg = default_config((*_imports(path), *imports), str(path))
-    removed = [(cfg.SVP.FAST if "FAST" in key else cfg.SVP, key.split(".")[-1]) for key in REMOVED]
-    for node, name in removed:
-        node[name] = False
-    merge_file(cfg, path)
-    for node, name in removed:
-        del node[name]
+    content = _read(path)
+    svp = content.get("SVP")
+    own: Any = ()
+    if isinstance(svp, dict):
+        own = svp.get("IMPORTS")
+        for key in REMOVED:
+            *sections, name = key.split(".")[1:]
+            section = svp.get(sections[0]) if sections else svp
+            if isinstance(section, dict):
+                section.pop(name, None)
+    if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
+        own = ()  # whatever it is, merging it says so
+    cfg = default_config((*own, *imports), str(path))
+    _merge(cfg, content, path)
     cfg.freeze()
     return cfg
-
-
-def _imports(path: Path) -> tuple[str, ...]:
-    """Returns ``SVP.IMPORTS`` of a file that :func:`config_text` made; () if it is another one."""
-    import yaml
-
-    try:
-        text = path.read_text()
-        content = yaml.load(text, Loader=yaml.CSafeLoader) if "IMPORTS:" in text else {}
-        names = content.get("SVP", {}).get("IMPORTS", ())
-    except (OSError, ValueError, AttributeError, yaml.YAMLError, RecursionError):
-        return ()  # whatever it is, merging it says so
-    return tuple(names) if all(isinstance(name, str) for name in names) else ()
 
 
 def merge_file(cfg: CfgNode, path: Path) -> None:
@@ -186,9 +180,13 @@ def merge_file(cfg: CfgNode, path: Path) -> None:
     Raises:
         UserError: missing file, invalid or unsafe YAML, unknown key, or a value of another type.
     """
+    _merge(cfg, _read(path), path)
+
+
+def _merge(cfg: CfgNode, content: dict[str, Any], path: Path) -> None:
     before = flatten(cfg)
     with _explained(cfg, str(path)):
-        _detectron2.merge_into(cfg, _read(path), str(path))
+        _detectron2.merge_into(cfg, content, str(path))
     # yacs lets None replace a value of any type.
     for key, value in flatten(cfg).items():
         if value is None and before.get(key) is not None:
@@ -209,10 +207,11 @@ def _read(path: Path) -> dict[str, Any]:
                 )
             return open(filename, encoding="utf-8")
 
-    try:
-        content = Local.load_yaml_with_base(str(path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not plain YAML ({_one_line(error)})") from None
+    with _explained({}, str(path)):
+        try:
+            content = Local.load_yaml_with_base(str(path))
+        except yaml.YAMLError as error:
+            raise UserError(f"{path}: not plain YAML ({_one_line(error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a mapping of config keys to values")
     return content
