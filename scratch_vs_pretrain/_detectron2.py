@@ -17,6 +17,7 @@ import builtins
 import functools
 import importlib.util
 import os
+import re
 import sys
 import types
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ INSTALL_COMMAND = "uv sync"
 # sha256 over `sha256sum` lines of v0.6's 140 modules (upstream tag v0.6, commit d1e04565), in
 # byte order of their paths, without model_zoo/configs and projects.
 V06_DIGEST = "f90ff86f075832a6a74662327b068865732064a1e3333161b2354cafb0d43a44"
+
+# How a module registers what it defines, or something else.
+_REGISTERS = re.compile(r"\n@?([A-Z][A-Z_]+)\.register(?:\(\)\n(?:def|class) (\w+)|\((\w+)\))")
 
 
 def source_folder() -> Path | None:
@@ -214,6 +218,29 @@ def _built_in_sets() -> dict[str, dict[str, Any]]:
             case ast.Tuple([ast.Constant(str(name)), ast.Constant(str(tree)), ast.Constant(split)]):
                 if name.startswith("voc_"):
                     found[name] = {"dirname": os.path.join(root, tree), "split": split}
+    return found
+
+
+def part_names(module: str, registry: str) -> set[str]:
+    """Returns the names that a registry holds, without the torch that importing it takes.
+
+    Until `module` is imported, those of Detectron2's modeling and of this package, as their sources
+    register them.
+    """
+    loaded = getattr(sys.modules.get(module), registry, ())
+    return {name for name, _ in loaded} | _built_in_parts().get(registry, set())
+
+
+@functools.cache
+def _built_in_parts() -> dict[str, set[str]]:
+    source, own = source_folder(), Path(__file__).parent
+    folders = [own / "modeling", own / "training", own / "evaluation"]
+    found: dict[str, set[str]] = {}
+    for folder in [*folders, source / "modeling"] if source else folders:
+        for file in folder.rglob("*.py"):
+            text = file.read_text()
+            for match in _REGISTERS.finditer(text) if ".register(" in text else ():
+                found.setdefault(match[1], set()).add(match[2] or match[3])
     return found
 
 

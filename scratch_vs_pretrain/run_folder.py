@@ -6,6 +6,7 @@
         run.json                     spec, state, provenance, samples seen; see run_info.py
         metrics.json                 Detectron2's, one JSON object a line, 0-based iterations
         evaluations/<iteration>.json every number of one evaluation, after <iteration> iterations
+        detections.json              what the latest evaluation found in the first test pictures
         predictions/                 detections that `svp predict` made, as COCO results
         log.txt                      Detectron2's log
         checkpoints/                 model, optimizer, schedule, random states
@@ -131,6 +132,7 @@ class RunFolder:
     run_file = _Part("run.json")
     metrics_file = _Part("metrics.json")
     evaluations = _Part("evaluations")
+    detections_file = _Part("detections.json")
     predictions = _Part("predictions")
     log_file = _Part("log.txt")
     checkpoints = _Part("checkpoints")

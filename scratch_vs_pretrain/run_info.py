@@ -165,6 +165,34 @@ class Noise(Model):
     because: str
 
 
+class Found(Model):
+    """An object in a picture, or what a detector takes for one."""
+
+    category: str
+    score: Number = 1.0
+    box: tuple[Number, Number, Number, Number]  # left, top, width, height
+    outline: tuple[tuple[Number, ...], ...] = ()  # polygons, each as x, y, x, y, ...
+
+
+class Picture(Model):
+    """A test picture."""
+
+    file: str
+    height: Count
+    width: Count
+    objects: tuple[Found, ...] = ()
+    detections: tuple[Found, ...] = ()
+
+
+class Detections(Model):
+    """``detections.json``: what a model finds in the first test pictures."""
+
+    format: Literal[1] = 1
+    iteration: Count
+    dataset: str
+    pictures: tuple[Picture, ...]
+
+
 class RunInfo(Model):
     """One run."""
 

@@ -51,10 +51,14 @@ FIGURES = {
         "final AP against training images, with what pre-training is worth in them",
     ),
     "iou": ("figures.finals:iou_figure", "the final gap at each IoU threshold"),
+    "detections": (
+        "figures.detections:detections_figure",
+        "what each arm detects in the same test pictures",
+    ),
 }
 OF_SEVERAL = ("loss", "bars", "sizes")
 # They need what this package writes into a run folder.
-OF_OWN_RUNS = ("bars", "samples", "sizes", "iou")
+OF_OWN_RUNS = ("bars", "samples", "sizes", "iou", "detections")
 
 
 def tables(

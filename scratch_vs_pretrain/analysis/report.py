@@ -37,7 +37,7 @@ from scratch_vs_pretrain.analysis.tables.runs import (
 )
 from scratch_vs_pretrain.analysis.tables.table import Table, render
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import write_atomically
+from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.text import printable_lines
 
 FOLDED: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
@@ -215,6 +215,8 @@ def _figures(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
     if len(by_size(runs)) > 1:
         found[SIZES] = {"name": "sizes"}
     found["Where the gap lies: AP at each IoU threshold"] = {"name": "iou"}
+    if any(RunFolder(run.folder).detections_file.is_file() for run in runs):
+        found["The same test pictures"] = {"name": "detections", "images": 3}
     return found
 
 

@@ -22,6 +22,7 @@ from scratch_vs_pretrain.cli.options import (
     command,
     option,
     pairs,
+    positive,
     written,
 )
 from scratch_vs_pretrain.errors import say
@@ -72,7 +73,8 @@ def _table(options: argparse.Namespace) -> int:
     "svp plot output/baseline-r50-gn output/enhanced-r50 --figure bars "
     "--label baseline-r50-gn=baseline -o bars.pdf\n"
     "svp plot output/demo --figure samples -o samples.svg\n"
-    "svp plot output/demo --figure iou -o iou.svg",
+    "svp plot output/demo --figure iou -o iou.svg\n"
+    "svp plot output/demo --figure detections --images 6 -o detections.png",
     FOLDERS,
     option(
         "--figure",
@@ -90,7 +92,12 @@ def _table(options: argparse.Namespace) -> int:
         "--metric", action="append", metavar="NAME", help="such as keypoints/AP; may be repeated"
     ),
     option("--band", choices=BANDS, help="of curves over seeds (default: range)"),
-    option("--schedule", metavar="NAME", help="of ap and loss (default: each arm's longest)"),
+    option(
+        "--schedule",
+        metavar="NAME",
+        help="of ap, loss and detections (default: each arm's longest)",
+    ),
+    option("--images", type=positive, metavar="N", help="of detections (default: 6, at most 12)"),
     pairs("--label", "STUDY=TEXT", "what a study is called under its bars"),
     written("curves.png", "a .png, .svg or .pdf file (default: %(default)s)"),
 )
@@ -104,6 +111,7 @@ def _plot(options: argparse.Namespace) -> int:
         metrics=options.metric,
         band=options.band,
         schedule=options.schedule,
+        images=options.images,
     )
     _wrote(options.output)
     return 0

@@ -78,19 +78,34 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
 
 @command(
     "plan",
-    "show every run of a study, and what its arms differ in; trains nothing",
-    "svp plan configs/studies/paper/baseline_r50_gn.yaml",
+    "show every run of a study, and what its arms differ in; with --check, what it will take",
+    "svp plan configs/studies/paper/baseline_r50_gn.yaml\n"
+    "svp plan my_study.yaml --weights pretrained=backbone.pth --check",
     add_study,
     SHARING,
+    option(
+        "--check",
+        action="store_true",
+        help="also try what `svp run` would refuse and a few iterations of each arm, and print "
+        "hours, disk and memory of the whole study; writes nothing",
+    ),
+    output(),
 )
 def _plan(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.study.audit import missing_data, missing_weights
+    from scratch_vs_pretrain.study.inputs import missing_data, missing_weights, unfit
     from scratch_vs_pretrain.study.plan import plan
 
     study = read_study(options)
     print(plan(study, sharing=options.sharing).text())
-    for missing in (*missing_weights(study), *missing_data(study)):
+    if options.check:
+        from scratch_vs_pretrain.study.rehearsal import rehearsal_text
+
+        print(rehearsal_text(study, options.output, options.sharing))
+        return 0
+    for missing in (*missing_weights(study), *missing_data(study), *unfit(study, options.output)):
         print(f"note: before it runs: {missing}")
+    if any(arm.load == "detector" for arm in study.arms):
+        print("note: --check lists what of a detector is loaded, at random and left over")
     return 0
 
 
@@ -123,8 +138,8 @@ def _schema(options: argparse.Namespace) -> int:
 def _budget(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.samples import budget_table
     from scratch_vs_pretrain.analysis.tables.table import render
-    from scratch_vs_pretrain.study.audit import missing_data, missing_weights
     from scratch_vs_pretrain.study.budget import study_budgets
+    from scratch_vs_pretrain.study.inputs import missing_data, missing_weights
 
     study = read_study(options)
     found = study_budgets(study)

@@ -64,6 +64,7 @@ def evaluate_model(
     model: nn.Module,
     progress: Callable[[Iterable], Iterable] | None = None,
     test_aug: bool = False,
+    keep: Callable[[str, list[dict[str, Any]]], None] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Evaluates a model on every data set of DATASETS.TEST; every process must call it.
 
@@ -75,6 +76,8 @@ def evaluate_model(
         progress: wraps the iterable of batches, in the main process only.
         test_aug: evaluate a second time with TEST.AUG, if the config has it; those tasks are called
             ``bbox_TTA`` and so on, as Detectron2's.
+        keep: is given the name of each data set and the COCO results on it, those without TEST.AUG,
+            in the main process.
 
     Returns:
         One evaluation for each data set, and their :func:`flat_metrics`; both are empty in all
@@ -95,6 +98,8 @@ def evaluate_model(
             scored = WithOthers(evaluator, others_of(cfg, name))
             found = run_inference(cfg, model, name, scored, progress, test_aug=augmented)
             tasks |= {task + TTA * augmented: numbers for task, numbers in found.items()}
+            if keep and not augmented and comm.is_main_process():
+                keep(name, evaluator.results)
         if comm.is_main_process():
             evaluations.append(
                 {

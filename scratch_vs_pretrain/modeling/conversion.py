@@ -125,7 +125,7 @@ class BackboneWeights:
         layout: a key of :data:`MARKERS`, or "its own" for a network's own names.
         prefix: what stood before the backbone's names.
         norm: "BN" (with running statistics), "fused BN" (Caffe2: statistics multiplied into scale
-            and shift), "affine" (scale and shift alone, as GroupNorm has) or "" for none.
+            and shift), or "": GroupNorm, or none.
         surplus: those of `others` that say that the file is of another, deeper network.
     """
 
@@ -346,10 +346,8 @@ def _from_vgg(key: str, layers: Mapping[str, str]) -> str | None:
 def _norm(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], layout: str) -> str:
     if any(name.endswith(".running_mean") for name in tensors):
         return "BN"
-    if not any("norm" in name or "bn" in name for name in tensors):
-        return ""
     fused = layout == "caffe2" and any(key.endswith("_bn_s") for key in state)
-    return "fused BN" if fused else "affine"
+    return "fused BN" if fused else ""
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -65,10 +65,14 @@ class LoadReport:
 
     def text(self, source: str) -> str:
         """Returns a sentence on what a detector's checkpoint was used for."""
-        return (
-            f"{len(self.loaded)} tensors are from {source}; {', '.join(self.reinitialized)} start "
-            f"at random, as in arms from scratch; {len(self.unexpected)} are left over"
-        )
+        said = [f"{len(self.loaded)} tensors are from {source}"]
+        if self.reinitialized:
+            random = ", ".join(self.reinitialized)
+            said.append(f"{random} start at random, as in arms from scratch")
+        if self.unexpected:
+            more = some(self.unexpected, NAMES_SHOWN)
+            said.append(f"{len(self.unexpected)} are left over ({more})")
+        return "; ".join(said)
 
 
 def write_backbone(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -6,13 +6,11 @@ built models.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain._detectron2 import registered_names
 from scratch_vs_pretrain.config import ONE_STAGE, default_config, differences, flatten
 from scratch_vs_pretrain.config_checks import (
     ADMISSIBLE,
@@ -22,15 +20,9 @@ from scratch_vs_pretrain.config_checks import (
     norm_problems,
 )
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.data_sets import (
-    check_own_images,
-    data_notices,
-    data_problems,
-    origin,
-)
-from scratch_vs_pretrain.study.fields import is_uri
+from scratch_vs_pretrain.study.data_sets import data_notices, data_problems
 from scratch_vs_pretrain.study.resolve import ORIGINS, PRESETS, arm_config, resolved_schedule
-from scratch_vs_pretrain.study.spec import REQUIRED, Study
+from scratch_vs_pretrain.study.spec import RUN_SCHEME, Study
 from scratch_vs_pretrain.text import nearest
 
 if TYPE_CHECKING:
@@ -102,6 +94,7 @@ def audit(study: Study) -> Audit:
         if key not in known:
             near = nearest(key, known)
             raise UserError(f"{study.file}: allow_differences: unknown config key {key}{near}")
+    _check_circles(study)
     check_switch(study)
     problems = {
         f"arm {arm}, schedule {schedule}: {problem}"
@@ -252,6 +245,24 @@ def _comparisons(study: Study) -> Iterator[list[tuple[str, str]]]:
     yield from sharing.values()
 
 
+def _check_circles(study: Study) -> None:
+    """Refuses arms that start from each other's runs."""
+    inits = {f"{study.name}/{arm.name}": arm.init for arm in study.arms}
+    for arm in study.arms:
+        init, seen = arm.init, [arm.name]
+        while init.startswith(RUN_SCHEME):
+            source = init.removeprefix(RUN_SCHEME).rsplit("/", 2)[0]
+            init = inits.get(source, "")
+            name = source.partition("/")[2]
+            seen.append(name)
+            if init and name in seen[:-1]:
+                raise UserError(
+                    f"{study.file}: arms.{arm.name}.init: {arm.init}: goes in a circle "
+                    f"({' from '.join(seen)}); let one of them start from a checkpoint or from "
+                    "scratch"
+                )
+
+
 def _refuse_confounders(study: Study, found: Mapping[str, Mapping[str, Any]]) -> None:
     refused = [key for key in found if key not in study.allow_differences]
     if refused:
@@ -264,38 +275,6 @@ def _refuse_confounders(study: Study, found: Mapping[str, Mapping[str, Any]]) ->
             f"{listed}; make them equal, or admit it with "
             f"allow_differences: [{', '.join(refused)}]"
         )
-
-
-def missing_weights(study: Study) -> list[str]:
-    """Returns the checkpoints that arms start from and that are not there."""
-    missing = []
-    for arm in study.arms:
-        given = f"--weights {arm.name}=PATH"
-        if arm.init == REQUIRED:
-            missing.append(f"arms.{arm.name}.init: a checkpoint must be given with {given}")
-        elif arm.weights and not is_uri(arm.weights) and not os.path.isfile(arm.weights):
-            missing.append(
-                f"arms.{arm.name}.init: {arm.weights}: no such checkpoint; give one with {given}"
-            )
-    return missing
-
-
-def missing_data(study: Study) -> list[str]:
-    """Returns the data sets of unknown names, and the study's own whose images are not there."""
-    missing: dict[str, None] = {}
-    for arm in study.arms:
-        cfg = arm_config(study, arm, arm.schedules[-1])
-        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-            found = origin(cfg, name)
-            if not found.own and found.base not in registered_names():
-                own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
-                near = nearest(found.base, [*own, *registered_names()])
-                missing[f"no data set is called {found.base}{near}"] = None
-        try:
-            check_own_images(cfg)
-        except UserError as error:
-            missing[str(error)] = None
-    return list(missing)
 
 
 def _notices(

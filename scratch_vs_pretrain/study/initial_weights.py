@@ -5,17 +5,24 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from scratch_vs_pretrain.data.datasets import check_files, ensure
 from scratch_vs_pretrain.errors import UserError, say
+from scratch_vs_pretrain.evaluation.others import check_names
 from scratch_vs_pretrain.modeling.initial import match_initial
-from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.data_sets import check_own_images, origin
+from scratch_vs_pretrain.study.inputs import origin_run
 from scratch_vs_pretrain.study.resolve import arm_config
-from scratch_vs_pretrain.study.spec import RUN_SCHEME, SCRATCH, Arm, Study
+from scratch_vs_pretrain.study.spec import RUN_SCHEME, Arm, Study
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
+from scratch_vs_pretrain.training.recipe import check_recipe
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from torch import nn
 
 # What fvcore's Registry says of a name that it does not hold.
 _UNKNOWN = re.compile(r"No object named '(.+)' found in '(.+)' registry")
@@ -31,8 +38,7 @@ def with_origins(study: Study, seed: int, output: Path) -> Study:
         output: below which the run folders lie.
 
     Raises:
-        UserError: an origin is not there or not finished, its checkpoint is gone, or an arm would
-            start from itself.
+        UserError: an origin is not there or not finished, or its checkpoint is gone.
     """
     arms = tuple(
         dataclasses.replace(arm, init=_origin(study, arm, seed, output))
@@ -45,21 +51,7 @@ def with_origins(study: Study, seed: int, output: Path) -> Study:
 
 def _origin(study: Study, arm: Arm, seed: int, output: Path) -> str:
     where = f"{study.file}: arms.{arm.name}.init: {arm.init}"
-    inits, seen = {f"{study.name}/{one.name}": one.init for one in study.arms}, [arm.name]
-    init = arm.init
-    while init.startswith(RUN_SCHEME):
-        source = init.removeprefix(RUN_SCHEME).rsplit("/", 2)[0]
-        name = source.partition("/")[2]
-        init = inits.get(source, SCRATCH)
-        if source in inits and name in seen:
-            raise UserError(
-                f"{where}: goes in a circle ({' from '.join([*seen, name])}); "
-                "let one of them start from a checkpoint or from scratch"
-            )
-        seen.append(name)
-    path = arm.init.removeprefix(RUN_SCHEME)
-    folder = RunFolder(output / (path if path[-1].isdigit() else f"{path}{seed}"))
-    state = folder.state() if folder.run_file.exists() else "not there"
+    folder, state = origin_run(arm, seed, output)
     if state != "finished":
         raise UserError(f"{where}: the run in {folder.path} is {state}; train it to its end first")
     newest = next(Checkpointer(folder.checkpoints, keep=1).newest_first(), None)
@@ -85,36 +77,50 @@ def check_trainable(study: Study) -> None:
 
 
 def check_models(study: Study) -> None:
-    """Checks that every arm's model can be built, and that its checkpoint fills its backbone.
+    """Checks that every arm's model can be built, that its checkpoint fills its backbone, and that
+    there is what the config names beside it.
 
-    What a whole detector's checkpoint leaves at random is said.
+    What becomes of a whole detector's checkpoint is said.
     """
-    from detectron2.modeling import build_model
-
     for arm in study.arms:
         cfg = arm_config(study, arm, arm.schedules[-1]).clone()
         cfg.defrost()
-        cfg.MODEL.DEVICE = "meta"
         try:
-            with torch.device("meta"):
-                model = build_model(cfg)
+            check_recipe(cfg)
+            check_names(cfg)
+            model = _build(cfg)
             if arm.weights:
                 report, *_ = match_initial(model, cfg)
-                if report.reinitialized:
+                if cfg.SVP.LOAD == "detector":
                     say(f"{study.file}: arms.{arm.name}: {report.text(arm.weights)}")
         except UserError as error:
             raise UserError(f"{study.file}: arms.{arm.name}: {error}") from None
-        except KeyError as error:
-            if unknown := _UNKNOWN.search(str(error)):
-                name, registry = unknown.groups()
-                raise UserError(
-                    f"{study.file}: arms.{arm.name}: Detectron2 knows no {name} in its "
-                    f"{registry} registry; correct the name, or import the module that registers it"
-                ) from None
-            raise
-        except (AssertionError, ValueError) as error:
-            reason = " ".join(str(error).split())
+
+
+def _build(cfg: CfgNode) -> nn.Module:
+    """Builds a config's model without numbers, unless its parts, which may be a user's, need them.
+
+    Raises:
+        UserError: it cannot be built.
+    """
+    from detectron2.modeling import build_model
+
+    try:
+        try:
+            cfg.MODEL.DEVICE = "meta"
+            with torch.device("meta"):
+                return build_model(cfg)
+        except RuntimeError:
+            cfg.MODEL.DEVICE = "cpu"
+            return build_model(cfg)
+    except UserError:
+        raise
+    except Exception as error:  # of any kind, from a user's own module
+        if unknown := _UNKNOWN.search(str(error)):
+            name, registry = unknown.groups()
             raise UserError(
-                f"{study.file}: arms.{arm.name}: Detectron2 cannot build this model ({reason}); "
-                "correct MODEL"
+                f"Detectron2 knows no {name} in its {registry} registry; correct the name, or "
+                "import the module that registers it"
             ) from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"this model cannot be built ({reason}); correct MODEL") from error

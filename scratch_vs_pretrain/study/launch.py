@@ -23,7 +23,7 @@ from scratch_vs_pretrain.analysis.tables.live import live_table, status_text
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo
-from scratch_vs_pretrain.study.audit import missing_weights
+from scratch_vs_pretrain.study.inputs import missing_weights
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.study.slurm import Cluster, Submission
 from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study

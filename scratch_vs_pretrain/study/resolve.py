@@ -93,7 +93,10 @@ def _merged(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
     merge_data(cfg, study, arm)
     merge_overrides(cfg, arm.overrides, f"{study.file}: arms.{arm.name}.overrides")
     if cfg.MODEL.TIMM.NAME:
-        _take_pixels_of_timm(cfg, {**study.overrides, **arm.overrides})
+        try:
+            _take_pixels_of_timm(cfg, {**study.overrides, **arm.overrides})
+        except UserError as error:
+            raise UserError(f"{study.file}: arms.{arm.name}: {error}") from None
     if study.size and study.size != FULL:
         if len(cfg.DATASETS.TRAIN) != 1:
             raise UserError(

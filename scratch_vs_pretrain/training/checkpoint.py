@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from detectron2.utils import comm
 
+from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.reproducibility import random_states
 from scratch_vs_pretrain.run_folder import write_atomically
 from scratch_vs_pretrain.training.distributed import agreed
@@ -66,6 +67,17 @@ class Checkpointer:
         if comm.is_main_process() or iteration is None:
             return content
         return torch.load(self.file(iteration), map_location="cpu", weights_only=True)
+
+    def load_model(self) -> dict[str, Any]:
+        """Returns the newest readable checkpoint.
+
+        Raises:
+            UserError: there is none.
+        """
+        content = self.load_newest()
+        if content is None:
+            raise UserError(f"{self.folder}: no readable checkpoint; train the run first")
+        return content
 
     def _newest_readable(self) -> dict[str, Any] | None:
         for path in self.newest_first():

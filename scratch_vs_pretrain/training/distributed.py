@@ -13,7 +13,6 @@ import datetime
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from torch import nn
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import PARENT, RunFolder
@@ -292,17 +292,11 @@ def _environment(present: Mapping[str, str], count: int) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": present.get("OMP_NUM_THREADS", str(threads)),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(get_free_port()),
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         PARENT: str(os.getpid()),
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 def _start(

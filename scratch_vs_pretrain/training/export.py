@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_mod
 from scratch_vs_pretrain import modeling as _registers_networks  # noqa: F401
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling.checkpoint_file import save
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 
@@ -59,9 +59,7 @@ def export(run: Path, output: Path) -> Exported:
     config = output.with_suffix(".yaml")
     if output.suffix != ".pth":
         raise UserError(f"-o {output}: a checkpoint's name ends in .pth; write {output}.pth")
-    checkpoint = Checkpointer(folder.checkpoints, keep=1).load_newest()
-    if checkpoint is None:
-        raise UserError(f"{folder.checkpoints}: no readable checkpoint; train the run first")
+    checkpoint = Checkpointer(folder.checkpoints, keep=1).load_model()
     cfg = load_config(folder.config_file).clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(output.absolute())
@@ -75,14 +73,11 @@ def export(run: Path, output: Path) -> Exported:
                 f"{folder.checkpoints}: the newest checkpoint is not of the model that "
                 f"{folder.config_file} describes; restore the config"
             )
-    buffer = io.BytesIO()
-    torch.save({"model": checkpoint["model"]}, buffer)
+    save(output, {"model": checkpoint["model"]})
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, buffer.getbuffer())
         write_atomically(config, _text(cfg if modules else plain or cfg, modules))
     except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{config}: cannot be written ({error.strerror})") from None
     return Exported(output, config, checkpoint["iteration"], modules)
 
 

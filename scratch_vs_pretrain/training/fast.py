@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -128,55 +127,36 @@ def overlap(model: nn.Module) -> None:
     """
     rpn: Any = getattr(model, "proposal_generator", None)
     if isinstance(rpn, RPN):
-        _label_beside(model, rpn)
-        rpn.predict_proposals = _in_parts(rpn, rpn.predict_proposals)
+        # A user's own network keeps what it does otherwise.
+        rpn.__class__ = type(type(rpn).__name__, (_OverlappingRPN, type(rpn)), {})
+        rpn.overlap_with(model.backbone, model.device)
 
 
-def _label_beside(model: Any, rpn: Any) -> None:
-    """Labels need the ground truth, which is there before the backbone is asked for anything."""
-    stream, ready = torch.cuda.Stream(model.device), torch.cuda.Event()
-    preprocess, anchors_for = model.preprocess_image, rpn.anchor_generator.forward
-    label = rpn.label_and_sample_anchors
+class _OverlappingRPN(RPN):
+    anchor_generator: Any
 
-    def preprocess_image(batch: list[dict[str, Any]]) -> Any:
-        images = preprocess(batch)
-        if model.training:
-            for sample in batch:
-                sample["instances"] = sample["instances"].to(model.device)
-            ready.record()
-        return images
+    def overlap_with(self, backbone: nn.Module, device: torch.device) -> None:
+        self._beside, ready = torch.cuda.Stream(device), torch.cuda.Event()
+        self._streams = [torch.cuda.Stream(device) for _ in range(PARTS)]
+        self._pool = ThreadPoolExecutor(PARTS, thread_name_prefix="proposals")
+        # Labels need the ground truth, which is there before the backbone is asked for anything.
+        backbone.register_forward_pre_hook(lambda *_: ready.record() if self.training else None)
+        self.anchor_generator = _Beside(self.anchor_generator, self._beside, ready)
 
-    def anchor_generator(features: list[torch.Tensor]) -> Any:
-        if not rpn.training:
-            return anchors_for(features)
-        # Of the features it takes the sizes alone.
-        stream.wait_event(ready)
-        with torch.cuda.stream(stream):
-            return anchors_for(features)
-
-    def label_and_sample_anchors(anchors: Any, instances: Any) -> Any:
-        with torch.cuda.stream(stream):
-            labels = label(anchors, instances)
-        torch.cuda.current_stream(model.device).wait_stream(stream)
+    def label_and_sample_anchors(self, anchors: Any, gt_instances: Any) -> Any:
+        with torch.cuda.stream(self._beside):
+            labels = super().label_and_sample_anchors(anchors, gt_instances)
+        torch.cuda.current_stream(self._beside.device).wait_stream(self._beside)
         return labels
 
-    model.preprocess_image = preprocess_image
-    rpn.anchor_generator.forward = anchor_generator
-    rpn.label_and_sample_anchors = label_and_sample_anchors
-
-
-def _in_parts(rpn: Any, predict: Callable[..., list]) -> Callable[..., list]:
-    """Returns ``RPN.predict_proposals`` that gives each of a few threads some of the images."""
-    device = next(rpn.parameters()).device
-    streams = [torch.cuda.Stream(device) for _ in range(PARTS)]
-    pool = ThreadPoolExecutor(PARTS, thread_name_prefix="proposals")
-
     def predict_proposals(
-        anchors: Any, logits: list[torch.Tensor], deltas: list[torch.Tensor], sizes: list
+        self, anchors: Any, logits: list[torch.Tensor], deltas: list[torch.Tensor], sizes: list
     ) -> list:
-        if not rpn.training:
+        """Gives each of a few threads some of the images."""
+        predict = super().predict_proposals
+        if not self.training:
             return predict(anchors, logits, deltas, sizes)
-        main = torch.cuda.current_stream(device)
+        main = torch.cuda.current_stream(self._beside.device)
         autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
         def part(number: int) -> list:
@@ -185,16 +165,31 @@ def _in_parts(rpn: Any, predict: Callable[..., list]) -> Callable[..., list]:
                 return []
             # A thread begins without the modes of the one that started it.
             with (
-                torch.cuda.stream(streams[number]),
+                torch.cuda.stream(self._streams[number]),
                 torch.autocast("cuda", autocast[1], enabled=autocast[0]),
             ):
-                streams[number].wait_stream(main)
+                self._streams[number].wait_stream(main)
                 some_logits, some_deltas = ([level[mine] for level in x] for x in (logits, deltas))
                 return predict(anchors, some_logits, some_deltas, sizes[mine])
 
-        found = [one for some in pool.map(part, range(PARTS)) for one in some]
-        for stream in streams:
+        found = [one for some in self._pool.map(part, range(PARTS)) for one in some]
+        for stream in self._streams:
             main.wait_stream(stream)
         return found
 
-    return predict_proposals
+
+class _Beside(nn.Module):
+    """Calls a generator of anchors, which takes the sizes of features alone, on another stream."""
+
+    def __init__(self, generator: Any, stream: Any, ready: Any) -> None:
+        super().__init__()
+        self._generator, self._stream, self._ready = generator, stream, ready
+        self.box_dim = generator.box_dim
+        self.train(generator.training)
+
+    def forward(self, features: list[torch.Tensor]) -> Any:
+        if not self.training:
+            return self._generator(features)
+        self._stream.wait_event(self._ready)
+        with torch.cuda.stream(self._stream):
+            return self._generator(features)

@@ -107,12 +107,6 @@ class MetricsHook(HookBase):
             self._recorded = time.monotonic()
             self.trainer.folder.update(**self.trainer.progress(completed))
 
-    def after_train(self) -> None:
-        for writer in self._writers:
-            # Each write was flushed: what is left is what failed to be written, and ended the run.
-            with contextlib.suppress(OSError):
-                writer.close()
-
 
 class CheckpointHook(HookBase):
     """Saves every period, at given iterations and at the end.

@@ -15,6 +15,7 @@ from detectron2.modeling import build_model
 from scratch_vs_pretrain.config import classes_key, flatten, load_config
 from scratch_vs_pretrain.data import datasets as registration
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.evaluation.detections import write_detections
 from scratch_vs_pretrain.evaluation.evaluator import CocoScoreEvaluator, run_inference, tasks_of
 from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
 from scratch_vs_pretrain.modeling.checks import use_runnable_norms
@@ -63,6 +64,8 @@ def predict(
         warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
         evaluator = CocoScoreEvaluator(dataset, tasks=())
         run_inference(cfg, model, dataset, evaluator, progress)
+    if dataset == cfg.DATASETS.TEST[0]:
+        write_detections(folder, folder.read().iteration, dataset, evaluator.results)
     prefix = prefix or folder.predictions / dataset
     return [_write(prefix, task, evaluator.results) for task in tasks_of(cfg)]
 
@@ -73,9 +76,7 @@ def load_model(folder: RunFolder, cfg: CfgNode) -> nn.Module:
     Raises:
         UserError: there is none, or it is of another model.
     """
-    checkpoint = Checkpointer(folder.checkpoints, keep=1).load_newest()
-    if checkpoint is None:
-        raise UserError(f"{folder.checkpoints}: no readable checkpoint; train the run first")
+    checkpoint = Checkpointer(folder.checkpoints, keep=1).load_model()
     model = build_model(cfg)
     use_runnable_norms(model, cfg.MODEL.DEVICE, world_size=1)
     freeze(model, cfg)

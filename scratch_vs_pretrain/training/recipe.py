@@ -56,6 +56,12 @@ def rate_factor(cfg: Any, iteration: int) -> float:
     return factor
 
 
+def check_recipe(cfg: Any) -> None:
+    """Raises UserError where nothing is registered under ``SVP.OPTIMIZER`` or ``SVP.MAPPER``."""
+    registered(OPTIMIZERS, cfg.SVP.OPTIMIZER, "SVP.OPTIMIZER")
+    registered(MAPPERS, cfg.SVP.MAPPER, "SVP.MAPPER")
+
+
 def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
     """Returns the optimizer that ``SVP.OPTIMIZER`` names.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import logging
@@ -14,12 +15,13 @@ from detectron2.engine import SimpleTrainer, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
 
 from scratch_vs_pretrain import _detectron2
 from scratch_vs_pretrain.data.stream import Samples, TrainingStream
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.evaluation.detections import write_detections
 from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evaluation
 from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoints
 from scratch_vs_pretrain.modeling.checks import check_trainable, use_runnable_norms
@@ -143,6 +145,7 @@ class Trainer(SimpleTrainer):
         if comm.is_main_process():
             truncate_metrics(folder.metrics_file, self.iter)
         self._started = time.monotonic()
+        self._writers: list[EventWriter] = []
         self.register_hooks(self._hooks_of_run(title))
 
     def train(self) -> None:  # type: ignore[override]
@@ -173,6 +176,7 @@ class Trainer(SimpleTrainer):
                 ) from error
             finally:
                 self.after_train()
+                self.close_writers()
 
     def before_train(self) -> None:
         restore_values(self.storage, self._recent)
@@ -192,19 +196,23 @@ class Trainer(SimpleTrainer):
             "unreadable_images": sorted(self.stream.unreadable),
         }
 
+    def close_writers(self) -> None:
+        """Closes the files of metrics, which :meth:`train` does at its end."""
+        for writer in self._writers:
+            # Each write was flushed: what is left is what failed to be written, and ended the run.
+            with contextlib.suppress(OSError):
+                writer.close()
+
     def _hooks_of_run(self, title: str) -> list[Any]:
         cfg = self.cfg
         evaluation = EvaluationHook(self._evaluate, cfg.TEST.EVAL_PERIOD, cfg.SVP.EVAL_ITERATIONS)
-        writers = (
-            make_writers(self.folder, cfg, self.iter, self.max_iter)
-            if comm.is_main_process()
-            else []
-        )
+        if comm.is_main_process():
+            self._writers = make_writers(self.folder, cfg, self.iter, self.max_iter)
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
             evaluation,
-            MetricsHook(writers, cfg.SVP.LOG_PERIOD, evaluation),
+            MetricsHook(self._writers, cfg.SVP.LOG_PERIOD, evaluation),
             ProgressHook(title, evaluation) if comm.is_main_process() else None,
             CheckpointHook(
                 self._save,
@@ -218,7 +226,12 @@ class Trainer(SimpleTrainer):
         # Test augmentation takes many times as long: at the end alone, not at a switch.
         last = completed == self.cfg.SOLVER.MAX_ITER
         share_buffers(self.network)
-        evaluations, metrics = evaluate_model(self.cfg, self.network, _evaluation_bar, last)
+
+        def keep(dataset: str, results: list[dict[str, Any]]) -> None:
+            if dataset == self.cfg.DATASETS.TEST[0]:
+                write_detections(self.folder, completed, dataset, results)
+
+        evaluations, metrics = evaluate_model(self.cfg, self.network, _evaluation_bar, last, keep)
         if comm.is_main_process():
             write_evaluation(self.folder, completed, evaluations)
         return metrics

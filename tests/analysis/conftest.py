@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 THRESHOLDS = [f"{0.5 + 0.05 * k:.2f}" for k in range(10)]
 
@@ -92,6 +93,21 @@ class Folders:
                 rate = 0.02 * 0.1 ** sum(i >= drop for drop in drops)
                 row = {"iteration": i, "lr": rate, "total_loss": 3 / (1 + i / 100), "time": 0.5}
                 lines.write(json.dumps({**row, **scores}, sort_keys=True) + "\n")
+        return file
+
+    def detections(self, folder: Path, found: Any = (), iteration: int = 600) -> Path:
+        """Writes what a run found in a grey picture with a disc and a star."""
+        picture = self.root / "picture.png"
+        Image.new("RGB", (64, 48), "gray").save(picture)
+        objects = [
+            {"category": "disc", "box": [8, 8, 16, 16]},
+            {"category": "star", "box": [40, 8, 16, 16]},
+        ]
+        sizes = {"file": str(picture), "width": 64, "height": 48}
+        pictures = [{**sizes, "objects": objects, "detections": list(found)}]
+        content = {"format": 1, "iteration": iteration, "dataset": "val", "pictures": pictures}
+        file = folder / "detections.json"
+        file.write_text(json.dumps(content))
         return file
 
 

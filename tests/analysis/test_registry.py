@@ -85,7 +85,8 @@ def test_each_figure(folders, name):
         data = {"train": {"names": ["train"], "images": images}}
         for arm in ("scratch", "pretrained"):
             samples = {"images": 1, "instances": 2, "pixels": 3}
-            folders.run(arm, study=study, samples=samples, data=data)
+            folder = folders.run(arm, study=study, samples=samples, data=data)
+            folders.detections(folder)
     assert figure(load_runs(folders.root), name, x=None).axes
 
 

@@ -321,7 +321,7 @@ def test_detectors_give_their_backbone(make_cfg):
     heads = {"backbone.fpn_output2.weight": torch.zeros(1), "roi_heads.res5.0.w": torch.zeros(1)}
     weights = to_detectron2(state | heads)
     assert (weights.layout, weights.prefix) == ("detectron2", "backbone.bottom_up.")
-    assert weights.norm == "affine"
+    assert weights.norm == ""
     assert list(weights.tensors) == list(backbone)
     assert set(weights.others) == set(heads)
 

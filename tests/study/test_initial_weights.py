@@ -168,6 +168,18 @@ def test_scratch_is_no_detector(write_study, tmp_path):
         prepare(study, tmp_path / "out")
 
 
+def test_a_network_that_timm_lacks_is_named_with_its_arm(write_study, tmp_path, capsys):
+    keys = {
+        "MODEL.BACKBONE.NAME": "build_svp_timm_fpn_backbone",
+        "MODEL.TIMM.NAME": "resnet5000",
+    }
+    study = write_study(overrides=keys)
+    assert main(["run", str(study), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"{study}: arms.scratch: MODEL.TIMM.NAME: timm has no network 'resnet5000'" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_pixels_are_those_of_timms_network_in_every_arm(write_study):
     keys = {
         "MODEL.BACKBONE.NAME": "build_svp_timm_fpn_backbone",

@@ -153,7 +153,7 @@ def without_streams(monkeypatch):
 
     class Stream:
         def __init__(self, device=None):
-            pass
+            self.device = device
 
         def wait_stream(self, other):
             waits.append("stream")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from scratch_vs_pretrain.analysis.registry import tables_text
+from scratch_vs_pretrain.analysis.stats.answer import answers_text
 from scratch_vs_pretrain.config import default_config, merge_file, merge_overrides
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.weights import write_backbone
@@ -90,6 +92,23 @@ def test_both_arms_train_and_resume_exactly(plan, train_until, assert_same, pret
     assert rows[-1]["Counting/objects"] == tasks["Counting"]["objects"]
     [file] = predict(alone.path, "detectors_test", alone.path / "out")
     assert isinstance(json.loads(file.read_text()), list)
+
+
+def test_numbers_of_its_evaluator_stand_in_tables_and_answers(plan, tmp_path):
+    for arm, pretrained in (("scratch", False), ("pretrained", True)):
+        folder = plan(f"out/s/{arm}/short/seed0", pretrained)
+        init = {"name": "checkpoint" if pretrained else "scratch", "sha256": None}
+        named = {"arm": arm, "schedule": "short", "iterations": 4, "init": init}
+        folder.update(**named, arm_order=["scratch", "pretrained"])
+        assert worker.main([str(folder.path)]) == worker.FINISHED
+    counted = json.loads(folder.evaluation_file(4).read_text())["tasks"]["Counting"]["objects"]
+    row = next(
+        line
+        for line in tables_text(tmp_path / "out", "metrics", "text").splitlines()
+        if "Counting" in line
+    )
+    assert f"{counted:.1f}" in row
+    assert "Counting" in answers_text(tmp_path / "out", "text", "Counting/objects")
 
 
 @pytest.mark.parametrize(

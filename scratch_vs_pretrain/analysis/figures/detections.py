@@ -1,0 +1,179 @@
+"""What the arms detect in the same test pictures, side by side with the ground truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path
+from PIL import Image, ImageOps
+from pydantic import ValidationError
+
+from scratch_vs_pretrain.analysis.figures.style import (
+    PAGE_WIDTH,
+    SMALL_TEXT_SIZE,
+    TEXT_SIZE,
+    add_caption,
+    arm_styles,
+    new_figure,
+    plain,
+    shortened,
+)
+from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.stats.comparison import scratch_arm
+from scratch_vs_pretrain.errors import UserError, from_validation
+from scratch_vs_pretrain.run_folder import RunFolder, read_bytes
+from scratch_vs_pretrain.run_info import Detections, Found, Picture
+
+# What Detectron2's demo.py shows by default; below, even good detectors guess.
+SCORE = 0.5
+# A detection finds an object of its class at this overlap of boxes, as in AP50.
+OVERLAP = 0.5
+LARGEST_SIDE = 480
+CAPTION_INCHES = 0.7
+TRUTH = "#009E73"
+WRONG = "#000000"
+
+
+def detections_figure(
+    runs: Sequence[RunRecord], *, images: int = 6, schedule: str | None = None
+) -> Figure:
+    """Draws the first test pictures, a row for each, with the objects and each arm's detections.
+
+    Args:
+        runs: of one study; of each arm its longest schedule's first seed is shown.
+        images: at most so many rows.
+        schedule: in place of the longest.
+
+    Raises:
+        UserError: no run has detections, or a picture is not there any more.
+    """
+    shown = [(run, read_detections(run)) for run in _chosen(runs, schedule)]
+    if not shown:
+        raise UserError(
+            "no run has a detections.json, which every evaluation writes; for older runs: "
+            "svp predict RUN --dataset NAME with the data set they were evaluated on"
+        )
+    of_arms = [{one.file: one for one in found.pictures} for _, found in shown]
+    files = [file for file in of_arms[0] if all(file in mine for mine in of_arms)][:images]
+    if not files:
+        raise UserError("the arms were evaluated on no picture together; draw them apart")
+    styles = arm_styles(dict.fromkeys(run.arm for run in runs), scratch_arm(runs))
+    columns = 1 + len(shown)
+    first = [of_arms[0][file] for file in files]
+    height = sum(PAGE_WIDTH / columns * one.height / max(1, one.width) for one in first)
+    figure, axes = new_figure(
+        columns, rows=len(files), width=PAGE_WIDTH, height=height + CAPTION_INCHES
+    )
+    for row, picture in enumerate(first):
+        panels = axes[row * columns : (row + 1) * columns]
+        pixels = _pixels(picture)
+        for ax in panels:
+            ax.imshow(pixels, extent=(0, picture.width, picture.height, 0))
+            ax.set_axis_off()
+        for one in picture.objects:
+            _draw(panels[0], one, TRUTH, one.category)
+        for ax, (run, _), mine in zip(panels[1:], shown, of_arms, strict=True):
+            for one, right in judged(mine[picture.file]):
+                color = styles[run.arm].color if right else WRONG
+                _draw(ax, one, color, f"{one.category} {one.score:.2f}", dashed=not right)
+    axes[0].set_title("ground truth", fontsize=TEXT_SIZE, color=TRUTH)
+    for ax, (run, found) in zip(axes[1:columns], shown, strict=True):
+        title = f"{shortened(run.arm)}\n{run.schedule}, {found.iteration:,} iterations"
+        ax.set_title(plain(title), fontsize=TEXT_SIZE, color=styles[run.arm].color)
+    caption = (
+        f"{runs[0].study}: the first pictures of {shown[0][1].dataset}.",
+        f"Detections with a score of at least {SCORE}; dashed and black where no object of the "
+        f"class overlaps by {OVERLAP}, or a better detection has it.",
+    )
+    add_caption(figure, caption)
+    return figure
+
+
+def read_detections(run: RunRecord) -> Detections:
+    """Reads what a run found in the first test pictures.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    file = RunFolder(run.folder).detections_file
+    try:
+        return Detections.model_validate_json(read_bytes(file))
+    except ValidationError as error:
+        raise from_validation(error, file) from None
+
+
+def judged(picture: Picture) -> Iterator[tuple[Found, bool]]:
+    """Yields the detections that are shown, the best first, and whether each finds an object."""
+    left = list(picture.objects)
+    for one in sorted(picture.detections, key=lambda one: -one.score):
+        if one.score < SCORE:
+            return
+        overlaps = [_overlap(one, other) * (one.category == other.category) for other in left]
+        right = max(overlaps, default=0.0) >= OVERLAP
+        if right:
+            left.pop(int(np.argmax(overlaps)))
+        yield one, right
+
+
+def _chosen(runs: Sequence[RunRecord], schedule: str | None) -> Iterator[RunRecord]:
+    """Yields a run of each arm."""
+    there = [
+        run
+        for run in runs
+        if RunFolder(run.folder).detections_file.is_file() and schedule in (None, run.schedule)
+    ]
+    for arm in dict.fromkeys(run.arm for run in there):
+        mine = [run for run in there if run.arm == arm]
+        longest = max(run.iterations for run in mine)
+        yield min((run for run in mine if run.iterations == longest), key=lambda run: run.seed or 0)
+
+
+def _overlap(one: Found, other: Found) -> float:
+    """Returns the intersection of two boxes over their union."""
+    sides = [
+        max(0.0, min(start + size, begin + length) - max(start, begin))
+        for start, size, begin, length in zip(
+            one.box[:2], one.box[2:], other.box[:2], other.box[2:], strict=True
+        )
+    ]
+    common = math.prod(sides)
+    union = math.prod(one.box[2:]) + math.prod(other.box[2:]) - common
+    return common / union if union > 0 else 0.0
+
+
+def _pixels(picture: Picture) -> np.ndarray:
+    try:
+        with Image.open(picture.file) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{picture.file}: the test picture cannot be read ({error}); put it back there"
+        ) from None
+    upright.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return np.asarray(upright)
+
+
+def _draw(ax: Axes, one: Found, color: str, label: str, dashed: bool = False) -> None:
+    x, y, width, height = one.box
+    style = "--" if dashed else "-"
+    ax.add_patch(
+        Rectangle((x, y), width, height, fill=False, edgecolor=color, linewidth=1, linestyle=style)
+    )
+    outlines = [np.reshape(line[: len(line) // 2 * 2], (-1, 2)) for line in one.outline]
+    if paths := [Path(line, closed=True) for line in outlines if len(line) > 2]:
+        # Together, so that the outline of a hole leaves it free.
+        mask = Path.make_compound_path(*paths)
+        ax.add_patch(PathPatch(mask, facecolor=color, alpha=0.3, edgecolor="none"))
+    ax.text(
+        *(x, y, plain(label)),
+        fontsize=SMALL_TEXT_SIZE - 2,
+        color="white",
+        va="bottom",
+        clip_on=True,
+        bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
+    )

@@ -1,0 +1,88 @@
+"""What a detector finds in the first test pictures, kept for `svp plot --figure detections`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from contourpy import contour_generator
+from pycocotools import mask as coco_mask
+
+from scratch_vs_pretrain.data.loading import load_test_records
+from scratch_vs_pretrain.data.pictures import DEEP
+from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
+from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
+from scratch_vs_pretrain.run_info import Detections, Found, Picture
+
+PICTURES = 12
+PER_PICTURE = 30
+# Outlines are as exact as a printed picture of so many pixels.
+OUTLINE_SIZE = 160
+
+
+def write_detections(
+    folder: RunFolder, iteration: int, dataset: str, results: Iterable[Mapping[str, Any]]
+) -> None:
+    """Writes the objects of the first test pictures, and the best detections in them.
+
+    Args:
+        folder: of the run.
+        iteration: after which the model found them.
+        dataset: that was evaluated on.
+        results: COCO results with the categories of the data set.
+    """
+    truth = load_ground_truth(dataset)
+    names = {one["id"]: str(one["name"]) for one in truth["categories"]}
+    objects: dict[Any, list[Mapping[str, Any]]] = {}
+    for one in truth["annotations"]:
+        if not one.get("iscrowd"):
+            objects.setdefault(one["image_id"], []).append(one)
+    shown = [one for one in load_test_records(dataset) if one["image_id"] in objects][:PICTURES]
+    found: dict[Any, list[Mapping[str, Any]]] = {one["image_id"]: [] for one in shown}
+    for result in results:
+        if result["image_id"] in found:
+            found[result["image_id"]].append(result)
+    pictures = []
+    for record in shown:
+        number, size = record["image_id"], (record["height"], record["width"])
+        best = sorted(found[number], key=lambda one: -one["score"])[:PER_PICTURE]
+        pictures.append(
+            Picture(
+                file=record["file_name"].removeprefix(DEEP),
+                height=size[0],
+                width=size[1],
+                objects=tuple(_found(one, names, size) for one in objects[number]),
+                detections=tuple(_found(one, names, size) for one in best),
+            )
+        )
+    content = Detections(iteration=iteration, dataset=dataset, pictures=tuple(pictures))
+    write_atomically(folder.detections_file, content.model_dump_json() + "\n")
+
+
+def _found(one: Mapping[str, Any], names: Mapping[Any, str], size: tuple[int, int]) -> Found:
+    x, y, width, height = (round(float(value), 1) for value in one["bbox"])
+    return Found(
+        category=names[one["category_id"]],
+        score=round(float(one.get("score", 1)), 3),
+        box=(x, y, width, height),
+        outline=_outline(one.get("segmentation"), size),
+    )
+
+
+def _outline(mask: Any, size: tuple[int, int]) -> tuple[tuple[float, ...], ...]:
+    """Returns the polygons (x, y, x, y, ...) around a mask, given as polygons or encoded."""
+    if not mask:
+        return ()
+    if isinstance(mask, list):
+        mask = coco_mask.merge(coco_mask.frPyObjects(mask, *size))
+    elif isinstance(mask["counts"], list):
+        mask = coco_mask.frPyObjects(mask, *size)
+    step = math.ceil(max(size) / OUTLINE_SIZE)
+    # With a border, so that what leaves the picture is closed.
+    inside = np.pad(coco_mask.decode(mask)[::step, ::step], 1)
+    lines: Sequence[Any] = contour_generator(z=inside).lines(0.5)
+    return tuple(
+        tuple(round(float(value), 1) for value in ((line - 0.5) * step).ravel()) for line in lines
+    )

@@ -1,0 +1,302 @@
+"""``svp plan --check``: a few iterations of every arm, and what the whole study will take.
+
+Trains in a temporary folder, with the very trainer of a run; the output folder stays as it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.events import EventStorage
+from tabulate import tabulate  # type: ignore[import-untyped]
+
+from scratch_vs_pretrain.config import config_text
+from scratch_vs_pretrain.data.check import check_decodable
+from scratch_vs_pretrain.data.datasets import annotations_of, register
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.evaluation.evaluator import check_test_sets, run_inference
+from scratch_vs_pretrain.evaluation.others import EVALUATORS, WithOthers
+from scratch_vs_pretrain.progress import Bar
+from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.run_info import RunInfo
+from scratch_vs_pretrain.study.audit import switched_study
+from scratch_vs_pretrain.study.initial_weights import check_trainable, with_origins
+from scratch_vs_pretrain.study.inputs import missing_weights
+from scratch_vs_pretrain.study.plan import Plan, PlannedRun, plan
+from scratch_vs_pretrain.study.resolve import run_config
+from scratch_vs_pretrain.study.spec import Arm, Run, Study
+from scratch_vs_pretrain.training.exactness import deterministic_kernels
+from scratch_vs_pretrain.training.predict import config_of
+from scratch_vs_pretrain.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+# Iterations of each arm. The first allocate memory and choose kernels.
+WARM_UP, TIMED = 3, 5
+# Test images, of which the first is not counted.
+IMAGES = 9
+GB = 1000**3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one part of an arm's training takes here: before a switch, or after it.
+
+    Attributes:
+        cfg: its config.
+        iteration: seconds.
+        evaluation: seconds of detecting on all test images, by the time of a few.
+        checkpoint: bytes of one.
+        memory: bytes at most, of the GPU or of this process.
+    """
+
+    cfg: CfgNode
+    iteration: float
+    evaluation: float
+    checkpoint: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds and bytes on the disk of all runs of an arm."""
+
+    seconds: float = 0
+    disk: int = 0
+
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(self.seconds + other.seconds, self.disk + other.disk)
+
+
+def rehearsal_text(study: Study, output: Path, sharing: bool = True) -> str:
+    """Tries all that `svp run` would refuse and a few iterations of each arm, and returns hours,
+    disk and memory of the whole study.
+
+    Args:
+        study: of several sizes the last is tried.
+        output: where runs lie that arms start from; nothing is written there.
+        sharing: schedules of one arm and seed share their trunk.
+
+    Raises:
+        UserError: what `svp run` would say, or an arm fails in its first iterations.
+    """
+    if missing := missing_weights(study):
+        raise UserError(f"{study.file}: {missing[0]}")
+    planned = plan(study, sharing=sharing)
+    last = with_origins(study.by_size()[-1], study.seeds[0], output)
+    check_trainable(last)
+    stages = [last, switched_study(last)] if last.switch else [last]
+    parts: dict[str, list[Measured]] = {}
+    total = len(last.arms) * len(stages) * (WARM_UP + TIMED)
+    with Bar(desc="trying", total=total, unit="it", leave=False) as bar:
+        for arm, stage in itertools.product(last.arms, stages):
+            bar.set_description_str(arm.name, refresh=False)
+            try:
+                parts.setdefault(arm.name, []).append(_measure(stage, arm, bar))
+            except UserError as error:
+                raise UserError(f"{study.file}: arms.{arm.name}: {error}") from None
+    costs = dict.fromkeys(parts, Costs())
+    for arm_name, row in _runs(planned):
+        costs[arm_name] += _costs(planned, row, parts[arm_name])
+    whole = sum(costs.values(), Costs())
+    return "\n".join([_table(parts, costs, whole), *_notes(study, last, parts, whole, output)])
+
+
+def _table(parts: Mapping[str, list[Measured]], costs: Mapping[str, Costs], whole: Costs) -> str:
+    memory = {arm: max(part.memory for part in found) for arm, found in parts.items()}
+    rows = [
+        {
+            "arm": arm,
+            "s/iteration": " then ".join(f"{part.iteration:.3g}" for part in found),
+            "s/evaluation": f"{found[-1].evaluation:.3g}",
+            "hours": f"{costs[arm].seconds / 3600:.3g}",
+            "disk GB": f"{costs[arm].disk / GB:.2f}",
+            "memory GB": f"{memory[arm] / GB:.2f}",
+        }
+        for arm, found in parts.items()
+    ]
+    total = {"hours": f"{whole.seconds / 3600:.3g}", "disk GB": f"{whole.disk / GB:.2f}"}
+    rows.append(
+        dict.fromkeys(rows[0], "")
+        | {"arm": "in all", **total, "memory GB": f"{max(memory.values()) / GB:.2f}"}
+    )
+    align = ["left", *["right"] * (len(rows[0]) - 1)]
+    return tabulate(rows, "keys", tablefmt="plain", disable_numparse=True, colalign=align)
+
+
+def _notes(
+    study: Study, tried: Study, parts: Mapping[str, list[Measured]], whole: Costs, output: Path
+) -> Iterator[str]:
+    cfg = next(iter(parts.values()))[-1].cfg
+    where = "this CPU" if cfg.MODEL.DEVICE == "cpu" else torch.cuda.get_device_name()
+    yield (
+        f"note: hours of one run after another on {where}, by {TIMED} iterations of each arm; "
+        "evaluations by a few images and detectors that are not trained, without their scoring"
+    )
+    if cfg.TEST.AUG.ENABLED:
+        yield "note: the last evaluation of each run, with TEST.AUG, takes several times as long"
+    if study.sizes:
+        yield f"note: measured on {tried.size} images"
+    there = next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    short = ", fewer than the study needs; make room, or choose another folder with -o"
+    yield f"note: {there} has {free / GB:.0f} GB free{short if free < whole.disk else ''}"
+
+
+def _runs(planned: Plan) -> Iterator[tuple[str, PlannedRun]]:
+    """Yields every run with the arm that was measured; an arm of a search is called ARM-NUMBER."""
+    yield from ((row.arm, row) for row in planned.rows)
+    if planned.search:
+        yield from ((row.arm.rpartition("-")[0], row) for row in planned.search.rows)
+
+
+def _costs(planned: Plan, row: PlannedRun, parts: list[Measured]) -> Costs:
+    first, last = parts[0], parts[-1]
+    switch = row.iterations if row.switch is None else row.switch
+    before = max(0, switch - row.shared)
+    after = row.iterations - row.shared - before
+    period, solver = last.cfg.TEST.EVAL_PERIOD, last.cfg.SOLVER
+    ends = {*last.cfg.SVP.EVAL_ITERATIONS, switch, row.iterations}
+    evaluated = {at for at in ends | _every(period, row.iterations) if at <= row.iterations}
+    seconds = before * first.iteration + after * last.iteration
+    seconds += last.evaluation * sum(at > row.shared for at in evaluated)
+    saved = len(_every(solver.CHECKPOINT_PERIOD, row.iterations)) + 1
+    branches = {
+        other.shared
+        for other in planned.rows
+        if (other.arm, other.seed, other.size, other.trunk)
+        == (row.arm, row.seed, row.size, row.schedule)
+    }
+    # From the first rate drop on, longer schedules can begin on another day.
+    kept = min(saved, last.cfg.SVP.KEEP_CHECKPOINTS) + len(branches | set(row.drops[:1]))
+    return Costs(seconds, kept * max(part.checkpoint for part in parts))
+
+
+def _every(period: int, last: int) -> set[int]:
+    return set(range(period, last, period)) if period > 0 else set()
+
+
+def _measure(study: Study, arm: Arm, bar: Bar) -> Measured:
+    with tempfile.TemporaryDirectory(prefix="svp-check-") as name, warnings.catch_warnings():
+        # Of Detectron2 v0.6's calls of a newer torch; training's go into its log.
+        warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
+        folder = RunFolder(Path(name))
+        run = Run(study.name, arm, arm.schedules[-1], study.seeds[0])
+        folder.config_file.write_text(config_text(run_config(study, run)))
+        folder.write(RunInfo(study=study.name, arm=arm.name, schedule="", seed=0, iterations=0))
+        cfg = config_of(folder.config_file)
+        register(cfg)
+        check_test_sets(cfg)
+        check_decodable(cfg.DATASETS.TEST)
+        cuda = cfg.MODEL.DEVICE != "cpu"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            trainer = Trainer(cfg, folder)
+            try:
+                seconds = list(_iterations(trainer, bar))
+                evaluation = _evaluation(cfg, trainer.network)
+            finally:
+                trainer.close_writers()
+        except UserError:
+            raise
+        except FloatingPointError as error:
+            raise UserError(f"in its first iterations: {error}; lower SOLVER.BASE_LR") from None
+        except torch.cuda.OutOfMemoryError:
+            raise UserError(
+                "a batch needs more memory than the GPU has; lower SOLVER.IMS_PER_BATCH or the "
+                "size of images (INPUT.MIN_SIZE_TRAIN)"
+            ) from None
+        except Exception as error:  # of any kind, from a user's own module
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"fails in its first iterations: {reason}") from error
+    return Measured(
+        cfg=cfg,
+        iteration=statistics.median(seconds[WARM_UP:]),
+        evaluation=evaluation,
+        checkpoint=_bytes([trainer.network.state_dict(), trainer.optimizer.state_dict()]),
+        memory=torch.cuda.max_memory_reserved()
+        if cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def _iterations(trainer: Trainer, bar: Bar) -> Iterator[float]:
+    """Trains a few iterations at the schedule's first rate, and yields the seconds of each."""
+    with deterministic_kernels(trainer.cfg), EventStorage(0) as trainer.storage:
+        for trainer.iter in range(WARM_UP + TIMED):
+            start = time.perf_counter()
+            trainer.run_step()
+            if trainer.cfg.MODEL.DEVICE != "cpu":
+                torch.cuda.synchronize()
+            bar.update()
+            yield time.perf_counter() - start
+
+
+def _evaluation(cfg: CfgNode, model: torch.nn.Module) -> float:
+    """Returns the seconds that detecting on all test images takes, by those of the first.
+
+    Users' evaluators are given these.
+
+    Raises:
+        UserError: an evaluator returns no numbers.
+    """
+    seconds = 0.0
+    for name in cfg.DATASETS.TEST:
+        first = _First()
+        own = {one: EVALUATORS.get(one)(cfg, name) for one in cfg.SVP.EVALUATORS}
+        scored = WithOthers(_NoScores(), own)
+        run_inference(cfg, model, name, scored, first.of, test_aug=False)
+        each = [after - before for before, after in itertools.pairwise(first.times)]
+        seconds += statistics.median(each[1:] or each) * len(annotations_of(name).file_names)
+    return seconds
+
+
+class _NoScores(DatasetEvaluator):
+    """In the place of COCO's scores."""
+
+    def evaluate(self) -> dict[str, Any]:
+        return {}
+
+
+class _First:
+    """The first batches of a loader, and when each was asked for."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def of(self, batches: Any) -> Any:
+        self._batches = batches
+        return self
+
+    def __len__(self) -> int:
+        return min(IMAGES, len(self._batches))
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in itertools.islice(self._batches, len(self)):
+            self.times.append(time.perf_counter())
+            yield batch
+        self.times.append(time.perf_counter())
+
+
+def _bytes(content: Any) -> int:
+    """Returns the size of the tensors in nested containers."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    parts: Iterable[Any] = ()
+    if isinstance(content, (dict, list, tuple)):
+        parts = content.values() if isinstance(content, dict) else content
+    return sum(map(_bytes, parts))
