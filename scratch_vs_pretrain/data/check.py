@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from scratch_vs_pretrain.config import default_config
@@ -264,8 +263,7 @@ def _look(file: Path) -> _Look:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             facts = image_facts(file)
             if facts and facts.deep:
-                with Image.open(file) as image:
-                    eight_bits(image)
+                eight_bits(file)
             else:
                 read_image(str(file), "BGR")
     except UserError as error:

@@ -125,9 +125,11 @@ class Case:
     notes: list[Note] = field(default_factory=list)
     dropped: list[tuple[Entry, str]] = field(default_factory=list)
 
+    def note(self, entry: Entry, kind: str, remark: str = "") -> None:
+        self.notes.append(Note(kind, f"annotation {entry['id']}{remark and f' ({remark})'}"))
+
     def drop(self, entry: Entry, kind: str, remark: str = "") -> None:
-        where = f"annotation {entry['id']}"
-        self.notes.append(Note(kind, f"{where} ({remark})" if remark else where))
+        self.note(entry, kind, remark)
         if not entry.get("iscrowd"):
             self.dropped.append((entry, kind))
 

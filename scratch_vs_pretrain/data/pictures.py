@@ -6,7 +6,9 @@ import contextlib
 import io
 import os
 import posixpath
+import re
 import struct
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
 
 from scratch_vs_pretrain.errors import UserError
 
@@ -25,8 +28,12 @@ _ORIENTATION = 0x0112
 _TURNED_SIDEWAYS = (5, 6, 7, 8)
 # Opening files waits for the disk, or for a network.
 _THREADS = 16
-# Bits that greyscale pictures come in; 10 to 14 of them are kept in files of 16.
+# Bits that samples come in; 10 to 14 of them are kept in files of 16.
 _DEPTHS = (8, 10, 12, 14, 16)
+# How Pillow names colours of 16 bits in what it is to decode. It keeps their upper bytes; with the
+# other order of bytes named, the lower ones.
+_COLOURS = re.compile(r"'((?:RGB[AXa]?|CMYK|LA);16)([BLN])'")
+_OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 DEEP = "svp-deep://"
 
 
@@ -37,7 +44,7 @@ class ImageFacts:
     Attributes:
         width, height: in pixels, after the turn that EXIF asks for.
         turned: whether EXIF asks for one.
-        mode: Pillow's, such as "RGB".
+        mode: Pillow's, such as "RGB"; "RGB;16" of colours of 16 bits.
     """
 
     width: int
@@ -48,7 +55,7 @@ class ImageFacts:
     @property
     def deep(self) -> bool:
         """Whether its pixels are numbers of more than 8 bits, or fractions."""
-        return self.mode[0] in "IF"
+        return self.mode[0] in "IF" or ";16" in self.mode
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,8 @@ def image_facts(file: Path) -> ImageFacts | None:
             # A PNG's EXIF data may stand behind the pixels, which Pillow would decode first.
             has_exif = image.format != "PNG" or "exif" in image.info
             orientation = _orientation(image) if has_exif else 1
-            mode = image.mode
+            deep = _COLOURS.search(str(image.tile))
+            mode = deep[1] if deep else image.mode
     except IMAGE_ERRORS:
         return None
     if orientation in _TURNED_SIDEWAYS:
@@ -153,27 +161,58 @@ def facts_of_images(folder: Path, names: Mapping[str, str]) -> dict[str, ImageFa
         return {name: facts for name, facts in zip(names, found, strict=True) if facts}
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """Returns a picture of deep pixels as one of 8 bits, turned as EXIF asks for.
+def eight_bits(file: Path) -> Image.Image:
+    """Reads a picture of deep pixels as one of 8 bits, turned as EXIF asks for, without alpha.
 
     Whole numbers are scaled by the smallest of 8, 10, 12, 14 and 16 bits that hold the brightest
-    pixel of the picture, fractions in [0, 1] by 255; fractions up to 255 stay.
+    sample of the picture, fractions in [0, 1] by 255; fractions up to 255 stay.
 
     Raises:
         ValueError: other fractions, negative numbers, or more than 16 bits.
     """
-    image = ImageOps.exif_transpose(image)
-    values = np.asarray(image).astype(np.float64)
+    with Image.open(file) as image:
+        mode = image.mode
+        values = _samples(image, file).astype(np.float64)
+        orientation = _orientation(image)  # behind a PNG's pixels, which looking for it decodes
     low, high = values.min(), values.max()
     if not low >= 0:
         raise ValueError("has pixels below 0 or that are no numbers; convert it to 8 bits")
-    if image.mode == "F":
+    if mode == "F":
         most = next((most for most in (1, 255) if high <= most), None)
     else:
         most = next((2**depth - 1 for depth in _DEPTHS if high < 2**depth), None)
     if most is None:
         raise ValueError(f"has pixels up to {high:g}; convert it to 8 bits")
-    return Image.fromarray(np.rint(values * (255 / most)).astype(np.uint8))
+    scaled = Image.fromarray(np.rint(values * (255 / most)).astype(np.uint8))
+    made = Image.frombytes("CMYK", scaled.size, scaled.tobytes()) if mode == "CMYK" else scaled
+    made.getexif()[_ORIENTATION] = orientation
+    return ImageOps.exif_transpose(made)
+
+
+def _samples(image: ImageFile, file: Path) -> np.ndarray:
+    """Returns a deep picture's samples, (height, width) or (height, width, colours)."""
+    colours = _COLOURS.search(str(image.tile))
+    if colours is None:
+        return np.asarray(image)
+    if colours[1] == "LA;16":
+        # Its four bytes are one more picture of four.
+        image._mode = "RGBA"
+        grey = _decoded(image, "RGBA")
+        return 256.0 * grey[..., 0] + grey[..., 1]
+    upper = np.asarray(image)
+    with Image.open(file) as again:
+        lower = _decoded(again, colours[1] + _OTHER_BYTE[colours[2]])
+    values = 256.0 * upper + lower
+    return values if image.mode == "CMYK" else values[..., :3]
+
+
+def _decoded(image: ImageFile, raw: str) -> np.ndarray:
+    """Decodes a picture as if its pixels were kept in another way."""
+    image.tile = [
+        tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
+        for tile in image.tile
+    ]
+    return np.asarray(image)
 
 
 @contextlib.contextmanager
@@ -208,8 +247,7 @@ def register_deep_images() -> None:
 
         def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
             made = io.BytesIO()
-            with Image.open(path.removeprefix(DEEP)) as image:
-                eight_bits(image).save(made, "PPM")
+            eight_bits(Path(path.removeprefix(DEEP))).convert("RGB").save(made, "PPM")
             made.seek(0)
             return made
 

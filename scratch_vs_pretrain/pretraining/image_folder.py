@@ -19,6 +19,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
+from scratch_vs_pretrain.data.pictures import eight_bits, image_facts
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 from scratch_vs_pretrain.progress import Bar
@@ -212,7 +213,9 @@ class _Pictures(Dataset):
         index, seed = key
         path, label = self._samples[index]
         try:
-            picture = default_loader(path)
+            facts = image_facts(Path(path))
+            deep = facts is not None and facts.deep
+            picture = eight_bits(Path(path)).convert("RGB") if deep else default_loader(path)
         except Exception as error:  # damaged files make decoders raise anything
             # Returned, because an exception from a worker arrives with its traceback as text.
             reason = " ".join(str(error).split())

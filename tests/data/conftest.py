@@ -11,6 +11,9 @@ from PIL import Image
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data.check import DataSet
 from scratch_vs_pretrain.data.datasets import register
+from scratch_vs_pretrain.data.pictures import register_deep_images
+
+register_deep_images()
 
 WIDTH, HEIGHT = 16, 12
 ANNOTATIONS = 40

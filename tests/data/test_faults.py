@@ -1,6 +1,9 @@
 """Files as people have them: what they look like, and whether a number can be trusted."""
 
+import functools
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,8 +14,8 @@ from scratch_vs_pretrain.data.check import DataSet, check
 from scratch_vs_pretrain.data.datasets import check_files
 from scratch_vs_pretrain.data.findings import Heads
 from scratch_vs_pretrain.data.loading import load_test_records, load_training_records
-from scratch_vs_pretrain.data.pictures import register_deep_images
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.pretraining.image_folder import _Pictures
 
 FLAT = [1, 2, 6, 2, 6, 8, 1, 8]
 
@@ -240,12 +243,73 @@ def test_deep_pictures_are_scaled_alike_in_training_and_evaluation(
     report = check([one], workers=1, progress=False)
     assert {k: len(where) for (_, k), where in report.found.items()} == {"deep image": 1}
     cfg = config_of(one)
-    register_deep_images()
     for records in (load_training_records(cfg).records, load_test_records(cfg.DATASETS.TRAIN[0])):
         mapper = DatasetMapper(is_train=False, augmentations=[], image_format="BGR")
         image = mapper(dict(records[2]))["image"].numpy()
         assert image.shape == (3, 12, 16)
         assert (image == np.resize(seen, (12, 16))).all()
+
+
+def png16(values):
+    """Bytes of a PNG of 16 bits; Pillow writes none in colour. `values` are (h, w, 1 to 4)."""
+    height, width, samples = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[samples], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def tiff16(values, order="<", compressed=False, cmyk=False):
+    """The same of a TIFF of 3 or 4 samples."""
+    height, width, samples = values.shape
+    data = values.astype(order + "u2").tobytes()
+    data = zlib.compress(data) if compressed else data
+    tags = {256: width, 257: height, 258: 0, 259: 8 if compressed else 1, 262: 5 if cmyk else 2}
+    tags |= {273: 0, 277: samples, 278: height, 279: len(data)}
+    tags |= {338: 2} if samples == 4 and not cmyk else {}
+    tags[258] = 14 + 12 * len(tags)
+    tags[273] = tags[258] + 2 * samples
+    counts = {258: samples}
+    fields = [struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    fields[2] = struct.pack(order + "HHII", 258, 3, counts[258], tags[258])
+    start = struct.pack(order + "2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(tags))
+    bits = struct.pack(f"{order}I{samples}H", 0, *[16] * samples)
+    return start + b"".join(fields) + bits + data
+
+
+@pytest.mark.parametrize("most", [1023, 4095, 65535])
+@pytest.mark.parametrize(
+    ("write", "samples"),
+    [
+        *((png16, samples) for samples in (1, 2, 3, 4)),
+        *((functools.partial(tiff16, order=order), n) for order in "<>" for n in (3, 4)),
+        (functools.partial(tiff16, compressed=True), 3),
+        (functools.partial(tiff16, order=">", compressed=True), 4),
+        (functools.partial(tiff16, cmyk=True), 4),
+    ],
+)
+def test_colours_of_16_bits_are_scaled_by_their_depth_everywhere(
+    build, config_of, tmp_path, write, samples, most
+):
+    values = np.random.default_rng(0).integers(most + 1, size=(12, 16, samples))
+    values[0, 0] = most
+    one = build(lambda content, folder: (folder / "2.png").write_bytes(write(values)))
+    report = check([one], workers=1, progress=False)
+    ((_, kind), (where,)) = next(iter(report.found.items()))
+    assert (kind, where[-4:]) == ("deep image", ";16)")
+    seen = np.rint(values * (255 / most)).astype(np.uint8)
+    if "cmyk" in getattr(write, "keywords", ()):
+        seen = np.asarray(Image.frombytes("CMYK", (16, 12), seen.tobytes()).convert("RGB"))
+    seen = seen[..., :3] if samples > 2 else seen[..., :1].repeat(3, 2)
+    cfg = config_of(one)
+    for records in (load_training_records(cfg).records, load_test_records(cfg.DATASETS.TRAIN[0])):
+        mapper = DatasetMapper(is_train=False, augmentations=[], image_format="RGB")
+        assert (mapper(dict(records[2]))["image"].numpy() == seen.transpose(2, 0, 1)).all()
+    shown, _ = _Pictures([(str(one.images / "2.png"), 0)], np.asarray)[0, 0]
+    assert (shown == seen).all()
 
 
 @pytest.mark.parametrize(

@@ -385,7 +385,7 @@ STARS = st.builds(
 @settings(max_examples=500, deadline=None)
 @given(polygon=STARS | st.lists(CORNER, min_size=6, max_size=12).filter(lambda p: not len(p) % 2))
 def test_what_is_surely_filled_covers_pixels(polygon):
-    if surely_filled(polygon, *SIZE):
+    if surely_filled([[polygon]], [SIZE]) == [True]:
         (code,) = mask_api.frPyObjects([polygon], SIZE[1], SIZE[0])
         assert mask_api.area(code) > 0
         assert trainable_mask([polygon], *SIZE) == [polygon]
@@ -430,7 +430,7 @@ def test_compressed_run_lengths_of_any_mask(rows):
 @pytest.mark.parametrize("shift", [0, 0.25, 0.5])
 def test_most_need_no_rasterizing(side, shift):
     corners = np.array([0, 0, side, 0, side, side, 0, side]) + 3 + shift
-    assert surely_filled(corners.tolist(), *SIZE)
+    assert surely_filled([[corners.tolist()]], [SIZE]) == [True]
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ def test_most_need_no_rasterizing(side, shift):
     ],
 )
 def test_whatever_is_not_clear_has_to_be_rasterized(polygon):
-    assert not surely_filled(polygon, *SIZE)
+    assert surely_filled([[polygon]], [SIZE]) == [False]
 
 
 @pytest.mark.parametrize("corner", [None, "15", float("inf"), 10**400])
