@@ -12,9 +12,10 @@ import gc
 import hashlib
 import itertools
 import json
+import math
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -30,6 +31,9 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "annotations": {"id": (int, str), "image_id": (int, str), "category_id": int, "bbox": list},
     "categories": {"id": int, "name": str},
 }
+_EXPECTED = {str: "text", int: "a whole number", list: "a list", (int, str): "a number or text"}
+# In pixels; no reader of images takes longer ones.
+LONGEST_SIDE = 2**31 - 1
 _WHOLE: dict[str, tuple[str, ...]] = {
     "images": ("id", "height", "width"),
     "annotations": ("id", "image_id", "category_id"),
@@ -61,7 +65,8 @@ class CocoFile:
     Attributes:
         path: of the file, or of the list of a VOC tree's images.
         sha256: of the file.
-        images, annotations, categories: the entries that can be used, normalised.
+        images, annotations, categories: the entries that can be used, normalised; images by
+            ascending id, those of a VOC tree in the order of its list.
         unusable: what keeps the file or others of its entries from being used.
         notes: what was spelt in another way.
         info: what the file says of itself.
@@ -205,12 +210,12 @@ def coco_file(path: Path, sha256: str, content: Any) -> CocoFile:
         if key != "annotations":  # of several with one id the first
             again = set(repeated([entry["id"] for entry in entries]))
             for n in sorted(again):
-                text = (
-                    f"has the id {entries[n]['id']!r} of one before it; give each an id of its own"
-                )
+                found = _short(entries[n]["id"])
+                text = f"has the id {found} of one before it; give each an id of its own"
                 unusable.append(f"{key}[{n}] {text}")
             entries = [entry for n, entry in enumerate(entries) if n not in again]
         lists[key] = entries
+    lists["images"].sort(key=lambda image: id_order(image["id"]))
     unusable.sort(key=lambda text: "it has no list of" not in text)
     info = content.get("info") if isinstance(content, dict) else None
     return CocoFile(path, sha256, **lists, unusable=tuple(unusable), notes=tuple(notes), info=info)
@@ -218,16 +223,30 @@ def coco_file(path: Path, sha256: str, content: Any) -> CocoFile:
 
 def entry_problem(key: str, entry: Any) -> str | None:
     """Returns what keeps an entry of the list `key` from being read, None if it can be."""
+    if not isinstance(entry, dict):
+        return f"is {_short(entry)}; give an object"
     for name, kind in _FIELDS[key].items():
-        if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
-            return f"has no valid {name}"
+        value = entry.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            found = f"{name} {_short(value)}" if name in entry else f"no {name}"
+            return f"has {found}; give {_EXPECTED[kind]}"
+    if key == "images" and max(entry["width"], entry["height"]) > LONGEST_SIDE:
+        size = f"{_short(entry['width'])} x {_short(entry['height'])}"
+        return f"has the size {size}, which no image has; give its width and height in pixels"
     if key == "annotations":
         bbox = entry["bbox"]
         if len(bbox) != 4 or not all(isinstance(value, (int, float)) for value in bbox):
-            return f"has bbox {bbox}; give [x, y, w, h]"
+            return f"has bbox {_short(bbox)}; give [x, y, w, h]"
         if entry.get("iscrowd", 0) not in (0, 1):
-            return f"has iscrowd {entry['iscrowd']!r}; give 0 or 1"
+            return f"has iscrowd {_short(entry['iscrowd'])}; give 0 or 1"
     return None
+
+
+def _short(value: Any) -> str:
+    try:
+        return f"{value!r:.60}"
+    except ValueError:  # an integer of thousands of digits
+        return "of thousands of digits"
 
 
 @contextlib.contextmanager
@@ -266,16 +285,13 @@ def parse(path: Path, data: bytes) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); is it truncated?") from None
+        reason = str(error).split("; use sys.")[0]
+        raise UserError(f"{path}: not valid JSON ({reason}); is it truncated?") from None
 
 
 def id_order(identity: Identity) -> tuple[bool, Identity]:
     """Returns what image ids are ordered by: numbers before texts."""
     return isinstance(identity, str), identity
-
-
-def by_id(images: Iterable[Entry]) -> list[Entry]:
-    return sorted(images, key=lambda image: id_order(image["id"]))
 
 
 def _plainly_good(key: str, entries: list[Any]) -> bool:
@@ -287,6 +303,8 @@ def _plainly_good(key: str, entries: list[Any]) -> bool:
             kinds = {*(kind if isinstance(kind, tuple) else (kind,))}
             if not set(map(type, columns[name])) <= kinds:
                 return False
+        if key == "images":
+            return max((0, *columns["width"], *columns["height"])) <= LONGEST_SIDE
         if key == "annotations":
             crowds = set(map(dict.get, entries, itertools.repeat("iscrowd"), itertools.repeat(0)))
             numbers = set(map(type, itertools.chain.from_iterable(columns["bbox"])))
@@ -333,7 +351,7 @@ def _normal(
             changes["iscrowd"] = _CROWD[plain]
     for name, value in changes.items():
         if value != entry[name] or type(value) is not type(entry[name]):
-            notes.append(Note("other spelling", f"{key}[{number}].{name} ({entry[name]!r})"))
+            notes.append(Note("other spelling", f"{key}[{number}].{name} ({_short(entry[name])})"))
     return {**entry, **changes} if changes else entry
 
 
@@ -357,15 +375,20 @@ def _keypoints(categories: Sequence[Entry]) -> tuple[tuple[str, ...], tuple[floa
         return (), (), "the keypoints of a category are no list of names"
     if any(other != names for other in described):
         return (), (), "the categories have different keypoints"
-    sigmas: Any = next((one["sigmas"] for one in categories if one.get("sigmas")), [])
-    numbers = isinstance(sigmas, list) and all(isinstance(one, (int, float)) for one in sigmas)
-    if (
-        not numbers
-        or len(sigmas) not in (0, len(names))
-        or not all(0 < s < float("inf") for s in sigmas)
-    ):
+    stated: Any = next((one["sigmas"] for one in categories if one.get("sigmas")), [])
+    numbers = isinstance(stated, list) and all(isinstance(one, (int, float)) for one in stated)
+    sigmas = tuple(map(as_float, stated)) if numbers else ()
+    fits = numbers and len(sigmas) in (0, len(names))
+    if not fits or not all(0 < sigma < math.inf for sigma in sigmas):
         return (), (), f"the sigmas of a category are not {len(names)} positive numbers"
-    return tuple(names), tuple(map(float, sigmas)), ""
+    return tuple(names), sigmas, ""
+
+
+def as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _skeleton(categories: Sequence[Entry], keypoints: int) -> tuple[tuple[int, int], ...]:

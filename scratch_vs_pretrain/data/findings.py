@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from scratch_vs_pretrain.data.coco import CocoFile, Entry, Identity, Note, repeated
+from scratch_vs_pretrain.data.coco import CocoFile, Entry, Identity, Note, as_float, repeated
 from scratch_vs_pretrain.data.pictures import ImageFacts
 
 BREAKS, SPOILS = "breaks training", "spoils the result"
@@ -177,7 +177,8 @@ def _lost(case: Case, file: CocoFile, most_dropped: float) -> Iterator[Note]:
         crowd = f"all {every} annotations are crowds" if every else "no annotations"
         yield Note("nothing to learn", crowd)
     images, owners = set(map(type, case.sizes)), {type(e["image_id"]) for e, _ in case.dropped}
-    if owners - images and any(k == "annotation of a missing image" for _, k in case.dropped):
+    strangers = any(kind == "annotation of a missing image" for _, kind in case.dropped)
+    if images and strangers and owners - images:
         texts = "text" if str in owners else "numbers", "text" if str in images else "numbers"
         yield Note("ids of two kinds", f"image_id is {texts[0]}, the ids of images are {texts[1]}")
     used = Counter(map(itemgetter("category_id"), file.annotations))
@@ -282,10 +283,3 @@ def _sizes(
 def size_of(image: Mapping[str, Any], facts: Mapping[str, ImageFacts]) -> tuple[int, int]:
     found = facts.get(image["file_name"])
     return (found.width, found.height) if found else (image["width"], image["height"])
-
-
-def as_float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf

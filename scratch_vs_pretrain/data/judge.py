@@ -109,6 +109,24 @@ def scorable(file: CocoFile, sizes: Mapping[Identity, tuple[int, int]], task: st
     return kept
 
 
+def unscored(file: CocoFile, kept: list[Entry], task: str, most_dropped: float) -> str:
+    """Returns what keeps a test set from being scored on, of which `kept` are :func:`scorable`;
+    empty if nothing does."""
+    instances, left = (
+        sum(not one.get("iscrowd") or bool(one.get("difficult")) for one in entries)
+        for entries in (file.annotations, kept)
+    )
+    if not instances:
+        return "no annotation is an instance" if file.annotations else "there are no annotations"
+    if instances - left <= most_dropped * instances:
+        return ""
+    what = "mask" if task == "segm" else "box"
+    return (
+        f"{instances - left:,} of {instances:,} annotations have no {what} that can be scored "
+        "(`svp check-data` lists them)"
+    )
+
+
 def _image_notes(name: str, facts: ImageFacts) -> Iterator[Note]:
     """Finds what an image differs in from a plain colour photograph."""
     if facts.turned:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.data.coco import CocoFile, Note, by_id, read_coco, without_gc
+from scratch_vs_pretrain._detectron2 import registered
+from scratch_vs_pretrain.data.coco import CocoFile, Note, read_coco, without_gc
 from scratch_vs_pretrain.data.datasets import coco_of, describe, location
 from scratch_vs_pretrain.data.findings import KINDS, MENDED, SEVERE, Heads
-from scratch_vs_pretrain.data.judge import judge
+from scratch_vs_pretrain.data.judge import judge, scorable, unscored
 from scratch_vs_pretrain.data.pictures import DEEP, facts_of_images, locate
-from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ def load_training_records(cfg: CfgNode) -> TrainingRecords:
     notes: list[Note] = []
     for name, file in zip(names, files, strict=True):
         with without_gc():
-            found, remarks = _judged(name, file, heads_of(cfg), cfg.SVP.MAX_DROPPED)
-        if problem := refusal(name, remarks):
-            raise UserError(problem)
+            found, remarks = _judged(file, location(name)[1], heads_of(cfg), cfg.SVP.MAX_DROPPED)
+        if problem := refusal(remarks):
+            raise UserError(f"{name}: {problem}")
         records += found
         notes += remarks
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
@@ -110,7 +110,7 @@ def _test_records(
     name: str, listing: Path, folder: Path, size: int, modified: int
 ) -> list[dict[str, Any]]:
     file = coco_of(name, ("annotations", "categories"))
-    return _judged(name, dataclasses.replace(file, annotations=[]), Heads(), 1)[0]
+    return _judged(dataclasses.replace(file, annotations=[]), folder, Heads(), 1)[0]
 
 
 def count_repairs(notes: Sequence[Note]) -> dict[str, int]:
@@ -125,15 +125,13 @@ def count_repairs(notes: Sequence[Note]) -> dict[str, int]:
 
 
 def _judged(
-    name: str, file: CocoFile, heads: Heads, most_dropped: float
+    file: CocoFile, folder: Path, heads: Heads, most_dropped: float
 ) -> tuple[list[dict[str, Any]], list[Note]]:
-    _, folder = location(name)
-    images = file.images if is_voc(name) else by_id(file.images)
-    located = locate(folder, [image["file_name"] for image in images])
+    """Judges a data set with its image files; names of records are paths."""
+    located = locate(folder, [image["file_name"] for image in file.images])
     for problem in located.unusable.values():
         raise UserError(f"{file.path}: {problem}")
     facts = facts_of_images(folder, located.files)
-    file = dataclasses.replace(file, images=images)
     records, notes = judge(file, facts, heads, most_dropped)
     for record in records:
         deep = record["file_name"] in facts and facts[record["file_name"]].deep
@@ -143,27 +141,51 @@ def _judged(
     return records, [*notes, *(Note("file of another name", where) for where in renamed)]
 
 
-def refusal(name: str, notes: Sequence[Note]) -> str:
+def refusal(notes: Sequence[Note]) -> str:
     """Returns why a data set is not trained on, empty if it can be."""
     severe = [note for note in notes if KINDS[note.kind].means in SEVERE]
     if not severe:
         return ""
     more = f" (and {len(severe) - 1} more)" if severe[1:] else ""
     return (
-        f"{name}: cannot train on it: {severe[0].kind}: {severe[0].where}{more}; `svp check-data` "
+        f"cannot train on it: {severe[0].kind}: {severe[0].where}{more}; `svp check-data` "
         "lists all, and SVP.MAX_DROPPED: 1.0 trains all the same"
     )
 
 
-def refusal_of_annotations(name: str, file: Path, cfg: CfgNode) -> str:
-    """Returns what :func:`refusal` says of a COCO file before its images are looked at."""
+def refusal_of_annotations(name: str, file: Path, cfg: CfgNode, part: str) -> str:
+    """Returns why a COCO file cannot be trained on (TRAIN) or evaluated on (TEST), empty if it can
+    be. Image files are looked at only where their sizes might still save it."""
     state = file.stat()
-    key = file, state.st_size, state.st_mtime_ns
-    return refusal(name, _found(*key, heads_of(cfg), cfg.SVP.MAX_DROPPED))
+    folders = {one: folder for one, _, folder in cfg.SVP.DATASETS}
+    folder = Path(folders.get(name) or (registered(name) or {}).get("image_root") or file.parent)
+    key = file, state.st_size, state.st_mtime_ns, folder
+    return _refusal(*key, heads_of(cfg), cfg.SVP.MAX_DROPPED, part)
 
 
 @functools.lru_cache(maxsize=16)
-def _found(
-    file: Path, size: int, modified: int, heads: Heads, most_dropped: float
-) -> Sequence[Note]:
-    return judge(read_coco(file), {}, heads, most_dropped)[1]
+def _refusal(
+    path: Path,
+    size: int,
+    modified: int,
+    folder: Path,
+    heads: Heads,
+    most_dropped: float,
+    part: str,
+) -> str:
+    file = read_coco(path)
+    if part == "TRAIN":
+        refused = refusal(judge(file, {}, heads, most_dropped)[1])
+        return refused and refusal(_judged(file, folder, heads, most_dropped)[1])
+    task = "segm" if heads.masks else "bbox"
+    refused = unscored(file, scorable(file, sizes_of(file.images, "id"), task), task, most_dropped)
+    if not refused:
+        return ""
+    images = _judged(dataclasses.replace(file, annotations=[]), folder, Heads(), 1)[0]
+    kept = scorable(file, sizes_of(images, "image_id"), task)
+    return unscored(file, kept, task, most_dropped)
+
+
+def sizes_of(images: Sequence[Mapping[str, Any]], identity: str) -> dict[Any, tuple[int, int]]:
+    """Returns width and height of images or records by what they are identified by."""
+    return {one[identity]: (one["width"], one["height"]) for one in images}

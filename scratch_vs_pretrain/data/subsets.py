@@ -28,7 +28,6 @@ import msgspec
 from scratch_vs_pretrain.data.coco import (
     Entry,
     Identity,
-    by_id,
     coco_file,
     id_order,
     parse,
@@ -251,7 +250,7 @@ def extract(path: Path, draw: Callable[[list[Identity]], list[Identity]]) -> byt
             text = f"belongs to image {owner!r}, which is not among the images"
             raise UserError(f"{path}: annotations[{number}] {text}; add the image or take it out")
     chosen = set(draw([image["id"] for image in file.images]))
-    images = by_id(image for image in file.images if image["id"] in chosen)
+    images = [image for image in file.images if image["id"] in chosen]
     taken = itertools.compress(entries or (), map(chosen.__contains__, owners))
     rest = json.dumps({"images": images, "categories": content["categories"]}).encode()[:-1]
     return rest + b', "annotations": [' + b",\n".join(map(_text, taken)) + _END

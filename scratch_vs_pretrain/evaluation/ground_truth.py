@@ -15,8 +15,8 @@ from typing import Any
 from scratch_vs_pretrain.data.coco import COCO_KEYPOINTS, keypoint_lack
 from scratch_vs_pretrain.data.datasets import coco_of, location
 from scratch_vs_pretrain.data.findings import MOST_DROPPED
-from scratch_vs_pretrain.data.judge import scorable
-from scratch_vs_pretrain.data.loading import load_test_records
+from scratch_vs_pretrain.data.judge import scorable, unscored
+from scratch_vs_pretrain.data.loading import load_test_records, sizes_of
 from scratch_vs_pretrain.errors import UserError
 
 # The config key that asks for a task.
@@ -46,7 +46,7 @@ def load_ground_truth(dataset_name: str, task: str = "bbox") -> Mapping[str, Any
 @functools.lru_cache(maxsize=8)
 def _ground_truth(name: str, task: str, path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
     file = coco_of(name, ("annotations",))
-    sizes = {one["image_id"]: (one["width"], one["height"]) for one in load_test_records(name)}
+    sizes = sizes_of(load_test_records(name), "image_id")
     return {
         "images": [
             {**image, "width": sizes[image["id"]][0], "height": sizes[image["id"]][1]}
@@ -95,19 +95,8 @@ def check_ground_truth(
             )
 
 
-def _lack(name: str, task: str, keypoints: int, most_dropped: float) -> str | None:
+def _lack(name: str, task: str, keypoints: int, most_dropped: float) -> str:
     file = coco_of(name, ("annotations",))
-    instances = sum(not one.get("iscrowd") for one in file.annotations)
-    if not instances:
-        return "no annotation is an instance" if file.annotations else "there are no annotations"
     lacks = {**file.facts.lacks, "keypoints": keypoint_lack(file.annotations, keypoints)}
-    if lacks.get(task):
-        return lacks[task]
-    scored = load_ground_truth(name, task)["annotations"]
-    left = sum(not one.get("iscrowd") or bool(one.get("difficult")) for one in scored)
-    if instances - left > most_dropped * instances:
-        what = "mask" if task == "segm" else "box"
-        return (
-            f"{instances - left:,} of {instances:,} annotations have no {what} that can be scored"
-        )
-    return None
+    kept = load_ground_truth(name, task)["annotations"]
+    return lacks.get(task) or unscored(file, kept, task, most_dropped)

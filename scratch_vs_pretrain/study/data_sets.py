@@ -294,9 +294,9 @@ def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
     if found:
         yield from _disagreements(cfg, name, found, part)
     # What holds for a whole set need not for a subset of it.
-    whole = found and found.usable and part == "TRAIN" and not (where.subset or lacking)
-    if file and whole and (refused := refusal_of_annotations(name, file, cfg)):
-        yield refused
+    whole = found and not (where.subset or lacking)
+    if file and whole and (refused := refusal_of_annotations(name, file, cfg, part)):
+        yield f"{name}: {refused}"
 
 
 def _lack(found: AnnotationFile | None, where: Origin, task: str, part: str) -> str:

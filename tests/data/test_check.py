@@ -38,7 +38,7 @@ CASES = [
     ("missing image", lambda content, folder: (folder / "2.png").unlink(), "2.png"),
     ("undecodable image", truncate, "2.png"),
     ("unusable entry", edit(2, bbox=[1, 2]), "annotations[2] has bbox [1, 2]"),
-    ("unusable entry", edit(2, category_id="a"), "annotations[2] has no valid category_id"),
+    ("unusable entry", edit(2, category_id="a"), "annotations[2] has category_id 'a'; give"),
     ("annotation id 0", edit(2, id=0), "renumbered"),
     ("annotation without area", edit(2, area=None), "annotation 3"),
     ("same box twice", edit(6, bbox=[1, 2, 5, 5.95]), "annotation 7"),

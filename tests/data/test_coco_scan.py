@@ -111,8 +111,8 @@ def test_any_bytes_are_a_sentence(tmp_path, data):
     [
         ({"images": None}, "it has no list of images"),
         ({"annotations": {}}, "it has no list of annotations"),
-        ({"images": [{**image(1), "id": None}]}, r"images\[0\] has no valid id"),
-        ({"images": [{"id": 1}]}, r"images\[0\] has no valid file_name"),
+        ({"images": [{**image(1), "id": None}]}, r"images\[0\] has id None"),
+        ({"images": [{"id": 1}]}, r"images\[0\] has no file_name"),
         ({"images": [image(1), image(1)]}, r"images\[1\] has the id 1 of one before it"),
         ({"annotations": [{"id": 1, "image_id": 3}]}, r"annotations\[0\] belongs to image 3, whi"),
         ({"annotations": [{"id": 1}]}, r"annotations\[0\] belongs to image None"),

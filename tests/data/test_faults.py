@@ -13,7 +13,11 @@ from PIL import Image
 from scratch_vs_pretrain.data.check import DataSet, check
 from scratch_vs_pretrain.data.datasets import check_files
 from scratch_vs_pretrain.data.findings import Heads
-from scratch_vs_pretrain.data.loading import load_test_records, load_training_records
+from scratch_vs_pretrain.data.loading import (
+    load_test_records,
+    load_training_records,
+    refusal_of_annotations,
+)
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pretraining.image_folder import _Pictures
 
@@ -134,14 +138,32 @@ def test_a_spoilt_set_is_named_by_what_it_looks_like_and_not_trained_on(
     cfg = config_of(one)
     with pytest.raises(UserError, match=r"cannot train on it: .*SVP\.MAX_DROPPED: 1\.0"):
         load_training_records(cfg)
+    # What the plan says of it, which opens no image that could be right.
+    planned = refusal_of_annotations(cfg.DATASETS.TRAIN[0], one.annotations, cfg, "TRAIN")
+    assert planned.startswith("cannot train on it: ") == ("size" not in kinds[0])
 
 
-def test_sizes_are_mended_where_the_boxes_fit_the_file(build, config_of):
-    """Stated 12 x 16, found 16 x 12, and boxes of the latter."""
+@pytest.mark.parametrize("lacking", [0, 2, 3])
+def test_a_test_set_of_which_much_cannot_be_scored_is_refused_by_the_plan(
+    build, config_of, lacking
+):
+    def change(content, folder):
+        for one in content["annotations"][:lacking]:
+            del one["segmentation"]
+
+    one = build(change)
+    cfg = config_of(one)
+    refused = refusal_of_annotations(cfg.DATASETS.TRAIN[0], one.annotations, cfg, "TEST")
+    assert refused[:21] == ("3 of 40 annotations h" if lacking == 3 else "")
+
+
+@pytest.mark.parametrize("stated", [(12, 16), (0, 0)])
+def test_sizes_are_mended_where_the_boxes_fit_the_file(build, config_of, stated):
+    """Found are 16 x 12, and boxes of these."""
 
     def change(content, folder):
         for image in content["images"]:
-            image.update(width=12, height=16)
+            image.update(width=stated[0], height=stated[1])
         every(bbox=lambda one: [9, 5, 6, 6 - one["id"] / 40], segmentation=[[9, 5, 15, 5, 15, 9]])(
             content, folder
         )
@@ -150,7 +172,10 @@ def test_sizes_are_mended_where_the_boxes_fit_the_file(build, config_of):
     report = check([one], workers=1, progress=False)
     assert {kind for _, kind in report.found} == {"another size than stated"}
     assert report.verdict() == "yes, with 4 repairs"
-    records = load_training_records(config_of(one)).records
+    cfg = config_of(one)
+    for part in ("TRAIN", "TEST"):
+        assert refusal_of_annotations(cfg.DATASETS.TRAIN[0], one.annotations, cfg, part) == ""
+    records = load_training_records(cfg).records
     assert {(one["width"], one["height"]) for one in records} == {(16, 12)}
 
 

@@ -88,7 +88,7 @@ def test_records_for_evaluation_have_the_true_sizes_and_no_annotations(build, co
     ("images", "message"),
     [
         (None, "has no list of images"),
-        ([{"id": 1}], r"images\[0\] has no valid file_name"),
+        ([{"id": 1}], r"images\[0\] has no file_name"),
         (
             [{"id": 1, "file_name": "../a.png", "width": 1, "height": 1}],
             "leads out of the image folder",

@@ -100,7 +100,10 @@ class TestTrainingImages:
         content = {
             "images": [{"id": number, **image} for number in range(images)],
             "categories": [{"id": 1, "name": "c"}],
-            "annotations": [],
+            "annotations": [
+                {"id": 1 + n, "image_id": n, "category_id": 1, "bbox": [0, 0, 2, 2]}
+                for n in range(images)
+            ],
         }
         file.write_text(json.dumps(content))
         return file
