@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -53,15 +53,15 @@ class Report:
     @property
     def breaks(self) -> bool:
         """Whether a number trained on the data cannot be trusted, or there will be none."""
-        return any(KINDS[kind].means in SEVERE for _, kind in self.found)
+        return self.verdict().startswith("no")
 
     def verdict(self) -> str:
         """Answers whether a number trained on the data can be trusted, in one line."""
-        counts = {key: len(notes) for key, notes in self.found.items()}
-        if self.breaks:
-            severe = [(key, n) for key, n in counts.items() if KINDS[key[1]].means in SEVERE]
-            return "no: " + "; ".join(f"{name}: {kind} ({n:,})" for (name, kind), n in severe)
-        mended = sum(n for (_, kind), n in counts.items() if KINDS[kind].means == MENDED)
+        rows = [(name, kind, KINDS[kind].means, len(w)) for (name, kind), w in self.found.items()]
+        severe = [f"{name}: {kind} ({n:,})" for name, kind, means, n in rows if means in SEVERE]
+        if severe:
+            return "no: " + "; ".join(severe)
+        mended = sum(n for *_, means, n in rows if means == MENDED)
         unseen = "" if self.opened else ", as far as the annotations tell"
         return f"yes, with {mended:,} repairs{unseen}" if mended else f"yes{unseen}"
 
@@ -83,14 +83,8 @@ class Report:
     def text(self) -> str:
         """Returns the verdict and the table that `svp check-data` prints."""
         rows = [
-            (
-                name,
-                kind,
-                KINDS[kind].text(),
-                f"{len(notes):,}",
-                "; ".join(notes[:_EXAMPLES]),
-            )
-            for (name, kind), notes in self.found.items()
+            (name, kind, KINDS[kind].text(), f"{len(where):,}", "; ".join(where[:_EXAMPLES]))
+            for (name, kind), where in self.found.items()
         ]
         looked = ", ".join(f"{name}: {count:,} images" for name, count in self.images.items())
         looked += "" if self.opened else " (annotations alone, no image was opened)"
@@ -110,10 +104,8 @@ class DataSet:
         name: for the report; of a VOC tree, as registered.
         annotations: in COCO format; of a VOC tree, the list of its images.
         images: the folder that file names are relative to.
-        voc: whether it is a VOC tree.
         heads: what is to be learnt from it; None for all that it has.
-        unreadable: the share of images that may be undecodable.
-        dropped: the share of instances that may be dropped.
+        unreadable, dropped: the share of images that may be undecodable, of instances dropped.
     """
 
     name: str
@@ -131,11 +123,7 @@ def registered_set(
     unreadable: float | None = None,
     dropped: float = MOST_DROPPED,
 ) -> DataSet:
-    """Returns a registered data set, by default with training's limit of unreadable images.
-
-    Raises:
-        UserError: no such data set, or its files are missing.
-    """
+    """Returns a registered data set, by default with training's limit of unreadable images."""
     if unreadable is None:
         unreadable = default_config().SVP.MAX_UNREADABLE
     return DataSet(name, *location(name), is_voc(name), heads, unreadable, dropped)
@@ -147,19 +135,14 @@ def check(
     progress: bool = True,
     images: bool = True,
 ) -> Report:
-    """Checks data sets: every image, several at a time, and every annotation.
-
-    Args:
-        sets: those of one study; images that are in several are reported.
-        workers: threads that decode; None for one a core.
-        progress: whether to draw a bar.
-        images: whether to open the images.
+    """Checks every annotation of one study's data sets and, unless `images` is False, every image,
+    with so many `workers` (None: one a core).
 
     Raises:
         UserError: annotations that cannot be read at all.
     """
     notes: list[tuple[str, Note]] = []
-    contents: dict[str, set[tuple[str, str]]] = {}
+    alike: dict[str, list[tuple[str, str]]] = defaultdict(list)
     report = Report(opened=images)
     for one in sets:
         with without_gc():
@@ -167,21 +150,20 @@ def check(
         report.images[one.name] = len(file.images)
         report.hints += export_hints(file, {note.kind for note in found})
         notes += [(one.name, note) for note in found]
-        for name, look in looks.items():
+        for image, look in looks.items():
             if look.digest:
-                contents.setdefault(look.digest, set()).add((one.name, name))
-    for where in contents.values():
+                alike[look.digest].append((one.name, image))
+    for where in alike.values():
         names = Counter(name for name, _ in where)
         for name in (name for name, count in names.items() if count > 1):
             same = " = ".join(sorted(image for owner, image in where if owner == name))
             notes.append((name, Note("same image twice in a data set", same)))
         if len(names) > 1:
-            same = " = ".join(sorted(f"{name} {image}" for name, image in where))
+            same = " = ".join(sorted(map(" ".join, where)))
             notes.append(("all", Note("same image in several data sets", same)))
-    for kind in KINDS:
-        for name, note in notes:
-            if note.kind == kind:
-                report.found.setdefault((name, kind), []).append(note.where)
+    order = list(KINDS)
+    for name, note in sorted(notes, key=lambda one: order.index(one[1].kind)):
+        report.found.setdefault((name, note.kind), []).append(note.where)
     report.hints = list(dict.fromkeys(report.hints))
     return report
 
@@ -189,8 +171,7 @@ def check(
 def _check_set(
     one: DataSet, workers: int | None, progress: bool, images: bool
 ) -> tuple[CocoFile, dict[str, _Look], list[Note]]:
-    """Returns a data set's usable entries, what was seen of each image, by its name, and all
-    findings."""
+    """Returns the usable entries, what was seen of each image, by its name, and all findings."""
     file = voc_file(one.name, strict=False) if one.voc else open_coco(one.annotations)
     if file.unusable and "it has no list of" in file.unusable[0]:
         raise UserError(f"{one.annotations}: {file.unusable[0]}")
@@ -278,8 +259,11 @@ def _image_notes(looks: Mapping[str, _Look], most_undecodable: float) -> list[No
     return missing + [Note(kind, where) for where in broken]
 
 
-# What a file shows of the program that exported it, and what to change there, by kind of finding.
-_EXPORTS: dict[str, dict[str, str]] = {
+# What to change in the program that exported a file, by a kind of finding in it.
+_MASK_OFF = "or set MODEL.MASK_ON: False"
+_CVAT_BOXES = f"rectangles have no mask in its COCO 1.0; draw polygons, {_MASK_OFF}"
+_WITH_IMAGES = "export as `COCO with images`"
+_EXPORTS = {
     "Roboflow": {
         "annotation id 0": "it numbers annotations from 0; nothing is to be done",
         "EXIF-rotated image": "switch Auto-Orient on when the version is generated",
@@ -291,25 +275,21 @@ _EXPORTS: dict[str, dict[str, str]] = {
     },
     "CVAT": {
         "missing image": "tick `Save images` in the export dialog",
-        "no mask": "rectangles have no mask in its COCO 1.0; draw polygons, or set "
-        "MODEL.MASK_ON: False",
-        "instances lost": "rectangles have no mask in its COCO 1.0; draw polygons, or set "
-        "MODEL.MASK_ON: False",
+        "no mask": _CVAT_BOXES,
+        "instances lost": _CVAT_BOXES,
     },
     "Label Studio": {
-        "missing image": "export as `COCO with images`, and give its images folder",
-        "unusable entry": "export as `COCO with images`: the plain export has paths of its server",
+        "missing image": f"{_WITH_IMAGES}, and give its images folder",
+        "unusable entry": f"{_WITH_IMAGES}: the plain export has paths of its server",
         "file of another name": "its export writes paths of the machine it ran on",
         "categories numbered from 0": 'write category="1", "2", ... into the labels of the '
         "labelling interface",
-        "instances lost": "rectangle labels have no mask; use polygon or brush labels, or set "
-        "MODEL.MASK_ON: False",
+        "instances lost": f"rectangle labels have no mask; use polygons or brushes, {_MASK_OFF}",
     },
     "labelme": {
         "polygon of fewer than three points": "lines, points and rectangles are no polygons; draw "
         "polygons",
-        "instances lost": "only its polygons become masks; draw polygons, or set "
-        "MODEL.MASK_ON: False",
+        "instances lost": f"only its polygons become masks; draw polygons, {_MASK_OFF}",
         "missing image": "convert with labelme2coco.py, which copies the images to JPEGImages",
     },
     "VGG Image Annotator": {
@@ -322,10 +302,10 @@ _EXPORTS: dict[str, dict[str, str]] = {
 }
 
 
-def exporter(file: CocoFile) -> str | None:
-    """Returns which annotation program wrote a file, as far as that can be seen."""
+def exporter(file: CocoFile) -> str:
+    """Returns which annotation program wrote a file, empty where that cannot be seen."""
     stated = str(file.info).lower()
-    for name in ("Roboflow", "Label Studio", "VGG Image Annotator", "CVAT", "labelme"):
+    for name in _EXPORTS:
         if name.lower() in stated:
             return name
     first = file.annotations[0] if file.annotations else {}
@@ -335,13 +315,13 @@ def exporter(file: CocoFile) -> str | None:
         return "Roboflow"
     if any(category["name"] in ("_background_", "__ignore__") for category in file.categories):
         return "labelme"
-    return None
+    return ""
 
 
 def export_hints(file: CocoFile, kinds: Set[str]) -> list[str]:
     """Returns what to change where a file was exported, of what was found in it."""
     name = exporter(file)
-    remedies = _EXPORTS.get(name or "", {})
+    remedies = _EXPORTS.get(name, {})
     return [
         f"This looks like an export of {name} ({kind}): {remedies[kind]}."
         for kind in KINDS

@@ -10,37 +10,22 @@ import contextlib
 import functools
 import gc
 import hashlib
-import itertools
 import json
 import math
-import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import msgspec
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.types import StrictFloat, StrictInt
+from typing_extensions import TypedDict
 
 from scratch_vs_pretrain.errors import UserError
-
-# What is needed of each entry. Identities are integers in COCO, strings elsewhere.
-_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "images": {"id": (int, str), "file_name": str, "height": int, "width": int},
-    "annotations": {"id": (int, str), "image_id": (int, str), "category_id": int, "bbox": list},
-    "categories": {"id": int, "name": str},
-}
-_EXPECTED = {str: "text", int: "a whole number", list: "a list", (int, str): "a number or text"}
-# In pixels; no reader of images takes longer ones.
-LONGEST_SIDE = 2**31 - 1
-_WHOLE: dict[str, tuple[str, ...]] = {
-    "images": ("id", "height", "width"),
-    "annotations": ("id", "image_id", "category_id"),
-    "categories": ("id",),
-}
-_NUMBER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
-_CROWD = {"0": 0, "false": 0, "": 0, "1": 1, "true": 1}
 
 COCO_KEYPOINTS = 17
 # The mean of COCO's 17, for keypoints whose categories state none.
@@ -48,6 +33,49 @@ USUAL_SIGMA = 0.067
 
 Entry = dict[str, Any]
 Identity = int | str
+
+_CROWD = {"0": 0, "0.0": 0, "false": 0, "": 0, "none": 0, "1": 1, "1.0": 1, "true": 1}
+
+
+def _crowd(value: Any) -> Any:
+    return value if type(value) is int else _CROWD.get(str(value).strip().lower(), value)
+
+
+Pixels = Annotated[int, Field(lt=2**31)]  # no reader of images takes more
+
+
+class _Image(TypedDict):
+    id: Identity
+    file_name: str
+    height: Pixels
+    width: Pixels
+
+
+class _Annotation(TypedDict):
+    id: Identity
+    image_id: Identity
+    category_id: int
+    bbox: Annotated[list[StrictInt | StrictFloat], Field(min_length=4, max_length=4)]
+    iscrowd: NotRequired[Annotated[int, Field(ge=0, le=1), BeforeValidator(_crowd)]]
+
+
+class _Category(TypedDict):
+    id: int
+    name: Annotated[str, Field(coerce_numbers_to_str=True)]
+
+
+_KEEP = ConfigDict(extra="allow")
+_READERS: dict[str, TypeAdapter] = {
+    "images": TypeAdapter(list[_Image], config=_KEEP),
+    "annotations": TypeAdapter(list[_Annotation], config=_KEEP),
+    "categories": TypeAdapter(list[_Category], config=_KEEP),
+}
+_NAMES = {
+    key: one.__annotations__
+    for key, one in zip(_READERS, (_Image, _Annotation, _Category), strict=True)
+}
+# What is right in a field, where that is no whole number.
+_GIVE = {"file_name": "text", "name": "text", "bbox": "[x, y, w, h]", "iscrowd": "0 or 1"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +118,7 @@ class CocoFile:
         """What has to be known of the file where its annotations are not loaded."""
         categories = sorted(self.categories, key=itemgetter("id"))
         instances = [entry for entry in self.annotations if not entry.get("iscrowd")]
-        masks = list(map(dict.get, instances, itertools.repeat("segmentation")))
+        masks = list(map(dict.get, instances, repeat("segmentation")))
         names, sigmas, unfit = _keypoints(categories)
         return AnnotationFile(
             file_names=tuple(map(itemgetter("file_name"), self.images)),
@@ -104,7 +132,7 @@ class CocoFile:
             sha256=self.sha256,
             sigmas=sigmas,
             masks=any(masks),
-            labelled=not unfit and any(map(dict.get, instances, itertools.repeat("keypoints"))),
+            labelled=not unfit and any(map(dict.get, instances, repeat("keypoints"))),
             run_lengths=dict in set(map(type, masks)),
             lacks=_lacks(self.annotations, len(names) or COCO_KEYPOINTS, unfit),
         )
@@ -152,7 +180,7 @@ def open_coco(path: Path) -> CocoFile:
     Raises:
         UserError: it is missing or no JSON. What is not in COCO format is told by `unusable`.
     """
-    key = _state(path)
+    key = state_of(path)
     held = _HELD.get(key)
     if held is None:
         data = read_bytes(path)
@@ -176,12 +204,8 @@ def read_coco(path: Path, optional: Sequence[str] = ()) -> CocoFile:
 
 
 def read_annotations(path: Path) -> AnnotationFile:
-    """Returns the facts of an annotation file, once per process until its size or time changes.
-
-    Raises:
-        UserError: as :func:`read_coco`.
-    """
-    return _facts(*_state(path))
+    """Returns the facts of an annotation file, see :func:`read_coco`, once until it changes."""
+    return _facts(*state_of(path))
 
 
 @functools.lru_cache(maxsize=16)
@@ -191,61 +215,86 @@ def _facts(path: Path, size: int, modified: int) -> AnnotationFile:
 
 def coco_file(path: Path, sha256: str, content: Any) -> CocoFile:
     """Returns COCO JSON as a file: its entries normalised, those that cannot be used left out."""
-    unusable: list[str] = []
+    top = content if isinstance(content, dict) else {}
+    stated = {key: one if isinstance(one := top.get(key), list) else [] for key in _READERS}
+    unusable = [
+        f"not in COCO format; it has no list of {key}"
+        for key, entries in stated.items()
+        if entries is not top.get(key)
+    ]
     notes: list[Note] = []
-    lists: dict[str, list[Entry]] = {}
-    for key in ("images", "annotations", "categories"):
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            unusable.append(f"not in COCO format; it has no list of {key}")
-            entries = []
-        if not _plainly_good(key, entries):
-            numbers = _category_numbers(content.get("categories"))
-            normal = [
-                _normal(key, number, one, numbers, notes) for number, one in enumerate(entries)
-            ]
-            wrong = {n: text for n, one in enumerate(normal) if (text := entry_problem(key, one))}
-            unusable += [f"not in COCO format; {key}[{n}] {text}" for n, text in wrong.items()]
-            entries = [one for number, one in enumerate(normal) if number not in wrong]
-        if key != "annotations":  # of several with one id the first
-            again = set(repeated([entry["id"] for entry in entries]))
-            for n in sorted(again):
-                found = _short(entries[n]["id"])
-                text = f"has the id {found} of one before it; give each an id of its own"
-                unusable.append(f"{key}[{n}] {text}")
-            entries = [entry for n, entry in enumerate(entries) if n not in again]
-        lists[key] = entries
+    words = _category_words(stated["categories"])
+    lists = {key: _read(key, some, words, unusable, notes) for key, some in stated.items()}
+    for key in ("images", "categories"):  # of several with one id the first
+        again = set(repeated([entry["id"] for entry in lists[key]]))
+        for n in sorted(again):
+            found = _short(lists[key][n]["id"])
+            text = f"has the id {found} of one before it; give each an id of its own"
+            unusable.append(f"{key}[{n}] {text}")
+        lists[key] = [entry for n, entry in enumerate(lists[key]) if n not in again]
     lists["images"].sort(key=lambda image: id_order(image["id"]))
-    unusable.sort(key=lambda text: "it has no list of" not in text)
-    info = content.get("info") if isinstance(content, dict) else None
+    info = top.get("info")
     return CocoFile(path, sha256, **lists, unusable=tuple(unusable), notes=tuple(notes), info=info)
 
 
-def entry_problem(key: str, entry: Any) -> str | None:
-    """Returns what keeps an entry of the list `key` from being read, None if it can be."""
-    if not isinstance(entry, dict):
-        return f"is {_short(entry)}; give an object"
-    for name, kind in _FIELDS[key].items():
-        value = entry.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            found = f"{name} {_short(value)}" if name in entry else f"no {name}"
-            return f"has {found}; give {_EXPECTED[kind]}"
-    if key == "images" and max(entry["width"], entry["height"]) > LONGEST_SIDE:
-        size = f"{_short(entry['width'])} x {_short(entry['height'])}"
-        return f"has the size {size}, which no image has; give its width and height in pixels"
-    if key == "annotations":
-        bbox = entry["bbox"]
-        if len(bbox) != 4 or not all(isinstance(value, (int, float)) for value in bbox):
-            return f"has bbox {_short(bbox)}; give [x, y, w, h]"
-        if entry.get("iscrowd", 0) not in (0, 1):
-            return f"has iscrowd {_short(entry['iscrowd'])}; give 0 or 1"
-    return None
+def _category_words(categories: list[Any]) -> dict[str, int]:
+    """Returns the number of each category id that is a word, in alphabetical order, which is
+    Detectron2's; none where numbers are among them or all are written as text."""
+    ids = [one.get("id") for one in categories if isinstance(one, dict)]
+    words = sorted({one for one in ids if isinstance(one, str)})
+    if len(words) < len(ids) or all(word.strip().isdecimal() for word in words):
+        return {}
+    return {word: number for number, word in enumerate(words, 1)}
+
+
+def _read(
+    key: str, entries: list[Any], words: dict[str, int], unusable: list[str], notes: list[Note]
+) -> list[Entry]:
+    """Returns those entries of a list that can be used, with each value as COCO has it where no
+    doubt is what is meant."""
+    meant = entries
+    if words and key != "images":
+        name = "id" if key == "categories" else "category_id"
+        meant = [
+            {**one, name: words[one[name]]}
+            if isinstance(one, dict) and isinstance(one.get(name), str) and one[name] in words
+            else one
+            for one in entries
+        ]
+    try:
+        read = _READERS[key].validate_python(meant)
+    except ValidationError as error:
+        problems = {one["loc"][0]: _problem(one) for one in reversed(error.errors())}
+        unusable += [f"not in COCO format; {key}[{n}] {problems[n]}" for n in sorted(problems)]
+        usable: Sequence[int] = [n for n in range(len(entries)) if n not in problems]
+        read = _READERS[key].validate_python([meant[n] for n in usable])
+        entries = [entries[n] for n in usable]
+    else:
+        usable = range(len(entries))
+    for name in _NAMES[key]:
+        # Whatever is put right becomes another type.
+        kinds = [list(map(type, map(dict.get, some, repeat(name)))) for some in (entries, read)]
+        if kinds[0] != kinds[1]:
+            notes += [
+                Note("other spelling", f"{key}[{n}].{name} ({_short(entry.get(name))})")
+                for n, entry, stated, kind in zip(usable, entries, *kinds, strict=True)
+                if stated is not kind
+            ]
+    return read
+
+
+def _problem(error: Any) -> str:
+    _, *path = error["loc"]
+    if not path:
+        return f"is {_short(error['input'])}; give an object"
+    found = f"no {path[0]}" if error["type"] == "missing" else f"{path[0]} {_short(error['input'])}"
+    return f"has {found}; give {_GIVE.get(path[0], 'a whole number')}"
 
 
 def _short(value: Any) -> str:
     try:
         return f"{value!r:.60}"
-    except ValueError:  # an integer of thousands of digits
+    except ValueError:
         return "of thousands of digits"
 
 
@@ -261,17 +310,22 @@ def without_gc() -> Iterator[None]:
             gc.enable()
 
 
-def _state(path: Path) -> tuple[Path, int, int]:
-    try:
+def state_of(path: Path) -> tuple[Path, int, int]:
+    """Returns a file's path, size and time of change, by which it is known again."""
+    with readable(path):
         state = path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the annotations ({error.strerror})") from None
     return path, state.st_size, state.st_mtime_ns
 
 
 def read_bytes(path: Path) -> bytes:
-    try:
+    with readable(path):
         return path.read_bytes()
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot read the annotations ({error.strerror})") from None
 
@@ -292,67 +346,6 @@ def parse(path: Path, data: bytes) -> Any:
 def id_order(identity: Identity) -> tuple[bool, Identity]:
     """Returns what image ids are ordered by: numbers before texts."""
     return isinstance(identity, str), identity
-
-
-def _plainly_good(key: str, entries: list[Any]) -> bool:
-    """Tells that there is nothing to normalise or to leave out in any entry, looking at one field
-    of all at a time, which takes a tenth of the time. False where that is not certain."""
-    try:
-        columns = {name: list(map(itemgetter(name), entries)) for name in _FIELDS[key]}
-        for name, kind in _FIELDS[key].items():
-            kinds = {*(kind if isinstance(kind, tuple) else (kind,))}
-            if not set(map(type, columns[name])) <= kinds:
-                return False
-        if key == "images":
-            return max((0, *columns["width"], *columns["height"])) <= LONGEST_SIDE
-        if key == "annotations":
-            crowds = set(map(dict.get, entries, itertools.repeat("iscrowd"), itertools.repeat(0)))
-            numbers = set(map(type, itertools.chain.from_iterable(columns["bbox"])))
-            four = set(map(len, columns["bbox"])) <= {4} and numbers <= {int, float}
-            return four and crowds <= {0, 1} and float not in set(map(type, crowds))
-    except (KeyError, TypeError):
-        return False
-    return True
-
-
-def _category_numbers(categories: Any) -> dict[str, int]:
-    """Returns the number of each category id that is text: the one it reads as, if all do, or
-    else its place in alphabetical order, which is Detectron2's."""
-    entries = categories if isinstance(categories, list) else ()
-    ids = [one.get("id") for one in entries if isinstance(one, dict)]
-    texts = sorted({one for one in ids if isinstance(one, str)})
-    if all(map(_NUMBER.fullmatch, texts)) and len({int(text) for text in texts}) == len(texts):
-        return {text: int(text) for text in texts}
-    return {text: n for n, text in enumerate(texts, 1)} if len(texts) == len(ids) else {}
-
-
-def _normal(
-    key: str, number: int, entry: Any, numbers: Mapping[str, int], notes: list[Note]
-) -> Any:
-    """Returns an entry with each value as COCO has it, where no doubt is what is meant."""
-    if not isinstance(entry, dict):
-        return entry
-    changes: Entry = {}
-    for name in _WHOLE[key]:
-        value = entry.get(name)
-        if isinstance(value, float) and value.is_integer():
-            changes[name] = int(value)
-        elif isinstance(value, str) and (name == "category_id" or key == "categories"):
-            fallback = int(value) if _NUMBER.fullmatch(value) else value
-            changes[name] = numbers.get(value, fallback)
-    if key == "categories" and isinstance(entry.get("name"), (int, float)):
-        changes["name"] = str(entry["name"])
-    crowd = entry.get("iscrowd", 0)
-    if key == "annotations" and type(crowd) not in (int, bool):
-        plain = str(crowd).strip().lower() if isinstance(crowd, str) else crowd
-        if plain is None or (isinstance(plain, float) and plain in (0, 1)):
-            changes["iscrowd"] = int(plain or 0)
-        elif isinstance(plain, str) and plain in _CROWD:
-            changes["iscrowd"] = _CROWD[plain]
-    for name, value in changes.items():
-        if value != entry[name] or type(value) is not type(entry[name]):
-            notes.append(Note("other spelling", f"{key}[{number}].{name} ({_short(entry[name])})"))
-    return {**entry, **changes} if changes else entry
 
 
 def repeated(values: Sequence[Any]) -> Iterator[int]:
@@ -407,7 +400,7 @@ def _lacks(annotations: Sequence[Entry], keypoints: int, unfit: str) -> dict[str
     if not annotations:
         return dict.fromkeys(("bbox", "segm", "keypoints"), "there are no annotations")
     lacks = {"keypoints": unfit or keypoint_lack(annotations, keypoints)}
-    if not any(map(dict.get, annotations, itertools.repeat("segmentation"))):
+    if not any(map(dict.get, annotations, repeat("segmentation"))):
         lacks["segm"] = "no annotation has a mask"
     return {task: lack for task, lack in lacks.items() if lack}
 

@@ -41,10 +41,7 @@ SMALL, LARGE = 32**2, 96**2
 
 def register(cfg: CfgNode) -> None:
     """Registers every data set of ``SVP.DATASETS`` and ``SVP.VOC_DATASETS`` with Detectron2, and
-    the subsets that the config trains on.
-
-    Registering the same again changes nothing. Keypoint names, flip pairs and skeleton come from
-    the annotation file's categories.
+    the subsets that the config trains on; the same again changes nothing.
 
     Raises:
         UserError: an entry is no such triple, its annotation file cannot be used, or its name
@@ -73,8 +70,7 @@ def register(cfg: CfgNode) -> None:
 def find_subset(name: str, more: Iterable[str] = ()) -> Subset | None:
     """Returns the subset that a name means, None for the name of a full data set or of nothing.
 
-    Reads no files. A registered name stands for itself, such as Detectron2's coco_2017_val_100.
-
+    Reads no files. A registered name stands for itself, such as Detectron2's coco_2017_val_100;
     `more` are names that are not registered yet but can be the base.
 
     Raises:
@@ -113,11 +109,7 @@ def refuse_subsets(names: Iterable[str], more: Iterable[str] = ()) -> None:
 
 
 def annotations_of(name: str) -> AnnotationFile:
-    """Returns what is to be known of a data set's annotation file.
-
-    Raises:
-        UserError: as :func:`location`, or the file cannot be used.
-    """
+    """Returns what is to be known of a data set's annotation file, see :func:`coco_of`."""
     return voc_file(name).facts if is_voc(name) else read_annotations(source(name)[0])
 
 
@@ -132,11 +124,7 @@ def coco_of(name: str, optional: Sequence[str] = ()) -> CocoFile:
 
 
 def location(name: str) -> tuple[Path, Path]:
-    """Returns what lists the images of a data set, and the folder that they are relative to.
-
-    Raises:
-        UserError: no such data set, or its files are missing.
-    """
+    """Returns what lists the images of a data set, which is there, and their folder."""
     return voc_location(name) if is_voc(name) else source(name)
 
 

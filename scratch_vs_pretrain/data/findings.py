@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,14 +33,8 @@ SHORTEST_SIDE = 1e-5
 MOST_DROPPED = 0.05
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One kind of finding.
-
-    Attributes:
-        means: what it is for training.
-        fate: what training does about it; empty where that is nothing.
-    """
+class Kind(NamedTuple):
+    """What one kind of finding means for training, and what training does about it, if anything."""
 
     means: str
     fate: str = ""
@@ -50,34 +44,27 @@ class Kind:
         return f"{self.means}: {self.fate}" if self.fate else self.means
 
 
+def _kinds(kind: Kind, *names: str) -> dict[str, Kind]:
+    return dict.fromkeys(names, kind)
+
+
+# In the order in which they are listed.
 KINDS = {
-    "missing image": Kind(BREAKS),
-    "undecodable image": Kind(BREAKS),
-    "unusable entry": Kind(BREAKS),
-    "unusable XML": Kind(BREAKS),
-    "nothing to learn": Kind(BREAKS),
-    "instances lost": Kind(SPOILS),
-    "category lost": Kind(SPOILS),
-    "ids of two kinds": Kind(SPOILS),
-    "categories numbered from 0": Kind(SPOILS),
-    "boxes as parts of the image": Kind(SPOILS),
-    "boxes as two corners": Kind(SPOILS),
-    "size that contradicts the boxes": Kind(SPOILS),
+    **_kinds(Kind(BREAKS), "missing image", "undecodable image", "unusable entry"),
+    **_kinds(Kind(BREAKS), "unusable XML", "nothing to learn"),
+    **_kinds(Kind(SPOILS), "instances lost", "category lost", "ids of two kinds"),
+    **_kinds(Kind(SPOILS), "categories numbered from 0", "boxes as parts of the image"),
+    **_kinds(Kind(SPOILS), "boxes as two corners", "size that contradicts the boxes"),
     # At most SVP.MAX_UNREADABLE of them, and only where nothing is evaluated on them.
     "undecodable training image": Kind(MENDED, "another image takes its place"),
     "other spelling": Kind(MENDED, "read as it is meant"),
     "file of another name": Kind(MENDED, "used"),
     "another size than stated": Kind(MENDED, "true size used"),
-    "unknown category": Kind(MENDED, "dropped"),
-    "object of another class": Kind(MENDED, "dropped"),
-    "annotation of a missing image": Kind(MENDED, "dropped"),
-    "annotation marked ignore": Kind(MENDED, "dropped"),
-    "degenerate box": Kind(MENDED, "dropped"),
-    "box outside the image": Kind(MENDED, "dropped"),
+    **_kinds(Kind(MENDED, "dropped"), "unknown category", "object of another class"),
+    **_kinds(Kind(MENDED, "dropped"), "annotation of a missing image", "annotation marked ignore"),
+    **_kinds(Kind(MENDED, "dropped"), "degenerate box", "box outside the image"),
     "box partly outside the image": Kind(MENDED, "clipped"),
-    "no mask": Kind(MENDED, "dropped"),
-    "invalid mask": Kind(MENDED, "dropped"),
-    "RLE of another size": Kind(MENDED, "dropped"),
+    **_kinds(Kind(MENDED, "dropped"), "no mask", "invalid mask", "RLE of another size"),
     "empty mask": Kind(MENDED, "dropped"),
     "polygon of fewer than three points": Kind(MENDED, "polygon left out"),
     "no valid keypoints": Kind(MENDED, "taken as unlabelled"),
@@ -86,17 +73,11 @@ KINDS = {
     "deep image": Kind(MENDED, "scaled to 8 bits"),
     "CMYK image": Kind(MENDED, "converted"),
     "EXIF-rotated image": Kind(MENDED, "turned"),
-    "duplicate annotation id": Kind(ODD),
-    "annotation id 0": Kind(ODD),
-    "annotation without area": Kind(ODD),
-    "same box twice": Kind(ODD),
-    "box one pixel wide": Kind(ODD),
-    "boxes under 2 pixels": Kind(ODD),
-    "same file listed twice": Kind(ODD),
-    "same image twice in a data set": Kind(ODD),
-    "same image in several data sets": Kind(ODD),
-    "XML names another file": Kind(ODD),
-    "XML with fractions or without flags": Kind(ODD),
+    **_kinds(Kind(ODD), "duplicate annotation id", "annotation id 0", "annotation without area"),
+    **_kinds(Kind(ODD), "same box twice", "box one pixel wide", "boxes under 2 pixels"),
+    **_kinds(Kind(ODD), "same file listed twice", "same image twice in a data set"),
+    **_kinds(Kind(ODD), "same image in several data sets", "XML names another file"),
+    **_kinds(Kind(ODD), "XML with fractions or without flags"),
 }
 
 

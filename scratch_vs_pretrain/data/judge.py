@@ -51,15 +51,13 @@ def judge(
     """Returns Detectron2's records of a data set, and everything that is not as it should be.
 
     Of data without findings the records are those of ``load_coco_json``, but for masks and
-    keypoints that no head learns. They come in the order of the images, those without instances
-    included.
+    keypoints that no head learns; images without instances are included.
 
     Args:
         file: of which every entry can be used.
         facts: by file name, of the images that could be read; others have their stated size.
         heads: what will be learnt.
-        most_dropped: the share of instances that may be dropped; at 1 the data set as a whole is
-            not judged, and whole categories may be lost.
+        most_dropped: the share of instances that may be; at 1 the whole is not judged.
     """
     classes = {number: k for k, number in enumerate(sorted(c["id"] for c in file.categories))}
     case = Case(heads, classes, {image["id"]: size_of(image, facts) for image in file.images})
@@ -84,15 +82,8 @@ def judge(
 
 def scorable(file: CocoFile, sizes: Mapping[Identity, tuple[int, int]], task: str) -> list[Entry]:
     """Returns the annotations that a task is scored on: by training's rules, without those that no
-    detection could match. Those without area have their box's.
-
-    Crowds stay, and so do annotations marked ``ignore``, as pycocotools has them.
-
-    Args:
-        file: of a test set.
-        sizes: width and height of each image.
-        task: "bbox", "segm" or "keypoints".
-    """
+    detection could match. Those without area have their box's. Crowds stay, and so do annotations
+    marked ``ignore``, as pycocotools has them."""
     case = Case(Heads(masks=task == "segm"), {one["id"]: 0 for one in file.categories}, sizes)
     kept = []
     for entry, filled in _with_filled(file.annotations, case):
@@ -149,14 +140,8 @@ def _with_filled(entries: list[Entry], case: Case) -> Iterator[tuple[Entry, bool
 
 
 def _object(entry: Entry, case: Case, filled: bool) -> dict[str, Any]:
-    """Returns one annotation as Detectron2's records have it; `case` receives what is mended.
-
-    Args:
-        filled: its mask is :func:`surely_filled`.
-
-    Raises:
-        Unfit: it is to be dropped.
-    """
+    """Returns one annotation as Detectron2's records have it, or raises Unfit; `case` receives what
+    is mended, and `filled` says that its mask is :func:`surely_filled`."""
     size = case.sizes[entry["image_id"]]
     if entry["category_id"] not in case.classes:
         raise Unfit("unknown category", str(entry["category_id"]))
@@ -216,16 +201,8 @@ def _keypoints(values: Any, number: int) -> list[float] | None:
 
 
 def trainable_mask(mask: Any, width: int, height: int) -> Any:
-    """Returns a COCO segmentation as Detectron2's records have it, without polygons of fewer than
-    three points, which Detectron2 leaves out, too.
-
-    Args:
-        mask: of any content.
-        width, height: of the image, in pixels.
-
-    Raises:
-        Unfit: it cannot be trained on.
-    """
+    """Returns a COCO segmentation of any content as Detectron2's records have it, without polygons
+    of fewer than three points, which Detectron2 leaves out, too; or raises Unfit."""
     if not mask:
         raise Unfit("no mask")
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain._detectron2 import registered
-from scratch_vs_pretrain.data.coco import CocoFile, Note, read_coco, without_gc
+from scratch_vs_pretrain.data.coco import CocoFile, Note, read_coco, state_of, without_gc
 from scratch_vs_pretrain.data.datasets import coco_of, describe, location
 from scratch_vs_pretrain.data.findings import KINDS, MENDED, SEVERE, Heads
 from scratch_vs_pretrain.data.judge import judge, scorable, unscored
@@ -28,12 +28,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingRecords:
-    """What a config trains on.
-
-    Attributes:
-        records: Detectron2's, of all images that are left.
-        repaired: how many entries were dropped or mended, by what was wrong and what was done.
-    """
+    """Detectron2's records of all images that are left to train on, and how many entries were
+    dropped or mended, by what was wrong and what was done."""
 
     records: list[dict[str, Any]]
     repaired: Mapping[str, int]
@@ -46,12 +42,9 @@ def heads_of(cfg: CfgNode) -> Heads:
 
 
 def load_training_records(cfg: CfgNode) -> TrainingRecords:
-    """Returns Detectron2's records of all images to train on, by data set, in the order of the
-    image ids (of a VOC tree: of its list).
-
-    Images without annotations, or with too few keypoints, are left out as
-    ``build_detection_train_loader`` leaves them out. What is dropped and mended is counted and
-    logged.
+    """Returns the records of all images to train on, by data set, ordered as in
+    :func:`load_test_records`; images without annotations, or with too few keypoints, are left out
+    as ``build_detection_train_loader`` leaves them out.
 
     Raises:
         UserError: a name is not registered, an annotation file cannot be used, nothing is left,
@@ -92,22 +85,19 @@ def load_training_records(cfg: CfgNode) -> TrainingRecords:
 
 
 def load_test_records(name: str) -> list[dict[str, Any]]:
-    """Returns Detectron2's records of all images of a data set, without annotations.
-
-    In the order of the image ids (of a VOC tree: of its list). Heights and widths are those of the
-    image files, where these can be read.
+    """Returns Detectron2's records of all images of a data set, without annotations, ordered by id
+    (of a VOC tree: as listed), with the sizes of the files that can be read.
 
     Raises:
         UserError: no such data set, or its images are not listed as COCO's or VOC's are.
     """
     listing, folder = location(name)
-    state = listing.stat()
-    return list(_test_records(name, listing, folder, state.st_size, state.st_mtime_ns))
+    return list(_test_records(name, folder, *state_of(listing)))
 
 
 @functools.lru_cache(maxsize=4)
 def _test_records(
-    name: str, listing: Path, folder: Path, size: int, modified: int
+    name: str, folder: Path, listing: Path, size: int, modified: int
 ) -> list[dict[str, Any]]:
     file = coco_of(name, ("annotations", "categories"))
     return _judged(dataclasses.replace(file, annotations=[]), folder, Heads(), 1)[0]
@@ -156,11 +146,9 @@ def refusal(notes: Sequence[Note]) -> str:
 def refusal_of_annotations(name: str, file: Path, cfg: CfgNode, part: str) -> str:
     """Returns why a COCO file cannot be trained on (TRAIN) or evaluated on (TEST), empty if it can
     be. Image files are looked at only where their sizes might still save it."""
-    state = file.stat()
     folders = {one: folder for one, _, folder in cfg.SVP.DATASETS}
     folder = Path(folders.get(name) or (registered(name) or {}).get("image_root") or file.parent)
-    key = file, state.st_size, state.st_mtime_ns, folder
-    return _refusal(*key, heads_of(cfg), cfg.SVP.MAX_DROPPED, part)
+    return _refusal(*state_of(file), folder, heads_of(cfg), cfg.SVP.MAX_DROPPED, part)
 
 
 @functools.lru_cache(maxsize=16)

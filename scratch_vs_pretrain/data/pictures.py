@@ -64,9 +64,9 @@ class Located:
 
     Attributes:
         files: names relative to the image folder, by the names that are listed.
-        renamed: those that are listed under another name than the file has.
-        missing: those of which there is no file.
-        unusable: what is wrong with those that lead out of the folder.
+        renamed: those of them that differ.
+        missing: names of which there is no file.
+        unusable: what is wrong with names that lead out of the folder.
     """
 
     files: Mapping[str, str]
@@ -152,10 +152,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def facts_of_images(folder: Path, names: Mapping[str, str]) -> dict[str, ImageFacts]:
-    """Returns the facts of those images that can be read, by the names that annotations give them.
-
-    `names` are those of the files by those of the annotations; see :class:`Located`.
-    """
+    """Returns the facts of those images that can be read; names are those of ``Located.files``."""
     with ThreadPoolExecutor(min(_THREADS, 4 * (os.cpu_count() or 1))) as pool:
         found = pool.map(image_facts, (folder / file for file in names.values()))
         return {name: facts for name, facts in zip(names, found, strict=True) if facts}
@@ -217,11 +214,8 @@ def _decoded(image: ImageFile, raw: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def image_errors(file_name: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns what reading and mapping one image may raise into a UserError that names the file.
-
-    To be put around Detectron2's ``DatasetMapper`` or ``read_image``: a missing or truncated file,
-    one that is no image, or whose size is not the stated one.
-    """
+    """Turns what Detectron2's ``DatasetMapper`` or ``read_image`` raises for a missing or damaged
+    image, or one of another size than stated, into a UserError that names the file."""
     try:
         yield
     except (*IMAGE_ERRORS, AssertionError, struct.error) as error:

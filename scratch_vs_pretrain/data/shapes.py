@@ -17,7 +17,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,13 @@ class ShapesSpec:
 
     Attributes:
         train, test: images.
-        seed: of all randomness.
         image_size: pixels a side.
         objects: fewest and most objects in an image, before hidden ones are left out.
         object_size: smallest and largest diameter of an object's circumscribed circle, in pixels;
             log-uniform between them.
-        rotation: largest rotation to either side, in radians.
+        rotation: largest to either side, in radians.
         typical: share of the objects that wear their class's coat; the others wear any texture.
-        texture: contrast of objects' textures: 0 is plain, 1 full.
-        background: the same of the background's.
+        texture, background: contrast of textures, of objects and behind them: 0 plain, 1 full.
         clutter: most strokes drawn on the background.
         noise: standard deviation of the brightness noise of a pixel, of 255.
         blur: largest radius of the box blur, in pixels.
@@ -100,13 +98,11 @@ class ShapesSpec:
     classes: int = len(CLASSES)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, value in asdict(self).items():
             if min(value if isinstance(value, tuple) else (value,)) < 0:
-                raise UserError(f"shapes: {field.name} is {value}; it cannot be negative")
-        for name in ("typical", "texture", "background"):
-            if getattr(self, name) > 1:
-                raise UserError(f"shapes: {name} is {getattr(self, name)}; give 0 to 1")
+                raise UserError(f"shapes: {name} is {value}; it cannot be negative")
+            if name in ("typical", "texture", "background") and value > 1:
+                raise UserError(f"shapes: {name} is {value}; give 0 to 1")
         if not 1 <= self.objects[0] <= self.objects[1]:
             raise UserError(f"shapes: objects is {self.objects}; give fewest (at least 1) and most")
         if not 1 <= self.classes <= len(CLASSES):
@@ -137,8 +133,7 @@ def draw_scene(
 
     Returns:
         The image, uint8 (height, width, 3) in RGB; and of its objects, foremost first, the indices
-        into :data:`CLASSES`, the masks of the visible parts, bool (objects, height, width), and the
-        tips that are its keypoints, (4, 2) x and y in pixels.
+        into :data:`CLASSES`, visible masks, bool (objects, height, width), and tips, (4, 2) pixels.
     """
     seed = np.random.SeedSequence(spec.seed, spawn_key=(STREAMS.index(stream), index))
     rng = np.random.default_rng(seed)
@@ -171,11 +166,8 @@ def draw_scene(
 def silhouette(
     name: str, centre: np.ndarray, diameter: float, stretch: float, angle: float, image_size: int
 ) -> tuple[np.ndarray, int]:
-    """Returns an object's mask in the image, and its area with what lies outside the image.
-
-    `centre` and `diameter` are of the circumscribed circle, in pixels; `stretch` is a factor on one
-    axis, before the rotation by `angle` radians.
-    """
+    """Returns an object's mask in the image, and its area with what lies outside the image. It is
+    stretched along one axis, then rotated by `angle` radians, within its circumscribed circle."""
     margin = math.ceil(diameter / 2) + 1
     canvas = Image.new("L", (image_size + 2 * margin,) * 2)
     for fill, corners in zip((1, 0), _outline(name), strict=False):
@@ -279,9 +271,8 @@ def _photograph(rng: np.random.Generator, spec: ShapesSpec, image: np.ndarray) -
 
 
 def make_shapes(folder: Path, spec: ShapesSpec | None = None, progress: bool = True) -> None:
-    """Writes ``annotations/{train,test}.json`` and ``{train,test}/*.jpg`` under `folder`.
-
-    A folder that holds this very data set is left as it is. A killed call leaves no `folder`.
+    """Writes ``annotations/{train,test}.json`` and ``{train,test}/*.jpg`` under `folder`, which is
+    left as it is where it holds this very data set. A killed call leaves no `folder`.
 
     Raises:
         UserError: `folder` holds something else, or cannot be written.
@@ -354,18 +345,16 @@ def _make(
     progress: bool,
 ) -> None:
     """Writes a data set beside `folder` and moves it there complete, unless it is there."""
-    wanted = {"generator": GENERATOR, "kind": kind, **asdict(spec)}
-    for name in ("keypoints", "classes"):
-        if wanted[name] == getattr(ShapesSpec, name):
-            del wanted[name]  # as it was before there was a choice
-    total = spec.train + spec.test
+    wanted = json.loads(json.dumps({"generator": GENERATOR, "kind": kind, **asdict(spec)}))
+    if not spec.keypoints:
+        del wanted["keypoints"]  # as it was before there were any
     try:
         if _holds(folder, wanted):
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(".partial", f".{folder.name}.", folder.parent) as partial,
-            Bar(total=total, desc=kind, unit="image", disable=not progress) as bar,
+            Bar(total=spec.train + spec.test, desc=kind, unit="image", disable=not progress) as bar,
         ):
             made = Path(partial) / "made"
             made.mkdir()
@@ -382,14 +371,14 @@ def _make(
 
 
 def _holds(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Tells whether `folder` holds the data set; False if there is nothing in it, else refuses."""
+    """Tells whether `folder` holds the data set; raises UserError if it holds something else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     file = folder / SPEC_FILE
     found = read_json(file) if file.is_file() else None
     if not isinstance(found, dict):
         raise UserError(f"{folder}: in use for something else; choose another folder")
-    for key, value in json.loads(json.dumps(wanted)).items():
+    for key, value in wanted.items():
         if found.get(key) != value:
             raise UserError(
                 f"{folder}: holds another data set ({key} is {found.get(key)}, not {value}); "

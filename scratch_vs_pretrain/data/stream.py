@@ -40,7 +40,7 @@ Batch = tuple[list[dict[str, Any]], list[str]]
 def batch_indices(
     landscape: np.ndarray, seed: int, batch_size: int, group_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields the record indices of batch 0, 1, 2, ... without end.
+    """Yields the record indices of batch 0, 1, 2, ... without end, as (batch_size,) int64 arrays.
 
     Each epoch is a permutation drawn from (seed, epoch). Images of one orientation are collected
     into groups of `group_size`; a group is due when its last image is, and a batch is the next
@@ -49,12 +49,7 @@ def batch_indices(
 
     Args:
         landscape: (n,) bool, the orientation of each record; all equal turns grouping off.
-        seed: the run's seed.
-        batch_size: images per batch, over all processes.
-        group_size: images per group; divides `batch_size`.
-
-    Yields:
-        (batch_size,) int64 arrays.
+        batch_size: over all processes; `group_size` divides it.
     """
     waiting: dict[bool, tuple[np.ndarray, np.ndarray]] = {}
     pending = np.empty((0, group_size), dtype=np.int64)
@@ -158,12 +153,8 @@ class TrainingStream:
     """
 
     def __init__(self, cfg: Any, mapper: Callable | None = None, prefetch: bool = False) -> None:
-        """Loads the records of ``cfg.DATASETS.TRAIN``.
-
-        Args:
-            cfg: the run's config.
-            mapper: Detectron2's for training by default.
-            prefetch: hand out images on the CUDA device MODEL.DEVICE, copied there ahead.
+        """Loads the records of ``cfg.DATASETS.TRAIN``; the mapper is Detectron2's by default, and
+        `prefetch` hands out images on the CUDA device MODEL.DEVICE, copied there ahead.
 
         Raises:
             UserError: the batch does not divide over the processes, or no record is left.
@@ -244,10 +235,6 @@ def prefetched(batches: Iterable[Batch], device: str) -> Iterator[Batch]:
 
     The copy runs on a stream of its own while the batch before is trained on; it overlaps only if
     the images are in pinned memory. Instances are small and stay where they are.
-
-    Args:
-        batches: (samples, unreadable files) as the training stream loads them.
-        device: a CUDA device.
     """
     stream = torch.cuda.Stream(device)
     ahead: Batch | None = None

@@ -33,6 +33,7 @@ from scratch_vs_pretrain.data.coco import (
     parse,
     read_annotations,
     read_bytes,
+    readable,
     without_gc,
 )
 from scratch_vs_pretrain.errors import UserError
@@ -55,15 +56,7 @@ _NAME = re.compile(rf"(?P<base>.+)_(?P<size>{_SIZE})(?:_s(?P<seed>[0-9]{{1,12}})
 
 @dataclass(frozen=True)
 class Subset:
-    """A part of a data set.
-
-    Attributes:
-        name: as it was written.
-        base: the data set it is drawn from.
-        size: the number of images, or the fraction of them where `relative`.
-        relative: whether `size` is a fraction of the base.
-        seed: subsets of one seed are nested.
-    """
+    """A part of the data set `base`: so many images, or such a fraction where `relative`."""
 
     name: str
     base: str
@@ -95,10 +88,9 @@ class Subset:
 def parse_subset(name: str, registered: Iterable[str]) -> Subset | None:
     """Returns the subset that a name means, None if it does not read like a subset's.
 
-    Args:
-        name: ``<dataset>_<size>`` or ``<dataset>_<size>_s<seed>``, where a size is a number of
-            images (``500``), of thousands of them (``3.5k``) or a percentage (``10pct``).
-        registered: data sets that can be the base; no subsets.
+    That is ``<dataset>_<size>`` or ``<dataset>_<size>_s<seed>``, where a size is a number of images
+    (``500``), of thousands of them (``3.5k``) or a percentage (``10pct``). Data sets that are
+    `registered` can be the base; they are no subsets.
 
     Raises:
         UserError: the size makes no sense, or the base is not registered.
@@ -156,10 +148,7 @@ def _refuse_misspelt(name: str, bases: Iterable[str]) -> None:
 
 
 def cache_folder() -> Path:
-    """Returns where subset files are kept: ``$SVP_CACHE``, or the user's cache folder.
-
-    It may be deleted at any time.
-    """
+    """Returns where subset files are kept until somebody deletes it."""
     if "SVP_CACHE" in os.environ:
         return Path(os.environ["SVP_CACHE"])
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -167,12 +156,7 @@ def cache_folder() -> Path:
 
 
 def subset_file(subset: Subset, annotations: Path) -> Path:
-    """Returns a subset's annotation file, made from that of its base unless it is there.
-
-    Raises:
-        UserError: the base's file cannot be used, it has too few images, or the cache cannot be
-            written.
-    """
+    """Returns a subset's annotation file, made from that of its base unless it is there."""
     size = str(subset.size).replace("/", "_of_")
     part = f"{'part_' if subset.relative else ''}{size}_s{subset.seed}.json"
     file = cache_folder() / "subsets" / _fingerprint(annotations) / part
@@ -205,11 +189,9 @@ def _is_whole(file: Path) -> bool:
 
 def _fingerprint(annotations: Path) -> str:
     # No program can set a change time, so a file that was changed never keeps its fingerprint.
-    try:
+    with readable(annotations):
         path = annotations.resolve()
         state = path.stat()
-    except OSError as error:
-        raise UserError(f"{annotations}: cannot read the annotations ({error.strerror})") from None
     facts = [CACHE_FORMAT, str(path), state.st_ino, state.st_size]
     facts += [state.st_mtime_ns, state.st_ctime_ns]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
@@ -226,11 +208,8 @@ class _Outline(msgspec.Struct):
 
 
 def extract(path: Path, draw: Callable[[list[Identity]], list[Identity]]) -> bytes:
-    """Takes a part out of a COCO file, parsing only the annotations that are in it.
-
-    Returns:
-        A COCO file of the images that `draw` takes of all ids: ascending, with their annotations in
-        the order of the file, and all categories.
+    """Returns a COCO file of the images that `draw` takes of all ids: ascending, with their
+    annotations in the order of the file, which alone are parsed, and all categories.
 
     Raises:
         UserError: the file is missing, no JSON or not in COCO format, lists an image twice, or

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from scratch_vs_pretrain._detectron2 import registered
-from scratch_vs_pretrain.data.coco import CocoFile, Entry, Note
+from scratch_vs_pretrain.data.coco import CocoFile, Entry, Note, state_of
 from scratch_vs_pretrain.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -25,11 +25,7 @@ def is_voc(name: str) -> bool:
 
 
 def voc_location(name: str) -> tuple[Path, Path]:
-    """Returns the file that lists the images of a VOC set, and the tree's root.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """Returns the file that lists the images of a VOC set, which is there, and the tree's root."""
     known = registered(name) or {}
     root = Path(known["dirname"])
     listing = _listing(root, known["split"])
@@ -55,7 +51,7 @@ def voc_file(name: str, strict: bool = True) -> CocoFile:
 
     listing, root = voc_location(name)
     # To check it, anew: XML files may have changed, and the list of them not.
-    tree = _read(listing, root) if strict else _parse_all(listing, root)
+    tree = _read(listing, root) if strict else _parse_all.__wrapped__(listing, 0, 0, root)
     return _with_classes(tree, tuple(MetadataCatalog.get(name).thing_classes))
 
 
@@ -103,22 +99,14 @@ def _listing(root: Path, split: str) -> Path:
 
 
 def _read(listing: Path, root: Path) -> CocoFile:
-    try:
-        state = listing.stat()
-    except OSError as error:
-        raise UserError(f"{listing}: cannot be read ({error.strerror})") from None
-    tree = _kept(listing, root, state.st_size, state.st_mtime_ns)
+    tree = _parse_all(*state_of(listing), root)
     for problem in tree.unusable:
         raise UserError(problem)
     return tree
 
 
 @functools.lru_cache(maxsize=8)
-def _kept(listing: Path, root: Path, size: int, modified: int) -> CocoFile:
-    return _parse_all(listing, root)
-
-
-def _parse_all(listing: Path, root: Path) -> CocoFile:
+def _parse_all(listing: Path, size: int, modified: int, root: Path) -> CocoFile:
     """Reads all XML files; the digest is of the list of images and those of their annotations."""
     images: list[Entry] = []
     objects: list[Entry] = []

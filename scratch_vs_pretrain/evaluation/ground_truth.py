@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scratch_vs_pretrain.data.coco import COCO_KEYPOINTS, keypoint_lack
+from scratch_vs_pretrain.data.coco import COCO_KEYPOINTS, keypoint_lack, state_of
 from scratch_vs_pretrain.data.datasets import coco_of, location
 from scratch_vs_pretrain.data.findings import MOST_DROPPED
 from scratch_vs_pretrain.data.judge import scorable, unscored
@@ -38,13 +38,11 @@ def load_ground_truth(dataset_name: str, task: str = "bbox") -> Mapping[str, Any
     Raises:
         UserError: the data set has no annotation file, or it is no COCO JSON.
     """
-    listing, _ = location(dataset_name)
-    state = listing.stat()
-    return _ground_truth(dataset_name, task, listing, state.st_mtime_ns, state.st_size)
+    return _ground_truth(dataset_name, task, *state_of(location(dataset_name)[0]))
 
 
 @functools.lru_cache(maxsize=8)
-def _ground_truth(name: str, task: str, path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
+def _ground_truth(name: str, task: str, path: Path, size: int, modified: int) -> Mapping[str, Any]:
     file = coco_of(name, ("annotations",))
     sizes = sizes_of(load_test_records(name), "image_id")
     return {

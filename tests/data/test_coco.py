@@ -128,6 +128,7 @@ def test_bad_sigmas_keep_keypoints_from_being_scored(tmp_path, sigmas):
 
 SPELLINGS = [
     (("images", 0, "width"), 30.0, 30),
+    (("images", 0, "width"), "30", 30),
     (("images", 0, "id"), 7.0, 7),
     (("annotations", 0, "id"), 1.0, 1),
     (("annotations", 1, "image_id"), 7.0, 7),
@@ -187,15 +188,17 @@ def test_a_file_that_somebody_holds_is_not_read_again(tmp_path, monkeypatch):
             r"images\[1\] has no file_name; give text",
         ),
         (
-            changed("images", 0, "height", value="20"),
-            r"images\[0\] has height '20'; give a whole number",
+            changed("images", 0, "height", value="x"),
+            r"images\[0\] has height 'x'; give a whole number",
         ),
-        (changed("images", 0, "height", value=10**400), r"the size \d+ x \d+, which no image has"),
-        (changed("images", 0, "id", value=True), r"images\[0\] has id True; give a number or text"),
+        (
+            changed("images", 0, "height", value=10**400),
+            r"images\[0\] has height 10+; give a whole number",
+        ),
         (changed("images", 0, value=None), r"images\[0\] is None; give an object"),
         (
             changed("annotations", 1, "bbox", remove=True),
-            r"annotations\[1\] has no bbox; give a list",
+            r"annotations\[1\] has no bbox; give \[x",
         ),
         (changed("annotations", 1, "bbox", value=[1, 2]), r"annotations\[1\] has bbox \[1, 2\]"),
         (changed("annotations", 0, "bbox", value=[1, 2, None, 4]), r"annotations\[0\] has bbox"),
