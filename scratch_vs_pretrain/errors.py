@@ -31,6 +31,10 @@ class UserError(Exception):
     The command line prints it without a traceback and exits with status 2.
     """
 
+    def __init__(self, message: str) -> None:
+        # torch raises one of a loader's worker again, the worker's traceback before its message.
+        super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].rstrip("\n"))
+
 
 def check_choice(what: str, name: str, choices: Collection[str]) -> None:
     """Raises UserError where a name is none of several."""

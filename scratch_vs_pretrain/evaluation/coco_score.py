@@ -67,8 +67,7 @@ def score(
 
     Args:
         ground_truth: COCO JSON: ``images``, ``annotations``, ``categories``.
-        results: COCO results: ``image_id``, ``category_id``, ``score`` and ``bbox`` (x, y, width,
-            height in pixels), ``segmentation`` (compressed RLE) or ``keypoints`` (x, y, v, ...).
+        results: COCO results with ``bbox``, ``segmentation`` (compressed RLE) or ``keypoints``.
         iou_type: one of :data:`IOU_TYPES`.
         keypoint_sigmas: OKS sigma of each keypoint; COCO's 17 by default.
 

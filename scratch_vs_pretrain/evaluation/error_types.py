@@ -17,7 +17,6 @@ another.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -33,15 +32,9 @@ DETECTIONS_PER_IMAGE = 100
 RECALLS = np.arange(101) / 100
 
 
-@dataclass(frozen=True)
-class _Detections:
-    """All n detections, best first within an image."""
-
-    scores: np.ndarray
-    classes: np.ndarray
-    kinds: np.ndarray  # errors, or CORRECT
-    counts: np.ndarray  # whether AP counts it: not inside a crowd
-    mended: np.ndarray  # the class in which it would be a true positive once mended, or -1
+# Of a detection: its error or CORRECT, whether AP counts it (it is not inside a crowd), and the
+# class in which it would be a true positive once mended, or -1.
+_DETECTION = [("score", float), ("name", int), ("kind", int), ("counts", bool), ("mended", int)]
 
 
 def error_costs(
@@ -68,13 +61,13 @@ def error_costs(
     if not len(positives):
         return dict.fromkeys(ERROR_TYPES)
     missed = np.concatenate([classes[lost] for _, classes, lost in images])
-    return _costs(_joined([part for part, _, _ in images]), positives, missed)
+    return _costs(np.concatenate([part for part, _, _ in images]), positives, missed)
 
 
 def _image(
     results: Sequence[Mapping[str, Any]], annotations: Sequence[Mapping[str, Any]]
-) -> tuple[_Detections, np.ndarray, np.ndarray]:
-    """Returns an image's detections, the class of each object, and which objects are missed."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns an image's detections, best first, objects' classes, and which of them are missed."""
     crowds = [one for one in annotations if one.get("iscrowd", 0)]
     objects = [one for one in annotations if not one.get("iscrowd", 0)]
     classes = np.array([one["category_id"] for one in objects], np.int64)
@@ -94,7 +87,8 @@ def _image(
     inside = _overlaps(boxes, _boxes(crowds), crowd=True) > FOREGROUND_IOU
     inside &= predicted[:, None] == np.array([one["category_id"] for one in crowds])[None, :]
     counts = correct | ~inside.any(axis=1)
-    return _Detections(scores[best], predicted, kinds, counts, mended), classes, lost
+    found = np.rec.fromarrays((scores[best], predicted, kinds, counts, mended), dtype=_DETECTION)
+    return found, classes, lost
 
 
 def _match(overlaps: np.ndarray) -> np.ndarray:
@@ -152,22 +146,21 @@ def _mended(
     return mended, lost
 
 
-def _costs(found: _Detections, positives: np.ndarray, missed: np.ndarray) -> dict[str, float]:
-    correct = found.kinds == CORRECT
-    order = np.argsort(-found.scores, kind="stable")
+def _costs(found: np.ndarray, positives: np.ndarray, missed: np.ndarray) -> dict[str, float]:
+    found = found[np.argsort(-found["score"], kind="stable")]
+    correct, names, mended = found["kind"] == CORRECT, found["name"], found["mended"]
 
     def mean_ap(counts: np.ndarray, classes: np.ndarray, true: np.ndarray, lost: Any = ()) -> float:
-        kept = order[counts[order]]
-        return _mean_ap(classes[kept], true[kept], positives, np.asarray(lost, np.int64))
+        return _mean_ap(classes[counts], true[counts], positives, np.asarray(lost, np.int64))
 
-    before = mean_ap(found.counts, found.classes, correct)
+    before = mean_ap(found["counts"], names, correct)
     costs = {}
     for kind, name in enumerate(ERROR_TYPES):
-        errors = found.kinds == kind
-        saved = errors & (found.mended >= 0)
+        errors = found["kind"] == kind
+        saved = errors & (mended >= 0)
         after = mean_ap(
-            (found.counts & ~errors) | saved,
-            np.where(saved, found.mended, found.classes),
+            (found["counts"] & ~errors) | saved,
+            np.where(saved, mended, names),
             correct | saved,
             missed if kind == MISSED else (),
         )
@@ -201,15 +194,6 @@ def _ap(hits: np.ndarray, positives: int) -> float:
     precision = np.maximum.accumulate((found / np.arange(1, len(hits) + 1))[::-1])[::-1]
     places = np.searchsorted(found / positives, RECALLS, side="left")
     return float(precision[places[places < len(hits)]].sum() / len(RECALLS))
-
-
-def _joined(parts: Sequence[_Detections]) -> _Detections:
-    return _Detections(
-        *(
-            np.concatenate([getattr(part, one.name) for part in parts])
-            for one in fields(_Detections)
-        )
-    )
 
 
 def _boxes(items: Sequence[Mapping[str, Any]]) -> np.ndarray:

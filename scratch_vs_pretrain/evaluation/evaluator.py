@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -82,9 +82,6 @@ def evaluate_model(
     Returns:
         One evaluation for each data set, and their :func:`flat_metrics`; both are empty in all
         processes but the main one.
-
-    Raises:
-        UserError: see :func:`check_test_sets`; or an image that cannot be read.
     """
     if comm.is_main_process():  # which alone reads the ground truth
         check_test_sets(cfg)
@@ -160,12 +157,11 @@ def run_inference(
     """
     states = random_states()
     try:
-        mapper = _ReportingMapper(DatasetMapper(cfg, is_train=False))
+        mapper = functools.partial(_mapped, DatasetMapper(cfg, is_train=False))
         # The loader draws a seed for its workers.
-        loader = build_detection_test_loader(
+        batches: Any = build_detection_test_loader(
             load_test_records(dataset_name), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
         )
-        batches: Any = _ReadableBatches(loader)
         if progress is not None and comm.is_main_process():
             batches = progress(batches)
         with _evaluation_mode(model), with_augmentation(cfg, model, test_aug) as detector:
@@ -181,19 +177,14 @@ class CocoScoreEvaluator(DatasetEvaluator):
     number COCO defines, 0 where nothing was detected, and writes no file.
 
     Attributes:
-        images: how many images were processed, by all processes after :meth:`evaluate`.
-        results: COCO results, after :meth:`evaluate` those of all processes.
+        images, results: how many images were processed, and their COCO results; after
+            :meth:`evaluate` those of all processes.
     """
 
     def __init__(
         self, dataset_name: str, tasks: Sequence[str], keypoint_sigmas: Sequence[float] = ()
     ) -> None:
-        """
-        Args:
-            dataset_name: registered with Detectron2, in COCO format.
-            tasks: of "bbox", "segm", "keypoints"; none is fine for a set without annotations.
-            keypoint_sigmas: TEST.KEYPOINT_OKS_SIGMAS; COCO's if empty.
-        """
+        """Scores none of the tasks of a set without annotations; sigmas are COCO's if empty."""
         self._dataset_name = dataset_name
         self._tasks = tuple(tasks)
         self._keypoint_sigmas = tuple(keypoint_sigmas) or None
@@ -255,32 +246,6 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class _ReportingMapper:
-    """Hands an unreadable image's message through the loader's workers, which spoil exceptions."""
-
-    def __init__(self, mapper: DatasetMapper) -> None:
-        self._mapper = mapper
-
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        try:
-            with image_errors(record["file_name"]):
-                return self._mapper(record)
-        except UserError as error:
-            return {"error": str(error)}
-
-
-class _ReadableBatches:
-    """A loader's batches, up to the first image that cannot be read."""
-
-    def __init__(self, loader: torch.utils.data.DataLoader) -> None:
-        self._loader = loader
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for batch in self._loader:
-            for record in batch:
-                if "error" in record:
-                    raise UserError(record["error"])
-            yield batch
+def _mapped(mapper: DatasetMapper, record: dict[str, Any]) -> dict[str, Any]:
+    with image_errors(record["file_name"]):
+        return mapper(record)

@@ -158,23 +158,18 @@ class ImageBatches:
         keys = [(index, 0) for index in range(len(samples))]
         size = self._batch_size
         batches = [keys[start : start + size] for start in range(0, len(keys), size)]
-        yield from self._decode(samples, self._whole, batches)
+        return self._decode(samples, self._whole, batches)
 
     def _decode(
         self, samples: tuple[Sample, ...], transform: Transform, batches: list[list[Key]]
     ) -> Iterator[Batch]:
-        loader: DataLoader = DataLoader(
+        yield from DataLoader(
             _Pictures(samples, transform),
             batch_sampler=batches,
             num_workers=self._spec.workers,
-            collate_fn=_collate,
             generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
         )
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
 
 
 def random_crops(images: Tensor, size: int, min_area: float, generator: torch.Generator) -> Tensor:
@@ -209,7 +204,7 @@ class _Pictures(Dataset):
         self._samples = samples
         self._transform = transform
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int] | UserError:
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         index, seed = key
         path, label = self._samples[index]
         try:
@@ -217,22 +212,12 @@ class _Pictures(Dataset):
             deep = facts is not None and facts.deep
             picture = eight_bits(Path(path)).convert("RGB") if deep else default_loader(path)
         except Exception as error:  # damaged files make decoders raise anything
-            # Returned, because an exception from a worker arrives with its traceback as text.
             reason = " ".join(str(error).split())
-            return UserError(f"{path}: cannot be decoded ({reason}); remove or replace it")
+            text = f"{path}: cannot be decoded ({reason}); remove or replace it"
+            raise UserError(text) from None
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self._transform(picture), label
-
-
-def _collate(items: list[tuple[Tensor, int] | UserError]) -> Batch | UserError:
-    pictures, labels = [], []
-    for item in items:
-        if isinstance(item, UserError):
-            return item
-        pictures.append(item[0])
-        labels.append(item[1])
-    return torch.stack(pictures), torch.tensor(labels)
 
 
 def _scan(folder: Path) -> ImageFolder:
