@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tabulate import tabulate  # type: ignore[import-untyped]
 
@@ -193,11 +193,8 @@ def _check_set(
 
 
 def check_decodable(names: Sequence[str]) -> None:
-    """Checks, by decoding them, that all images of registered data sets can be evaluated on.
-
-    Raises:
-        UserError: one cannot; an evaluation late in training would end the run.
-    """
+    """Raises UserError where images of registered data sets cannot be decoded, before an evaluation
+    late in training would end the run."""
     for name in names:
         _, folder = location(name)
         files = locate(folder, annotations_of(name).file_names).files
@@ -210,8 +207,7 @@ def check_decodable(names: Sequence[str]) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Look:
+class _Look(NamedTuple):
     """What was seen of an image file: whether it is there, its digest and facts if it decodes."""
 
     there: bool

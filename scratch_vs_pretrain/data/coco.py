@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NamedTuple, NotRequired
 
 import msgspec
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -70,16 +70,12 @@ _READERS: dict[str, TypeAdapter] = {
     "annotations": TypeAdapter(list[_Annotation], config=_KEEP),
     "categories": TypeAdapter(list[_Category], config=_KEEP),
 }
-_NAMES = {
-    key: one.__annotations__
-    for key, one in zip(_READERS, (_Image, _Annotation, _Category), strict=True)
-}
+_NAMES = {**_Image.__annotations__, **_Annotation.__annotations__, **_Category.__annotations__}
 # What is right in a field, where that is no whole number.
 _GIVE = {"file_name": "text", "name": "text", "bbox": "[x, y, w, h]", "iscrowd": "0 or 1"}
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """One finding: its kind, a key of ``findings.KINDS``, and where."""
 
     kind: str
@@ -88,11 +84,9 @@ class Note:
 
 @dataclass(frozen=True, eq=False)
 class CocoFile:
-    """An annotation file, or a VOC tree as one.
+    """An annotation file, or a VOC tree as one, whose path is that of its list of images.
 
     Attributes:
-        path: of the file, or of the list of a VOC tree's images.
-        sha256: of the file.
         images, annotations, categories: the entries that can be used, normalised; images by
             ascending id, those of a VOC tree in the order of its list.
         unusable: what keeps the file or others of its entries from being used.
@@ -140,20 +134,18 @@ class CocoFile:
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """What has to be known of a file where its annotations are not loaded.
+    """What has to be known of a file where its annotations, so many, are not loaded.
 
     Attributes:
         file_names: of all images, relative to the image folder.
-        annotations: their number.
         categories: names in the order of the ids.
         keypoints: their names, empty where the categories have none in common.
         skeleton: pairs of positions in `keypoints`, counted from 1; only drawn, never learnt.
-        usable: whether any image has an annotation that is no crowd.
-        masks, labelled: whether any annotation that is no crowd has a mask, or keypoints.
+        usable, masks, labelled: whether any annotation that is no crowd is of an image, has a
+            mask, has keypoints.
         run_lengths: whether any of those masks is one of run lengths, no polygons.
         sigmas: of object keypoint similarity, one a keypoint, or empty where none are stated.
         lacks: what keeps a task from being scored, by task.
-        sha256: of the file.
     """
 
     file_names: tuple[str, ...]
@@ -175,27 +167,21 @@ _HELD: weakref.WeakValueDictionary[tuple[Path, int, int], CocoFile] = weakref.We
 
 
 def open_coco(path: Path) -> CocoFile:
-    """Reads an annotation file, unless it is held already and has its size and time still.
-
-    Raises:
-        UserError: it is missing or no JSON. What is not in COCO format is told by `unusable`.
-    """
+    """Reads an annotation file, unless it is held already and has its size and time still. What is
+    not in COCO format is told by `unusable`; no JSON at all is a UserError."""
     key = state_of(path)
     held = _HELD.get(key)
     if held is None:
-        data = read_bytes(path)
-        with without_gc():
+        with readable(path), without_gc():
+            data = path.read_bytes()
             held = coco_file(path, hashlib.sha256(data).hexdigest(), parse(path, data))
         _HELD[key] = held
     return held
 
 
 def read_coco(path: Path, optional: Sequence[str] = ()) -> CocoFile:
-    """Reads an annotation file of which every entry is to be used; `optional` lists may be missing.
-
-    Raises:
-        UserError: it is missing, no JSON, or not in COCO format; the message names the entry.
-    """
+    """Reads a file of which every entry is to be used, or raises a UserError that names one which
+    cannot be; `optional` lists may be missing."""
     file = open_coco(path)
     for problem in file.unusable:
         if not any(problem.endswith(f"no list of {key}") for key in optional):
@@ -256,8 +242,8 @@ def _read(
     if words and key != "images":
         name = "id" if key == "categories" else "category_id"
         meant = [
-            {**one, name: words[one[name]]}
-            if isinstance(one, dict) and isinstance(one.get(name), str) and one[name] in words
+            {**one, name: words.get(str(one.get(name)), one.get(name))}
+            if isinstance(one, dict)
             else one
             for one in entries
         ]
@@ -271,7 +257,7 @@ def _read(
         entries = [entries[n] for n in usable]
     else:
         usable = range(len(entries))
-    for name in _NAMES[key]:
+    for name in _NAMES:
         # Whatever is put right becomes another type.
         kinds = [list(map(type, map(dict.get, some, repeat(name)))) for some in (entries, read)]
         if kinds[0] != kinds[1]:
@@ -317,11 +303,6 @@ def state_of(path: Path) -> tuple[Path, int, int]:
     return path, state.st_size, state.st_mtime_ns
 
 
-def read_bytes(path: Path) -> bytes:
-    with readable(path):
-        return path.read_bytes()
-
-
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
     try:
@@ -344,7 +325,7 @@ def parse(path: Path, data: bytes) -> Any:
 
 
 def id_order(identity: Identity) -> tuple[bool, Identity]:
-    """Returns what image ids are ordered by: numbers before texts."""
+    """Image ids are ordered by this: numbers before texts."""
     return isinstance(identity, str), identity
 
 

@@ -84,9 +84,6 @@ def ensure(names: Iterable[str]) -> None:
     """Registers those of the names that mean a subset, or are another name of a registered set.
 
     A subset has its base's metadata, with all categories, and an annotation file of its own.
-
-    Raises:
-        UserError: a subset makes no sense, or cannot be drawn from its base.
     """
     for name in names:
         if registered(name) is not None:
@@ -129,11 +126,7 @@ def location(name: str) -> tuple[Path, Path]:
 
 
 def source(name: str) -> tuple[Path, Path]:
-    """Returns the annotation file and image folder of a data set; that of a subset is made.
-
-    Raises:
-        UserError: no such data set, it is not in COCO format, or its annotation file is missing.
-    """
+    """Returns the annotation file and image folder of a data set; that of a subset is made."""
     if name in ALIASES and registered(name) is None:
         return source(ALIASES[name])
     if subset := find_subset(name):
@@ -162,13 +155,9 @@ def remedy(name: str) -> str:
 
 
 def describe(names: Sequence[str]) -> dict[str, Any]:
-    """Returns what run.json records of registered data sets: names, counts over all of them, crowds
-    and empty images included, and the sha256 of the file, or of several files' digests, one a line.
-
-    Raises:
-        UserError: a name is not registered, an annotation file cannot be used, or the data sets
-            differ in their categories.
-    """
+    """Returns what run.json records of registered data sets, which must share their categories:
+    names, counts over all of them, crowds and empty images included, and the sha256 of the file, or
+    of several files' digests, one a line."""
     files = [annotations_of(name) for name in names]
     for name, file in zip(names, files, strict=True):
         if file.categories != files[0].categories:
@@ -187,12 +176,7 @@ def describe(names: Sequence[str]) -> dict[str, Any]:
 
 
 def check_files(names: Sequence[str]) -> None:
-    """Checks, without opening the images, that data sets can be trained or evaluated on.
-
-    Raises:
-        UserError: a name is not registered, an annotation file cannot be used or has no image
-            with an annotation that is no crowd, or images are missing.
-    """
+    """Raises UserError where data sets cannot be trained or evaluated on; opens no image."""
     for name in names:
         annotations, images = location(name)
         index = annotations_of(name)
@@ -225,10 +209,7 @@ def check_names(annotations: Path, images: Path, names: Sequence[str]) -> Sequen
 
 
 def subset_text(name: str, file: CocoFile) -> str:
-    """Returns the description of a data set as `svp subset` prints it.
-
-    Sizes are COCO's; an instance without ``area`` counts with its box's.
-    """
+    """Returns the description of a data set as `svp subset` prints it; sizes are COCO's."""
     instances = [entry for entry in file.annotations if not entry.get("iscrowd")]
     of_category = Counter(map(itemgetter("category_id"), instances))
     sizes = Counter(map(_size, instances))
@@ -259,11 +240,7 @@ def _size(entry: Entry) -> str:
 
 
 def export(file: CocoFile, target: Path) -> Path:
-    """Copies a data set's annotations to a new COCO file and returns it.
-
-    Raises:
-        UserError: the target is there already or cannot be written.
-    """
+    """Copies a data set's annotations to a new COCO file and returns it."""
     if file.path.suffix != ".json":
         raise UserError(f"{file.path}: is no COCO file; only those can be exported")
     if target.exists():

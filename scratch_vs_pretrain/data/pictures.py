@@ -39,13 +39,8 @@ DEEP = "svp-deep://"
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One image file as Detectron2 reads it.
-
-    Attributes:
-        width, height: in pixels, after the turn that EXIF asks for.
-        turned: whether EXIF asks for one.
-        mode: Pillow's, such as "RGB"; "RGB;16" of colours of 16 bits.
-    """
+    """One image file as Detectron2 reads it: `turned` as EXIF asks for; the mode is Pillow's, such as
+    "RGB", or "RGB;16" of colours of 16 bits."""
 
     width: int
     height: int

@@ -32,7 +32,6 @@ from scratch_vs_pretrain.data.coco import (
     id_order,
     parse,
     read_annotations,
-    read_bytes,
     readable,
     without_gc,
 )
@@ -215,9 +214,8 @@ def extract(path: Path, draw: Callable[[list[Identity]], list[Identity]]) -> byt
         UserError: the file is missing, no JSON or not in COCO format, lists an image twice, or
             has an annotation of an image that it does not list.
     """
-    data = read_bytes(path)
-    with without_gc():
-        content, owners = _outline(path, data)
+    with readable(path), without_gc():
+        content, owners = _outline(path, path.read_bytes())
     entries = content.get("annotations") if isinstance(content, dict) else None
     listed = {**content, "annotations": []} if isinstance(entries, list) else content
     file = coco_file(path, "", listed)

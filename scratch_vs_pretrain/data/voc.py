@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,10 +41,7 @@ def voc_file(name: str, strict: bool = True) -> CocoFile:
 
     File names are relative to the tree's root. Objects of other classes than the set's are left
     out. ``difficult`` stays with each annotation: Detectron2 trains on difficult objects, too. If
-    `strict`, every XML file has to be usable.
-
-    Raises:
-        UserError: the list of images, or with `strict` an XML file, cannot be used.
+    `strict`, an XML file that cannot be used is a UserError.
     """
     from detectron2.data import MetadataCatalog
 
@@ -72,11 +68,7 @@ def _with_classes(tree: CocoFile, classes: tuple[str, ...]) -> CocoFile:
 
 
 def voc_classes(trees: Iterable[tuple[Path, str]]) -> tuple[str, ...]:
-    """Returns the classes of the objects in (root, split) trees, in alphabetical order.
-
-    Raises:
-        UserError: a tree cannot be used, or has no object.
-    """
+    """Returns the classes of the objects in (root, split) trees, in alphabetical order."""
     names: set[str] = set()
     for root, split in trees:
         names.update(one["name"] for one in _read(_listing(root, split), root).annotations)
@@ -86,11 +78,7 @@ def voc_classes(trees: Iterable[tuple[Path, str]]) -> tuple[str, ...]:
 
 
 def voc_images(root: Path, split: str) -> list[str]:
-    """Returns the images that a VOC set lists, relative to the tree's root.
-
-    Raises:
-        UserError: the list cannot be used.
-    """
+    """Returns the images that a VOC set lists, relative to the tree's root."""
     return [f"JPEGImages/{identity}.jpg" for identity in _identities(_listing(root, split))]
 
 
@@ -211,7 +199,7 @@ def _number(file: Path, parent: ElementTree.Element, path: str, where: str) -> f
     text = (parent.findtext(path) or "").strip()
     try:
         number = float(text)
-        if math.isfinite(number):
+        if abs(number) < 2**31:
             return int(number) if number == int(number) else number
     except ValueError:
         pass

@@ -16,6 +16,7 @@ another.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,28 +41,22 @@ _DETECTION = [("score", float), ("name", int), ("kind", int), ("counts", bool), 
 def error_costs(
     ground_truth: Mapping[str, Any], results: Iterable[Mapping[str, Any]]
 ) -> dict[str, float] | dict[str, None]:
-    """Returns the cost of each of :data:`ERROR_TYPES` in percent of AP50, None without objects.
-
-    Args:
-        ground_truth: COCO JSON: ``images`` and ``annotations`` with ``bbox`` (x, y, width, height).
-        results: COCO results with ``bbox``; those of other images do not count.
-    """
-    objects: dict[Any, list[Mapping[str, Any]]] = {
-        image["id"]: [] for image in ground_truth["images"]
-    }
-    found: dict[Any, list[Mapping[str, Any]]] = {image: [] for image in objects}
-    for one in ground_truth["annotations"]:
-        if one["image_id"] in objects:
-            objects[one["image_id"]].append(one)
-    for result in results:
-        if result["image_id"] in found:
-            found[result["image_id"]].append(result)
-    images = [_image(found[image], objects[image]) for image in objects]
+    """Returns the cost of each of :data:`ERROR_TYPES` in percent of AP50, None without objects, of
+    COCO results with ``bbox`` on COCO JSON."""
+    objects, found = (_by_image(entries) for entries in (ground_truth["annotations"], results))
+    images = [_image(found[one["id"]], objects[one["id"]]) for one in ground_truth["images"]]
     positives = np.concatenate([np.empty(0, np.int64), *(classes for _, classes, _ in images)])
     if not len(positives):
         return dict.fromkeys(ERROR_TYPES)
     missed = np.concatenate([classes[lost] for _, classes, lost in images])
     return _costs(np.concatenate([part for part, _, _ in images]), positives, missed)
+
+
+def _by_image(entries: Iterable[Mapping[str, Any]]) -> dict[Any, list[Mapping[str, Any]]]:
+    found: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
+    for one in entries:
+        found[one["image_id"]].append(one)
+    return found
 
 
 def _image(
@@ -171,11 +166,9 @@ def _costs(found: np.ndarray, positives: np.ndarray, missed: np.ndarray) -> dict
 def _mean_ap(
     classes: np.ndarray, true: np.ndarray, positives: np.ndarray, lost: np.ndarray
 ) -> float:
-    """Returns the mean over classes with objects or detections, in percent.
+    """Returns the mean in percent over classes with objects or detections; these come best first.
 
-    Args:
-        classes, true: (n,) of detections, best first: the class, and whether it is positive.
-        positives, lost: classes of all objects, and of those that do not count.
+    `positives` and `lost` are the classes of all objects, and of those that do not count.
     """
     values = []
     for name in np.union1d(classes, positives):

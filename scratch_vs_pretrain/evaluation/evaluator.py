@@ -43,14 +43,9 @@ def tasks_of(cfg: Any) -> tuple[str, ...]:
 
 
 def check_test_sets(cfg: Any) -> None:
-    """Checks before any training that every evaluation of a config will be possible.
-
-    Raises:
-        UserError: no test data set, or one without the ground truth that a task needs; or test
-            augmentation that cannot be done.
-    """
-    problems = augmentation_problems(cfg)
-    if problems:
+    """Raises UserError where an evaluation of a config will not be possible: no test data set, one
+    without the ground truth that a task needs, or test augmentation that cannot be done."""
+    if problems := augmentation_problems(cfg):
         raise UserError("; ".join(problems))
     check_names(cfg)
     if not cfg.DATASETS.TEST:
@@ -110,12 +105,8 @@ def evaluate_model(
 
 
 def flat_metrics(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns COCO's numbers under Detectron2's names, such as ``bbox/AP75``, VOC's, and those of
-    ``SVP.EVALUATORS``.
-
-    Numbers without ground truth are left out. Those of the second and further data sets begin with
-    the data set's name.
-    """
+    """Returns all numbers under Detectron2's names, such as ``bbox/AP75``, but for those without
+    ground truth; those of the second and further data sets begin with the data set's name."""
     return {
         f"{evaluation['dataset'] + '/' if position else ''}{task}/{number}": numbers[number]
         for position, evaluation in enumerate(evaluations)
@@ -133,9 +124,9 @@ def write_evaluation(
     The first data set is the file's main one; further ones follow under ``others``.
     """
     first, *others = evaluations
-    content = {"format": 1, "iteration": iteration, **first}
-    if others:
-        content["others"] = others
+    content = {"format": 1, "iteration": iteration, **first} | (
+        {"others": others} if others else {}
+    )
     folder.evaluations.mkdir(parents=True, exist_ok=True)
     path = folder.evaluation_file(iteration)
     write_json(path, content)
@@ -150,11 +141,7 @@ def run_inference(
     progress: Callable[[Iterable], Iterable] | None = None,
     test_aug: bool = True,
 ) -> dict[str, Any]:
-    """Feeds a data set to a model and the outputs to `evaluator`, and returns what that returns.
-
-    TEST.AUG is followed unless `test_aug` is False. Other Args and Raises: see
-    :func:`evaluate_model`.
-    """
+    """Feeds a data set to a model and the outputs to `evaluator`, and returns what that returns."""
     states = random_states()
     try:
         mapper = functools.partial(_mapped, DatasetMapper(cfg, is_train=False))

@@ -74,16 +74,8 @@ def check_ground_truth(
     keypoint_sigmas: Sequence[float] = (),
     most_dropped: float = MOST_DROPPED,
 ) -> None:
-    """Checks that a data set can be scored.
-
-    Args:
-        tasks: of "bbox", "segm", "keypoints".
-        keypoint_sigmas: one for each keypoint; COCO's 17 if empty.
-        most_dropped: share of instances that may be left out.
-
-    Raises:
-        UserError: it lacks what a task needs, see also :func:`load_ground_truth`.
-    """
+    """Raises UserError where a data set lacks what a task needs, or more than `most_dropped` of its
+    instances; without sigmas, keypoints are COCO's 17."""
     for task in tasks:
         lack = _lack(dataset_name, task, len(keypoint_sigmas) or COCO_KEYPOINTS, most_dropped)
         if lack:

@@ -101,11 +101,10 @@ class PanopticEvaluator(DatasetEvaluator):
 def match(
     found: np.ndarray, found_classes: Segments, truth: np.ndarray, true_classes: Segments
 ) -> Counter:
-    """Counts matches of one image's segments: those of one class whose IoU is above 0.5.
+    """Matches one image's segments: those of one class whose IoU is above 0.5.
 
     Args:
-        found: (height, width) numbers of segments, 0 for none; `found_classes` has their classes.
-        truth: (height, width) numbers of true segments, 0 for void, and likewise.
+        found, truth: (height, width) numbers of segments, 0 for none (void), with their classes.
 
     Returns:
         by (class, what): the sum of IoUs ("iou"), and how many "matched", "found" and "true".

@@ -22,20 +22,12 @@ _SWITCHES = ("mask_on", "keypoint_on")
 
 @contextlib.contextmanager
 def with_augmentation(cfg: Any, model: nn.Module, on: bool = True) -> Iterator[nn.Module]:
-    """Yields a detector that merges its detections as ``TEST.AUG`` says, or `model` itself.
-
-    Args:
-        model: a GeneralizedRCNN, cascade or not; `cfg` is its config.
-        on: False turns it off whatever the config says.
-
-    Raises:
-        UserError: see :func:`augmentation_problems`.
-    """
+    """Yields a detector that merges its detections as ``TEST.AUG`` says, or `model` itself, a
+    GeneralizedRCNN; `on=False` turns it off whatever the config says."""
     if not on or not cfg.TEST.AUG.ENABLED:
         yield model
         return
-    problems = augmentation_problems(cfg)
-    if problems:
+    if problems := augmentation_problems(cfg):
         raise UserError("; ".join(problems))
     heads: Any = model.roi_heads
     switches = {name: getattr(heads, name) for name in _SWITCHES if hasattr(heads, name)}
@@ -77,10 +69,6 @@ class KeypointRCNNWithTTA(GeneralizedRCNNWithTTA):
 
 
 def mirror_back(maps: Tensor, mirrored: list[int]) -> Tensor:
-    """Returns the heat maps of a mirror image's objects as those of the image.
-
-    Args:
-        maps: (objects, keypoints, height, width).
-        mirrored: of each keypoint, the index of the one that it is in the mirror.
-    """
+    """Returns heat maps, (objects, keypoints, height, width), of a mirror image as those of the
+    image; `mirrored` has for each keypoint the index of the one that it is in the mirror."""
     return maps.flip(3)[:, mirrored]

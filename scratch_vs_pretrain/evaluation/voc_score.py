@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 
 from scratch_vs_pretrain.data.coco import CocoFile
-from scratch_vs_pretrain.data.voc import voc_file, voc_location
+from scratch_vs_pretrain.data.voc import voc_file
 
 # AP50 is the VOC benchmark's; of VOC 2007 with its 11-point metric.
 NUMBERS = ("AP", "AP50", "AP75")
@@ -21,18 +21,13 @@ NUMBERS = ("AP", "AP50", "AP75")
 class VocScoreEvaluator(PascalVOCDetectionEvaluator):
     """Scores the task ``voc``; numbers are percent, and NaN where a class has no object.
 
-    Where Detectron2's evaluator cannot read the tree (VOC 2012 has a few fractions, others lack
-    flags, or list images with blank lines), it is given a copy with corners rounded and missing
-    flags 0.
+    Detectron2's evaluator is given a copy of the tree, corners rounded and missing flags 0: it
+    cannot read all (VOC 2012 has a few fractions, others lack flags, or list images with blank
+    lines).
     """
 
     def __init__(self, dataset_name: str) -> None:
-        file = voc_file(dataset_name)
-        listed = voc_location(dataset_name)[0].read_text().splitlines()
-        odd = any(note.kind == "XML with fractions or without flags" for note in file.notes)
-        if odd or not all(map(str.strip, listed)):
-            dataset_name, _ = _plain_copy(dataset_name, file)
-        super().__init__(dataset_name)
+        super().__init__(_plain_copy(dataset_name, voc_file(dataset_name))[0])
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         with warnings.catch_warnings():

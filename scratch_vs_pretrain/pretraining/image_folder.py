@@ -52,10 +52,6 @@ def find_images(folder: Path, validation_fraction: float, seed: int) -> Labelled
     """Lists ``train/<class>/*`` and ``val/<class>/*``, or ``<class>/*``, below `folder`.
 
     Without a ``val`` folder, `validation_fraction` of the pictures, drawn from `seed`, is held out.
-
-    Raises:
-        UserError: no such folder, no class folders, fewer than two classes, an empty class, or
-            other classes in ``val`` than in ``train``.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of class folders")
@@ -71,11 +67,10 @@ def find_images(folder: Path, validation_fraction: float, seed: int) -> Labelled
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(train.samples), generator=generator).tolist()
     held_out = set(order[: min(int(len(order) * validation_fraction), len(order) - 1)])
-    return LabelledImages(
-        tuple(train.classes),
-        tuple(s for i, s in enumerate(train.samples) if i not in held_out),
-        tuple(s for i, s in enumerate(train.samples) if i in held_out),
-    )
+    parts: tuple[list[Sample], list[Sample]] = ([], [])
+    for index, sample in enumerate(train.samples):
+        parts[index in held_out].append(sample)
+    return LabelledImages(tuple(train.classes), *map(tuple, parts))
 
 
 class ImageBatches:
@@ -173,16 +168,11 @@ class ImageBatches:
 
 
 def random_crops(images: Tensor, size: int, min_area: float, generator: torch.Generator) -> Tensor:
-    """Draws a random resized crop, mirrored or not, of each picture of a batch.
+    """Draws a random resized crop, mirrored or not, of each of a batch of pictures, as float.
 
     The distribution of Szegedy et al., "Going deeper with convolutions", Section 6: area and
     aspect ratio (3/4 to 4/3) are uniform, the latter in its logarithm. A side that would exceed the
-    picture is cut to it.
-
-    Args:
-        images: batch x 3 x height x width, uint8; the crops are float of the same range.
-        size: side of the crops, in pixels.
-        min_area: smallest area, as a fraction of the picture's.
+    picture is cut to it; `min_area` is a fraction of the picture's.
     """
     area, shape, right, down, mirror = torch.rand((5, len(images)), generator=generator)
     area = min_area + area * (1 - min_area)

@@ -72,7 +72,6 @@ def pretrain(
         image_folder: ``train/<class>/*`` and ``val/<class>/*``, or ``<class>/*``.
         output_file: written atomically at the end.
         spec: the recipe; None for ImageNet's.
-        progress: show progress bars.
 
     Raises:
         UserError: bad spec or pictures, an output that cannot be written, or a loss that diverges.
@@ -168,21 +167,12 @@ def _train(
     snapshot: _Snapshot,
     progress: bool,
 ) -> float | None:
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=spec.largest_rate,
-        momentum=spec.momentum,
-        weight_decay=spec.weight_decay,
-    )
+    momentum, decay = spec.momentum, spec.weight_decay
+    optimizer = torch.optim.SGD(model.parameters(), spec.largest_rate, momentum, weight_decay=decay)
     done = snapshot.restore(model, optimizer)
     accuracy = _accuracy(model, batches) if done else None
-    with Bar(
-        total=spec.epochs * len(batches),
-        initial=done * len(batches),
-        desc="pre-training",
-        unit="batch",
-        disable=not progress,
-    ) as bar:
+    steps = {"total": spec.epochs * len(batches), "initial": done * len(batches)}
+    with Bar(**steps, desc="pre-training", unit="batch", disable=not progress) as bar:
         for epoch in range(done, spec.epochs):
             _train_epoch(model, optimizer, batches, epoch, spec, bar)
             snapshot.save(epoch + 1, model, optimizer)

@@ -11,19 +11,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import builtin_meta
+from detectron2.data.datasets import builtin_meta, load_coco_json
 from detectron2.data.detection_utils import create_keypoint_hflip_indices, read_image
 from PIL import Image
 
 from scratch_vs_pretrain.config import default_config
+from scratch_vs_pretrain.data import datasets
+from scratch_vs_pretrain.data.coco import read_annotations, read_coco
 from scratch_vs_pretrain.data.datasets import (
     annotations_of,
     check_files,
+    coco_of,
     describe,
+    ensure,
+    export,
+    find_subset,
+    refuse_subsets,
     register,
+    subset_text,
 )
 from scratch_vs_pretrain.data.loading import load_training_records
 from scratch_vs_pretrain.data.pictures import image_errors
+from scratch_vs_pretrain.data.subsets import digest, draw
 from scratch_vs_pretrain.errors import UserError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "datasets"
@@ -357,3 +366,278 @@ def test_built_in_names():
     assert categories == 80
     assert "coco_2014_train: no such annotation file as" in message
     assert "set DETECTRON2_DATASETS" in message
+
+
+def forty(images=40):
+    return {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 16, "height": 12} for i in range(images)
+        ],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": i // 2,
+                "category_id": 3,
+                "bbox": [1, 2, 3, 4],
+                "area": 12,
+                "iscrowd": 0,
+                "segmentation": [[1, 1, 5, 1, 5, 5]],
+            }
+            for i in range(2 * images)
+        ],
+        "categories": [{"id": 3, "name": "disc"}, {"id": 7, "name": "ring"}],
+    }
+
+
+@pytest.fixture
+def full(tmp_path, monkeypatch):
+    """Registers a data set; returns its config, name and annotation file."""
+    monkeypatch.setenv("SVP_CACHE", str(tmp_path / "cache"))
+    before = set(DatasetCatalog.list())
+    name = f"test_{uuid.uuid4().hex}"
+    file, folder = tmp_path / "full.json", tmp_path / "images"
+    file.write_text(json.dumps(forty()))
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number}.png").touch()
+    cfg = default_config()
+    cfg.SVP.DATASETS = ((name, str(file), str(folder)),)
+    cfg.DATASETS.TRAIN = (name,)
+    cfg.DATASETS.TEST = (name,)
+    datasets.register(cfg)
+    yield cfg, name, file
+    for added in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.pop(added)
+        MetadataCatalog.pop(added, None)
+
+
+def test_a_name_alone_is_enough(full):
+    cfg, name, file = full
+    subset = f"{name}_10_s4"
+    cfg.DATASETS.TRAIN = (subset,)
+    cfg.MODEL.MASK_ON = True
+    records = load_training_records(cfg).records
+    chosen = sorted(draw(range(40), 10, 4))
+    assert [record["image_id"] for record in records] == chosen
+    whole = load_coco_json(str(file), str(file.parent / "images"), name)
+    assert records == [record for record in whole if record["image_id"] in chosen]
+    described = datasets.describe([subset])
+    assert (described["images"], described["annotations"]) == (10, 20)
+    assert datasets.annotations_of(subset).categories == ("disc", "ring")
+    datasets.check_files([subset])
+
+
+def test_a_subset_has_the_metadata_of_its_base(full):
+    _, name, _ = full
+    whole, part = MetadataCatalog.get(name), MetadataCatalog.get(f"{name}_10")
+    ensure([f"{name}_10"])
+    DatasetCatalog.get(name)
+    DatasetCatalog.get(f"{name}_10")
+    differing = {"name", "json_file"}
+    assert part.as_dict().keys() == whole.as_dict().keys()
+    for key in whole.as_dict().keys() - differing:
+        assert part.get(key) == whole.get(key)
+    assert part.thing_classes == ["disc", "ring"]
+
+
+def test_registering_a_config_registers_its_subsets(full):
+    cfg, name, _ = full
+    cfg.DATASETS.TRAIN = (f"{name}_10", f"{name}_50pct")
+    datasets.register(cfg)
+    datasets.register(cfg)
+    assert {f"{name}_10", f"{name}_50pct"} <= set(DatasetCatalog.list())
+
+
+def test_a_subset_of_a_subset_is_refused_also_once_that_is_registered(full):
+    _, name, _ = full
+    ensure([f"{name}_10"])
+    assert find_subset(f"{name}_10_s3").base == name
+    with pytest.raises(UserError, match="is no size of a subset"):
+        ensure([f"{name}_10_5"])
+
+
+def test_more_than_there_are(full):
+    _, name, _ = full
+    with pytest.raises(UserError, match=f"{name}_10k: 10,000 images are more than the 40 of"):
+        datasets.check_files([f"{name}_10k"])
+    assert f"{name}_10k" not in DatasetCatalog
+
+
+def test_a_base_that_is_not_in_coco_format():
+    with pytest.raises(UserError, match="voc_2007_trainval: is not in COCO format"):
+        ensure(["voc_2007_trainval_100"])
+
+
+def test_evaluation_is_never_on_a_subset(full):
+    cfg, name, _ = full
+    with pytest.raises(UserError, match=rf"DATASETS\.TEST: {name}_10 is a subset of {name};"):
+        refuse_subsets([name, f"{name}_10"])
+    cfg.DATASETS.TEST = (f"{name}_10",)
+    with pytest.raises(UserError, match="evaluate on the full set"):
+        datasets.register(cfg)
+
+
+def test_detectron2s_own_small_sets_are_full_sets():
+    assert find_subset("coco_2017_val_100") is None
+    refuse_subsets(["coco_2017_val_100"])
+
+
+def test_other_names_are_left_alone():
+    ensure(["nothing at all", "coco_2017_val"])
+    assert "nothing at all" not in DatasetCatalog
+
+
+IN_ANOTHER_PROCESS = """
+import json
+from scratch_vs_pretrain.config import default_config
+from scratch_vs_pretrain.data import datasets
+from scratch_vs_pretrain.data.loading import load_training_records
+cfg = default_config()
+cfg.DATASETS.TRAIN = ("coco_2017_train_100", "coco_35k")
+found = [r["image_id"] for r in load_training_records(cfg).records]
+print(json.dumps([found, datasets.describe(["coco_35k"])["images"]]))
+"""
+
+
+@needs_real_data
+def test_built_in_names_in_another_process(tmp_path):
+    """With photographs' annotations, and a part of them as the paper's 35k."""
+    folder = tmp_path / "coco" / "annotations"
+    folder.mkdir(parents=True)
+    for target, origin in (("train2017", "train2017"), ("valminusminival2014", "val2017")):
+        original = REAL / "coco" / "annotations" / f"instances_{origin}.json"
+        (folder / f"instances_{target}.json").write_bytes(original.read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_PROCESS],
+        env={
+            **os.environ,
+            "DETECTRON2_DATASETS": str(tmp_path),
+            "SVP_CACHE": str(tmp_path / "cache"),
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found, images = json.loads(done.stdout.splitlines()[-1])
+    train = json.loads((folder / "instances_train2017.json").read_text())
+    usable = {a["image_id"] for a in train["annotations"] if not a["iscrowd"]}
+    chosen = set(draw([image["id"] for image in train["images"]], 100, 0)) & usable
+    assert found[: len(chosen)] == sorted(chosen)
+    assert images == 206
+
+
+@pytest.fixture
+def twenty(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVP_CACHE", str(tmp_path / "cache"))
+    name = f"test_{uuid.uuid4().hex}"
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 16, "height": 12} for i in range(20, 0, -1)
+        ],
+        "annotations": [
+            {"id": i, "image_id": 1 + i % 20, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12}
+            for i in range(60)
+        ],
+        "categories": [{"id": 1, "name": "disc"}, {"id": 2, "name": "ring"}],
+    }
+    file = tmp_path / "twenty.json"
+    file.write_text(json.dumps(content))
+    cfg = default_config()
+    cfg.SVP.DATASETS = ((name, str(file), str(tmp_path)),)
+    register(cfg)
+    yield name
+    for added in [one for one in DatasetCatalog.list() if one.startswith(name)]:
+        DatasetCatalog.pop(added)
+        MetadataCatalog.pop(added, None)
+
+
+def test_text(twenty):
+    subset = f"{twenty}_5"
+    lines = [" ".join(line.split()) for line in subset_text(subset, coco_of(subset)).splitlines()]
+    assert lines == [
+        subset,
+        "images 5 (0 without instances)",
+        "instances 15, and 0 crowds",
+        "instances per image 3.00",
+        "sizes 15 small, 0 medium, 0 large",
+        "categories present 1: disc 15",
+        "categories absent 1: ring",
+        f"sha256 of the image ids {digest(draw(range(1, 21), 5, 0))}",
+    ]
+
+
+def test_a_full_set_can_be_shown_too(twenty):
+    assert "images                   20 (0 without instances)" in subset_text(
+        twenty, coco_of(twenty)
+    )
+
+
+def test_ids_are_ascending(twenty):
+    assert coco_of(f"{twenty}_7_s2").ids() == sorted(draw(range(1, 21), 7, 2))
+
+
+def test_the_export_is_coco_json(twenty, tmp_path):
+    file = export(coco_of(f"{twenty}_5"), tmp_path / "five.json")
+    found = read_annotations(file)
+    assert (len(found.file_names), found.annotations) == (5, 15)
+    assert found.categories == ("disc", "ring")
+
+
+def test_an_export_overwrites_nothing(twenty, tmp_path):
+    target = tmp_path / "mine.json"
+    target.write_text("mine")
+    with pytest.raises(UserError, match=f"{target}: exists already"):
+        export(coco_of(f"{twenty}_5"), target)
+    assert target.read_text() == "mine"
+    with pytest.raises(UserError, match="cannot be written"):
+        export(coco_of(f"{twenty}_5"), tmp_path / "no" / "such.json")
+
+
+def instance(identity, image, category, **more):
+    return {
+        "id": identity,
+        "image_id": image,
+        "category_id": category,
+        "bbox": [0, 0, 10, 10],
+        "area": 100,
+        "iscrowd": 0,
+        **more,
+    }
+
+
+def test_counts(tmp_path):
+    annotations = [
+        instance(1, 1, 9, area=32**2),
+        instance(2, 1, 2, area=32**2 + 0.5),
+        instance(3, 2, 9, area=96**2),
+        instance(4, 2, 9, area=96**2 + 1),
+        instance(5, 3, 4, iscrowd=1, area=10**6),
+    ]
+    without_area = instance(6, 2, 2, bbox=[0, 0, 100, 100])
+    del without_area["area"]
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "height": 4, "width": 4} for i in (3, 1, 2, 4)
+        ],
+        "annotations": [*annotations, without_area],
+        "categories": [{"id": 9, "name": "z"}, {"id": 4, "name": "crowd"}, {"id": 2, "name": "a"}],
+    }
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content))
+    lines = [" ".join(line.split()) for line in subset_text("a", read_coco(file)).splitlines()]
+    assert lines[:-1] == [
+        "a",
+        "images 4 (2 without instances)",
+        "instances 5, and 1 crowds",
+        "instances per image 1.25",
+        "sizes 1 small, 2 medium, 2 large",
+        "categories present 2: z 3, a 2",
+        "categories absent 1: crowd",
+    ]
+
+
+def test_an_empty_set_has_no_mean(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"images": [], "annotations": [], "categories": []}')
+    assert "instances per image      -" in subset_text("a", read_coco(file))

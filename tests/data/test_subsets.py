@@ -2,17 +2,30 @@
 
 import contextlib
 import hashlib
+import json
+import os
 import re
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.data.subsets import Subset, digest, draw, parse_subset
+from scratch_vs_pretrain.data import subsets
+from scratch_vs_pretrain.data.coco import read_annotations
+from scratch_vs_pretrain.data.subsets import (
+    Subset,
+    cache_folder,
+    digest,
+    draw,
+    extract,
+    parse_subset,
+    subset_file,
+)
 from scratch_vs_pretrain.errors import UserError
 
 BASE = "coco_2017_train"
@@ -184,3 +197,269 @@ def test_the_rule_as_documented():
     assert len(rows) == 6
     for seed, count, sha256 in rows:
         assert digest(draw(range(1, 1001), int(count), int(seed))) == sha256
+
+
+def image(identity):
+    return {"id": identity, "file_name": f"{identity}.jpg", "height": 4, "width": 5}
+
+
+def part_of(file, wanted=()):
+    return json.loads(extract(file, lambda ids: [one for one in ids if one in wanted]))
+
+
+def written(file, content, **how):
+    file.write_text(json.dumps(content, **how))
+    return file
+
+
+def part(content, wanted):
+    """The plain way."""
+    chosen = [entry for entry in content["images"] if entry["id"] in wanted]
+    return {
+        "images": sorted(chosen, key=lambda entry: (isinstance(entry["id"], str), entry["id"])),
+        "categories": content["categories"],
+        "annotations": [a for a in content["annotations"] if a["image_id"] in wanted],
+    }
+
+
+TEXTS = st.text() | st.sampled_from(['"image_id": 1', "{", '}"', "]", "\\", '\\"', "image_id"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(TEXTS | st.just("image_id"), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+IDENTITIES = st.integers(-9, 99) | st.sampled_from(["a", "7", "é", 'q"{'])
+
+
+@st.composite
+def files(draw):
+    identities = draw(st.lists(IDENTITIES, min_size=1, max_size=6, unique=True))
+    entries = st.fixed_dictionaries(
+        {"image_id": st.sampled_from(identities), "segmentation": VALUES}, optional={"note": VALUES}
+    )
+    content = {
+        "info": draw(VALUES),
+        "images": [{**image(identity), "extra": draw(VALUES)} for identity in identities],
+        "annotations": draw(st.lists(entries, max_size=8)),
+        "categories": [{"id": 1, "name": draw(TEXTS)}],
+    }
+    order = draw(st.permutations(list(content)))
+    return {key: content[key] for key in order}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(files(), st.sampled_from([None, 1]), st.booleans(), st.data())
+def test_equals_parsing_the_whole(tmp_path, content, indent, ascii_only, data):
+    file = written(tmp_path / "a.json", content, indent=indent, ensure_ascii=ascii_only)
+    identities = [entry["id"] for entry in content["images"]]
+    wanted = data.draw(st.lists(st.sampled_from(identities), unique=True))
+    assert part_of(file, wanted) == part(content, wanted)
+
+
+def small():
+    return {
+        "images": [image(1), image(2)],
+        "annotations": [{"id": 1, "image_id": 2}],
+        "categories": [{"id": 1, "name": "disc"}],
+    }
+
+
+def test_keys_in_unusual_spelling_and_deep_objects(tmp_path):
+    file = tmp_path / "a.json"
+    deep = {"a": {"b": {"c": {"d": [{"e": "}"}]}}}, "image_id": 1}
+    content = {**small(), "annotations": [deep, {"image_id": 2}]}
+    file.write_text(json.dumps(content).replace('{"image_id": 2}', '{"image\\u005fid"\n:\t2 }'))
+    assert part_of(file, [2])["annotations"] == [{"image_id": 2}]
+    assert part_of(file, [1])["annotations"] == [deep]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.integers(0, 10**6))
+def test_every_truncation_is_a_sentence(tmp_path, at):
+    file = tmp_path / "a.json"
+    text = json.dumps(small())
+    file.write_text(text[: at % len(text)])
+    with pytest.raises(UserError, match=f"{file}: not valid JSON"):
+        part_of(file)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_sentence(tmp_path, data):
+    file = tmp_path / "a.json"
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=f"{file}: not "):
+        part_of(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": None}, "it has no list of images"),
+        ({"annotations": {}}, "it has no list of annotations"),
+        ({"images": [{**image(1), "id": None}]}, r"images\[0\] has id None"),
+        ({"images": [{"id": 1}]}, r"images\[0\] has no file_name"),
+        ({"images": [image(1), image(1)]}, r"images\[1\] has the id 1 of one before it"),
+        ({"annotations": [{"id": 1, "image_id": 3}]}, r"annotations\[0\] belongs to image 3, whi"),
+        ({"annotations": [{"id": 1}]}, r"annotations\[0\] belongs to image None"),
+        ({"annotations": [7]}, r"annotations\[0\] belongs to image None"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        part_of(written(tmp_path / "a.json", {**small(), **change}))
+
+
+@pytest.mark.parametrize("key", ["images", "annotations"])
+def test_a_list_is_missing(tmp_path, key):
+    content = small()
+    del content[key]
+    with pytest.raises(UserError, match=f"it has no list of {key}"):
+        part_of(written(tmp_path / "a.json", content))
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(UserError, match="cannot read the annotations"):
+        part_of(tmp_path / "a.json")
+    with pytest.raises(UserError, match="cannot read the annotations"):
+        part_of(tmp_path)
+
+
+def content(images=30):
+    return {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 16, "height": 12} for i in range(images)
+        ],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 2, "bbox": [1, 2, 3, 4], "area": 12}
+            for i in range(images)
+        ],
+        "categories": [{"id": 1, "name": "disc"}, {"id": 2, "name": "ring"}],
+    }
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    monkeypatch.setenv("SVP_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "base.json"
+    file.write_text(json.dumps(content()))
+    return file
+
+
+def subset(rest="10"):
+    return parse_subset(f"base_{rest}", ["base"])
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """Counts how often a base is read."""
+    found = []
+
+    def scan(file, draw):
+        found.append(file)
+        return original(file, draw)
+
+    original = subsets.extract
+    monkeypatch.setattr(subsets, "extract", scan)
+    return found
+
+
+def test_the_file_holds_the_drawn_images_and_all_categories(base):
+    made = subset_file(subset(), base)
+    found = json.loads(made.read_text())
+    ids = sorted(draw(range(30), 10, 0))
+    assert [image["id"] for image in found["images"]] == ids
+    assert {entry["image_id"] for entry in found["annotations"]} == set(ids)
+    index = read_annotations(made)
+    assert index.categories == ("disc", "ring")
+    assert len(index.file_names) == index.annotations == 10
+
+
+def test_the_second_time_the_base_is_not_read(base, scans):
+    first = subset_file(subset(), base)
+    assert subset_file(subset(), base) == first
+    assert scans == [base]
+
+
+@pytest.mark.parametrize("rest", ["10_s1", "11", "10pct", "1pct"])
+def test_each_subset_has_a_file_of_its_own(base, rest):
+    base.write_text(json.dumps(content(100)))
+    assert subset_file(subset(rest), base) != subset_file(subset("1"), base)
+
+
+def test_one_image_and_all_of_them_are_different_files(base):
+    assert len(read_annotations(subset_file(subset("1"), base)).file_names) == 1
+    assert len(read_annotations(subset_file(subset("100pct"), base)).file_names) == 30
+
+
+def test_a_changed_base_is_noticed_even_with_its_old_time_and_size(base):
+    before = subset_file(subset(), base)
+    times = base.stat()
+    text = base.read_text()
+    with base.open("r+") as file:  # the same inode
+        file.write(text.replace('"height": 12', '"height": 13'))
+    os.utime(base, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert base.stat().st_size == times.st_size
+    after = subset_file(subset(), base)
+    assert json.loads(after.read_text())["images"][0]["height"] == 13
+    assert after != before
+
+
+@pytest.mark.parametrize("length", [0, 10, -1])
+def test_a_half_written_file_is_not_used(base, scans, length):
+    made = subset_file(subset(), base)
+    whole = made.read_bytes()
+    made.write_bytes(whole[:length])
+    assert subset_file(subset(), base) == made
+    assert made.read_bytes() == whole
+    assert len(scans) == 2
+
+
+def test_many_at_once(base):
+    made, errors = [], []
+
+    def make():
+        try:
+            made.append(subset_file(subset(), base))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(made) == 8
+    assert all(one == made[0] for one in made)
+
+
+def test_messages_name_the_base(base):
+    with pytest.raises(UserError, match="base_31: 31 images are more than the 30 of base"):
+        subset_file(subset("31"), base)
+    broken = content()
+    broken["annotations"][3]["bbox"] = [1]
+    base.write_text(json.dumps(broken))
+    with pytest.raises(UserError, match=rf"{base} \(base_30\): not in COCO .*\[3\] has bbox"):
+        subset_file(subset("30"), base)
+    base.unlink()
+    with pytest.raises(UserError, match=f"{base}: cannot read"):
+        subset_file(subset(), base)
+
+
+def test_a_cache_that_cannot_be_written(base, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot keep subsets there .*; set SVP_CACHE"):
+        subset_file(subset(), base)
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.delenv("SVP_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "scratch_vs_pretrain"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "scratch_vs_pretrain"
