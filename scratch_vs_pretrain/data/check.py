@@ -185,8 +185,14 @@ def _check_set(
     file = dataclasses.replace(file, images=inside)
     looks: dict[str, _Look] = {}
     if images:
-        looks = _look_at_images(one.images, located.files, one.name, workers, progress)
-        notes += _image_notes(looks, one.unreadable * len(names))
+        missing = set(located.missing)
+        there = {name: path for name, path in located.files.items() if name not in missing}
+        looks = _look_at_images(one.images, there, one.name, workers, progress)
+        broken = _undecodable(looks)
+        few = len(broken) <= one.unreadable * len(names)
+        kind = "undecodable training image" if few else "undecodable image"
+        notes += [Note("missing image", name) for name in located.missing]
+        notes += [Note(kind, where) for where in broken]
     facts = {name: look.facts for name, look in looks.items() if look.facts}
     heads = one.heads or Heads(file.facts.masks, len(file.facts.keypoints))
     return file, looks, notes + judge(file, facts, heads, one.dropped)[1]
@@ -199,8 +205,7 @@ def check_decodable(names: Sequence[str]) -> None:
         _, folder = location(name)
         files = locate(folder, annotations_of(name).file_names).files
         looks = _look_at_images(folder, files, name, None, False)
-        broken = [f"{file} ({look.problem})" for file, look in looks.items() if look.problem]
-        if broken:
+        if broken := _undecodable(looks):
             raise UserError(
                 f"{folder}: {len(broken)} of the {len(looks)} images of {name}, which is to be "
                 f"evaluated on, cannot be decoded: {'; '.join(broken[:_EXAMPLES])}"
@@ -208,9 +213,8 @@ def check_decodable(names: Sequence[str]) -> None:
 
 
 class _Look(NamedTuple):
-    """What was seen of an image file: whether it is there, its digest and facts if it decodes."""
+    """What was seen of an image file: its digest and facts if it decodes, or what is wrong."""
 
-    there: bool
     digest: str | None = None
     facts: ImageFacts | None = None
     problem: str = ""
@@ -233,8 +237,6 @@ def _look_at_images(
 def _look(file: Path) -> _Look:
     from detectron2.data.detection_utils import read_image
 
-    if not file.is_file():
-        return _Look(there=False)
     try:
         with image_errors(file):
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -244,15 +246,12 @@ def _look(file: Path) -> _Look:
             else:
                 read_image(str(file), "BGR")
     except UserError as error:
-        return _Look(there=True, problem=str(error).removeprefix(f"{file}: "))
-    return _Look(there=True, digest=digest, facts=facts)
+        return _Look(problem=str(error).removeprefix(f"{file}: "))
+    return _Look(digest, facts)
 
 
-def _image_notes(looks: Mapping[str, _Look], most_undecodable: float) -> list[Note]:
-    broken = [f"{name} ({look.problem})" for name, look in looks.items() if look.problem]
-    kind = "undecodable image" if len(broken) > most_undecodable else "undecodable training image"
-    missing = [Note("missing image", name) for name, look in looks.items() if not look.there]
-    return missing + [Note(kind, where) for where in broken]
+def _undecodable(looks: Mapping[str, _Look]) -> list[str]:
+    return [f"{name} ({look.problem})" for name, look in looks.items() if look.problem]
 
 
 # What to change in the program that exported a file, by a kind of finding in it.

@@ -39,8 +39,8 @@ DEEP = "svp-deep://"
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One image file as Detectron2 reads it: `turned` as EXIF asks for; the mode is Pillow's, such as
-    "RGB", or "RGB;16" of colours of 16 bits."""
+    """One image file as Detectron2 reads it: `turned` as EXIF asks for, its mode Pillow's or, of
+    colours of 16 bits, such as "RGB;16"."""
 
     width: int
     height: int
