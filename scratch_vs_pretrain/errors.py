@@ -18,10 +18,8 @@ EXPECTED = {
     "finite_number": "a finite number",
     "string_type": "text",
     "bool_type": "true or false",
-    "dict_type": "an object",
-    "model_type": "an object",
-    "tuple_type": "a list",
-    "list_type": "a list",
+    **dict.fromkeys(("dict_type", "model_type"), "an object"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
 }
 
 
