@@ -190,10 +190,11 @@ def _refuse_empty(value: Any) -> Any:
 
 
 def refuse_repeated(items: tuple[Any, ...], *at: str) -> tuple[Any, ...]:
-    """Returns the items, none of which may appear twice."""
-    for number, item in enumerate(items):
-        if item in items[:number]:
-            raise wrong(f"{getattr(item, 'name', item)} appears twice", *at)
+    """Returns the items, none of which, or no name of which, may appear twice."""
+    names = [getattr(item, "name", item) for item in items]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise wrong(f"{name} appears twice", *at)
     return items
 
 

@@ -40,13 +40,7 @@ from scratch_vs_pretrain.study.fields import (
     wrong,
 )
 from scratch_vs_pretrain.study.schedule import Schedule, Switch
-from scratch_vs_pretrain.study.sections import (
-    Answer,
-    Data,
-    Evaluation,
-    Noise,
-    Tune,
-)
+from scratch_vs_pretrain.study.sections import Answer, Data, Evaluation, Noise, Tune
 
 SCRATCH = "scratch"
 REQUIRED = "required"
@@ -160,6 +154,11 @@ class Size(Section):
     """in place of the study's and the arms'."""
     tuned_on: Annotated[str | None, NOT_STATED] = None
     """as the study's."""
+
+    @property
+    def name(self) -> str:
+        """Names it among others."""
+        return self.images
 
     @model_validator(mode="before")
     @classmethod
@@ -309,7 +308,7 @@ class Study(Section):
             dataclasses.replace(
                 self,
                 sizes=(),
-                size=size.images,
+                size=size.name,
                 tune=None,
                 tuned_on=size.tuned_on,
                 overrides={**self.overrides, **size.overrides},

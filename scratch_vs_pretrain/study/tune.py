@@ -74,8 +74,8 @@ def with_recipe(study: Study, output: Path) -> Study:
         overrides = {**study.overrides, **winners[None]}
         return replace(study, overrides=overrides, tune=None, tuned_on=study.tune.on)
     sizes = (
-        replace(size, overrides={**size.overrides, **winners[size.images]}, tuned_on=study.tune.on)
-        if size.images in winners
+        replace(size, overrides={**size.overrides, **winners[size.name]}, tuned_on=study.tune.on)
+        if size.name in winners
         else size
         for size in study.sizes
     )

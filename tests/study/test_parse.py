@@ -151,6 +151,7 @@ ONE_ARM = {"init": "scratch"}
         ({"schedules": "2x"}, "schedules: must be a list in brackets"),
         ({"schedules": ["2x", "2x"]}, "schedules: 2x appears twice"),
         ({"schedules": ["600it", {"iterations": 600}]}, "schedules: 600it appears twice"),
+        ({"schedules": [{"iterations": 5, "name": "a"}, {"iterations": 6, "name": "a"}]}, "a app"),
         ({"seeds": []}, "seeds: the list is empty"),
         ({"seeds": [1, 1]}, "seeds: 1 appears twice"),
         ({"seeds": [-1]}, r"seeds\.0: must be at least 0, not -1"),

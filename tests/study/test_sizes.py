@@ -56,6 +56,11 @@ def test_what_is_no_size_is_refused(write_study, size):
         load_study(write_study(sizes=[size]))
 
 
+def test_a_size_appears_once(write_study):
+    with pytest.raises(UserError, match="sizes: 2 appears twice"):
+        load_study(write_study(sizes=[2, {"images": 2, "overrides": {"SOLVER.BASE_LR": 0.5}}]))
+
+
 TUNE = {"on": "scratch", "grid": {"SOLVER.BASE_LR": [0.1, 0.2]}}
 STATED = {"images": 3, "overrides": {"SOLVER.BASE_LR": 0.3}}
 
