@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -115,22 +115,15 @@ class Plan:
                 )
 
 
-def plan(
-    study: Study, dataset_images: Mapping[str, int] | None = None, sharing: bool = True
-) -> Plan:
-    """Plans a study.
-
-    Args:
-        study: what to plan.
-        dataset_images: images of training sets by name, where the caller knows them better.
-        sharing: schedules of one arm and seed share their trunk.
+def plan(study: Study, sharing: bool = True) -> Plan:
+    """Plans a study; if `sharing`, schedules of one arm and seed share their trunk.
 
     Raises:
         UserError: the audit refuses the study, or a run's config cannot be made.
     """
-    search = plan(search_study(study), dataset_images, sharing) if study.tune else None
+    search = plan(search_study(study), sharing) if study.tune else None
     if study.sizes:
-        parts = [plan(one, dataset_images, sharing) for one in study.by_size()]
+        parts = [plan(one, sharing) for one in study.by_size()]
         rows = tuple(row for part in parts for row in part.rows)
         return Plan(study.name, rows, joined([part.audit for part in parts]), search)
     audited = audit(study)
@@ -144,7 +137,7 @@ def plan(
         branch = branches[run.arm.name].get(run.schedule.name)
         schedule = resolved_schedule(study, run.arm, run.schedule)
         images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
-        per_epoch = training_images(cfg, dataset_images or {})
+        per_epoch = training_images(cfg)
         planned.append(
             PlannedRun(
                 arm=run.arm.name,
@@ -164,21 +157,17 @@ def plan(
     return Plan(study.name, tuple(planned), audited, search)
 
 
-def training_images(cfg: CfgNode, known: Mapping[str, int]) -> int | None:
+def training_images(cfg: CfgNode) -> int | None:
     """Returns how many images the config's training annotations list, None if that is unknown."""
-    counts = [_images(cfg, name, known) for name in cfg.DATASETS.TRAIN]
+    counts = [_images(cfg, name) for name in cfg.DATASETS.TRAIN]
     return None if None in counts else sum(count for count in counts if count)
 
 
-def _images(cfg: CfgNode, name: str, known: Mapping[str, int]) -> int | None:
-    if name in known:
-        return known[name]
+def _images(cfg: CfgNode, name: str) -> int | None:
     found = origin(cfg, name)
     file = found.readable if found.base in OFFICIAL_IMAGES else found.file
-    if found.base in known:
-        count: int | None = known[found.base]
-    elif found.own and found.tree:
-        count = len(voc_images(*found.tree))
+    if found.own and found.tree:
+        count: int | None = len(voc_images(*found.tree))
     elif file and file.is_file():
         count = len(read_annotations(file).file_names)
     else:

@@ -154,7 +154,7 @@ def _describe(study: Study, run: Run, cfg: CfgNode, audited: Audit) -> RunInfo:
         allowed_differences={key: dict(values) for key, values in audited.allowed.items()},
         admitted=tuple(cfg.SVP.ADMIT),
         tuned_on=study.tuned_on,
-        size=training_images(cfg, {}) if study.size else None,
+        size=training_images(cfg) if study.size else None,
         **judged,
         noise=Noise(sd=study.noise.sd, because=study.noise.because) if study.noise else None,
     )

@@ -16,7 +16,6 @@ FOUND_BY_THE_PAPER = {
     "SOLVER.BASE_LR": 0.04,
     "SOLVER.GAMMA": 0.02,
 }
-TRAIN2017 = {"coco_2017_train": 118_287}
 SIZES = ("10k", "3.5k", "1k")
 BOTH = {"scratch": [220_000], "pretrained": [60_000]}
 
@@ -38,13 +37,13 @@ def test_a_third_of_coco_has_the_published_recipe_in_both_arms(study):
         assert cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
         assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.GAMMA) == (0.04, 0.02)
         assert cfg.TEST.EVAL_PERIOD == 10_000
-    rows = [row for row in plan(study, TRAIN2017).rows if row.size == "full"]
+    rows = [row for row in plan(study).rows if row.size == "full"]
     assert [row.iterations for row in rows] == [180_000, 270_000, 360_000, 450_000, 540_000] * 2
     assert rows[-1].epochs == pytest.approx(540_000 * 16 / 35_504)
 
 
 def test_smaller_sets_have_one_search_each_on_the_pretrained_arm(study):
-    planned = plan(study, TRAIN2017)
+    planned = plan(study)
     assert {row.size for row in planned.search.rows} == set(SIZES)
     assert len(planned.search.rows) == len(SIZES) * 8
     for size in SIZES:
@@ -82,7 +81,7 @@ def test_the_papers_winner_is_among_the_points(name, on):
 
 def test_the_reverse_tunes_1k_on_scratch():
     study = load_study(PAPER / "less_data_1k_tuned_on_scratch.yaml")
-    planned = plan(study, TRAIN2017)
+    planned = plan(study)
     assert {row.arm: [row.iterations] for row in planned.rows} == BOTH
     assert {row.iterations for row in planned.search.rows} == {220_000}
     for run in (*study.runs(), *search_study(study).runs()):

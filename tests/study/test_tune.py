@@ -186,7 +186,7 @@ def test_the_recipe_goes_to_the_study(study, trained, tmp_path):
 
 
 def test_the_plan_shows_the_search_first(study):
-    text = plan(study, {"coco_2017_train": 118_287}).text()
+    text = plan(study).text()
     first, then = text.split("then, with the winner of the search:\n")
     assert "6 runs, 1,800 iterations" in first
     assert "6 runs, 2,600 iterations" in then
