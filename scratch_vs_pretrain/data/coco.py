@@ -70,7 +70,7 @@ _READERS: dict[str, TypeAdapter] = {
     "annotations": TypeAdapter(list[_Annotation], config=_KEEP),
     "categories": TypeAdapter(list[_Category], config=_KEEP),
 }
-_NAMES = {**_Image.__annotations__, **_Annotation.__annotations__, **_Category.__annotations__}
+_NAMES = {"images": _Image, "annotations": _Annotation, "categories": _Category}
 # What is right in a field, where that is no whole number.
 _GIVE = {"file_name": "text", "name": "text", "bbox": "[x, y, w, h]", "iscrowd": "0 or 1"}
 
@@ -257,7 +257,7 @@ def _read(
         entries = [entries[n] for n in usable]
     else:
         usable = range(len(entries))
-    for name in _NAMES:
+    for name in _NAMES[key].__annotations__:
         # Whatever is put right becomes another type.
         kinds = [list(map(type, map(dict.get, some, repeat(name)))) for some in (entries, read)]
         if kinds[0] != kinds[1]:

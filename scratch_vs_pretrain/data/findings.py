@@ -145,9 +145,10 @@ def _notes_on_identities(case: Case, file: CocoFile) -> Iterator[Note]:
     names = list(map(itemgetter("file_name"), file.images))
     yield from (Note("same file listed twice", names[number]) for number in repeated(names))
     boxes = list(map(tuple, map(itemgetter("bbox"), annotations)))
-    where = map(itemgetter("image_id", "category_id"), annotations)
-    for number in repeated(list(zip(where, boxes, strict=True))):
-        yield Note("same box twice", f"annotation {annotations[number]['id']}")
+    if len(set(boxes)) < len(boxes):
+        where = map(itemgetter("image_id", "category_id"), annotations)
+        for number in repeated(list(zip(where, boxes, strict=True))):
+            yield Note("same box twice", f"annotation {annotations[number]['id']}")
 
 
 def _lost(case: Case, file: CocoFile, most_dropped: float) -> Iterator[Note]:

@@ -279,9 +279,10 @@ def surely_filled(masks: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> lis
     """
     filled = np.array([type(mask) is list and _are_polygons(mask) for mask in masks], bool)
     polygons = list(chain.from_iterable(compress(masks, filled)))
+    values = array("d")  # takes numbers alone, numpy also texts of numbers
     try:
-        # An array takes numbers alone, numpy also texts of numbers.
-        values = array("d", chain.from_iterable(polygons))
+        for polygon in polygons:
+            values.fromlist(polygon)
     except (TypeError, OverflowError):
         return [False] * len(masks)
     if polygons:
