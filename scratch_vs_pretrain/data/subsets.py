@@ -116,10 +116,7 @@ def parse_subset(name: str, registered: Iterable[str]) -> Subset | None:
 
 
 def draw(ids: Sequence[int | str], count: int, seed: int) -> list[int | str]:
-    """Returns the ids of a subset in the order of the rule, see the module's docstring.
-
-    The ids are distinct, in any order, and at least `count`.
-    """
+    """Returns the ids of a subset of distinct ones, in the order of the module's rule."""
 
     def key(identity: int | str) -> tuple[bytes, bool]:
         text = f"svp-subset:{seed}:{identity}"
