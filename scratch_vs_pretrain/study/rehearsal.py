@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.events import EventStorage
@@ -70,17 +71,6 @@ class Measured:
     memory: int
 
 
-@dataclass(frozen=True)
-class Costs:
-    """Seconds and bytes on the disk of all runs of an arm."""
-
-    seconds: float = 0
-    disk: int = 0
-
-    def __add__(self, other: Costs) -> Costs:
-        return Costs(self.seconds + other.seconds, self.disk + other.disk)
-
-
 def rehearsal_text(study: Study, output: Path, sharing: bool = True) -> str:
     """Tries all that `svp run` would refuse and a few iterations of each arm, and returns hours,
     disk and memory of the whole study.
@@ -108,27 +98,28 @@ def rehearsal_text(study: Study, output: Path, sharing: bool = True) -> str:
                 parts.setdefault(arm.name, []).append(_measure(stage, arm, bar))
             except UserError as error:
                 raise UserError(f"{study.file}: arms.{arm.name}: {error}") from None
-    costs = dict.fromkeys(parts, Costs())
-    for arm_name, row in _runs(planned):
-        costs[arm_name] += _costs(planned, row, parts[arm_name])
-    whole = sum(costs.values(), Costs())
-    return "\n".join([_table(parts, costs, whole), *_notes(study, last, parts, whole, output)])
+    costs = {arm: np.zeros(2) for arm in parts}
+    for name, row in _runs(planned):
+        costs[name] += _costs(planned, row, parts[name])
+    disk = np.sum(list(costs.values()), axis=0)[1]
+    return "\n".join([_table(parts, costs), *_notes(study, last, parts, disk, output)])
 
 
-def _table(parts: Mapping[str, list[Measured]], costs: Mapping[str, Costs], whole: Costs) -> str:
+def _table(parts: Mapping[str, list[Measured]], costs: Mapping[str, np.ndarray]) -> str:
     memory = {arm: max(part.memory for part in found) for arm, found in parts.items()}
     rows = [
         {
             "arm": arm,
             "s/iteration": " then ".join(f"{part.iteration:.3g}" for part in found),
             "s/evaluation": f"{found[-1].evaluation:.3g}",
-            "hours": f"{costs[arm].seconds / 3600:.3g}",
-            "disk GB": f"{costs[arm].disk / GB:.2f}",
+            "hours": f"{costs[arm][0] / 3600:.3g}",
+            "disk GB": f"{costs[arm][1] / GB:.2f}",
             "memory GB": f"{memory[arm] / GB:.2f}",
         }
         for arm, found in parts.items()
     ]
-    total = {"hours": f"{whole.seconds / 3600:.3g}", "disk GB": f"{whole.disk / GB:.2f}"}
+    seconds, disk = np.sum(list(costs.values()), axis=0)
+    total = {"hours": f"{seconds / 3600:.3g}", "disk GB": f"{disk / GB:.2f}"}
     rows.append(
         dict.fromkeys(rows[0], "")
         | {"arm": "in all", **total, "memory GB": f"{max(memory.values()) / GB:.2f}"}
@@ -138,7 +129,7 @@ def _table(parts: Mapping[str, list[Measured]], costs: Mapping[str, Costs], whol
 
 
 def _notes(
-    study: Study, tried: Study, parts: Mapping[str, list[Measured]], whole: Costs, output: Path
+    study: Study, tried: Study, parts: Mapping[str, list[Measured]], disk: float, output: Path
 ) -> Iterator[str]:
     cfg = next(iter(parts.values()))[-1].cfg
     where = "this CPU" if cfg.MODEL.DEVICE == "cpu" else torch.cuda.get_device_name()
@@ -153,7 +144,7 @@ def _notes(
     there = next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(there).free
     short = ", fewer than the study needs; make room, or choose another folder with -o"
-    yield f"note: {there} has {free / GB:.0f} GB free{short if free < whole.disk else ''}"
+    yield f"note: {there} has {free / GB:.0f} GB free{short if free < disk else ''}"
 
 
 def _runs(planned: Plan) -> Iterator[tuple[str, PlannedRun]]:
@@ -163,7 +154,8 @@ def _runs(planned: Plan) -> Iterator[tuple[str, PlannedRun]]:
         yield from ((row.arm.rpartition("-")[0], row) for row in planned.search.rows)
 
 
-def _costs(planned: Plan, row: PlannedRun, parts: list[Measured]) -> Costs:
+def _costs(planned: Plan, row: PlannedRun, parts: list[Measured]) -> tuple[float, int]:
+    """Returns the seconds of a run, and its bytes on the disk."""
     first, last = parts[0], parts[-1]
     switch = row.iterations if row.switch is None else row.switch
     before = max(0, switch - row.shared)
@@ -182,7 +174,7 @@ def _costs(planned: Plan, row: PlannedRun, parts: list[Measured]) -> Costs:
     }
     # From the first rate drop on, longer schedules can begin on another day.
     kept = min(saved, last.cfg.SVP.KEEP_CHECKPOINTS) + len(branches | set(row.drops[:1]))
-    return Costs(seconds, kept * max(part.checkpoint for part in parts))
+    return seconds, kept * max(part.checkpoint for part in parts)
 
 
 def _every(period: int, last: int) -> set[int]:

@@ -66,16 +66,13 @@ def test_costs_of_shared_trunks_evaluations_and_checkpoints(write_study):
     cfg.TEST.EVAL_PERIOD, cfg.SVP.EVAL_ITERATIONS = 20, (70, 1000)
     cfg.SOLVER.CHECKPOINT_PERIOD = 40
     one = Measured(cfg, iteration=2.0, evaluation=100.0, checkpoint=7, memory=0)
-    found = _costs(planned, short, [one])
-    assert found.seconds == 30 * 2 + 3 * 100  # after 70, 80 and 90
-    assert found.disk == (2 + 1) * 7  # the newest two, and its own first drop's
-    found = _costs(planned, long, [one])
-    assert found.seconds == 900 * 2 + (45 + 1) * 100
-    assert found.disk == (2 + 2) * 7
+    # Evaluated after 70, 80 and 90; kept are the newest two, and its own first drop's.
+    assert _costs(planned, short, [one]) == (30 * 2 + 3 * 100, (2 + 1) * 7)
+    assert _costs(planned, long, [one]) == (900 * 2 + (45 + 1) * 100, (2 + 2) * 7)
     # From iteration 500 on another config, three times as slow.
     switched = dataclasses.replace(long, switch=500)
     slow = dataclasses.replace(one, iteration=6.0)
-    assert _costs(planned, switched, [one, slow]).seconds == 500 * 2 + 400 * 6 + 46 * 100
+    assert _costs(planned, switched, [one, slow])[0] == 500 * 2 + 400 * 6 + 46 * 100
 
 
 def test_sizes_of_nested_tensors():
