@@ -77,9 +77,10 @@ def _prepare_run(study: Study, run: Run, audited: Audit, output: Path) -> RunFol
         }
     described = _describe(study, run, files[folder.config_file], audited)
     if folder.run_file.exists():
-        _refuse_another_run(folder, files, described)
+        there = folder.read()
+        _refuse_another_run(folder, there, files, described)
         # By what a run is judged is no part of its training.
-        _update_idle(folder, **{name: getattr(described, name) for name in JUDGED_BY})
+        _update_idle(folder, there, **{name: getattr(described, name) for name in JUDGED_BY})
         return folder
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -99,23 +100,23 @@ def _plan_branches(study: Study, output: Path, sharing: bool) -> None:
             spec.name: Run(study.name, arm, spec, seed, study.size).folder(output)
             for spec in arm.schedules
         }
-        begun = [name for name, folder in folders.items() if folder.state() != "planned"]
+        runs = {name: folder.read() for name, folder in folders.items()}
+        begun = [name for name, run in runs.items() if folders[name].state_of(run) != "planned"]
         schedules = {one.name: one for one in schedules_of(study, arm)}
         branches = branches_of(schedules.values(), study.switch, begun) if sharing else {}
         for name, folder in folders.items():
-            run = folder.read()
+            run = runs[name]
             points = {branch.at for branch in branches.values() if branch.of == name}
             # From its first rate drop, a schedule that is longer can begin on another day.
             own = own_start(schedules[name], study.switch)
             points.update([own] if own > 0 else [])
             branch = run.branch if name in begun else branches.get(name)
             points.update(run.branch_points)
-            _update_idle(folder, branch=branch, branch_points=sorted(points))
+            _update_idle(folder, run, branch=branch, branch_points=sorted(points))
 
 
-def _update_idle(folder: RunFolder, **changes: Any) -> None:
+def _update_idle(folder: RunFolder, there: RunInfo, **changes: Any) -> None:
     """Tells a run what has changed; not one in training, which writes run.json itself."""
-    there = folder.read()
     wanted = there.with_changes(**changes)
     if all(getattr(wanted, field) == getattr(there, field) for field in changes):
         return
@@ -161,9 +162,8 @@ def _describe(study: Study, run: Run, cfg: CfgNode, audited: Audit) -> RunInfo:
 
 
 def _refuse_another_run(
-    folder: RunFolder, files: Mapping[Path, CfgNode], described: RunInfo
+    folder: RunFolder, there: RunInfo, files: Mapping[Path, CfgNode], described: RunInfo
 ) -> None:
-    there = folder.read()
     for key in IDENTITY:
         before, now = getattr(there, key), getattr(described, key)
         if before != now:

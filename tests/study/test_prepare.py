@@ -1,10 +1,15 @@
 """Run folders are written, and those that are there are checked."""
 
+import hashlib
 import os
+from collections import Counter
 
 import pytest
 
+from scratch_vs_pretrain import _detectron2
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.modeling import checkpoint_file
+from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 
@@ -100,6 +105,37 @@ def test_the_same_weights_may_lie_elsewhere(write_study, tiny_backbone, tmp_path
     copy = tmp_path / "copy.pth"
     copy.write_bytes(tiny_backbone.read_bytes())
     prepared(write_study(arms={"pretrained": {"init": str(copy)}}), tmp_path / "out")
+
+
+def test_every_file_is_opened_once(write_study, tiny_backbone, tmp_path, monkeypatch):
+    weights = tmp_path / "copy.pth"
+    weights.write_bytes(tiny_backbone.read_bytes())
+    calls = Counter()
+
+    def counted(owner, name):
+        original = getattr(owner, name)
+
+        def call(*arguments, **options):
+            calls[name] += 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    counted(_detectron2, "default_cfg")
+    counted(checkpoint_file, "load")
+    counted(hashlib, "file_digest")
+    counted(RunFolder, "read")
+    study = write_study(
+        arms={"scratch": {"init": "scratch"}, "pretrained": {"init": str(weights)}},
+        schedules=[{"iterations": count, "drops_before_end": [2, 1]} for count in (6, 9)],
+        seeds=[0, 1, 2],
+    )
+    assert len(prepared(study, tmp_path / "out")) == 12
+    assert calls["load"] == calls["file_digest"] == 1
+    # A config for each arm and schedule; the others are Detectron2's own, to compare with.
+    assert calls["default_cfg"] <= 9
+    # To plan where a run branches off, and once more under its lock to write that.
+    assert calls["read"] <= 24
 
 
 def test_an_output_that_cannot_be_written(write_study, tmp_path):
