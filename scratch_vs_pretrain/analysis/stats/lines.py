@@ -194,7 +194,7 @@ def _cost_text(setting: Setting) -> str:
             return ""
         before = _pretraining_text(runs[0].init) if runs[0].init.weights else ""
         shown.append(f"{name} {hours_text(hours, cpu)} ({reaching.schedule}){before}")
-    return f"to {target:.1f} {score_name(setting.metric)}: {', '.join(shown)}, a run"
+    return f"one run to {target:.1f} {score_name(setting.metric)}: {', '.join(shown)}"
 
 
 def _pretraining_text(init: Init) -> str:
