@@ -15,13 +15,13 @@
 # # Does pre-training help?
 #
 # The answer of a study and the curves behind it. `RUNS` is any folder that holds the runs of one
-# study: set it to your own output. The one here is a recorded run of `svp demo --seeds 3` without
-# its checkpoints. Nothing below needs torch or Detectron2.
+# study: set it to your own output. The ones here are the recorded runs of `docs/miniature.md`, without
+# their checkpoints. Nothing below needs torch or Detectron2.
 
 # %%
 from scratch_vs_pretrain import answer, figure, load_runs, table
 
-RUNS = "data/demo"
+RUNS = "data/miniature/miniature-baseline"
 
 # %%
 runs = load_runs(RUNS)
@@ -41,11 +41,13 @@ frame = runs.frame()
 frame[["arm", "seed", "iteration", "metric", "value", "state"]].sample(5, random_state=0)
 
 # %% [markdown]
-# By how much scratch is behind each other arm at each evaluation, in box AP, over seeds:
+# By how much scratch is behind each other arm at each evaluation of the longest schedule, in box AP,
+# over seeds:
 
 # %%
 scratch = next(run.arm for run in runs if run.from_scratch)
-box = frame[frame.metric == "bbox/AP"]
+longest = frame.schedule[frame.iteration.idxmax()]
+box = frame[(frame.metric == "bbox/AP") & (frame.schedule == longest)]
 ap = box.pivot_table("value", ["iteration", "seed"], "arm", observed=True)
 behind = ap.drop(columns=scratch).sub(ap[scratch], axis=0)
 behind.groupby("iteration").agg(["mean", "min", "max"]).round(1)

@@ -15,14 +15,14 @@
 # # Tables
 #
 # The tables of a study from its run folders, ready for a paper or a web page. `RUNS` is any folder
-# that holds run folders: set it to your own output. The one here is a recorded run of
-# `svp demo --seeds 3` without its checkpoints. `svp table` prints the same on the command line, as
+# that holds run folders: set it to your own output. The ones here are the recorded runs of
+# `docs/miniature.md`, without their checkpoints. `svp table` prints the same on the command line, as
 # text, Markdown, LaTeX, HTML, CSV or JSON.
 
 # %%
 from scratch_vs_pretrain import conclude, load_runs, table
 
-RUNS = "data/demo"
+RUNS = "data/miniature/miniature-baseline"
 
 # %% [markdown]
 # Arms and schedules, as in the paper's Table 1:

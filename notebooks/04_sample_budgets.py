@@ -16,13 +16,13 @@
 #
 # Images, instances and pixels that each arm has seen, pre-training included, as in the paper's
 # Figure 2. `RUNS` is any folder that holds the runs of one study: set it to your own output. The
-# one here is a recorded run of `svp demo --seeds 3` without its checkpoints. Nothing below needs
-# torch or Detectron2. How samples are counted: `docs/budgets.md`.
+# ones here are the recorded runs of `docs/miniature.md`, without their checkpoints. Nothing below
+# needs torch or Detectron2. How samples are counted: `docs/budgets.md`.
 
 # %%
 from scratch_vs_pretrain import figure, load_runs, table
 
-RUNS = "data/demo"
+RUNS = "data/miniature/miniature-baseline"
 
 # %% [markdown]
 # The table: what the weights of an arm had seen before the study, what its runs have seen in
