@@ -15,8 +15,8 @@
 # # Does pre-training help?
 #
 # The answer of a study and the curves behind it. `RUNS` is any folder that holds the runs of one
-# study: set it to your own output. The ones here are the recorded runs of `docs/miniature.md`, without
-# their checkpoints. Nothing below needs torch or Detectron2.
+# study: set it to your own output. The ones here are the recorded runs of `docs/miniature.md`,
+# without their checkpoints. Nothing below needs torch or Detectron2.
 
 # %%
 from scratch_vs_pretrain import answer, figure, load_runs, table
@@ -41,8 +41,8 @@ frame = runs.frame()
 frame[["arm", "seed", "iteration", "metric", "value", "state"]].sample(5, random_state=0)
 
 # %% [markdown]
-# By how much scratch is behind each other arm at each evaluation of the longest schedule, in box AP,
-# over seeds:
+# By how much scratch is behind each other arm at each evaluation of the longest schedule, in box
+# AP, over seeds:
 
 # %%
 scratch = next(run.arm for run in runs if run.from_scratch)

@@ -16,8 +16,8 @@
 #
 # The tables of a study from its run folders, ready for a paper or a web page. `RUNS` is any folder
 # that holds run folders: set it to your own output. The ones here are the recorded runs of
-# `docs/miniature.md`, without their checkpoints. `svp table` prints the same on the command line, as
-# text, Markdown, LaTeX, HTML, CSV or JSON.
+# `docs/miniature.md`, without their checkpoints. `svp table` prints the same on the command line,
+# as text, Markdown, LaTeX, HTML, CSV or JSON.
 
 # %%
 from scratch_vs_pretrain import conclude, load_runs, table

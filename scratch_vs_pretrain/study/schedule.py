@@ -188,10 +188,14 @@ def branches_of(
         groups.setdefault(schedule.rate_factor, []).append(schedule)
     branches = {}
     for group in groups.values():
-        eligible = [one for one in group if one.name in begun] or group
-        trunk = max(eligible, key=lambda one: (own_start(one, switch), one.iterations))
-        for one in group:
-            at = min(own_start(one, switch), own_start(trunk, switch))
-            if one is not trunk and at > 0:
-                branches[one.name] = Branch(of=trunk.name, at=at)
+        starts = {one.name: own_start(one, switch) for one in group}
+        longest = max(group, key=lambda one: (starts[one.name], one.iterations)).name
+        there = [one.name for one in group if one.name in begun]
+        trunk = max(there, key=lambda name: starts[name], default=longest)
+        for name, start in starts.items():
+            # Beyond a trunk that has begun, what is longer shares its way with the longest.
+            of = longest if start > starts[trunk] and name != longest else trunk
+            at = min(start, starts[of])
+            if name != of and at > 0:
+                branches[name] = Branch(of=of, at=at)
     return branches

@@ -120,7 +120,9 @@ def test_what_pretraining_took(folders):
         folders.run("pretrained", seconds=2160, init=init)
         return said(answers(load_runs(folders.root))[0])["cost"]
 
-    expected = "one run to 30.0 AP: scratch 2.0 GPU hours (600it), pretrained 0.6 GPU hours (600it) + {}"
+    expected = (
+        "one run to 30.0 AP: scratch 2.0 GPU hours (600it), pretrained 0.6 GPU hours (600it) + {}"
+    )
     for noted, what in (
         ({"cost": {"seconds": 720.0, "device": "H100"}}, "0.2 GPU hours of pre-training"),
         ({"cost": {"seconds": 90, "device": "cpu"}}, "2 CPU minutes of pre-training"),

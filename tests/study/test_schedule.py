@@ -165,6 +165,14 @@ def test_a_run_that_has_begun_is_the_trunk_of_later_ones():
     }
 
 
+def test_what_goes_beyond_a_run_that_has_begun_shares_that_way_too():
+    schedules = [paper_schedule(multiple) for multiple in (2, 3, 6)]
+    assert branches_of(schedules, begun=["2x"]) == {
+        "3x": Branch(of="6x", at=210_000),
+        "6x": Branch(of="2x", at=120_000),
+    }
+
+
 def test_a_switch_ends_what_is_shared():
     # The 6x run switches after 270k iterations, the 9x run after 540k.
     schedules = [paper_schedule(multiple) for multiple in (6, 9)]

@@ -110,6 +110,21 @@ def test_a_longer_schedule_goes_on_from_a_finished_run(plan, assert_same, kept):
         assert branch.find_origin(long) == (short, 2)
 
 
+def test_longer_schedules_share_their_way_beyond_a_finished_run(plan, assert_same):
+    (short,) = plan("grown", schedules=SCHEDULES[:1])
+    train(short)
+    longest = {"iterations": 9, "name": "longest", "drops_before_end": [2, 1]}
+    _, long, end = plan("grown", schedules=[*SCHEDULES, longest])
+    assert (end.read().branch.of, end.read().branch.at) == ("short", 3)
+    assert (long.read().branch.of, long.read().branch.at) == ("longest", 6)
+    assert not branch.is_ready(long)
+    train(end, long)
+    assert long.read().branch.taken.iteration == 6
+    _, alone = plan("alone", sharing=False)
+    train(alone)
+    assert_same(long, alone)
+
+
 def test_nothing_is_taken_while_the_trunk_is_not_there(plan):
     short, long = plan("shared")
     assert not branch.take(short)
