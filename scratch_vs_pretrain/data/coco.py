@@ -34,14 +34,16 @@ USUAL_SIGMA = 0.067
 Entry = dict[str, Any]
 Identity = int | str
 
-_CROWD = {"0": 0, "0.0": 0, "false": 0, "": 0, "none": 0, "1": 1, "1.0": 1, "true": 1}
+_FLAGS = {"0": 0, "0.0": 0, "false": 0, "": 0, "none": 0, "1": 1, "1.0": 1, "true": 1}
 
 
-def _crowd(value: Any) -> Any:
-    return value if type(value) is int else _CROWD.get(str(value).strip().lower(), value)
+def flag(value: Any) -> Any:
+    """Returns 0 or 1 of what stands for one of them, anything else as it is."""
+    return value if type(value) is int else _FLAGS.get(str(value).strip().lower(), value)
 
 
 Pixels = Annotated[int, Field(lt=2**31)]  # no reader of images takes more
+ClassId = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what scores are computed by
 
 
 class _Image(TypedDict):
@@ -54,13 +56,13 @@ class _Image(TypedDict):
 class _Annotation(TypedDict):
     id: Identity
     image_id: Identity
-    category_id: int
+    category_id: ClassId
     bbox: Annotated[list[StrictInt | StrictFloat], Field(min_length=4, max_length=4)]
-    iscrowd: NotRequired[Annotated[int, Field(ge=0, le=1), BeforeValidator(_crowd)]]
+    iscrowd: NotRequired[Annotated[int, Field(ge=0, le=1), BeforeValidator(flag)]]
 
 
 class _Category(TypedDict):
-    id: int
+    id: ClassId
     name: Annotated[str, Field(coerce_numbers_to_str=True)]
 
 

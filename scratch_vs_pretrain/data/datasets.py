@@ -23,10 +23,11 @@ from scratch_vs_pretrain.data.coco import (
     read_annotations,
     read_coco,
 )
-from scratch_vs_pretrain.data.pictures import locate
+from scratch_vs_pretrain.data.findings import stated_area
 from scratch_vs_pretrain.data.subsets import ALIASES, Subset, digest, parse_subset, subset_file
 from scratch_vs_pretrain.data.voc import is_voc, voc_file, voc_location
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.pictures import locate
 from scratch_vs_pretrain.run_folder import write_atomically
 
 if TYPE_CHECKING:
@@ -232,9 +233,7 @@ def subset_text(name: str, file: CocoFile) -> str:
 
 def _size(entry: Entry) -> str:
     _, _, width, height = entry["bbox"]
-    area = entry.get("area")
-    if not isinstance(area, (int, float)):
-        area = width * height
+    area = stated_area(entry) or width * height
     # COCO's ranges include both ends; the smaller one gets what lies on a border.
     return "small" if area <= SMALL else "medium" if area <= LARGE else "large"
 

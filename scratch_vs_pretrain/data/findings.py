@@ -11,14 +11,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import repeat
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from scratch_vs_pretrain.data.coco import CocoFile, Entry, Identity, Note, as_float, repeated
-from scratch_vs_pretrain.data.pictures import ImageFacts
+from scratch_vs_pretrain.pictures import ImageFacts
 
 BREAKS, SPOILS = "breaks training", "spoils the result"
 MENDED, ODD = "harmless", "worth knowing"
@@ -29,6 +28,8 @@ SEVERE = (BREAKS, SPOILS)
 TOLERANCE = 1.0
 # Detectron2's filter_empty_instances leaves out boxes of shorter sides.
 SHORTEST_SIDE = 1e-5
+# COCO's scores have no annotations of a larger area.
+LARGEST_AREA = 1e10
 # The share of instances that may be dropped (SVP.MAX_DROPPED).
 MOST_DROPPED = 0.05
 
@@ -67,6 +68,7 @@ KINDS = {
     **_kinds(Kind(MENDED, "dropped"), "no mask", "invalid mask", "RLE of another size"),
     "empty mask": Kind(MENDED, "dropped"),
     "polygon of fewer than three points": Kind(MENDED, "polygon left out"),
+    "impossible area": Kind(MENDED, "its box's used"),
     "no valid keypoints": Kind(MENDED, "taken as unlabelled"),
     "image without instances": Kind(MENDED, "left out"),
     "greyscale image": Kind(MENDED, "converted"),
@@ -138,10 +140,12 @@ def _notes_on_identities(case: Case, file: CocoFile) -> Iterator[Note]:
         for entry in annotations:
             if entry["image_id"] not in case.sizes:
                 case.drop(entry, "annotation of a missing image")
-    if not {int, float}.issuperset(map(type, map(dict.get, annotations, repeat("area")))):
-        for entry in annotations:
-            if not isinstance(entry.get("area"), (int, float)):
+    for entry in annotations:
+        if stated_area(entry) is None:
+            if entry.get("area") is None:
                 yield Note("annotation without area", f"annotation {entry['id']}")
+            elif min(entry["bbox"][2:]) > 0:
+                yield Note("impossible area", f"annotation {entry['id']}")
     names = list(map(itemgetter("file_name"), file.images))
     yield from (Note("same file listed twice", names[number]) for number in repeated(names))
     boxes = list(map(tuple, map(itemgetter("bbox"), annotations)))
@@ -260,6 +264,12 @@ def _sizes(
         kind = "size that contradicts the boxes" if wrong else "another size than stated"
         sizes = f"{stated[0]} x {stated[1]} stated, {found[0]} x {found[1]} found"
         yield Note(kind, f"{image['file_name']} ({sizes})")
+
+
+def stated_area(entry: Entry) -> float | None:
+    """Returns the area that an annotation states; None where there is none or it cannot be one."""
+    area: Any = entry.get("area")
+    return area if type(area) in (int, float) and 0 < area <= LARGEST_AREA else None
 
 
 def size_of(image: Mapping[str, Any], facts: Mapping[str, ImageFacts]) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_api
 
-from scratch_vs_pretrain.data.coco import CocoFile, Entry, Identity, Note
+from scratch_vs_pretrain.data.coco import CocoFile, Entry, Identity, Note, as_float, flag
 from scratch_vs_pretrain.data.findings import (
     MOST_DROPPED,
     SHORTEST_SIDE,
@@ -24,9 +24,10 @@ from scratch_vs_pretrain.data.findings import (
     Case,
     Heads,
     size_of,
+    stated_area,
     whole,
 )
-from scratch_vs_pretrain.data.pictures import ImageFacts
+from scratch_vs_pretrain.pictures import ImageFacts
 
 # Detectron2's BoxMode.XYWH_ABS, whose module needs torch.
 XYWH_ABS = 1
@@ -82,8 +83,8 @@ def judge(
 
 def scorable(file: CocoFile, sizes: Mapping[Identity, tuple[int, int]], task: str) -> list[Entry]:
     """Returns the annotations that a task is scored on: by training's rules, without those that no
-    detection could match. Those without area have their box's. Crowds stay, and so do annotations
-    marked ``ignore``, as pycocotools has them."""
+    detection could match. Those without an area that can be one have their box's. Crowds stay, and
+    so do annotations marked ``ignore``, as pycocotools has them."""
     case = Case(Heads(masks=task == "segm"), {one["id"]: 0 for one in file.categories}, sizes)
     kept = []
     for entry, filled in _with_filled(file.annotations, case):
@@ -94,8 +95,9 @@ def scorable(file: CocoFile, sizes: Mapping[Identity, tuple[int, int]], task: st
                 _object({**entry, "ignore": 0}, case, filled)
             except Unfit:
                 continue
-        if not isinstance(entry.get("area"), (int, float)):
-            entry = {**entry, "area": float(entry["bbox"][2]) * float(entry["bbox"][3])}
+        if stated_area(entry) is None:
+            width, height = map(as_float, entry["bbox"][2:])
+            entry = {**entry, "area": width * height}
         kept.append(entry)
     return kept
 
@@ -145,7 +147,7 @@ def _object(entry: Entry, case: Case, filled: bool) -> dict[str, Any]:
     size = case.sizes[entry["image_id"]]
     if entry["category_id"] not in case.classes:
         raise Unfit("unknown category", str(entry["category_id"]))
-    if entry.get("ignore"):
+    if (mark := entry.get("ignore")) and flag(mark):
         raise Unfit("annotation marked ignore")
     box, mended = _box(entry["bbox"], size)
     made = {

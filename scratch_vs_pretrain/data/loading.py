@@ -17,8 +17,8 @@ from scratch_vs_pretrain.data.coco import CocoFile, Note, read_coco, state_of, w
 from scratch_vs_pretrain.data.datasets import coco_of, describe, location
 from scratch_vs_pretrain.data.findings import KINDS, MENDED, SEVERE, Heads
 from scratch_vs_pretrain.data.judge import judge, scorable, unscored
-from scratch_vs_pretrain.data.pictures import DEEP, facts_of_images, locate
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.pictures import DEEP, facts_of_images, locate
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

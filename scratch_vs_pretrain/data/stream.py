@@ -24,8 +24,8 @@ from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 
 from scratch_vs_pretrain.data.loading import load_training_records
-from scratch_vs_pretrain.data.pictures import image_errors, register_deep_images
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.pictures import image_errors, register_deep_images
 
 logger = logging.getLogger(__name__)
 

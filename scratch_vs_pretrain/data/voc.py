@@ -125,7 +125,7 @@ def _identities(listing: Path) -> list[str]:
     if not identities:
         raise UserError(f"{listing}: is empty; list the images of the set in it, one a line")
     for number, identity in enumerate(identities, 1):
-        if len(identity.split()) != 1:
+        if len(identity.split()) != 1 or "\0" in identity:
             raise UserError(f"{listing}: line {number}: give one image name, without its ending")
         if identity.startswith("/") or ".." in identity.split("/"):
             raise UserError(f"{listing}: line {number}: {identity} leads out of the tree")

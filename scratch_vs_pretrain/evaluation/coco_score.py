@@ -19,6 +19,8 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as mask_api
 
+from scratch_vs_pretrain.data.coco import id_order
+
 logger = logging.getLogger(__name__)
 
 _DETECTION_NUMBERS = (
@@ -78,11 +80,11 @@ def score(
         raise ValueError(f"unknown task {iou_type!r}, expected one of {', '.join(IOU_TYPES)}")
     results = list(results)
     # The library wants integers as ids; tied scores are ordered by image id.
-    ids = sorted(image["id"] for image in ground_truth["images"])
+    ids = sorted((image["id"] for image in ground_truth["images"]), key=id_order)
     numbers = {image_id: number for number, image_id in enumerate(ids)}
     unknown = {result["image_id"] for result in results} - numbers.keys()
     if unknown:
-        raise ValueError(f"images that the ground truth does not have, such as {min(unknown)}")
+        raise ValueError(f"images that the ground truth does not have, such as {unknown.pop()}")
     truth = _index_ground_truth(ground_truth, iou_type, numbers)
     detections = _index_results(truth, results, iou_type, numbers)
     evaluation = _Evaluation(

@@ -18,13 +18,13 @@ from torch import nn
 
 from scratch_vs_pretrain.config_checks import augmentation_problems
 from scratch_vs_pretrain.data.loading import load_test_records
-from scratch_vs_pretrain.data.pictures import image_errors, register_deep_images
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.coco_score import NUMBERS, score
 from scratch_vs_pretrain.evaluation.error_types import error_costs
 from scratch_vs_pretrain.evaluation.ground_truth import check_ground_truth, load_ground_truth
 from scratch_vs_pretrain.evaluation.others import WithOthers, check_names, others_of
 from scratch_vs_pretrain.evaluation.tta import with_augmentation
+from scratch_vs_pretrain.pictures import image_errors, register_deep_images
 from scratch_vs_pretrain.reproducibility import random_states, restore_random_states
 from scratch_vs_pretrain.run_folder import RunFolder, write_json
 

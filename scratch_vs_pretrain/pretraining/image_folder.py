@@ -19,8 +19,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
-from scratch_vs_pretrain.data.pictures import eight_bits, image_facts
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.pictures import eight_bits, image_facts
 from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 from scratch_vs_pretrain.progress import Bar
 

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
+from scratch_vs_pretrain.analysis.report import report
 from scratch_vs_pretrain.analysis.runs import metrics
 from scratch_vs_pretrain.analysis.runs.collect import collect_into
 from scratch_vs_pretrain.analysis.runs.frame import tidy
@@ -104,7 +106,7 @@ def test_state_change_is_noticed(study, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
-@pytest.mark.parametrize("damage", ["output", "index", "parts", "gone"])
+@pytest.mark.parametrize("damage", ["output", "index", "parts", "numbers", "gone"])
 def test_damaged_output_or_index_is_made_again(study, tmp_path, damage, ending):
     output, root = tmp_path / f"runs{ending}", study.root / "output"
     collect_into(root, output)
@@ -114,6 +116,11 @@ def test_damaged_output_or_index_is_made_again(study, tmp_path, damage, ending):
         output.write_text("study\n")
     elif damage == "gone":
         output.unlink()
+    elif damage == "numbers":
+        content = json.loads(index.read_text())
+        content["parts"][0][2] = float("inf")
+        content["parts"][1][1:] = [9, -1]
+        index.write_text(json.dumps(content))
     else:
         index.write_text("[1" if damage == "index" else '{"format": 3, "parts": [[1]]}')
     assert collect_into(root, output).read == 2
@@ -293,3 +300,14 @@ def test_not_a_number_and_infinity_are_kept(folders, tmp_path):
         lines.write('{"iteration": 619, "lr": 1e-300, "total_loss": NaN, "time": Infinity}\n')
     collect_into(root, tmp_path / "runs.csv")
     assert_holds(tmp_path / "runs.csv", root)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_folder_whose_name_is_no_text_is_left_out_and_named(study, tmp_path, ending):
+    odd = os.fsdecode(bytes(tmp_path / "output") + b"/odd\xff")
+    shutil.move(study.run("scratch", 1), odd)
+    done = collect_into(study.root / "output", tmp_path / f"runs{ending}")
+    assert done.runs == 2
+    assert done.skipped == (f"{odd}: its path is no UTF-8 text; rename the folder",)
+    report(study.root / "output", tmp_path / "report.html")
+    assert (tmp_path / "report.html").is_file()

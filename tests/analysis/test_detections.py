@@ -1,12 +1,16 @@
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from scratch_vs_pretrain.analysis.figures.detections import (
+    TRUTH,
     detections_figure,
     judged,
     read_detections,
 )
+from scratch_vs_pretrain.analysis.figures.style import COLORS, SCRATCH_COLOR, save_figure
 from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
@@ -22,6 +26,7 @@ RING = [[8, 8, 24, 8, 24, 24, 8, 24], [12, 12, 12, 20, 20, 20, 20, 12]]
 EXACT = found("disc", 0.8, [8, 8, 16, 16], outline=RING)
 AGAIN = found("disc", 0.7, [9, 8, 16, 16])
 AS_STAR = found("star", 0.6, [8, 8, 16, 16])
+FAR = found("star", 0.6, [1e15, 8, 16, 16])
 UNSURE = found("star", 0.49, [40, 8, 16, 16])
 
 
@@ -82,3 +87,31 @@ def test_what_is_not_there_is_named(folders, pair):
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"detections\.json: 'pictures\.0\.width' is missing"):
         detections_figure(runs)
+
+
+@pytest.mark.parametrize("change", [{"height": 0}, {"width": 10**9}, {"objects": [AS_STAR, FAR]}])
+def test_pictures_of_a_damaged_file_are_left_out(folders, change):
+    file = folders.detections(folders.run("scratch"))
+    content = json.loads(file.read_text())
+    content["pictures"][0].update(change)
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="no picture together that can be drawn"):
+        detections_figure(load_runs(folders.root))
+
+
+def test_deep_pictures_are_drawn_as_they_were_trained_on(pair):
+    pixels = np.resize(np.array([0, 4095, 2048], np.uint16), (48, 64))
+    Image.fromarray(pixels).save(pair.root / "picture.png")
+    figure = detections_figure(load_runs(pair.root))
+    drawn = figure.axes[0].images[0].get_array()
+    assert (drawn[..., 0] == np.resize([0, 255, 128], (48, 64))).all()
+
+
+def test_the_truth_has_a_colour_of_its_own_and_titles_are_whole(pair):
+    for arm in ("an arm with a long name of several lines", "b"):
+        pair.detections(pair.run(arm))
+    assert TRUTH not in (SCRATCH_COLOR, *COLORS)
+    figure = detections_figure(load_runs(pair.root), images=1)
+    save_figure(figure, pair.root / "out.png")
+    tops = [ax.title.get_window_extent().y1 for ax in figure.axes]
+    assert max(tops) <= figure.bbox.height

@@ -11,7 +11,7 @@ from PIL import Image
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data.check import DataSet
 from scratch_vs_pretrain.data.datasets import register
-from scratch_vs_pretrain.data.pictures import register_deep_images
+from scratch_vs_pretrain.pictures import register_deep_images
 
 register_deep_images()
 

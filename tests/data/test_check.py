@@ -39,6 +39,7 @@ CASES = [
     ("undecodable image", truncate, "2.png"),
     ("unusable entry", edit(2, bbox=[1, 2]), "annotations[2] has bbox [1, 2]"),
     ("unusable entry", edit(2, category_id="a"), "annotations[2] has category_id 'a'; give"),
+    ("unusable entry", edit(2, category_id=10**19), "category_id 10000000000000000000; give"),
     ("annotation id 0", edit(2, id=0), "renumbered"),
     ("annotation without area", edit(2, area=None), "annotation 3"),
     ("same box twice", edit(6, bbox=[1, 2, 5, 5.95]), "annotation 7"),
@@ -177,3 +178,8 @@ def test_every_kind_has_a_test():
     here = {kind for kind, *_ in CASES} | elsewhere
     faults = {"nothing to learn", *(k for k, what in KINDS.items() if what.means == SPOILS)}
     assert here | faults == {kind for kind, what in KINDS.items() if what.means != MENDED}
+
+
+def test_names_are_printed_harmless(build):
+    text = check([build(edit_image(2, file_name="a\u202e\x1b\udc80.png"))], progress=False).text()
+    assert r"a\u202e\x1b\udc80.png" in text

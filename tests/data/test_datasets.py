@@ -31,9 +31,9 @@ from scratch_vs_pretrain.data.datasets import (
     subset_text,
 )
 from scratch_vs_pretrain.data.loading import load_training_records
-from scratch_vs_pretrain.data.pictures import image_errors
 from scratch_vs_pretrain.data.subsets import digest, draw
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.pictures import image_errors
 
 REAL = Path(__file__).parents[2].parent / "shared" / "datasets"
 needs_real_data = pytest.mark.skipif(
@@ -329,7 +329,7 @@ import json
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.loading import load_training_records
-from scratch_vs_pretrain.data.pictures import image_errors
+from scratch_vs_pretrain.pictures import image_errors
 names = ["coco_2017_train", "coco_2017_val", "keypoints_coco_2017_train", "keypoints_coco_2017_val"]
 datasets.check_files(names)
 found = {n: list(datasets.describe([n]).values())[1:3] for n in names}

@@ -63,6 +63,10 @@ DAMAGE = [
     ("unknown category", edit(2, category_id=7), "annotation 3 (7)"),
     ("annotation of a missing image", edit(2, image_id=9), "annotation 3"),
     ("annotation marked ignore", edit(2, ignore=1), "annotation 3"),
+    *(
+        ("impossible area", edit(2, area=area), "annotation 3")
+        for area in (-5, 0, 10**400, float("inf"), float("nan"), "30")
+    ),
     ("degenerate box", edit(2, bbox=[1, 2, 0, 6]), "annotation 3"),
     ("degenerate box", edit(2, bbox=[1, 2, -5, 6]), "annotation 3"),
     ("degenerate box", edit(2, bbox=[float("nan"), 2, 5, 6]), "annotation 3"),
@@ -450,3 +454,8 @@ def test_whatever_is_not_clear_has_to_be_rasterized(polygon):
 def test_a_corner_that_is_no_number_is_invalid(corner):
     with pytest.raises(Unfit, match="invalid mask"):
         trainable_mask([[5.0, 5.0, 15.0, 5.0, 15.0, corner]], *SIZE)
+
+
+@pytest.mark.parametrize("mark", ["0", "false", "", None, 0])
+def test_what_says_no_is_not_ignored(build, mark):
+    assert findings(build(edit(2, ignore=mark)))[0] == {}

@@ -102,6 +102,7 @@ def test_the_digest_follows_the_annotations(tree, tmp_path):
     [
         ("", r"train\.txt: is empty"),
         ("\n \n", r"train\.txt: is empty"),
+        ("a\nb\0x\n", r"train\.txt: line 2: give one image name"),
         ("a\na\n", r"train\.txt: lists a twice"),
         ("a\n../../etc/passwd\n", r"train\.txt: line 2: \.\./\.\./etc/passwd leads out of the"),
         ("/etc/passwd\n", r"train\.txt: line 1: /etc/passwd leads out of the tree"),

@@ -350,9 +350,10 @@ def test_prints_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_image_ids_may_be_strings():
-    truth = square(1, image_id="a1")
-    ground_truth = {**one_image(truth), "images": [{"id": "a1", "width": 100, "height": 100}]}
+def test_image_ids_may_be_strings_beside_numbers():
+    truth = square(1, image_id="1")
+    images = [{"id": one, "width": 100, "height": 100} for one in ("1", 1)]
+    ground_truth = {**one_image(truth), "images": images}
     found = score(ground_truth, [detection(truth)], "segm")
     assert found.numbers["AP"] == pytest.approx(100)
 

@@ -5,6 +5,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.evaluation.coco_score import score
 from scratch_vs_pretrain.evaluation.ground_truth import check_ground_truth, load_ground_truth
 
 NAME = "ground_truth_under_test"
@@ -146,3 +147,13 @@ def test_a_missing_file_is_named(file):
 def test_another_format_than_coco_is_refused():
     with pytest.raises(UserError, match=r"cityscapes_fine_instance_seg_val: is not in COCO format"):
         load_ground_truth("cityscapes_fine_instance_seg_val")
+
+
+@pytest.mark.parametrize("area", [-5, 0, 1e11, 10**400, float("inf"), float("nan"), "400"])
+def test_perfect_detections_score_100_whatever_area_is_stated(file, area):
+    file.write_text(json.dumps(content(annotation(1, area=area))))
+    found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 20], "score": 1.0}]
+    numbers = score(load_ground_truth(NAME), found, "bbox").numbers
+    assert numbers["AP"] == numbers["APs"] == pytest.approx(100)
+    assert numbers["APm"] is None
+    assert numbers["APl"] is None

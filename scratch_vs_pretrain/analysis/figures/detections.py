@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import struct
 from collections.abc import Iterator, Sequence
+from pathlib import Path as FilePath
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,8 +29,10 @@ from scratch_vs_pretrain.analysis.figures.style import (
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import scratch_arm
 from scratch_vs_pretrain.errors import UserError, from_validation
+from scratch_vs_pretrain.pictures import IMAGE_ERRORS, eight_bits, image_facts
 from scratch_vs_pretrain.run_folder import RunFolder, read_bytes
 from scratch_vs_pretrain.run_info import Detections, Found, Picture
+from scratch_vs_pretrain.text import cut
 
 # What Detectron2's demo.py shows by default; below, even good detectors guess.
 SCORE = 0.5
@@ -35,7 +40,14 @@ SCORE = 0.5
 OVERLAP = 0.5
 LARGEST_SIDE = 480
 CAPTION_INCHES = 0.7
-TRUTH = "#009E73"
+TITLE_LINE_INCHES = 0.3
+# No arm's colour.
+TRUTH = "#6A3D9A"
+# What a damaged file may hold beyond these is not drawn.
+LONGEST_CATEGORY = 40
+MOST_FOUND = 300
+NARROWEST = 1 / 50
+FARTHEST = 10
 WRONG = "#000000"
 
 
@@ -59,31 +71,41 @@ def detections_figure(
             "svp predict RUN --dataset NAME with the data set they were evaluated on"
         )
     of_arms = [{one.file: one for one in found.pictures} for _, found in shown]
-    files = [file for file in of_arms[0] if all(file in mine for mine in of_arms)][:images]
+    files = [
+        file
+        for file in of_arms[0]
+        if all(file in mine and _can_be_drawn(mine[file]) for mine in of_arms)
+    ][:images]
     if not files:
-        raise UserError("the arms were evaluated on no picture together; draw them apart")
+        raise UserError(
+            "the arms were evaluated on no picture together that can be drawn; draw them apart"
+        )
     styles = arm_styles(dict.fromkeys(run.arm for run in runs), scratch_arm(runs))
     columns = 1 + len(shown)
     first = [of_arms[0][file] for file in files]
-    height = sum(PAGE_WIDTH / columns * one.height / max(1, one.width) for one in first)
-    figure, axes = new_figure(
-        columns, rows=len(files), width=PAGE_WIDTH, height=height + CAPTION_INCHES
-    )
+    # A higher picture is drawn smaller.
+    height = sum(PAGE_WIDTH / columns * min(one.height / one.width, 3) for one in first)
+    titles = [
+        f"{shortened(run.arm)}\n{run.schedule}, {found.iteration:,} iterations"
+        for run, found in shown
+    ]
+    height += TITLE_LINE_INCHES * max(title.count("\n") + 1 for title in titles) + CAPTION_INCHES
+    figure, axes = new_figure(columns, rows=len(files), width=PAGE_WIDTH, height=height)
     for row, picture in enumerate(first):
         panels = axes[row * columns : (row + 1) * columns]
         pixels = _pixels(picture)
         for ax in panels:
             ax.imshow(pixels, extent=(0, picture.width, picture.height, 0))
             ax.set_axis_off()
-        for one in picture.objects:
-            _draw(panels[0], one, TRUTH, one.category)
+        for one in picture.objects[:MOST_FOUND]:
+            _draw(panels[0], one, TRUTH, cut(one.category, LONGEST_CATEGORY))
         for ax, (run, _), mine in zip(panels[1:], shown, of_arms, strict=True):
             for one, right in judged(mine[picture.file]):
                 color = styles[run.arm].color if right else WRONG
-                _draw(ax, one, color, f"{one.category} {one.score:.2f}", dashed=not right)
+                label = f"{cut(one.category, LONGEST_CATEGORY)} {one.score:.2f}"
+                _draw(ax, one, color, label, dashed=not right)
     axes[0].set_title("ground truth", fontsize=TEXT_SIZE, color=TRUTH)
-    for ax, (run, found) in zip(axes[1:columns], shown, strict=True):
-        title = f"{shortened(run.arm)}\n{run.schedule}, {found.iteration:,} iterations"
+    for ax, (run, _), title in zip(axes[1:columns], shown, titles, strict=True):
         ax.set_title(plain(title), fontsize=TEXT_SIZE, color=styles[run.arm].color)
     caption = (
         f"{runs[0].study}: the first pictures of {shown[0][1].dataset}.",
@@ -110,7 +132,7 @@ def read_detections(run: RunRecord) -> Detections:
 def judged(picture: Picture) -> Iterator[tuple[Found, bool]]:
     """Yields the detections that are shown, the best first, and whether each finds an object."""
     left = list(picture.objects)
-    for one in sorted(picture.detections, key=lambda one: -one.score):
+    for one in sorted(picture.detections, key=lambda one: -one.score)[:MOST_FOUND]:
         if one.score < SCORE:
             return
         overlaps = [_overlap(one, other) * (one.category == other.category) for other in left]
@@ -146,11 +168,27 @@ def _overlap(one: Found, other: Found) -> float:
     return common / union if union > 0 else 0.0
 
 
+def _can_be_drawn(picture: Picture) -> bool:
+    """Tells whether a picture has a shape, and all that is in it lies in or near it."""
+    shorter, longer = sorted((picture.height, picture.width))
+    values = (
+        value
+        for one in (*picture.objects, *picture.detections)
+        for value in itertools.chain(one.box, *one.outline)
+    )
+    near = all(abs(value) <= FARTHEST * longer for value in values)
+    return shorter > 0 and shorter >= NARROWEST * longer and near
+
+
 def _pixels(picture: Picture) -> np.ndarray:
     try:
-        with Image.open(picture.file) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        facts = image_facts(FilePath(picture.file))
+        if facts and facts.deep:
+            upright = eight_bits(FilePath(picture.file)).convert("RGB")
+        else:
+            with Image.open(picture.file) as image:
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (*IMAGE_ERRORS, struct.error) as error:
         raise UserError(
             f"{picture.file}: the test picture cannot be read ({error}); put it back there"
         ) from None

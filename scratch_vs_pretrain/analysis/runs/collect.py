@@ -8,10 +8,11 @@ run whose files did not change are copied from there. The index may be deleted a
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -27,7 +28,7 @@ from scratch_vs_pretrain.text import csv_cell
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 4
+FORMAT = 5
 # Bytes at a time.
 COPIED = 2**20
 ENDINGS = (".csv", ".parquet")
@@ -98,7 +99,8 @@ def collect_into(
                 parts.append((key, begin, target.position))
         if is_replaced(output):
             status = output.stat()
-            content = {"output": [status.st_size, status.st_mtime_ns], "parts": parts}
+            state = [status.st_size, status.st_mtime_ns]
+            content = {"output": state, "parts": parts, "digest": _digest(state, parts)}
             write_json(index, {"format": FORMAT, **content})
     except OSError as error:
         name = error.filename or output
@@ -127,9 +129,16 @@ def _old_parts(index: Path, output: Path) -> dict[str, tuple[int, int]]:
         content = json.loads(index.read_text())
         status = output.stat()
         same = content["output"] == [status.st_size, status.st_mtime_ns]
-        if content["format"] == FORMAT and same and is_replaced(output):
-            return {str(key): (int(begin), int(end)) for key, begin, end in content["parts"]}
+        parts = content["parts"]
+        whole = content["digest"] == _digest(content["output"], parts)
+        if content["format"] == FORMAT and same and whole and is_replaced(output):
+            return {key: (begin, end) for key, begin, end in parts}
     return {}
+
+
+def _digest(output: Sequence[int], parts: Sequence[Sequence[Any]]) -> str:
+    """Returns what a damaged index shows itself by."""
+    return hashlib.sha256(json.dumps([output, parts]).encode()).hexdigest()
 
 
 class _Csv:
@@ -201,13 +210,16 @@ def _tables(
     """Reads a run, a table for each of its starts that has rows; None if it cannot be read."""
     import pyarrow as pa
 
+    schema = _schema()
     try:
         frames = [frame_of([one], [list(some)]) for one, some in _starts(run, restarts, restarted)]
+        return [pa.Table.from_pandas(f, schema, preserve_index=False) for f in frames if len(f)]
     except UserError as error:
-        skip(error, None if strict else skipped)
-        return None
-    schema = _schema()
-    return [pa.Table.from_pandas(f, schema, preserve_index=False) for f in frames if len(f)]
+        problem = error
+    except UnicodeEncodeError:
+        problem = UserError(f"{run.folder}: its path is no UTF-8 text; rename the folder")
+    skip(problem, None if strict else skipped)
+    return None
 
 
 def _starts(

@@ -3,7 +3,7 @@ import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from scratch_vs_pretrain.data.pictures import ImageFacts, facts_of_images, image_facts
+from scratch_vs_pretrain.pictures import ImageFacts, facts_of_images, image_facts
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
