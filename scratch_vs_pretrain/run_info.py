@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from scratch_vs_pretrain.errors import UserError, from_validation
+from scratch_vs_pretrain.errors import UserError, from_validation, say
 
 FORMAT: Final = 2
 State = Literal["planned", "running", "interrupted", "finished", "diverged", "failed"]
 STATES: tuple[str, ...] = get_args(State)
 LARGEST = 2**53
+LARGEST_NOTE = 10_000  # bytes that are read of what lies beside weights
 
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
@@ -70,11 +72,19 @@ class PretrainingCost(Model):
 
     @classmethod
     def of(cls, weights: object) -> dict[str, Any]:
-        """Returns what is noted of these weights, empty where nothing is."""
+        """Returns what is noted of these weights, empty where nothing that can be read is."""
+        file = cls.file(weights)
         try:
-            return {"cost": cls.model_validate_json(cls.file(weights).read_bytes()).model_dump()}
+            if not os.path.lexists(file):
+                return {}
+            if not file.is_file():
+                raise ValueError("a regular file is expected")  # a pipe would be waited for
+            with file.open("rb") as content:
+                noted = cls.model_validate_json(content.read(LARGEST_NOTE))
         except (OSError, ValueError):
+            say(f"{file}: says no time and device of a pre-training, and is left out; restore it")
             return {}
+        return {"cost": noted.model_dump()}
 
 
 class Loaded(Model):
@@ -256,7 +266,11 @@ class RunInfo(Model):
                     f"{place}: not a run description of format 1 or {FORMAT}; if a later version "
                     "of scratch_vs_pretrain wrote it, read it with that one"
                 ) from None
-            raise from_validation(error, place) from None
+            remedy = ""
+            if "json_invalid" in wrong:
+                remedy = "; restore it, or delete it and start the study again: svp run writes it "
+                remedy += "anew, and the run goes on from its checkpoints"
+            raise UserError(f"{from_validation(error, place)}{remedy}") from None
 
     def to_json(self) -> str:
         """Returns the content of a ``run.json``, without the fields that nobody has set."""

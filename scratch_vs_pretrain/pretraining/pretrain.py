@@ -93,7 +93,7 @@ def pretrain(
         "config": cfg.dump(),
         "versions": provenance(device.type)["versions"],
     }
-    snapshot = _Snapshot(output_file.with_name(f"{output_file.name}.partial"), metadata)
+    snapshot = _Snapshot(_partial(output_file), metadata)
     accuracy = _train(model.to(device), batches, spec, snapshot, progress)
     metadata["accuracy"] = accuracy
     chance, count = 1 / len(images.classes), len(images.validation)
@@ -231,9 +231,14 @@ def _device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
 def _check_writable(path: Path) -> None:
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name the file to write the weights to")
+    for file in (path, _partial(path), PretrainingCost.file(path)):
+        if file.is_dir():
+            raise UserError(f"{file}: is a folder; name another file to write the weights to")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()

@@ -9,7 +9,7 @@ from pathlib import Path
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders
 from scratch_vs_pretrain.training.branch import ENDED, trunk_of
-from scratch_vs_pretrain.training.checkpoint import Checkpointer
+from scratch_vs_pretrain.training.checkpoint import Checkpointer, read
 
 # Of a run that goes on, the second is there should the newest be damaged.
 NEWEST = 2
@@ -48,7 +48,7 @@ def _origin(folder: RunFolder) -> list[Path]:
     if trunk is None or branch is None or folder.state() in ENDED:
         return []
     # Where that one is missing, the newest before it serves.
-    return [file for file in _newest_first(trunk) if int(file.stem) <= branch.at][:1]
+    return _newest([file for file in _newest_first(trunk) if int(file.stem) <= branch.at], 1)
 
 
 def _of_run(folder: RunFolder, final: bool) -> Iterator[tuple[Path, str]]:
@@ -59,9 +59,21 @@ def _of_run(folder: RunFolder, final: bool) -> Iterator[tuple[Path, str]]:
     keep = {"finished": 1, "diverged": 0}.get(state, NEWEST)
     if state == "diverged" or (final and state == "finished"):
         keep, points = 0, set()
-    for file in reversed(files[keep:]):
+    for file in reversed(files[len(_newest(files, keep)) :]):
         if int(file.stem) not in points:
             yield file, f"checkpoint of a run that is {state}"
+
+
+def _newest(files: list[Path], count: int) -> list[Path]:
+    """Returns the first of `files` among which so many can be read, or all where fewer can."""
+    if len(files) <= count:
+        return files
+    readable = 0
+    for number, file in enumerate(files):
+        if readable == count:
+            return files[:number]
+        readable += read(file) is not None
+    return files
 
 
 def _newest_first(folder: RunFolder) -> list[Path]:

@@ -157,6 +157,9 @@ def _record(folder: RunFolder, ending: Ending) -> int:
         folder.update(state=ending.state, reason=ending.reason)
     except OSError as error:  # a full disk must not hide the reason
         say(f"{folder.run_file}: cannot record it: {error}")
+    except UserError as error:  # run.json was damaged meanwhile
+        if str(error) != ending.reason:
+            say(str(error))
     return ending.status
 
 

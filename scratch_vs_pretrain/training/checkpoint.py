@@ -54,8 +54,9 @@ class Checkpointer:
                 old.unlink()
 
     def newest_first(self) -> Iterator[Path]:
-        """Yields the checkpoint files, the newest first."""
-        yield from sorted(self.folder.glob("[0-9]*.pth"), reverse=True)
+        """Yields the checkpoint files, the newest first; other names are a user's own copies."""
+        files = sorted(self.folder.glob("[0-9]*.pth"), reverse=True)
+        yield from (file for file in files if file.stem.isdecimal())
 
     def load_newest(self) -> dict[str, Any] | None:
         """Returns the newest readable checkpoint, with a warning for each that is not; or None.
@@ -80,13 +81,26 @@ class Checkpointer:
         return content
 
     def _newest_readable(self) -> dict[str, Any] | None:
-        for path in self.newest_first():
-            try:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-                if content["format"] == FORMAT:
-                    return content
-                reason = f"its format is {content['format']}, not {FORMAT}"
-            except Exception as error:  # torch.load raises many kinds for a damaged file
-                reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
-            logger.warning("%s is skipped: %s", path, reason)
-        return None
+        return next((content for file in self.newest_first() if (content := read(file))), None)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Returns what a checkpoint holds, or None, with a warning, where it cannot be read."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT:
+            reason = f"its format is {content['format']}, not {FORMAT}"
+        elif not isinstance(content.get("iteration"), int):
+            reason = "it does not say after which iteration it was saved"
+        elif not _is_model(content.get("model")):
+            reason = "it holds no model"
+        else:
+            return content
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+    logger.warning("%s is skipped: %s", path, reason)
+    return None
+
+
+def _is_model(state: Any) -> bool:
+    return isinstance(state, dict) and all(torch.is_tensor(value) for value in state.values())

@@ -18,6 +18,7 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checkpoint_file import save
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
+from scratch_vs_pretrain.training.predict import building
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -67,7 +68,8 @@ def export(run: Path, output: Path) -> Exported:
     plain = _plain(cfg)
     modules: tuple[str, ...] = ()
     if plain is None or _network(plain)[0] != shapes:
-        found, modules = _network(cfg)
+        with building(folder.config_file):
+            found, modules = _network(cfg)
         if found != shapes:
             raise UserError(
                 f"{folder.checkpoints}: the newest checkpoint is not of the model that "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,8 @@ def load_model(folder: RunFolder, cfg: CfgNode) -> nn.Module:
         UserError: there is none, or it is of another model.
     """
     checkpoint = Checkpointer(folder.checkpoints, keep=1).load_model()
-    model = build_model(cfg)
+    with building(folder.config_file):
+        model = build_model(cfg)
     use_runnable_norms(model, cfg.MODEL.DEVICE, world_size=1)
     freeze(model, cfg)
     try:
@@ -88,6 +90,18 @@ def load_model(folder: RunFolder, cfg: CfgNode) -> nn.Module:
             f"{folder.config_file} describes; restore the config"
         ) from None
     return model
+
+
+@contextlib.contextmanager
+def building(config_file: Path) -> Iterator[None]:
+    """Says of what goes wrong in it that the config describes no model."""
+    try:
+        yield
+    except Exception as error:  # of any kind, from a registry or a builder
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise UserError(
+            f"{config_file}: its model cannot be built ({reason}); restore the config"
+        ) from None
 
 
 def config_of(file: Path) -> CfgNode:

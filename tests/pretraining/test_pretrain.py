@@ -1,4 +1,5 @@
 import math
+import os
 import tarfile
 from pathlib import Path
 
@@ -72,8 +73,29 @@ def test_learns_and_writes_what_a_detector_loads(cfg, pictures, tmp_path, load_b
     assert files == ["w.pth", "w.pth.cost.json"]
     noted = PretrainingCost.of(result.file)
     assert noted == {"cost": {"seconds": pytest.approx(result.seconds), "device": "cpu"}}
-    PretrainingCost.file(result.file).write_text('{"seconds": NaN, "device": "cpu"}')
-    assert PretrainingCost.of(result.file) == {}
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"seconds": 1', '{"seconds": -1, "device": "cpu"}', '{"seconds": NaN}', "pipe"]
+)
+def test_a_cost_that_cannot_be_read_is_left_out_and_said(content, tmp_path, capsys):
+    assert PretrainingCost.of(tmp_path / "w.pth") == {}
+    assert capsys.readouterr().err == ""
+    file = PretrainingCost.file(tmp_path / "w.pth")
+    if content == "pipe":
+        os.mkfifo(file)
+    else:
+        file.write_text(content)
+        os.truncate(file, 20 * 2**30 if content.endswith('"cpu"}') else len(content))
+    assert PretrainingCost.of(tmp_path / "w.pth") == {}
+    assert f"{file}: says no time and device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["cost.json", "partial"])
+def test_a_folder_in_the_way_is_found_before_training(cfg, pictures, tmp_path, ending):
+    (tmp_path / f"w.pth.{ending}").mkdir()
+    with pytest.raises(UserError, match=f"w.pth.{ending}: is a folder; name another file"):
+        pretrain(cfg, pictures, tmp_path / "w.pth", SPEC, progress=False)
 
 
 def test_metadata_says_what_was_seen(cfg, pictures, tmp_path):
@@ -188,7 +210,7 @@ def test_bad_input_is_refused_before_training(cfg, pictures, tmp_path):
     (tmp_path / "file").touch()
     for output, message in (
         (tmp_path / "file" / "w.pth", "cannot be written"),
-        (tmp_path, "is a folder; name the file"),
+        (tmp_path, "is a folder; name another file"),
     ):
         with pytest.raises(UserError, match=message):
             pretrain(cfg, pictures, output, SPEC, progress=False)

@@ -1,6 +1,9 @@
 """What `svp plan` says of checkpoints and names before anything imports torch."""
 
+import io
 import pickle
+import struct
+import zipfile
 
 import pytest
 import torch
@@ -45,6 +48,34 @@ def test_a_truncated_file_is_damaged(write, tmp_path):
     for length in (0, 1, 20, len(content) // 2, len(content) - 1):
         (tmp_path / "cut").write_bytes(content[:length])
         assert look_at(tmp_path / "cut") == (True, False), length
+
+
+def archive(method=zipfile.ZIP_DEFLATED, flags=0, content=b"\xff" * 9):
+    """A zip file of one data.pkl whose header says something else than its content."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as written:
+        written.writestr("a/data.pkl", content)
+    whole = bytearray(file.getvalue())
+    for start, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = whole.index(start) + at
+        whole[place : place + 4] = struct.pack("<HH", flags, method)
+    return bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<Q", 25) + b'{"a":{"data_offsets":[]}}',
+        struct.pack("<Q", 500_000) + b'{"a":' * 100_000,
+        archive(),  # bytes that are not deflated
+        archive(method=77),
+        archive(method=0, flags=1),  # encrypted
+    ],
+    ids=["offsets", "deep", "deflate", "method", "encrypted"],
+)
+def test_bytes_that_json_or_zip_cannot_bear_are_damaged(content, tmp_path):
+    (tmp_path / "file").write_bytes(content)
+    assert look_at(tmp_path / "file") == (True, False)
 
 
 def test_weights_that_a_run_would_refuse(write_study, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import torch
 
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -13,7 +14,7 @@ from scratch_vs_pretrain.study.prune import find_waste
 
 @pytest.fixture
 def make(tmp_path):
-    """Writes a run folder with checkpoints of these iterations, 1,000 bytes each."""
+    """Writes a run folder with checkpoints of these iterations."""
 
     def make(schedule, state, checkpoints, **fields):
         folder = RunFolder(tmp_path / "out/study/scratch" / schedule / "seed0")
@@ -21,7 +22,8 @@ def make(tmp_path):
         about = {"study": "study", "arm": "scratch", "schedule": schedule, "seed": 0}
         folder.write(RunInfo(**about, state=state, iterations=40, **fields))
         for iteration in checkpoints:
-            (folder.checkpoints / f"{iteration:07d}.pth").write_bytes(bytes(1000))
+            content = {"format": 1, "iteration": iteration, "model": {}}
+            torch.save(content, folder.checkpoints / f"{iteration:07d}.pth")
         return folder
 
     return make
@@ -44,6 +46,25 @@ def test_a_run_that_goes_on_keeps_its_newest_two(make, tmp_path, state):
         assert iterations(find_waste(tmp_path, final), run) == [20]
 
 
+@pytest.mark.parametrize(
+    ("state", "kept"), [("finished", [10]), ("interrupted", []), ("failed", [])]
+)
+def test_what_can_be_read_stays_where_the_newest_cannot(make, tmp_path, state, kept):
+    """One for a finished run, two for one that goes on; a user's own copies are left alone."""
+    run = make("2x", state, [10, 20, 30])
+    os.truncate(run.checkpoints / "0000030.pth", 300)
+    for name in ("0000030 (copy).pth", "0000010.bak.pth"):
+        (run.checkpoints / name).write_bytes(b"mine")
+    assert iterations(find_waste(tmp_path), run) == kept
+
+
+def test_a_planned_branch_keeps_what_can_be_read(make, tmp_path):
+    trunk = make("6x", "finished", [10, 20, 25, 40])
+    os.truncate(trunk.checkpoints / "0000025.pth", 300)
+    make("2x", "planned", [], branch=Branch(of="6x", at=25))
+    assert iterations(find_waste(tmp_path, final=True), trunk) == [10, 40]
+
+
 def test_a_diverged_run_needs_none(make, tmp_path):
     run = make("2x", "diverged", [10, 20])
     assert iterations(find_waste(tmp_path), run) == [10, 20]
@@ -64,7 +85,8 @@ def test_a_run_in_training_is_left_alone(make, tmp_path):
 
 def test_the_command_says_what_and_how_much_and_deletes_when_told(make, tmp_path, capsys):
     run = make("2x", "finished", [10, 20, 40])
-    (run.path / ".run.json.x.tmp").write_bytes(bytes(500))
+    size = (run.checkpoints / "0000020.pth").stat().st_size
+    (run.path / ".run.json.x.tmp").write_bytes(bytes(3000 - size))
     cache = tmp_path / "out" / "runs.csv.cache"
     cache.mkdir()
     (cache / "index.json").write_text(json.dumps({}))
@@ -75,10 +97,10 @@ def test_the_command_says_what_and_how_much_and_deletes_when_told(make, tmp_path
     said = capsys.readouterr().out
     for name in ("0000010.pth", "0000020.pth", ".run.json.x.tmp", "runs.csv.cache"):
         assert name in said
-    assert "4 would be deleted, 1.5 kB; svp prune" in said.splitlines()[-1]
+    assert "4 would be deleted, 3.0 kB; svp prune" in said.splitlines()[-1]
     assert len(list(run.checkpoints.iterdir())) == 3
     assert main(["prune", out, "--yes"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "4 deleted, 1.5 kB"
+    assert capsys.readouterr().out.splitlines()[-1] == "4 deleted, 3.0 kB"
     assert [file.name for file in run.checkpoints.iterdir()] == ["0000040.pth"]
     assert not cache.exists()
     assert main(["prune", out]) == 0

@@ -8,6 +8,8 @@ from scratch_vs_pretrain.reproducibility import random_states, restore_random_st
 from scratch_vs_pretrain.training import checkpoint
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 
+MODEL = {"model": {"weight": torch.ones(2)}}
+
 
 def draw():
     return random.random(), np.random.rand(), np.random.randn(), torch.rand(2).tolist()
@@ -16,7 +18,7 @@ def draw():
 def test_random_states_go_on_where_they_were(tmp_path):
     np.random.randn()  # leaves a cached second value behind
     keeper = Checkpointer(tmp_path, keep=2)
-    keeper.save(1, {})
+    keeper.save(1, MODEL)
     expected = draw()
     restore_random_states(keeper.load_newest()["random"][0])
     assert draw() == expected
@@ -27,8 +29,10 @@ def test_random_states_go_on_where_they_were(tmp_path):
 def test_the_newest_are_kept(tmp_path):
     keeper = Checkpointer(tmp_path / "new", keep=2)
     for iteration in (5, 10, 100, 20):
-        keeper.save(iteration, {"value": torch.tensor(iteration)})
+        keeper.save(iteration, MODEL | {"value": torch.tensor(iteration)})
+        (tmp_path / "new/0000003 (copy).pth").write_bytes(b"a user's own")
     assert [file.name for file in keeper.newest_first()] == ["0000100.pth", "0000020.pth"]
+    assert (tmp_path / "new/0000003 (copy).pth").exists()
     assert keeper.load_newest()["value"] == 100
 
 
@@ -36,14 +40,23 @@ def test_none_without_checkpoints(tmp_path):
     assert Checkpointer(tmp_path / "absent", keep=1).load_newest() is None
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other format"])
+DAMAGED = {
+    "other format": {"format": -1},
+    "no model": {"format": 1, "iteration": 2},
+    "no iteration": {"format": 1, **MODEL},
+    "a list": {"format": 1, "iteration": 2, "model": [1]},
+    "no tensors": {"format": 1, "iteration": 2, "model": {"a": "b"}},
+}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", *DAMAGED])
 def test_a_damaged_one_is_skipped_with_a_warning(tmp_path, damage, caplog):
     keeper = Checkpointer(tmp_path, keep=3)
-    keeper.save(1, {"value": torch.arange(1000)})
-    keeper.save(2, {"value": torch.arange(1000)})
+    keeper.save(1, MODEL | {"value": torch.arange(1000)})
+    keeper.save(2, MODEL | {"value": torch.arange(1000)})
     file = keeper.file(2)
-    if damage == "other format":
-        torch.save({"format": -1}, file)
+    if damage in DAMAGED:
+        torch.save(DAMAGED[damage], file)
     else:
         whole = file.read_bytes()
         kept = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage]
@@ -64,12 +77,12 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path):
 
 def test_a_failed_write_leaves_the_others_and_no_litter(tmp_path, monkeypatch):
     keeper = Checkpointer(tmp_path, keep=1)
-    keeper.save(1, {})
+    keeper.save(1, MODEL)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        keeper.save(2, {})
+        keeper.save(2, MODEL)
     assert [file.name for file in tmp_path.iterdir()] == ["0000001.pth"]

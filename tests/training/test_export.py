@@ -119,6 +119,10 @@ def test_what_cannot_be_exported_is_a_sentence(trained, shapes, tmp_path, config
     folder.config_file.write_text(config_text(cfg))
     with pytest.raises(UserError, match="is not of the model that"):
         export(folder.path, tmp_path / "model.pth")
+    text = folder.config_file.read_text()
+    folder.config_file.write_text(text.replace(cfg.MODEL.META_ARCHITECTURE, "NoSuchModel"))
+    with pytest.raises(UserError, match=r"config.yaml: its model cannot be built .*NoSuchModel"):
+        export(folder.path, tmp_path / "model.pth")
     for file in folder.checkpoints.iterdir():
         file.unlink()
     with pytest.raises(UserError, match="no readable checkpoint; train the run first"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing import event_accumulator
 
+from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
@@ -176,6 +177,30 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(plan_run, monkeypatch
     assert [file.name for file in folder.checkpoints.iterdir()] == ["0000002.pth"]
     assert worker.main([str(folder.path)]) == worker.FINISHED
     assert [resume.iteration for resume in folder.read().resumes] == [2]
+
+
+def test_a_run_json_damaged_meanwhile_ends_the_run_in_a_sentence_with_its_remedy(
+    write_study, tmp_path, at_iteration, fork, ended, capfd
+):
+    study = load_study(write_study())
+    [folder] = prepare(study, tmp_path / "output")
+
+    def child():
+        at_iteration(2, lambda: folder.run_file.write_text('{"format": 2, "stu'))
+        return worker.main([str(folder.path)])
+
+    assert ended(fork(child)) == [worker.FAILED]
+    said = capfd.readouterr().err + (tmp_path / "forks.log").read_text()
+    assert "Traceback" not in said
+    assert said.count(f"{folder.run_file}: not valid JSON") == 1
+    assert "delete it and start the study again" in said
+    assert Checkpointer(folder.checkpoints, 1).file(4).exists()
+    with pytest.raises(UserError, match="delete it and start the study again"):
+        prepare(study, tmp_path / "output")
+    folder.run_file.unlink()
+    assert prepare(study, tmp_path / "output") == [folder]
+    assert worker.main([str(folder.path)]) == worker.FINISHED
+    assert [resume.iteration for resume in folder.read().resumes] == [4]
 
 
 CASCADE = """
