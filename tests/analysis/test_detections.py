@@ -10,7 +10,7 @@ from scratch_vs_pretrain.analysis.figures.detections import (
     judged,
     read_detections,
 )
-from scratch_vs_pretrain.analysis.figures.style import COLORS, SCRATCH_COLOR, save_figure
+from scratch_vs_pretrain.analysis.figures.style import COLORS, SCRATCH_COLOR
 from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
@@ -112,6 +112,6 @@ def test_the_truth_has_a_colour_of_its_own_and_titles_are_whole(pair):
         pair.detections(pair.run(arm))
     assert TRUTH not in (SCRATCH_COLOR, *COLORS)
     figure = detections_figure(load_runs(pair.root), images=1)
-    save_figure(figure, pair.root / "out.png")
+    figure.canvas.draw()
     tops = [ax.title.get_window_extent().y1 for ax in figure.axes]
     assert max(tops) <= figure.bbox.height
