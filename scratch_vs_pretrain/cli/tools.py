@@ -136,7 +136,11 @@ def _check_data(options: argparse.Namespace) -> int:
     "svp demo\nsvp demo --quick\nsvp demo --seeds 3 -o demo-output",
     output(OUTPUT / "demo"),
     option("--seeds", type=positive, default=1, metavar="N", help="pairs (default: %(default)s)"),
-    option("--quick", action="store_true", help="a shorter run, in 3 minutes"),
+    option(
+        "--quick",
+        action="store_true",
+        help="a much shorter run, in a minute or two: that everything works",
+    ),
     VERBOSE,
 )
 def _demo(options: argparse.Namespace) -> int:

@@ -88,6 +88,8 @@ def run_demo(output: Path, seeds: int = 1, quick: bool = False, verbose: bool = 
     say("4/4 table and figures")
     show(output, output / study.name)
     say(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+    if quick:
+        print("this shows that everything works; for numbers: svp demo, in about 7 minutes")
     print("next: docs/miniature.md, which asks the paper's question of these pictures in earnest")
     return 0
 

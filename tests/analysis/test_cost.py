@@ -1,11 +1,18 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from scratch_vs_pretrain.analysis.runs.numbers import curve
 from scratch_vs_pretrain.analysis.runs.records import find_runs, load_runs
-from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, axis_title, cost, total_hours
+from scratch_vs_pretrain.analysis.stats.cost import (
+    axis_sentences,
+    axis_title,
+    cost,
+    on_processors,
+    total_hours,
+)
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -100,3 +107,10 @@ def test_scores_of_the_log_fill_what_evaluations_lack(folders):
     folders.metrics(folder, [299, 599], **{"bbox/AP": 7.0})
     found = curve(find_runs(folders.root)[0], "bbox/AP")
     assert (found.iterations.tolist(), found.values.tolist()) == ([100, 300], [5.0, 7.0])
+
+
+@pytest.mark.parametrize(
+    ("devices", "cpu"), [(["cpu", None], True), (["cpu", "H100"], False), ([None], False)]
+)
+def test_hours_are_a_processors_by_the_runs_that_have_begun(devices, cpu):
+    assert on_processors([SimpleNamespace(device=device) for device in devices]) is cpu

@@ -80,7 +80,8 @@ def total_hours(runs: Sequence[RunRecord]) -> Hours | None:
 
 def on_processors(runs: Sequence[RunRecord]) -> bool:
     """Tells whether all runs trained without a GPU, so that their hours are a processor's."""
-    return all(run.device == "cpu" for run in runs)
+    devices = {run.device for run in runs if run.device}  # none of runs that have not begun
+    return devices == {"cpu"}
 
 
 def axis_title(x: str, runs: Sequence[RunRecord]) -> str:
