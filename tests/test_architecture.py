@@ -32,7 +32,7 @@ CEILINGS = {
     "pretraining": 636,
     "data": 2_902,
     "modeling": 2_084,
-    "analysis": 6_995,
+    "analysis": 7_000,
     "cli": 1_017,
 }
 MOST_LINES_OF_A_MODULE = 400

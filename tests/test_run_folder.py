@@ -193,7 +193,8 @@ WHOLE = {"format": 2, "study": "s", "arm": "a", "schedule": "2x", "seed": 0, "it
 class TestRunFile:
     def test_recorded_runs_of_format_1(self):
         """They keep every field, become format 2 when they are written again, and no more."""
-        folders = find_run_folders(Path(__file__).parents[1] / "notebooks" / "data")
+        data = Path(__file__).parents[1] / "notebooks" / "data"
+        folders = [*find_run_folders(data / "demo"), *find_run_folders(data / "demo_regimes")]
         assert len(folders) == 14
         for folder in folders:
             content = json.loads(folder.run_file.read_text())
