@@ -5,6 +5,7 @@ Configs are all that is looked at, without torch; modeling/checks.py looks at bu
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +25,51 @@ SMALLEST_BATCH = 16
 VGG_BACKBONE = "build_svp_vgg16_backbone"
 # Settings of parts that this detector does not have, or has without normalization.
 NORM_KEYS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+
+MOST_IMAGES_PER_BATCH = 100_000
+MOST_PIXELS = 1_000_000  # of a side
+
+
+def _are_names(value: Any) -> bool:
+    return all(isinstance(name, str) for name in value)
+
+
+def _are_sides(value: Any) -> bool:
+    return len(value) > 0 and all(
+        type(side) in (int, float) and 0 <= side <= MOST_PIXELS for side in value
+    )
+
+
+def _is_pixel_format(value: str) -> bool:
+    from PIL import Image
+
+    return value in (*Image.MODES, "BGR", "YUV-BT.601")
+
+
+# Keys of which a value of the right type can still be none: what tells that, and what to write.
+VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "DATALOADER.SAMPLER_TRAIN": (
+        lambda value: value == "TrainingSampler",
+        "every image is drawn alike here; set it to TrainingSampler",
+    ),
+    "INPUT.FORMAT": (_is_pixel_format, "set it to BGR or RGB"),
+    "INPUT.MIN_SIZE_TRAIN": (_are_sides, "write sizes in pixels, such as [640, 800]"),
+    "SOLVER.IMS_PER_BATCH": (
+        lambda value: 1 <= value <= MOST_IMAGES_PER_BATCH,
+        f"it must be at least 1 and at most {MOST_IMAGES_PER_BATCH:,}",
+    ),
+    "SVP.ADMIT": (_are_names, "write a list of names"),
+    "SVP.EVALUATORS": (_are_names, "write a list of registered names"),
+}
+
+
+def value_problems(values: Mapping[str, Any]) -> list[str]:
+    """Finds values that nothing can be made of, in a flat config."""
+    return [
+        f"{key} is {values[key]!r}; {told}"
+        for key, (fits, told) in VALUES.items()
+        if not fits(values[key])
+    ]
 
 
 def missing_warmup(cfg: CfgNode) -> list[str]:

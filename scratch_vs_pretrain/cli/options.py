@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,11 @@ def read_study(options: argparse.Namespace) -> Study:
     """Reads the study that :func:`add_study`'s options name."""
     from scratch_vs_pretrain.study.parse import load_study
 
+    for path in (options.study, getattr(options, "output", None) or options.study):
+        try:
+            os.path.realpath(path).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{path}: is not UTF-8, which run folders are; rename it") from None
     study = load_study(options.study, options.weights)
     imports = tuple(dict.fromkeys((*study.imports, *options.imports)))
     return study if imports == study.imports else replace(study, imports=imports)

@@ -23,7 +23,7 @@ from scratch_vs_pretrain.analysis.stats.part import seeds_to_decide
 from scratch_vs_pretrain.analysis.stats.verdicts import UNDECIDED, alpha_of
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder, write_json
-from scratch_vs_pretrain.study.plan import plan
+from scratch_vs_pretrain.study.plan import check_parts, plan
 from scratch_vs_pretrain.study.resolve import schedules_of
 from scratch_vs_pretrain.study.schedule import branches_of
 from scratch_vs_pretrain.study.sections import Answer
@@ -156,6 +156,7 @@ class Adaptive:
             raise UserError(
                 f"{self.study.file}: --until answered needs an arm from scratch and another one"
             )
+        self.file = self.output / self.study.name / "answer.json"
         asked = self.study.answer or Answer()
         # The largest first: it is what the question is about.
         self.sizes = self.study.by_size()[::-1]
@@ -166,6 +167,9 @@ class Adaptive:
 
     def run(self) -> Sequence[Outcome]:
         """Trains; returns the outcomes of the last stage, among them any run that did not end."""
+        if self.file.is_dir():
+            raise UserError(f"{self.file}: is a folder, where the looks are told; rename it")
+        check_parts(self.study)
         outcomes: Sequence[Outcome] = ()
         if self.study.tune is not None:
             outcomes = self.train(search_study(self.study))
@@ -215,8 +219,7 @@ class Adaptive:
                 "next": why,
             }
         )
-        file = self.output / self.study.name / "answer.json"
-        write_json(file, {"format": 1, "study": self.study.name, "looks": self.looks})
+        write_json(self.file, {"format": 1, "study": self.study.name, "looks": self.looks})
         return following, why
 
     def spent(self) -> float:

@@ -94,6 +94,10 @@ def audit(study: Study) -> Audit:
         if key not in known:
             near = nearest(key, known)
             raise UserError(f"{study.file}: allow_differences: unknown config key {key}{near}")
+    for check in (check for cfg in configs.values() for check in cfg.SVP.ADMIT):
+        if check not in ADMISSIBLE:
+            near = nearest(check, ADMISSIBLE) or f"; known are {', '.join(ADMISSIBLE)}"
+            raise UserError(f"{study.file}: admit: there is no check {check!r}{near}")
     _check_circles(study)
     check_switch(study)
     problems = {
@@ -132,10 +136,6 @@ def recipe_problems(cfg: CfgNode, allowed: Collection[str] = ()) -> list[str]:
     backbone, in part or whole. Then the study has to name the key. A network without any
     normalization, such as VGG-16, is allowed. `allowed` are the study's `allow_differences`.
     """
-    for check in cfg.SVP.ADMIT:
-        if check not in ADMISSIBLE:
-            known = nearest(check, ADMISSIBLE) or f"; known are {', '.join(ADMISSIBLE)}"
-            raise UserError(f"admit: there is no check {check!r}{known}")
     norms, images = _norms_in_use(cfg), cfg.SOLVER.IMS_PER_BATCH
     found = {
         "frozen-stages-from-scratch": list(_frozen(cfg, allowed)),
@@ -208,13 +208,14 @@ def _metric_problems(study: Study, cfg: CfgNode) -> Iterator[str]:
     """Finds metrics by which a config's model is not evaluated."""
     heads = {"segm": "MODEL.MASK_ON", "keypoints": "MODEL.KEYPOINT_ON"}
     known = (*heads, "bbox", "voc", "panoptic_seg", "sem_seg")
+    other = "; choose another, such as bbox/AP, or name what measures it in SVP.EVALUATORS"
     for key, part in (("answer.metric", study.answer), ("tune.metric", study.tune)):
         metric = (part.metric if part else None) or "bbox/AP"
         task = metric.partition("/")[0].removesuffix("_TTA")
         if task in heads and not flatten(cfg)[heads[task]]:
             yield f"{key}: is {metric}, but {heads[task]} is False; choose another metric"
         elif task not in known and not cfg.SVP.EVALUATORS:
-            yield f"{key}: nothing measures {metric}{nearest(task, known)}"
+            yield f"{key}: nothing measures {metric}{nearest(task, known) or other}"
 
 
 def _norms_in_use(cfg: CfgNode) -> dict[str, str]:

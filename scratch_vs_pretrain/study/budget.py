@@ -25,7 +25,7 @@ from scratch_vs_pretrain.data.loading import load_training_records
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_info import Init
 from scratch_vs_pretrain.study.data_sets import origin
-from scratch_vs_pretrain.study.plan import OFFICIAL_IMAGES
+from scratch_vs_pretrain.study.plan import OFFICIAL_IMAGES, check_parts
 from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import Arm, Study
 
@@ -56,6 +56,7 @@ def study_budgets(study: Study) -> Budgets:
         UserError: a config cannot be made, or a training set cannot be used. Missing files of
             Detectron2's built-in data sets are no error: what is assumed instead is noted.
     """
+    check_parts(study)
     rows: list[Budget] = []
     known: dict[tuple[Any, ...], _PerImage] = {}
     for part in study.by_size():

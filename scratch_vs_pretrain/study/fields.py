@@ -46,6 +46,7 @@ _SENTENCES = {
     "greater_than_equal": "must be at least {ge:,}, not {input}",
     "less_than_equal": "must be at most {le:,}, not {input}",
     "string_type": "must be text, not {input}; put it in quotes",
+    "string_unicode": "is not UTF-8, which run folders are; rename it",
     "string_too_short": "must not be empty",
     "tuple_type": "must be a list in brackets, not {input}",
     "literal_error": "unknown {last} {input}; known are {expected}",
@@ -110,10 +111,11 @@ def read_model(model: type[_Model], content: Any, read: Path, **known: Any) -> _
             Stated(content, known), context={"folder": read.parent}
         )
     except ValidationError as error:
-        raise UserError(_sentence(error, content, read)) from None
+        raise UserError(sentence(error, content, read)) from None
 
 
-def _sentence(error: ValidationError, content: Any, file: Path) -> str:
+def sentence(error: ValidationError, content: Any, file: Path | str) -> str:
+    """Returns what is wrong with a file's content, or with another origin's."""
     first = error.errors(include_url=False)[0]
     said = first.get("ctx", {})
     text, here = said.get("text", first["msg"]), content
@@ -208,6 +210,15 @@ def absolute(text: str, folder: Path) -> str:
         return text
 
 
+def encodable(path: str) -> str:
+    """Returns a path that run folders can tell."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise wrong(f"{shorten(path)} is not UTF-8, which run folders are; rename it") from None
+    return path
+
+
 def is_uri(text: str) -> bool:
     """Tells a URI from a path."""
     return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
@@ -224,7 +235,7 @@ def _existing(kind: str, is_there: Callable[[str], bool]) -> BeforeValidator:
             return value
         if not isinstance(value, str) or not value:
             raise wrong(f"must be text, not {shorten(value)}; put it in quotes")
-        path = absolute(printable(value), folder_of(info))
+        path = encodable(absolute(printable(value), folder_of(info)))
         if not is_there(path):  # unlike Path's methods, False for a name that is too long
             raise wrong(f"{path}: no such {kind}")
         return Path(path)

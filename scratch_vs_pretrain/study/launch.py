@@ -24,6 +24,7 @@ from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.study.inputs import missing_weights
+from scratch_vs_pretrain.study.plan import check_parts
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.study.slurm import Cluster, Submission
 from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study
@@ -211,6 +212,7 @@ def run_study(
     """
     if missing := missing_weights(study):
         raise UserError(f"{study.file}: {missing[0]}")
+    check_parts(study)
     if study.tune is not None:
         outcomes = run_study(search_study(study), output, slots, verbose, sharing, cluster)
         if any(outcome.state not in ENDED for outcome in outcomes):

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.fields import absolute, read_model
+from scratch_vs_pretrain.study.fields import absolute, read_model, sentence
 from scratch_vs_pretrain.study.spec import OWNED_BY_DATA, OWNED_KEYS, SCRATCH, Arm, Preset, Study
 from scratch_vs_pretrain.text import nearest
 
@@ -65,7 +65,10 @@ def _with_weights(study: Study, arm: Arm, given: str | None) -> Arm:
             f"--weights {arm.name}={given}: {study.file} starts {arm.name} from random "
             "weights; name another arm"
         )
-    return replace(arm, init=absolute(given, Path.cwd()))
+    try:
+        return replace(arm, init=absolute(given, Path.cwd()))
+    except ValidationError as error:
+        raise UserError(sentence(error, {}, f"--weights {arm.name}=...")) from None
 
 
 def _preset(study: Study) -> Preset | None:

@@ -10,9 +10,16 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 
 from scratch_vs_pretrain.data.coco import read_annotations
 from scratch_vs_pretrain.data.voc import voc_images
+from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.audit import Audit, audit, joined
 from scratch_vs_pretrain.study.data_sets import origin
-from scratch_vs_pretrain.study.resolve import resolved_schedule, run_config, schedules_of
+from scratch_vs_pretrain.study.resolve import (
+    arm_config,
+    check_overrides,
+    resolved_schedule,
+    run_config,
+    schedules_of,
+)
 from scratch_vs_pretrain.study.schedule import branches_of
 from scratch_vs_pretrain.study.spec import Study
 from scratch_vs_pretrain.study.tune import search_study
@@ -121,6 +128,7 @@ def plan(study: Study, sharing: bool = True) -> Plan:
     Raises:
         UserError: the audit refuses the study, or a run's config cannot be made.
     """
+    check_parts(study)
     search = plan(search_study(study), sharing) if study.tune else None
     if study.sizes:
         parts = [plan(one, sharing) for one in study.by_size()]
@@ -155,6 +163,24 @@ def plan(study: Study, sharing: bool = True) -> Plan:
             )
         )
     return Plan(study.name, tuple(planned), audited, search)
+
+
+def check_parts(study: Study) -> None:
+    """Refuses overrides of sizes or of a search that are none, and sizes of equally many images."""
+    check_overrides(study)
+    seen: dict[int | None, str] = {None: ""}
+    for number, one in enumerate(study.by_size() if study.sizes else ()):
+        cfg = arm_config(one, one.arms[0], one.arms[0].schedules[-1])
+        try:
+            images = training_images(cfg)
+        except UserError as error:
+            raise UserError(f"{study.file}: sizes.{number}: {error}") from None
+        if other := seen.get(images):
+            raise UserError(
+                f"{study.file}: sizes: {other} and {one.size} are both {images:,} images; remove "
+                "one of them"
+            )
+        seen[images] = one.size if images is not None and one.size else ""
 
 
 def training_images(cfg: CfgNode) -> int | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.config import default_config, merge_file, merge_overrides
+from scratch_vs_pretrain.config import default_config, flatten, merge_file, merge_overrides
+from scratch_vs_pretrain.config_checks import value_problems
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.data_sets import merge_data
 from scratch_vs_pretrain.study.schedule import Schedule
@@ -105,7 +106,12 @@ def _merged(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
             )
         cfg.DATASETS.TRAIN = (f"{cfg.DATASETS.TRAIN[0]}_{study.size}",)
     _check_data_names(cfg, study)
-    schedule.resolve(cfg.SOLVER.IMS_PER_BATCH, cfg.SVP.REFERENCE_BATCH).apply(cfg)
+    if problems := value_problems(flatten(cfg)):
+        raise UserError(f"{study.file}: {'; '.join(problems)}")
+    try:
+        schedule.resolve(cfg.SOLVER.IMS_PER_BATCH, cfg.SVP.REFERENCE_BATCH).apply(cfg)
+    except UserError as error:
+        raise UserError(f"{study.file}: {error}") from None
     cfg.MODEL.WEIGHTS = arm.weights
     if arm.load == "detector" and not arm.weights:
         raise UserError(
@@ -129,6 +135,19 @@ def resolved_schedule(study: Study, arm: Arm, schedule: Schedule) -> Schedule:
 def schedules_of(study: Study, arm: Arm) -> list[Schedule]:
     """Returns an arm's schedules, in the study's order."""
     return [resolved_schedule(study, arm, schedule) for schedule in arm.schedules]
+
+
+def check_overrides(study: Study) -> None:
+    """Refuses what sizes and a search override by their own names: it is merged into others'."""
+    places = [(f"sizes.{n}.overrides", size.overrides) for n, size in enumerate(study.sizes)]
+    if study.tune:
+        grid = study.tune.grid
+        places += [("tune.grid", {key: value}) for key in grid for value in grid[key]]
+    if any(overrides for _, overrides in places):
+        cfg = default_config(study.imports, f"{study.file}: imports")
+        merge_file(cfg, study.base)
+        for place, overrides in places:
+            merge_overrides(cfg, overrides, f"{study.file}: {place}")
 
 
 def _take_pixels_of_timm(cfg: CfgNode, stated: Collection[str]) -> None:

@@ -60,6 +60,11 @@ def _read_grid(value: Any) -> dict[str, tuple[Any, ...]]:
             raise wrong(f"must be a list in brackets, not {shorten(values)}", key)
         if not values:
             raise wrong("the list is empty", key)
+        if not key:
+            raise wrong("a config key is empty; for example SOLVER.BASE_LR: [0.02, 0.04]")
+        for item in values:  # as in overrides
+            if any(part != part for part in (item if isinstance(item, list) else [item])):
+                raise wrong("is not a number (nan); write one", key)
         if any(isinstance(item, dict) for item in values):
             raise wrong("list the values to try, and write dotted keys", key)
         grid[key] = refuse_repeated(tuple(values), key)

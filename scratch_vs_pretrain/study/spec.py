@@ -32,6 +32,7 @@ from scratch_vs_pretrain.study.fields import (
     Stated,
     Text,
     absolute,
+    encodable,
     folder_of,
     matching,
     read_mapping,
@@ -90,7 +91,7 @@ def _read_init(init: str, info: ValidationInfo) -> str:
         )
     if init in (SCRATCH, REQUIRED) or info.context is None:
         return init
-    return absolute(init, folder_of(info))
+    return encodable(absolute(init, folder_of(info)))
 
 
 def _joined(value: Any) -> Any:

@@ -1,8 +1,10 @@
 import argparse
+import os
+import re
 
 import pytest
 
-from scratch_vs_pretrain.cli import options
+from scratch_vs_pretrain.cli import main, options
 from scratch_vs_pretrain.cli.options import positive
 from scratch_vs_pretrain.errors import UserError
 
@@ -49,3 +51,24 @@ def test_positive_numbers():
     for text in ("0", "-1", "1.5", "many", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="not a whole number above 0"):
             positive(text)
+
+
+@pytest.mark.parametrize("place", ["study", "output", "link"])
+def test_a_path_that_run_folders_cannot_tell_is_refused(write_study, tmp_path, capsys, place):
+    odd, file = tmp_path / os.fsdecode(b"d\xff"), write_study()
+    odd.mkdir()
+    output = tmp_path / "output"
+    if place == "study":
+        file = file.rename(odd / "tiny.yaml")
+    elif place == "output":
+        output = odd / "runs"
+    else:
+        (odd / "base.yaml").write_text("VERSION: 2\n")
+        (tmp_path / "link.yaml").symlink_to(odd / "base.yaml")
+        file.write_text(re.sub("base: .*", "base: link.yaml", file.read_text()))
+    for command in ("plan", "run"):
+        assert main([command, str(file), "-o", str(output)]) == 2
+        said = capsys.readouterr().err
+        assert "is not UTF-8, which run folders are; rename it" in said
+        assert said.count("\n") == 1
+    assert not output.exists()

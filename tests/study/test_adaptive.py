@@ -165,6 +165,14 @@ def test_a_lead_that_training_takes_away_is_followed_to_where_it_has_gone(study,
     assert "no: scratch ends no worse" in search.text()
 
 
+def test_a_folder_in_the_place_of_the_answer_is_refused_first(study, tmp_path):
+    train = Pretended(tmp_path, lambda at: 5.0)
+    (tmp_path / "tiny/answer.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"answer\.json: is a folder, .*; rename it"):
+        Adaptive(study(), tmp_path, train).run()
+    assert train.asked == []
+
+
 def test_a_study_goes_on_where_it_was_left(study, tmp_path):
     whole = Pretended(tmp_path / "whole", lambda at: 5.0)
     Adaptive(study(), tmp_path / "whole", whole).run()

@@ -300,7 +300,10 @@ class TestRecipePerArm:
     def test_an_unknown_check_is_named_with_its_neighbour(self, base):
         with pytest.raises(UserError, match="no check 'no-warmup'; did you mean no-warm-up"):
             audit(pair(base, overrides={"SVP.ADMIT": ["no-warmup"]}))
-        with pytest.raises(UserError, match="no check 'x'; known are frozen-stages-from-scratch, "):
+        with pytest.raises(
+            UserError,
+            match=r"study\.yaml: admit: .* no check 'x'; known are frozen-stages-from-scratch, ",
+        ):
             audit(pair(base, overrides={"SVP.ADMIT": ["x"]}))
 
 
@@ -310,6 +313,7 @@ class TestRecipePerArm:
         ("segm/AP", "is segm/AP, but MODEL.MASK_ON is False; choose another metric"),
         ("keypoints_TTA/AP", "is keypoints_TTA/AP, but MODEL.KEYPOINT_ON is False"),
         ("bbbox/AP", "nothing measures bbbox/AP; did you mean bbox"),
+        ("foo/bar", "nothing measures foo/bar; choose another, such as bbox/AP, or name what"),
         ("bbox/AP75", ""),
     ],
 )

@@ -277,6 +277,10 @@ class TestWeights:
             load({"pretraind": "w.pth"})
 
     def test_of_the_scratch_arm_are_refused(self, load):
+        wrong = {"run://x": "names no run", "a\nb": "holds line breaks", "\udcff": "not UTF-8"}
+        for path, message in wrong.items():
+            with pytest.raises(UserError, match=rf"--weights pretrained=\.\.\.: .*{message}"):
+                load({"pretrained": path})
         with pytest.raises(UserError, match="starts scratch from random weights"):
             load({"scratch": "w.pth"})
 
@@ -571,6 +575,9 @@ class TestTune:
             ({"on": "pretrained", "grid": {"A": []}}, "tune.grid.A: the list is empty"),
             ({"on": "pretrained", "grid": {"A": 0.02}}, "tune.grid.A: must be a list"),
             ({"on": "pretrained", "grid": {"A": [1, 1]}}, "tune.grid.A: 1 appears twice"),
+            ({"on": "pretrained", "grid": {"A": [math.nan, 1]}}, "tune.grid.A: is not a number"),
+            ({"on": "pretrained", "grid": {"A": [[math.nan]]}}, "tune.grid.A: is not a number"),
+            ({"on": "pretrained", "grid": {"": [1]}}, "tune.grid: a config key is empty"),
             ({"on": "pretrained", "grid": {"A": [{"B": 1}]}}, "tune.grid.A: list the values"),
             (
                 {"on": "pretrained", "grid": {"SEED": [1]}},

@@ -3,10 +3,12 @@ import json
 import pytest
 
 from scratch_vs_pretrain.config import default_config
+from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study import data_sets
+from scratch_vs_pretrain.study.budget import study_budgets
 from scratch_vs_pretrain.study.plan import plan, training_images
 from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
-from scratch_vs_pretrain.study.sections import Data, DataFiles
+from scratch_vs_pretrain.study.sections import Data, DataFiles, Tune
 from scratch_vs_pretrain.study.spec import Arm, Study
 
 TWICE = paper_schedule(2)
@@ -82,6 +84,35 @@ def test_seeds_are_shown_where_there_are_several(base):
     text = plan(pair(base, (SHORT,), seeds=(0, 12))).text()
     assert text.splitlines()[2].split()[:3] == ["scratch", "short", "12"]
     assert text.splitlines()[-2] == "4 runs, 2,400 iterations"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("INPUT.MIN_SIZE_TRAIN", sides) for sides in (["a", "a"], ["0it"], [], [-5], [[64]])),
+        *(("SOLVER.IMS_PER_BATCH", images) for images in (10**30, 0, -1)),
+        *(("SVP.EVALUATORS", names) for names in ([5], [None], [["a"]])),
+        ("SVP.ADMIT", [5]),
+        ("INPUT.FORMAT", "XYZ"),
+        ("DATALOADER.SAMPLER_TRAIN", "x"),
+    ],
+)
+def test_a_value_that_is_none_is_told_by_file_and_key(base, key, value):
+    study = pair(base, (SHORT,), overrides={key: value})
+    for told in (plan, study_budgets):
+        with pytest.raises(UserError, match=rf"study\.yaml: {key} is .*; .*(set|write|must be)"):
+            told(study)
+
+
+def test_images_of_any_usual_kind_are_planned(base):
+    values = {"INPUT.MIN_SIZE_TRAIN": [0, 64.5], "INPUT.FORMAT": "L", "SOLVER.IMS_PER_BATCH": 1}
+    assert plan(pair(base, (SHORT,), overrides=values)).rows[0].images == 600
+
+
+def test_a_key_of_the_search_is_told_by_its_place(base):
+    study = pair(base, (SHORT,), tune=Tune("scratch", {"NOPE": (1,)}))
+    with pytest.raises(UserError, match=r"study\.yaml: tune\.grid: unknown config key NOPE"):
+        plan(study)
 
 
 def test_unknown_epochs_are_a_dash(base):

@@ -8,6 +8,7 @@ from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import read_json, write_json
 from scratch_vs_pretrain.study.budget import study_budgets
+from scratch_vs_pretrain.study.launch import run_study
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.prepare import prepare
@@ -59,6 +60,24 @@ def test_what_is_no_size_is_refused(write_study, size):
 def test_a_size_appears_once(write_study):
     with pytest.raises(UserError, match="sizes: 2 appears twice"):
         load_study(write_study(sizes=[2, {"images": 2, "overrides": {"SOLVER.BASE_LR": 0.5}}]))
+
+
+@pytest.mark.parametrize("sizes", [["0.004k", 4], ["04", 4], [12, "full"], [3, "25pct"]])
+def test_sizes_of_equally_many_images_are_refused(write_study, tmp_path, sizes):
+    study = load_study(write_study(sizes=sizes))
+    told = rf"tiny\.yaml: sizes: {sizes[0]} and {sizes[1]} are both \d+ images; remove one"
+    for refuse in (plan, study_budgets, lambda one: run_study(one, tmp_path / "output")):
+        with pytest.raises(UserError, match=told):
+            refuse(study)
+    assert not (tmp_path / "output").exists()
+
+
+def test_what_is_wrong_with_a_size_is_told_by_file_and_key(write_study):
+    wrong = {13: "13 images are more", 3: "overrides: unknown config key NOPE"}
+    for images, told in wrong.items():
+        size = {"images": images, "overrides": {"NOPE": 0} if images == 3 else {}}
+        with pytest.raises(UserError, match=rf"tiny\.yaml: sizes\.1[.:].*{told}"):
+            plan(load_study(write_study(sizes=[2, size])))
 
 
 TUNE = {"on": "scratch", "grid": {"SOLVER.BASE_LR": [0.1, 0.2]}}
