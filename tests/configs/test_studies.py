@@ -13,6 +13,7 @@ from scratch_vs_pretrain.config import flatten
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checks import norm_layers
 from scratch_vs_pretrain.study.audit import audit, switched_study
+from scratch_vs_pretrain.study.inputs import missing_weights
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.resolve import arm_config, run_config
@@ -89,7 +90,7 @@ def test_plans_and_is_fair(file, tmp_path):
 @pytest.mark.parametrize("file", [MISTAKES, NO_NORM], ids=lambda file: file.stem)
 def test_what_else_arms_differ_in_is_named(file, monkeypatch):
     monkeypatch.syspath_prepend(str(STUDIES.parents[1] / "scripts"))
-    study = load_study(file, need_weights=False)
+    study = load_study(file)
     audited = audit(study)
     assert audited.admitted == study.admit
     assert set(audited.allowed) == set(study.allow_differences)
@@ -300,8 +301,8 @@ def test_pixels_are_what_the_weights_were_trained_with():
 
 def test_smoke_study_needs_weights_and_is_short():
     file = STUDIES / "coco_smoke.yaml"
-    with pytest.raises(UserError, match=r"--weights pretrained=PATH"):
-        load_study(file)
+    (missing,) = missing_weights(load_study(file))
+    assert "--weights pretrained=PATH" in missing
     study = load_study(file, {"pretrained": "weights.pth"})
     values = flatten(run_config(study, study.runs()[1]))
     assert values["MODEL.WEIGHTS"] == str(Path.cwd() / "weights.pth")
