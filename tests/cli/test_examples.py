@@ -3,12 +3,14 @@
 import argparse
 import contextlib
 import itertools
+import json
 import re
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from scratch_vs_pretrain.cli import build_parser, main
 
@@ -60,6 +62,11 @@ def place(tmp_path_factory):
         for file in folder.rglob("evaluations/*.json"):
             if study in ("baseline-r50-gn", "enhanced-r50"):
                 file.write_text(file.read_text().replace("demo_test", "coco_2017_val"))
+    picture = {"file": str(root / "picture.png"), "width": 64, "height": 48}
+    Image.new("RGB", (64, 48), "gray").save(picture["file"])
+    found = {"iteration": 1200, "dataset": "val", "pictures": [picture]}
+    for folder in (root / "output" / "demo").rglob("1200it/seed0"):
+        (folder / "detections.json").write_text(json.dumps(found))
     theirs = root / "data" / "other_detectron2_runs" / "run"
     theirs.mkdir(parents=True)
     recorded = DATA / "demo/scratch/1200it/seed0/metrics.json"

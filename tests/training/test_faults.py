@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 
+import psutil
 import pytest
 
 from scratch_vs_pretrain.analysis.runs.records import load_runs
@@ -101,8 +102,10 @@ def test_a_full_disk_when_metrics_are_written(
 
 def test_a_data_loader_worker_dies(at_iteration, plan_run, train):
     def kill():
-        (loader,) = multiprocessing.active_children()
-        os.kill(loader.pid, signal.SIGKILL)
+        # Of this process: a fork also lists its parent's.
+        children = [child.pid for child in multiprocessing.active_children()]
+        (loader,) = [pid for pid in children if psutil.Process(pid).ppid() == os.getpid()]
+        os.kill(loader, signal.SIGKILL)
         time.sleep(0.5)
 
     folder = plan_run(**{"DATALOADER.NUM_WORKERS": 1})
