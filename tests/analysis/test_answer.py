@@ -62,6 +62,9 @@ def test_scratch_that_catches_up(folders):
             for early, middle, end in ((5.0, 15.0, ends[0]), (12.0, 22.0, ends[1]))
         ]  # fmt: skip
         pair(folders, *curves, iterations=length)
+    # What is still to be trained says nothing.
+    for arm in ("scratch", "pretrained"):
+        folders.run(arm, iterations=2400, curve={100: 5.0}, state="interrupted", iteration=100)
     (answer,) = answers(load_runs(folders.root))
     assert verdicts(answer) == (YES, YES, NO)
     assert said(answer)["end"].startswith("no: scratch ends no worse at 1,200 iterations, +0.1 [")

@@ -108,7 +108,9 @@ def _claim_line(part: Part, verdict: Verdict) -> Line:
     need = next((f"; {need.text()}" for need in part.needs if need.claim == claim), "")
     if claim == "early" and shown:
         shown += f" over the first {part.judged.until:,.0f} of {part.judged.of:,} iterations"
-    longest = max(run.iterations for run in part.setting.of(scratch))
+    longest = next(
+        (r.iterations for r in part.setting.of(scratch) if r.schedule == part.judged.longest), 0
+    )
     assuming = ", assuming" * verdict.assuming
     if verdict.reason == "short":
         text = f"undecided, {_why(part, verdict)}{need}"

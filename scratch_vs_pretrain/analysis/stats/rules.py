@@ -105,7 +105,7 @@ def needs_longer(setting: Setting) -> Test:
     what = f"{metric_name(setting.metric)} that scratch lacks at {ours.schedule}"
     value = spread(paired(*_finals(setting, what, (ours, theirs))), setting.sd)
     against, lacks = float(value.p_below(setting.limits.margin)), ""
-    if ours.length == max(run.iterations for run in setting.runs):
+    if ours.length == max(run.iterations for run in setting.runs if run.state == "finished"):
         against, lacks = 1.0, "it is the longest one too, so only being behind would tell"
     return Test(what, value, float(value.p_above(0.0)), against, lacks)
 
