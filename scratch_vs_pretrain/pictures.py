@@ -55,19 +55,12 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class Located:
-    """Where the images of a data set are.
+    """Where the images of a data set are."""
 
-    Attributes:
-        files: names relative to the image folder, by the names that are listed.
-        renamed: those of them that differ.
-        missing: names of which there is no file.
-        unusable: what is wrong with names that lead out of the folder.
-    """
-
-    files: Mapping[str, str]
-    renamed: Mapping[str, str]
-    missing: Sequence[str]
-    unusable: Mapping[str, str]
+    files: Mapping[str, str]  # names relative to the image folder, by the names that are listed
+    renamed: Mapping[str, str]  # those of them that differ
+    missing: Sequence[str]  # names of which there is no file
+    unusable: Mapping[str, str]  # what is wrong with names that lead out of the folder
 
 
 def locate(folder: Path, names: Sequence[str]) -> Located:
@@ -179,6 +172,12 @@ def eight_bits(file: Path) -> Image.Image:
     made = Image.frombytes("CMYK", scaled.size, scaled.tobytes()) if mode == "CMYK" else scaled
     made.getexif()[_ORIENTATION] = orientation
     return ImageOps.exif_transpose(made)
+
+
+def deep_as_rgb(file: Path) -> Image.Image | None:
+    """Returns a picture of deep pixels after :func:`eight_bits`; None for any other one."""
+    facts = image_facts(file)
+    return eight_bits(file).convert("RGB") if facts and facts.deep else None
 
 
 def _samples(image: ImageFile, file: Path) -> np.ndarray:

@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 
@@ -91,6 +93,24 @@ def write_study(tiny_shapes, tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def run_code(tmp_path):
+    """Runs Python code in a process of its own, beside the test's files: Detectron2 reads
+    DETECTRON2_DATASETS when it is imported."""
+
+    def run(code, *arguments, datasets=tmp_path):
+        environment = {"DETECTRON2_DATASETS": str(datasets), "SVP_CACHE": str(tmp_path / "cache")}
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.pictures import eight_bits, image_facts
+from scratch_vs_pretrain.pictures import deep_as_rgb
 from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 from scratch_vs_pretrain.progress import Bar
 
@@ -198,9 +198,7 @@ class _Pictures(Dataset):
         index, seed = key
         path, label = self._samples[index]
         try:
-            facts = image_facts(Path(path))
-            deep = facts is not None and facts.deep
-            picture = eight_bits(Path(path)).convert("RGB") if deep else default_loader(path)
+            picture = deep_as_rgb(Path(path)) or default_loader(path)
         except Exception as error:  # damaged files make decoders raise anything
             reason = " ".join(str(error).split())
             text = f"{path}: cannot be decoded ({reason}); remove or replace it"

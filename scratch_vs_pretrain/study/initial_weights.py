@@ -51,9 +51,10 @@ def with_origins(study: Study, seed: int, output: Path) -> Study:
 
 def _origin(study: Study, arm: Arm, seed: int, output: Path) -> str:
     where = f"{study.file}: arms.{arm.name}.init: {arm.init}"
-    folder, state = origin_run(arm, seed, output)
-    if state != "finished":
-        raise UserError(f"{where}: the run in {folder.path} is {state}; train it to its end first")
+    try:
+        folder = origin_run(arm, seed, output)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     newest = next(Checkpointer(folder.checkpoints, keep=1).newest_first(), None)
     if newest is None:
         raise UserError(f"{where}: {folder.checkpoints} has no checkpoint left; train it again")

@@ -74,12 +74,8 @@ def missing_data(study: Study) -> list[str]:
 
 
 def unfit(study: Study, output: Path) -> list[str]:
-    """Returns what else `svp run` would refuse, as far as it shows in names and in open files.
-
-    Args:
-        study: of any kind.
-        output: where the runs lie that arms start from.
-    """
+    """Returns what else `svp run` would refuse, as far as it shows in names and in open files; runs
+    that arms start from lie in `output`."""
     found: dict[str, None] = {}
     for arm in study.arms:
         cfg = arm_config(study, arm, arm.schedules[-1])
@@ -89,19 +85,23 @@ def unfit(study: Study, output: Path) -> list[str]:
     return list(found)
 
 
-def origin_run(arm: Arm, seed: int, output: Path) -> tuple[RunFolder, str]:
-    """Returns the run that an arm of ``init: run://...`` starts from, and that run's state."""
+def origin_run(arm: Arm, seed: int, output: Path) -> RunFolder:
+    """Returns the run that an arm of ``init: run://...`` starts from, which must have finished."""
     path = arm.init.removeprefix(RUN_SCHEME)
     folder = RunFolder(output / (path if path[-1].isdigit() else f"{path}{seed}"))
-    return folder, folder.state() if folder.run_file.exists() else "not there"
+    state = folder.state() if folder.run_file.exists() else "not there"
+    if state != "finished":
+        raise UserError(f"the run in {folder.path} is {state}; train it to its end first")
+    return folder
 
 
 def _weights_problems(study: Study, arm: Arm, cfg: CfgNode, output: Path) -> Iterator[str]:
     weights, batch_norm = arm.weights, False
     if arm.init.startswith(RUN_SCHEME):
-        folder, state = origin_run(arm, study.seeds[0], output)
-        if state != "finished":
-            yield f"the run in {folder.path} is {state}; train it to its end first"
+        try:
+            origin_run(arm, study.seeds[0], output)
+        except UserError as error:
+            yield str(error)
     elif is_uri(weights):
         presets = [preset for start, preset in ORIGINS.items() if weights.startswith(start)]
         batch_norm = any(preset != "detectron2-gn" for preset in presets)

@@ -1,9 +1,6 @@
 """The commands about data, as a user calls them."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -14,7 +11,7 @@ START = "from scratch_vs_pretrain.cli import main; exit(main())"
 
 
 @pytest.fixture
-def svp(tmp_path):
+def svp(tmp_path, run_code):
     """Runs `svp` in a process of its own, where COCO's val2017 is a small file."""
     content = {
         "images": [
@@ -31,18 +28,7 @@ def svp(tmp_path):
     file.write_text(json.dumps(content))
 
     def run(*arguments, code=START):
-        return subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            env={
-                **os.environ,
-                "DETECTRON2_DATASETS": str(tmp_path),
-                "SVP_CACHE": str(tmp_path / "cache"),
-                "OMP_NUM_THREADS": "1",
-            },
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-        )
+        return run_code(code, *arguments)
 
     return run
 

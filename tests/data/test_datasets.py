@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import uuid
 from pathlib import Path
 
@@ -347,12 +344,9 @@ print(json.dumps([found, len(categories), len(records), message]))
 
 
 @needs_real_data
-def test_built_in_names():
+def test_built_in_names(run_code):
     """In a process of its own, since Detectron2 reads DETECTRON2_DATASETS when it is imported."""
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(REAL), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", BUILT_IN], env=environment, capture_output=True, text=True
-    )
+    done = run_code(BUILT_IN, datasets=REAL)
     assert done.returncode == 0, done.stderr
     found, categories, records, message = json.loads(done.stdout.splitlines()[-1])
     for name, (images, annotations) in found.items():
@@ -500,24 +494,14 @@ print(json.dumps([found, datasets.describe(["coco_35k"])["images"]]))
 
 
 @needs_real_data
-def test_built_in_names_in_another_process(tmp_path):
+def test_built_in_names_in_another_process(tmp_path, run_code):
     """With photographs' annotations, and a part of them as the paper's 35k."""
     folder = tmp_path / "coco" / "annotations"
     folder.mkdir(parents=True)
     for target, origin in (("train2017", "train2017"), ("valminusminival2014", "val2017")):
         original = REAL / "coco" / "annotations" / f"instances_{origin}.json"
         (folder / f"instances_{target}.json").write_bytes(original.read_bytes())
-    done = subprocess.run(
-        [sys.executable, "-c", IN_ANOTHER_PROCESS],
-        env={
-            **os.environ,
-            "DETECTRON2_DATASETS": str(tmp_path),
-            "SVP_CACHE": str(tmp_path / "cache"),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-    )
+    done = run_code(IN_ANOTHER_PROCESS)
     assert done.returncode == 0, done.stderr
     found, images = json.loads(done.stdout.splitlines()[-1])
     train = json.loads((folder / "instances_train2017.json").read_text())

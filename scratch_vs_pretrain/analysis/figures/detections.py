@@ -29,7 +29,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import scratch_arm
 from scratch_vs_pretrain.errors import UserError, from_validation
-from scratch_vs_pretrain.pictures import IMAGE_ERRORS, eight_bits, image_facts
+from scratch_vs_pretrain.pictures import IMAGE_ERRORS, deep_as_rgb
 from scratch_vs_pretrain.run_folder import RunFolder, read_bytes
 from scratch_vs_pretrain.run_info import Detections, Found, Picture
 from scratch_vs_pretrain.text import cut
@@ -182,10 +182,8 @@ def _can_be_drawn(picture: Picture) -> bool:
 
 def _pixels(picture: Picture) -> np.ndarray:
     try:
-        facts = image_facts(FilePath(picture.file))
-        if facts and facts.deep:
-            upright = eight_bits(FilePath(picture.file)).convert("RGB")
-        else:
+        upright = deep_as_rgb(FilePath(picture.file))
+        if upright is None:
             with Image.open(picture.file) as image:
                 upright = ImageOps.exif_transpose(image).convert("RGB")
     except (*IMAGE_ERRORS, struct.error) as error:

@@ -8,6 +8,7 @@ run whose files did not change are copied from there. The index may be deleted a
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -193,6 +194,7 @@ class _Parquet:
             self.write(self.before.read_row_group(group))
 
 
+@functools.cache
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
