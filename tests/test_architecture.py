@@ -25,14 +25,14 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_369,
+    "": 2_368,
     "study": 4_430,
     "training": 2_240,
     "evaluation": 1_213,
     "pretraining": 636,
     "data": 2_902,
     "modeling": 2_084,
-    "analysis": 7_000,
+    "analysis": 6_945,
     "cli": 1_030,
 }
 MOST_LINES_OF_A_MODULE = 400

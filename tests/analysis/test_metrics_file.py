@@ -48,14 +48,14 @@ def test_what_training_logs_is_no_score(key):
 def test_iterations_are_completed_ones_and_scores_apart(write):
     file = write(row(19, **{"bbox/AP": 1.5}), row(39))
     metrics = read_metrics(file)
-    assert points(metrics.scores["bbox/AP"]) == {20: 1.5}
-    assert points(metrics.training["total_loss"]) == {20: 1.0, 40: 1.0}
-    assert "bbox/AP" not in metrics.training
+    assert points(metrics["bbox/AP"]) == {20: 1.5}
+    assert points(metrics["total_loss"]) == {20: 1.0, 40: 1.0}
+    assert list(metrics) == ["bbox/AP", "total_loss", "lr"]
 
 
 def test_bare_nan_and_infinities(write):
     file = write('{"iteration": 0, "lr": NaN, "total_loss": Infinity, "x": -Infinity, "y": null}')
-    training = read_metrics(file).training
+    training = read_metrics(file)
     assert math.isnan(training["lr"].values[0])
     assert training["total_loss"].values[0] == math.inf
     assert training["x"].values[0] == -math.inf
@@ -63,14 +63,14 @@ def test_bare_nan_and_infinities(write):
 
 
 def test_no_ground_truth_is_missing(write):
-    scores = read_metrics(write({"iteration": 9, "bbox/APs": -1.0, "bbox/AP": 0.0})).scores
+    scores = read_metrics(write({"iteration": 9, "bbox/APs": -1.0, "bbox/AP": 0.0}))
     assert math.isnan(scores["bbox/APs"].values[0])
     assert scores["bbox/AP"].values[0] == 0
 
 
 def test_after_a_resume_the_last_value_of_a_key_counts(write):
     file = write(row(19, a=1), row(39, a=2, b=3), row(59, a=4), row(39, a=5), row(59, a=6))
-    training = read_metrics(file).training
+    training = read_metrics(file)
     assert points(training["a"]) == {20: 1, 40: 5, 60: 6}
     assert points(training["b"]) == {40: 3}
 
@@ -80,11 +80,11 @@ def test_unfinished_last_line_is_left_out(write, cut):
     last = json.dumps(row(39, a=0.25, b=0.125))
     assert cut < len(last)
     metrics = read_metrics(write(row(19), last[:cut], end=""))
-    assert points(metrics.training["lr"]) == {20: 0.02}
+    assert points(metrics["lr"]) == {20: 0.02}
 
 
 def test_finished_last_line_without_line_end_counts(write):
-    assert points(read_metrics(write(row(19), row(39), end="")).training["lr"]).keys() == {20, 40}
+    assert points(read_metrics(write(row(19), row(39), end=""))["lr"]).keys() == {20, 40}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_value_that_is_no_number_is_named(write, value):
 
 
 def test_huge_integers_become_infinite(write):
-    training = read_metrics(write(row(0, big=10**400, small=-(10**400)))).training
+    training = read_metrics(write(row(0, big=10**400, small=-(10**400))))
     assert training["big"].values[0] == math.inf
     assert training["small"].values[0] == -math.inf
 
@@ -129,7 +129,7 @@ def test_missing_and_empty_files(tmp_path, write):
     with pytest.raises(UserError, match="no such file"):
         read_metrics(tmp_path / "none" / "metrics.json")
     empty = read_metrics(write(end=""))
-    assert (empty.scores, empty.training) == ({}, {})
+    assert empty == {}
 
 
 def test_second_run_in_one_folder_is_refused(write):
@@ -150,7 +150,7 @@ def test_iterations_of_our_own_run_are_there_once(write, iteration):
 def test_late_row_of_an_early_evaluation_is_no_second_run(write):
     # Detectron2's writer may put the scores of iteration 9 after the losses of iteration 19.
     file = write(row(19), {"iteration": 9, "bbox/AP": 1.0}, row(39))
-    assert points(read_metrics(file).scores["bbox/AP"]) == {10: 1.0}
+    assert points(read_metrics(file)["bbox/AP"]) == {10: 1.0}
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -158,8 +158,8 @@ def test_scores_that_come_long_after_their_iteration(write, own):
     late = [{"iteration": i, "bbox/AP": float(i)} for i in (9, 29)]
     file = write(row(19), row(39), row(59), late[0], row(79), late[1], row(99))
     metrics = read_metrics(file, own=own)
-    assert points(metrics.scores["bbox/AP"]) == {10: 9.0, 30: 29.0}
-    assert list(points(metrics.training["lr"])) == [20, 40, 60, 80, 100]
+    assert points(metrics["bbox/AP"]) == {10: 9.0, 30: 29.0}
+    assert list(points(metrics["lr"])) == [20, 40, 60, 80, 100]
     again = write(row(19), row(39), row(59), late[0], row(19), late[1], row(39))
     if not own:
         with pytest.raises(UserError, match=r"line 5: .*second run"):
@@ -170,8 +170,8 @@ def test_evaluation_after_the_last_iteration(write):
     # engine/train_loop.py sets storage.iter to max_iter before the hooks' after_train.
     lines = [row(19), {"iteration": 29, "bbox/AP": 1.0}, row(39), {"iteration": 40, "bbox/AP": 2.0}]
     file = write(*lines)
-    assert points(read_metrics(file).scores["bbox/AP"]) == {30: 1.0, 40: 2.0}
-    assert points(read_metrics(file, own=True).scores["bbox/AP"]) == {30: 1.0, 41: 2.0}
+    assert points(read_metrics(file)["bbox/AP"]) == {30: 1.0, 40: 2.0}
+    assert points(read_metrics(file, own=True)["bbox/AP"]) == {30: 1.0, 41: 2.0}
 
 
 values = st.floats(allow_nan=True, allow_infinity=True) | st.integers(-(10**25), 10**25)
@@ -198,7 +198,7 @@ def test_any_rows_read_as_written(tmp_path_factory, rows, cut, resumed):
         text += json.dumps({"iteration": 999, "total_loss": 0.123456789, "lr": 1})[:cut]
     file = tmp_path_factory.mktemp("metrics") / "metrics.json"
     file.write_text(text)
-    training = curves(read_rows(file), own=True).training
+    training = curves(read_rows(file), own=True)
     assert training.keys() == expected.keys()
     for key, curve in training.items():
         assert curve.iterations.tolist() == sorted(expected[key])
@@ -217,6 +217,6 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, content, after_a_row):
     except UserError as error:
         refused = str(error)
     else:
-        assert not after_a_row or metrics.training
+        assert not after_a_row or metrics
         return
     assert str(file) in refused

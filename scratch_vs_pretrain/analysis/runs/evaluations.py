@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,21 +18,23 @@ from scratch_vs_pretrain.run_info import Count, Model, Number
 NESTED = {"per_iou": "AP@", "per_class": "AP-", "errors": "dAP-"}
 
 
+# None, as pycocotools' -1, stands for no ground truth.
+Numbers = dict[str, Number | None]
+
+
 class _Task(Model):
-    """Numbers of one task; None, as pycocotools' -1, stands for no ground truth."""
+    """Numbers of one task."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Number | None] = Field(init=False)
+    __pydantic_extra__: Numbers = Field(init=False)
 
-    per_iou: dict[str, Number | None] | None = None
-    per_class: dict[str, Number | None] | None = None
-    errors: dict[str, Number | None] | None = None
+    per_iou: Numbers | None = None
+    per_class: Numbers | None = None
+    errors: Numbers | None = None
 
-    def flat(self) -> Iterator[tuple[str, float | None]]:
-        yield from self.__pydantic_extra__.items()
-        for key, prefix in NESTED.items():
-            for name, value in (getattr(self, key) or {}).items():
-                yield f"{prefix}{name}", value
+    def flat(self) -> Numbers:
+        nested = ((prefix, getattr(self, key) or {}) for key, prefix in NESTED.items())
+        return self.__pydantic_extra__ | {p + k: v for p, one in nested for k, v in one.items()}
 
 
 class _File(Model):
@@ -58,9 +59,7 @@ class Evaluation:
 
 def evaluations(folder: Path) -> tuple[Evaluation, ...]:
     """Reads every evaluation of a run folder, in the order of their iterations."""
-    return tuple(
-        read_evaluation(file) for file in sorted(RunFolder(folder).evaluations.glob("*.json"))
-    )
+    return tuple(map(read_evaluation, sorted(RunFolder(folder).evaluations.glob("*.json"))))
 
 
 def evaluation_after(folder: Path, iteration: int) -> Evaluation | None:
@@ -75,17 +74,21 @@ def read_evaluation(file: Path) -> Evaluation:
     Raises:
         UserError: the file is no evaluation; the message names it and the key.
     """
+    return _read(file, state_of(file))
+
+
+def state_of(file: Path) -> tuple[int, ...]:
+    """Returns what is another as soon as a file is, nothing where there is no file."""
     try:
         status = file.stat()
-        state = (status.st_ino, status.st_size, status.st_mtime_ns)
     except OSError:
-        state = (0, 0, 0)
-    return _read(file, state)
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 # A report's tables, figures and conclusions all ask for the same evaluations.
 @functools.lru_cache(maxsize=4096)
-def _read(file: Path, state: tuple[int, int, int]) -> Evaluation:
+def _read(file: Path, state: tuple[int, ...]) -> Evaluation:
     """Reads a file, once for each `state` that it has been in."""
     try:
         found = _File.model_validate_json(read_bytes(file))
@@ -94,6 +97,6 @@ def _read(file: Path, state: tuple[int, int, int]) -> Evaluation:
     scores = {
         f"{task}/{name}": math.nan if value is None or value < 0 else float(value)
         for task, numbers in found.tasks.items()
-        for name, value in numbers.flat()
+        for name, value in numbers.flat().items()
     }
     return Evaluation(file, found.iteration, found.dataset, scores)

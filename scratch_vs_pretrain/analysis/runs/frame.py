@@ -11,18 +11,8 @@ from scratch_vs_pretrain.analysis.runs.numbers import Piece, pieces
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 
 COLUMNS = (
-    "study",
-    "arm",
-    "schedule",
-    "seed",
-    "iteration",
-    "images",
-    "epochs",
-    "trunk",
-    "metric",
-    "value",
-    "state",
-    "source",
+    *("study", "arm", "schedule", "seed", "iteration", "images", "epochs", "trunk"),
+    *("metric", "value", "state", "source"),
 )
 
 
@@ -47,9 +37,14 @@ def frame_of(runs: Sequence[RunRecord], read: Sequence[Sequence[Piece]]) -> pd.D
     of = [run for run, some in zip(runs, read, strict=True) for _ in some]
     joined = [piece for some in read for piece in some]
     lengths = np.array([len(piece.values) for piece in joined], np.int64)
-    iterations = _joined([piece.iterations for piece in joined], np.int64)
+    iterations = np.concatenate([np.empty(0, np.int64), *(piece.iterations for piece in joined)])
     images = _numbers([r.images_per_batch for r in of], lengths) * iterations
     epochs = images / _numbers([r.train_images for r in of], lengths)
+    trunks = _categories([run.branch_of for run in of], lengths)
+    own = iterations > np.repeat(np.array([run.branch_at for run in of], np.int64), lengths)
+    # A name for each row of a piece, or one for all.
+    names = [name for piece in joined for name in piece.metrics]
+    named = [len(p.values) // len(p.metrics) for p in joined for _ in p.metrics]
     return pd.DataFrame(
         {
             "study": _categories([r.setting for r in of], lengths),
@@ -59,50 +54,21 @@ def frame_of(runs: Sequence[RunRecord], read: Sequence[Sequence[Piece]]) -> pd.D
             "iteration": iterations,
             "images": images,
             "epochs": epochs.to_numpy(float, na_value=np.nan),
-            "trunk": _trunk_column(of, iterations, lengths),
-            "metric": _metric_column(joined),
-            "value": _joined([piece.values for piece in joined], float),
+            "trunk": pd.Categorical.from_codes(np.where(own, -1, trunks.codes), dtype=trunks.dtype),
+            "metric": _categories(names, named),
+            "value": np.concatenate([np.empty(0), *(piece.values for piece in joined)]),
             "state": _categories([r.state for r in of], lengths),
             "source": _categories([str(piece.source) for piece in joined], lengths),
         },
-        columns=list(COLUMNS),
         copy=False,
     )
-
-
-def _trunk_column(
-    runs: Sequence[RunRecord], iterations: np.ndarray, lengths: np.ndarray
-) -> pd.Categorical:
-    trunks = _categories([run.branch_of for run in runs], lengths)
-    ends = np.repeat(np.array([run.branch_at for run in runs], np.int64), lengths)
-    codes = trunks.codes.copy()
-    codes[iterations > ends] = -1
-    return pd.Categorical.from_codes(codes, dtype=trunks.dtype)
-
-
-def _metric_column(read: Sequence[Piece]) -> pd.Categorical:
-    names: list[str] = []
-    lengths: list[int] = []
-    for piece in read:
-        if isinstance(piece.metrics, str):
-            names.append(piece.metrics)
-            lengths.append(len(piece.values))
-        else:
-            names += piece.metrics
-            lengths += [1] * len(piece.metrics)
-    return _categories(names, lengths)
-
-
-def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate([np.empty(0, dtype), *arrays])
 
 
 def _categories(
     values: Sequence[str | None], lengths: Sequence[int] | np.ndarray
 ) -> pd.Categorical:
     """Returns each value as often as `lengths` says; categories in order of appearance."""
-    pairs = zip(values, lengths, strict=True)
-    shown = dict.fromkeys(value for value, n in pairs if n and value is not None)
+    shown = dict.fromkeys(v for v, n in zip(values, lengths, strict=True) if n and v is not None)
     codes = {name: code for code, name in enumerate(shown)}
     small = np.min_scalar_type(-len(codes) - 1)
     repeated = np.repeat(np.array([codes.get(v or "", -1) for v in values], small), lengths)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from scratch_vs_pretrain.analysis.runs.evaluations import state_of
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, read_bytes
 from scratch_vs_pretrain.run_info import LARGEST
@@ -46,12 +47,9 @@ class Curve:
     values: np.ndarray  # (n,) float64; may hold NaN and infinities
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """What one ``metrics.json`` holds."""
-
-    scores: dict[str, Curve]  # AP and AR by metric ("bbox/AP"), in percent, NaN where there is none
-    training: dict[str, Curve]  # everything else: losses, "lr", "time", "samples/images"
+# What one ``metrics.json`` holds, by name: first AP and AR in percent, NaN where there is none
+# ("bbox/AP"), then everything else (losses, "lr", "time", "samples/images").
+Metrics = dict[str, Curve]
 
 
 @dataclass(frozen=True)
@@ -95,15 +93,12 @@ def is_score(key: str) -> bool:
 def logged(run: RunRecord) -> Metrics:
     """Returns what a run's ``metrics.json`` holds, nothing where there is none."""
     file = RunFolder(run.folder).metrics_file
-    if not file.exists():
-        return Metrics({}, {})
-    status = file.stat()
-    return _read(file, run.own, (status.st_ino, status.st_size, status.st_mtime_ns))
+    return _read(file, run.own, state) if (state := state_of(file)) else {}
 
 
 # A report's figures, tables and conclusions all ask for the same numbers.
 @functools.lru_cache(maxsize=128)
-def _read(file: Path, own: bool, state: tuple[int, int, int]) -> Metrics:
+def _read(file: Path, own: bool, state: tuple[int, ...]) -> Metrics:
     return read_metrics(file, own=own)
 
 
@@ -127,17 +122,16 @@ def read_metrics(path: Path, *, own: bool = False) -> Metrics:
 
 def refuse_restarts(path: Path, found: Sequence[Restart], *, own: bool) -> None:
     """Refuses what :func:`read_metrics` refuses of the restarts that were found."""
-    for restart in found:
+    for one in found:
         if own:
             raise UserError(
-                f"{path}, line {restart.line}: iteration {restart.iteration} comes after "
-                f"{restart.after}, but training writes each once; delete the lines that somebody "
-                "repeated or moved"
+                f"{path}, line {one.line}: iteration {one.iteration} comes after {one.after}, but "
+                "training writes each once; delete the lines that somebody repeated or moved"
             )
-        if restart.anew:
+        if one.anew:
             raise UserError(
-                f"{path}, line {restart.line}: iterations start again at {restart.iteration} after "
-                f"{restart.after}, so a second run was written into this folder; "
+                f"{path}, line {one.line}: iterations start again at {one.iteration} after "
+                f"{one.after}, so a second run was written into this folder; "
                 "move the lines of each run to a folder of its own"
             )
 
@@ -183,28 +177,26 @@ def curves(rows: Sequence[Rows], *, own: bool) -> Metrics:
     completed = [one.iterations + 1 for one in rows]
     if not own:
         _mend_the_last(rows, completed)
-    holders: dict[str, tuple[int, ...]] = {}
+    holders: dict[str, tuple[int, ...]] = {"iteration": ()}
     for index, one in enumerate(rows):
         for key in one.keys:
             holders[key] = (*holders.get(key, ()), index)
     columns = [dict(zip(r.keys, np.ascontiguousarray(r.table.T), strict=True)) for r in rows]
     chosen: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray | None]] = {}
-    scores, training = {}, {}
-    for key, where in holders.items():
-        if key == "iteration":
-            continue
+    found = {}
+    del holders["iteration"]
+    for key in sorted(holders, key=is_score, reverse=True):
+        where = holders[key]
         if where not in chosen:
             lines = np.concatenate([rows[i].lines for i in where])
             chosen[where] = _last_wins(lines, np.concatenate([completed[i] for i in where]))
         iterations, kept = chosen[where]
         values = np.concatenate([columns[i][key] for i in where])
         values = values if kept is None else values[kept]
-        if is_score(key):
-            # pycocotools says -1 where there is no ground truth.
-            scores[key] = Curve(iterations, np.where(values < 0, np.nan, values))
-        else:
-            training[key] = Curve(iterations, values)
-    return Metrics(scores, training)
+        # pycocotools says -1 where there is no ground truth.
+        lacks = (values < 0) & is_score(key)
+        found[key] = Curve(iterations, np.where(lacks, np.nan, values))
+    return found
 
 
 def _mend_the_last(rows: Sequence[Rows], completed: Sequence[np.ndarray]) -> None:
@@ -242,7 +234,9 @@ def read_rows(path: Path) -> tuple[Rows, ...]:
             )
         values = [*row.values()]
         if not NUMBERS.issuperset(map(type, values)) or "iteration" not in row:
-            values = _checked(row, path, number)
+            wrong = next((k for k, value in row.items() if type(value) not in NUMBERS), "iteration")
+            at = row.get("iteration")
+            raise _no_number(path, number, wrong if type(at) is int else "iteration")
         where, table = kinds.setdefault(tuple(row), ([], []))
         where.append(number)
         table.append(values)
@@ -269,21 +263,11 @@ def _rows(keys: tuple[str, ...], lines: list[int], values: list[list[Any]], path
     at = table[:, keys.index("iteration")]
     wrong = ~((at >= 0) & (at < LARGEST) & (at == np.floor(at)))
     if wrong.any():
-        raise _no_count(path, lines[int(np.argmax(wrong))])
+        raise _no_number(path, lines[int(np.argmax(wrong))], "iteration")
     return Rows(keys, np.array(lines, np.int64), table)
 
 
-def _checked(row: dict[str, Any], path: Path, number: int) -> list[Any]:
-    if type(row.get("iteration")) is not int:
-        raise _no_count(path, number)
-    key = next(key for key, value in row.items() if type(value) not in NUMBERS)
-    raise UserError(
-        f"{path}, line {number}: the value of {key!r:.60} is not a number; "
-        "is this the metrics.json of Detectron2?"
-    )
-
-
-def _no_count(path: Path, line: int) -> UserError:
-    return UserError(
-        f"{path}, line {line}: 'iteration' is not a count; is this the metrics.json of Detectron2?"
-    )
+def _no_number(path: Path, line: int, key: str) -> UserError:
+    what = f"the value of {key!r:.60} is not a number"
+    what = "'iteration' is not a count" if key == "iteration" else what
+    return UserError(f"{path}, line {line}: {what}; is this the metrics.json of Detectron2?")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from scratch_vs_pretrain.analysis.runs.evaluations import evaluations
-from scratch_vs_pretrain.analysis.runs.metrics import Curve, Metrics, logged
+from scratch_vs_pretrain.analysis.runs.metrics import Curve, Metrics, is_score, logged
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.run_folder import RunFolder
 
@@ -18,10 +18,17 @@ from scratch_vs_pretrain.run_folder import RunFolder
 class Piece:
     """Numbers of one run from one file."""
 
-    metrics: str | tuple[str, ...]  # a name for each row, or one for all
+    metrics: tuple[str, ...]  # a name for each row, or one for all
     iterations: np.ndarray  # (n,) completed iterations
     values: np.ndarray  # (n,)
     source: Path  # the file
+
+    def named(self) -> Iterator[tuple[str, slice]]:
+        """Yields each name with its rows."""
+        if len(self.metrics) == 1:
+            yield self.metrics[0], slice(None)
+        else:
+            yield from ((name, slice(at, at + 1)) for at, name in enumerate(self.metrics))
 
 
 def pieces(
@@ -29,54 +36,50 @@ def pieces(
 ) -> Iterator[Piece]:
     """Yields what the files of one run hold, none of them empty.
 
-    A score comes from ``evaluations/``, and from ``metrics.json`` where an iteration has no file
-    there; everything else from ``metrics.json``.
+    What evaluations measure comes from ``evaluations/``, and from ``metrics.json`` where an
+    iteration has no file there; everything else from ``metrics.json``.
 
     Args:
         run: the run.
         numbers: of its ``metrics.json``; None: all of them.
         evaluated: read its evaluations too.
     """
-    numbers = logged(run) if numbers is None else numbers
-    known = []
-    for evaluation in evaluations(run.folder) if run.own and evaluated else ():
-        known.append(evaluation.iteration)
-        metrics = tuple(evaluation.scores)
-        iterations = np.full(len(metrics), evaluation.iteration, np.int64)
-        if metrics:
-            values = np.array(list(evaluation.scores.values()), float)
-            yield Piece(metrics, iterations, values, evaluation.file)
+    read = evaluations(run.folder) if run.own and evaluated else ()
+    for one in read:
+        values = np.array(list(one.scores.values()), float)
+        if one.scores:
+            at = np.full(len(values), one.iteration, np.int64)
+            yield Piece(tuple(one.scores), at, values, one.file)
     file = RunFolder(run.folder).metrics_file
-    for name, one in numbers.scores.items():
-        new = ~np.isin(one.iterations, known)
+    known, measured = [one.iteration for one in read], {name for one in read for name in one.scores}
+    for name, curve in (logged(run) if numbers is None else numbers).items():
+        new = np.full(len(curve.values), True)
+        if name in measured or is_score(name):
+            new = ~np.isin(curve.iterations, known)
         if new.any():
-            yield Piece(name, one.iterations[new], one.values[new], file)
-    for name, one in numbers.training.items():
-        yield Piece(name, one.iterations, one.values, file)
+            yield Piece((name,), curve.iterations[new], curve.values[new], file)
 
 
 def names(run: RunRecord) -> set[str]:
     """Returns the metrics of which a run has any value."""
-    found: set[str] = set()
-    for piece in pieces(run):
-        finite = np.isfinite(piece.values)
-        if isinstance(piece.metrics, str):
-            found |= {piece.metrics} if finite.any() else set()
-        else:
-            found |= {name for name, known in zip(piece.metrics, finite, strict=True) if known}
-    return found
+    return {
+        name
+        for piece in pieces(run)
+        for name, rows in piece.named()
+        if np.isfinite(piece.values[rows]).any()
+    }
 
 
 def curve(run: RunRecord, metric: str) -> Curve:
     """Returns the finite values of a metric by completed iterations, ascending."""
-    columns = [np.empty((2, 0))]
-    for piece in pieces(run):
-        if metric == piece.metrics:
-            columns.append(np.array([piece.iterations, piece.values]))
-        elif not isinstance(piece.metrics, str) and metric in piece.metrics:
-            at = piece.metrics.index(metric)
-            columns.append(np.array([piece.iterations[at : at + 1], piece.values[at : at + 1]]))
-    iterations, values = np.concatenate(columns, axis=1)
+    found = [
+        (piece.iterations[rows], piece.values[rows])
+        for piece in pieces(run)
+        if metric in piece.metrics
+        for name, rows in piece.named()
+        if name == metric
+    ]
+    iterations, values = np.concatenate([np.empty((2, 0)), *found], axis=1)
     order = np.argsort(iterations, kind="stable")
     order = order[np.isfinite(values[order])]
     return Curve(iterations[order].astype(np.int64), values[order])

@@ -29,34 +29,25 @@ class RunRecord(RunInfo):
 
 
 def load_runs(
-    roots: Path | Iterable[Path], skipped: list[str] | None = None
+    roots: Path | Iterable[Path], skipped: list[str] | None = None, *, plain: bool = False
 ) -> tuple[RunRecord, ...]:
     """Reads every ``run.json`` at or below `roots`, sorted by study, arm, schedule and seed.
 
     Args:
         roots: folders.
         skipped: takes the messages about runs that cannot be read, which are then left out.
+        plain: read plain Detectron2 folders too, see :func:`find_runs`.
 
     Raises:
         UserError: no run there; and unless `skipped` takes it, an unreadable ``run.json``, one run
             found twice, or two studies of one name.
     """
-    return _load(_roots(roots), skipped, plain=False)
-
-
-def find_runs(
-    roots: Path | Iterable[Path], skipped: list[str] | None = None
-) -> tuple[RunRecord, ...]:
-    """Reads what runs there are, plain Detectron2 folders too; otherwise as `load_runs`.
-
-    Of a plain Detectron2 folder (a ``metrics.json`` without ``run.json``) the study is the
-    folder's name; arm, schedule and state are "unknown".
-    """
-    return _load(_roots(roots), skipped, plain=True)
-
-
-def _load(roots: Sequence[Path], skipped: list[str] | None, plain: bool) -> tuple[RunRecord, ...]:
-    folders = {run.path.resolve(): run.path for root in roots for run in find_run_folders(root)}
+    paths = (roots,) if isinstance(roots, (str, Path)) else tuple(roots)
+    for path in paths:
+        if not Path(path).is_dir():
+            raise UserError(f"{path}: no such folder")
+    tops = [Path(path) for path in paths]
+    folders = {run.path.resolve(): run.path for top in tops for run in find_run_folders(top)}
     runs = []
     for path in folders.values():
         try:
@@ -64,9 +55,9 @@ def _load(roots: Sequence[Path], skipped: list[str] | None, plain: bool) -> tupl
         except UserError as error:
             skip(error, skipped)
     if plain:
-        runs += [_plain_record(path, study) for path, study in _plain_folders(roots).items()]
+        runs += [_plain_record(path, study) for path, study in _plain_folders(tops).items()]
     if not runs and not folders:
-        names = ", ".join(map(str, roots)) or "no folder given"
+        names = ", ".join(map(str, tops)) or "no folder given"
         what = "no run.json at or below it; is it a study's output?"
         if plain:
             what = "no run.json and no metrics.json at or below it; is it training's output?"
@@ -74,19 +65,22 @@ def _load(roots: Sequence[Path], skipped: list[str] | None, plain: bool) -> tupl
     return tuple(sorted(_distinct(runs, skipped), key=_sort_key))
 
 
+def find_runs(
+    roots: Path | Iterable[Path], skipped: list[str] | None = None
+) -> tuple[RunRecord, ...]:
+    """Reads what runs there are, plain Detectron2 folders too; otherwise as :func:`load_runs`.
+
+    Of a plain Detectron2 folder (a ``metrics.json`` without ``run.json``) the study is the
+    folder's name; arm, schedule and state are "unknown".
+    """
+    return load_runs(roots, skipped, plain=True)
+
+
 def skip(error: UserError, skipped: list[str] | None) -> None:
     """Keeps the message about a run that is left out; without a place to keep it, raises it."""
     if skipped is None:
         raise error
     skipped.append(str(error))
-
-
-def _roots(roots: Path | Iterable[Path]) -> tuple[Path, ...]:
-    paths = (roots,) if isinstance(roots, (str, Path)) else tuple(roots)
-    for path in paths:
-        if not Path(path).is_dir():
-            raise UserError(f"{path}: no such folder")
-    return tuple(Path(path) for path in paths)
 
 
 def _plain_folders(roots: Sequence[Path]) -> dict[Path, str]:
@@ -110,13 +104,13 @@ def _record(folder: RunFolder) -> RunRecord:
 def _plain_record(folder: Path, study: str) -> RunRecord:
     import yaml
 
-    solver: Any = {}
+    batch: Any = None
+    steps: Any = ()
     # Without it the images seen and the rate's drops stay unknown.
-    unusable = (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError)
-    with contextlib.suppress(*unusable):
+    unusable = (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError)
+    with contextlib.suppress(*unusable, AttributeError):
         solver = yaml.safe_load((folder / "config.yaml").read_text())["SOLVER"]
-    solver = solver if isinstance(solver, dict) else {}
-    batch, steps = solver.get("IMS_PER_BATCH"), solver.get("STEPS")
+        batch, steps = solver.get("IMS_PER_BATCH"), solver.get("STEPS")
     return RunRecord.model_construct(
         folder=folder,
         study=study,
@@ -151,28 +145,25 @@ def _distinct(runs: Sequence[RunRecord], skipped: list[str] | None) -> Iterator[
     for run in runs:
         key = (run.study, run.size, run.arm, run.schedule)
         twin = twins.setdefault((*key, run.seed), run)
-        same_schedule = schedules.setdefault(key, run)
-        same_study = studies.setdefault(run.study, run)
-        apart = same_study.folder.parents[2:3] != run.folder.parents[2:3]
+        other, what = schedules.setdefault(key, run), ""
+        if other.iterations != run.iterations:
+            what = f"{run.schedule} is {other.iterations} and {run.iterations} iterations"
+        else:
+            other = studies.setdefault(run.study, run)
+            apart = other.folder.parents[2:3] != run.folder.parents[2:3]
+            if apart and other.arm_order != run.arm_order:
+                what = f"arms {' and '.join(', '.join(o.arm_order) for o in (other, run))}"
         if twin is not run:
-            problem = UserError(
+            problem = (
                 f"{twin.folder} and {run.folder} hold the same run ({run.name} of study "
                 f"{run.study}); give only one of them, or rename one study"
             )
-        elif same_schedule.iterations != run.iterations:
-            lengths = f"{same_schedule.iterations} and {run.iterations} iterations"
-            problem = _namesakes(same_schedule, run, f"{run.schedule} is {lengths}")
-        elif apart and same_study.arm_order != run.arm_order:
-            arms = " and ".join(", ".join(one.arm_order) for one in (same_study, run))
-            problem = _namesakes(same_study, run, f"arms {arms}")
+        elif what:
+            problem = (
+                f"{other.folder} and {run.folder} belong to two studies named {run.study} ({what});"
+                " read them apart, or rename one"
+            )
         else:
             yield run
             continue
-        skip(problem, skipped)
-
-
-def _namesakes(first: RunRecord, second: RunRecord, what: str) -> UserError:
-    return UserError(
-        f"{first.folder} and {second.folder} belong to two studies named {first.study} ({what}); "
-        "read them apart, or rename one"
-    )
+        skip(UserError(problem), skipped)
