@@ -152,20 +152,13 @@ def load_config(path: Path, imports: Sequence[str] = ()) -> CfgNode:
     """Returns the frozen config that a run folder's ``config.yaml`` holds.
 
     It may be of an older version: keys that are no more (:data:`REMOVED`) are passed over.
-
-    Raises:
-        UserError: as :func:`merge_file` and :func:`default_config`.
     """
     content = _read(path)
-    svp = content.get("SVP")
-    own: Any = ()
-    if isinstance(svp, dict):
-        own = svp.get("IMPORTS")
-        for key in REMOVED:
-            *sections, name = key.split(".")[1:]
-            section = svp.get(sections[0]) if sections else svp
-            if isinstance(section, dict):
-                section.pop(name, None)
+    for key in REMOVED:
+        section, _, name = key.rpartition(".")
+        if isinstance(node := _node(content, section), dict):
+            node.pop(name, None)
+    own = _node(content, "SVP.IMPORTS")
     if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
         own = ()  # whatever it is, merging it says so
     cfg = default_config((*own, *imports), str(path))
@@ -226,10 +219,8 @@ def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> N
         UserError: unknown key (the nearest known one is named), or a value of another type.
     """
     for key, value in overrides.items():
-        node: Any = cfg
-        *sections, name = key.split(".")
-        for section in sections:
-            node = node.get(section) if isinstance(node, dict) else None
+        section, _, name = key.rpartition(".")
+        node = _node(cfg, section)
         if not isinstance(node, dict) or name not in node or isinstance(node[name], dict):
             raise UserError(f"{where}: {_unknown(key, flatten(cfg))}")
         before = node[name]
@@ -239,6 +230,13 @@ def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> N
             cfg.merge_from_list([key, value])
         if node[name] is None and before is not None:
             raise UserError(f"{where}: {key} has no value; it was {before!r}")
+
+
+def _node(content: Any, key: str) -> Any:
+    """Returns what nested mappings hold under a dotted key, None where they hold nothing."""
+    for part in key.split(".") if key else ():
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
 
 
 def config_text(cfg: CfgNode) -> str:
@@ -307,11 +305,7 @@ _WRONG_TYPE = re.compile(
 
 @contextlib.contextmanager
 def _explained(cfg: CfgNode, where: str, key: str = "") -> Iterator[None]:
-    """Makes a sentence of what merging raises.
-
-    yacs and fvcore validate with assertions and plain exceptions, and yacs reads every text as a
-    literal, which a deeply nested one exhausts.
-    """
+    """Makes a sentence of what merging raises: yacs and fvcore validate with plain exceptions."""
     try:
         yield
     except UserError:

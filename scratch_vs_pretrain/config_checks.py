@@ -58,6 +58,10 @@ VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: 1 <= value <= MOST_IMAGES_PER_BATCH,
         f"it must be at least 1 and at most {MOST_IMAGES_PER_BATCH:,}",
     ),
+    "SVP.LOAD": (("backbone", "detector").__contains__, "set it to backbone or detector"),
+    "SVP.FREEZE": (("", "backbone").__contains__, 'set it to backbone, or "" for nothing'),
+    "SVP.NORM_WEIGHTS": (("all", "affine_only").__contains__, "set it to all or affine_only"),
+    "SVP.TIMM.NORM": (("", "GN").__contains__, 'set it to GN, or "" for the network\'s own'),
     "SVP.ADMIT": (_are_names, "write a list of names"),
     "SVP.EVALUATORS": (_are_names, "write a list of registered names"),
 }

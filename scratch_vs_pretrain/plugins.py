@@ -29,20 +29,12 @@ def import_modules(names: Iterable[str], where: str) -> list[ModuleType]:
     """Imports modules in the order given; a second time in one process does nothing.
 
     `where` says who names them, for messages: a study file and key, or ``--import``.
-
-    Raises:
-        UserError: a name that is none, or a module that is not there or fails, as by registering
-            what is registered already.
     """
     return [_import(name, where) for name in names]
 
 
 def add_configs(modules: Iterable[ModuleType], cfg: Any) -> None:
-    """Lets each module that has an ``add_config(cfg)`` add its keys to a config.
-
-    Raises:
-        UserError: the function fails.
-    """
+    """Lets each module that has an ``add_config(cfg)`` add its keys to a config."""
     for module in modules:
         add_config = getattr(module, "add_config", None)
         if add_config is None:
@@ -62,11 +54,7 @@ def versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def registered(registry: Any, name: str, key: str) -> Any:
-    """Returns what one of Detectron2's kind of registries holds under a config value.
-
-    Raises:
-        UserError: it holds nothing of that name.
-    """
+    """Returns what one of Detectron2's kind of registries holds under a config value."""
     if name in registry:
         return registry.get(name)
     near = nearest(name, (known for known, _ in registry))

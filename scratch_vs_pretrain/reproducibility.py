@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.utils import comm
 
 from scratch_vs_pretrain import _detectron2
 
@@ -62,8 +61,6 @@ def provenance(device: str) -> dict[str, Any]:
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
-        "threads": torch.get_num_threads(),
-        "processes": comm.get_world_size(),
         "git_commit": git_commit(Path(__file__).parent),
         "versions": {
             "python": platform.python_version(),

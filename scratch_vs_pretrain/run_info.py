@@ -88,15 +88,15 @@ class PretrainingCost(Model):
 
 
 class Loaded(Model):
-    """What became of a checkpoint's tensors, as :class:`.LoadReport` has it."""
+    """What became of a checkpoint's tensors."""
 
-    loaded: Count = 0
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    mismatched: tuple[str, ...] = ()
-    reinitialized: tuple[str, ...] = ()
-    layout: str | None = None
-    prefix: str = ""
+    loaded: Count = 0  # in the bottom-up network, VGG's fc6 and fc7 included, or in the detector
+    missing: tuple[str, ...] = ()  # what the checkpoint lacks of them
+    unexpected: tuple[str, ...] = ()  # what of it was not used: classifier, heads, optimizer
+    mismatched: tuple[str, ...] = ()  # names with both shapes
+    reinitialized: tuple[str, ...] = ()  # what ``load: detector`` found nothing for
+    layout: str | None = None  # whose names the checkpoint has
+    prefix: str = ""  # what stood before them
 
 
 class Taken(Model):

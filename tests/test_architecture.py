@@ -25,15 +25,15 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_368,
-    "study": 4_430,
-    "training": 2_240,
+    "": 2_351,
+    "study": 4_418,
+    "training": 2_170,
     "evaluation": 1_213,
-    "pretraining": 636,
+    "pretraining": 634,
     "data": 2_902,
-    "modeling": 2_084,
+    "modeling": 1_995,
     "analysis": 6_945,
-    "cli": 1_030,
+    "cli": 1_026,
 }
 MOST_LINES_OF_A_MODULE = 400
 FEW_LINES = 60

@@ -72,11 +72,10 @@ def _convert_weights(options: argparse.Namespace) -> int:
 
     report = convert_file(options.source, options.output, options.arch)
     print(f"{options.output}: {options.arch}, from {report.layout} names")
-    for what in ("loaded", "missing", "unexpected", "mismatched"):
+    print(f"{'loaded':<10} {report.loaded}")
+    for what in ("missing", "unexpected", "mismatched"):
         names = getattr(report, what)
-        # Those that were taken over need no list.
-        listed = f": {', '.join(names)}" if names and what != "loaded" else ""
-        print(f"{what:<10} {len(names)}{listed}")
+        print(f"{what:<10} {len(names)}" + (f": {', '.join(names)}" if names else ""))
     return 0
 
 

@@ -19,7 +19,7 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
 
-from scratch_vs_pretrain.config_checks import SMALLEST_BATCH, missing_warmup
+from scratch_vs_pretrain.config_checks import SMALLEST_BATCH
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import bottom_up_of
 
@@ -36,9 +36,10 @@ def check_trainable(
     images_per_process: int,
     optimizer: optim.Optimizer | None = None,
 ) -> None:
-    """Refuses a model or recipe that would train, but not what it should.
+    """Refuses a built model that would train, but not what it should.
 
-    With MODEL.WEIGHTS the bottom-up network may be frozen; SVP.ADMIT names checks not to make.
+    With MODEL.WEIGHTS the bottom-up network may be frozen; SVP.ADMIT names checks not to make. What
+    configs alone tell, the study's audit has looked at.
 
     Args:
         model: as built, before it is wrapped for distributed training.
@@ -50,10 +51,9 @@ def check_trainable(
     """
     pretrained = set(bottom_up_of(model).modules()) if cfg.MODEL.WEIGHTS else set()
     found = {
-        "frozen-stages-from-scratch": _frozen_parameters(model, cfg, pretrained),
+        "frozen-stages-from-scratch": _frozen_parameters(model, pretrained),
         "frozen-norm-from-scratch": frozen_norms(model, pretrained),
         "small-batch-norm": _small_batch_norms(model, images_per_process),
-        "no-warm-up": missing_warmup(cfg),
     }
     problems = [p for check, each in found.items() if check not in cfg.SVP.ADMIT for p in each]
     if optimizer is not None:
@@ -63,9 +63,7 @@ def check_trainable(
         raise UserError(f"this cannot train from {start}: " + "; ".join(problems))
 
 
-def _frozen_parameters(
-    model: nn.Module, cfg: CfgNode, pretrained: Container[nn.Module]
-) -> list[str]:
+def _frozen_parameters(model: nn.Module, pretrained: Container[nn.Module]) -> list[str]:
     """Finds parameters that get no gradient, outside of modules that are pre-trained."""
     names = [
         f"{name}.{key}" if name else key
@@ -74,13 +72,8 @@ def _frozen_parameters(
         for key, parameter in module.named_parameters(recurse=False)
         if not parameter.requires_grad
     ]
-    found = f" ({some(names, NAMES_SHOWN)})" if names else ""
-    freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
-    if freeze_at > 0 and not cfg.MODEL.WEIGHTS:
-        return [f"MODEL.BACKBONE.FREEZE_AT is {freeze_at} and freezes stages{found}; set it to 0"]
-    if cfg.SVP.FREEZE and not cfg.MODEL.WEIGHTS:
-        return [f"SVP.FREEZE is {cfg.SVP.FREEZE} and keeps it random{found}; leave it out"]
-    return _problem(names, "{} parameters are frozen ({}); set requires_grad on them")
+    text = "{} parameters are frozen ({}); set MODEL.BACKBONE.FREEZE_AT to 0, leave freeze out, or "
+    return _problem(names, f"{text}set requires_grad on them")
 
 
 def frozen_norms(model: nn.Module, pretrained: Container[nn.Module] = ()) -> list[str]:

@@ -57,33 +57,57 @@ MARKERS = {
 # DINO's student, whose teacher is the one that DINO evaluates.
 NOT_THE_NETWORK = ("encoder_k", "momentum", "target", "student")
 
-# Stage, block, convolution and parameter; torchvision counts stages from 1, Detectron2 from 2.
-_TORCHVISION = (
-    (r"conv1\.()()()(\w+)", "stem.conv1.{p}"),
-    (r"bn1\.()()()(\w+)", "stem.conv1.norm.{p}"),
-    (r"layer(\d)\.(\d+)\.conv(\d)\.(\w+)", "res{s}.{b}.conv{c}.{p}"),
-    (r"layer(\d)\.(\d+)\.bn(\d)\.(\w+)", "res{s}.{b}.conv{c}.norm.{p}"),
-    (r"layer(\d)\.(\d+)\.downsample\.0()\.(\w+)", "res{s}.{b}.shortcut.{p}"),
-    (r"layer(\d)\.(\d+)\.downsample\.1()\.(\w+)", "res{s}.{b}.shortcut.norm.{p}"),
-)
-# Hugging Face counts stages and convolutions from 0.
-_HUGGING_FACE = (
-    (r"embedder\.embedder()()()", "stem.conv1"),
-    (r"encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.(\d)", "res{s}.{b}.conv{c}"),
-    (r"encoder\.stages\.(\d)\.layers\.(\d+)\.shortcut()", "res{s}.{b}.shortcut"),
-)
-_HUGGING_FACE_KINDS = ((r"\.convolution\.(\w+)", ".{p}"), (r"\.normalization\.(\w+)", ".norm.{p}"))
-# Of each layout: its patterns, and what is added to its numbers of stages and convolutions.
-_PATTERNS = {
-    "torchvision": (_TORCHVISION, 1, 0),
-    "Hugging Face": (
-        [(a + c, b + d) for a, b in _HUGGING_FACE for c, d in _HUGGING_FACE_KINDS],
-        2,
-        1,
+# Patterns of names, and what stands for each in Detectron2's; "res1+1" is res2.
+Rules = tuple[tuple[str, str], ...]
+
+
+def _resnet(conv1: str, bn1: str, layer: str, shift: str) -> Rules:
+    """Returns torchvision's names, by what it calls the stem's layers and the stages."""
+    return (
+        (rf"{conv1}\.(\w+)", r"stem.conv1.\1"),
+        (rf"{bn1}\.(\w+)", r"stem.conv1.norm.\1"),
+        (rf"{layer}\.(\d+)\.conv(\d)\.(\w+)", rf"res\1{shift}.\2.conv\3.\4"),
+        (rf"{layer}\.(\d+)\.bn(\d)\.(\w+)", rf"res\1{shift}.\2.conv\3.norm.\4"),
+        (rf"{layer}\.(\d+)\.downsample\.0\.(\w+)", rf"res\1{shift}.\2.shortcut.\3"),
+        (rf"{layer}\.(\d+)\.downsample\.1\.(\w+)", rf"res\1{shift}.\2.shortcut.norm.\3"),
+    )
+
+
+_OWN: Rules = ((r"((?:stem|res[2-5])\..*)", r"\1"),)
+_HUGGING_FACE = r"encoder\.stages\.(\d)\.layers\.(\d+)\."
+# torchvision counts VGG's ReLUs and poolings, too; VGG-19's numbers are others from conv3_4 on.
+_FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+_CLASSIFIER = {r"classifier\.0": "box_head.fc1", r"classifier\.3": "box_head.fc2"}
+RULES: dict[str, Rules] = {
+    "detectron2": _OWN,
+    "caffe2": _OWN,  # after Detectron2's own renaming
+    "torchvision": _resnet("conv1", "bn1", r"layer(\d)", "+1"),
+    # torchvision's children in a Sequential, by their places.
+    "Lightly": _resnet("0", "1", "([4-7])", "-2"),
+    "Hugging Face": tuple(
+        (rf"{place}\.{kind}\.(\w+)", rf"{name}{norm}.\{parameter}")
+        for place, name, parameter in (
+            (r"embedder\.embedder", "stem.conv1", 1),
+            (rf"{_HUGGING_FACE}layer\.(\d)", r"res\1+2.\2.conv\3+1", 4),
+            (rf"{_HUGGING_FACE}shortcut", r"res\1+2.\2.shortcut", 3),
+        )
+        for kind, norm in (("convolution", ""), ("normalization", ".norm"))
+    ),
+    # Convolutions that VGG-16 lacks are renamed, too, so that VGG-19 is not taken for it.
+    "detectron2 VGG": ((r"(conv\d_\d|box_head\.fc[12])\.(weight|bias)", r"\1.\2"),),
+    "torchvision VGG": tuple(
+        (rf"{place}\.(weight|bias)", rf"{name}.\1")
+        for place, name in (
+            *zip((rf"features\.{n}" for n in _FEATURES), vgg.LAYERS, strict=True),
+            *_CLASSIFIER.items(),
+        )
+    ),
+    "caffe2 VGG": (
+        *((r"(conv\d_\d)_w", r"\1.weight"), (r"(conv\d_\d)_b", r"\1.bias")),
+        *((r"fc([67])_w", r"box_head.fc\1-5.weight"), (r"fc([67])_b", r"box_head.fc\1-5.bias")),
     ),
 }
-# Lightly keeps torchvision's children in a Sequential, by their places.
-_PLACES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+_OWN_NAMES = "its own"
 
 # Networks that are none of the known, by a key that they have.
 _FAMILIES = {
@@ -92,28 +116,6 @@ _FAMILIES = {
     r"|layer\.0\.attention\.(attention\.query|q_proj)\.",
     "ConvNeXt": r"stages\.0\.(blocks\.|layers\.)?0\.(conv_dw|dwconv|depthwise)",
 }
-_BACKBONE_NAME = re.compile(r"^(stem|res[2-5])\.")
-
-_FC_LAYERS = ("box_head.fc1", "box_head.fc2")
-# What each layout calls VGG-16's layers. conv1_1 to conv5_3 have these names in two of them;
-# torchvision counts ReLUs and poolings, too, and VGG-19's numbers are others from conv3_4 on.
-_VGG_LAYERS = {
-    "detectron2 VGG": {name: name for name in _FC_LAYERS},
-    "torchvision VGG": dict(
-        zip(
-            (
-                *(f"features.{n}" for n in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)),
-                "classifier.0",
-                "classifier.3",
-            ),
-            (*vgg.LAYERS, *_FC_LAYERS),
-            strict=True,
-        )
-    ),
-    "caffe2 VGG": dict(zip(("fc6", "fc7"), _FC_LAYERS, strict=True)),
-}
-_OWN_NAMES = "its own"
-_VGG_KEY = re.compile(r"^(.+)[._](w|weight|b|bias)$")
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,6 @@ class BackboneWeights:
         others: keys of the checkpoint that are no part of the backbone, as they are there.
         layout: a key of :data:`MARKERS`, or "its own" for a network's own names.
         prefix: what stood before the backbone's names.
-        norm: "BN" (with running statistics), "fused BN" (Caffe2: statistics multiplied into scale
-            and shift), or "": GroupNorm, or none.
         surplus: those of `others` that say that the file is of another, deeper network.
     """
 
@@ -133,7 +133,6 @@ class BackboneWeights:
     others: tuple[str, ...]
     layout: str
     prefix: str
-    norm: str
     surplus: tuple[str, ...] = ()
 
 
@@ -148,7 +147,8 @@ def to_detectron2(
             or what its method ``name_in_files(name)`` says.
 
     Raises:
-        UserError: no known layout; or several networks, none of which is the obvious one.
+        UserError: no known layout; several networks, none of which is the obvious one; or Caffe2's
+            fused BatchNorm, whose names cannot be told from GroupNorm's.
     """
     own = _names_in_files(network)
     markers = _own_markers(own) if own else MARKERS
@@ -160,19 +160,25 @@ def to_detectron2(
     for key, tensor in state.items():
         name = None
         if layout == "detectron2 VGG" and key.startswith(heads):
-            name = _rename(key.removeprefix(heads), layout)
+            name = renamed(key.removeprefix(heads), RULES[layout])
         elif key.startswith(prefix):
             rest = key.removeprefix(prefix)
-            name = own.get(rest) if own else _rename(rest, layout)
+            if layout == "caffe2":
+                rest = convert_basic_c2_names([rest])[0]
+            name = own.get(rest) if own else renamed(rest, RULES[layout])
         if name is None:
             others.append(key)
         elif name in tensors:
             raise UserError(f"{source}: two of its tensors are called {name} in Detectron2")
         else:
             tensors[name] = tensor
-    norm = _norm(tensors, state, layout)
+    if layout == "caffe2" and any(key.endswith("_bn_s") for key in state):
+        raise UserError(
+            f"{source}: its BatchNorm is fused into a fixed scale and shift, which only FrozenBN "
+            "can use; take a checkpoint with running statistics (for SyncBN) or with GroupNorm"
+        )
     surplus = tuple(key for key in others if _is_one_more(key.removeprefix(prefix), own))
-    return BackboneWeights(tensors, tuple(others), layout, prefix, norm, surplus)
+    return BackboneWeights(tensors, tuple(others), layout, prefix, surplus)
 
 
 def _is_one_more(name: str, own: Mapping[str, str]) -> bool:
@@ -210,14 +216,12 @@ def convert(
     """Returns the backbone of `state` under Detectron2's names, checked to be `architecture`.
 
     Raises:
-        UserError: unknown architecture, or the checkpoint is of another one, which is named; or
-            its BatchNorm is fused.
+        UserError: unknown architecture, or the checkpoint is of another one, which is named.
     """
     if architecture not in ARCHITECTURE_NAMES:
         known = ", ".join(ARCHITECTURE_NAMES)
         raise UserError(f"{architecture}: unknown architecture; use one of {known}")
     weights = to_detectron2(state, source)
-    refuse_fused(weights, source)
     expected, found = _expected_shapes(architecture, weights.tensors), _shapes(weights.tensors)
     if expected != found:
         differing = [name for name in expected if expected[name] != found.get(name, expected[name])]
@@ -230,15 +234,6 @@ def convert(
     return weights
 
 
-def refuse_fused(weights: BackboneWeights, source: str) -> None:
-    """Raises UserError for Caffe2's BatchNorm, whose names cannot be told from GroupNorm's."""
-    if weights.norm == "fused BN":
-        raise UserError(
-            f"{source}: its BatchNorm is fused into a fixed scale and shift, which only FrozenBN "
-            "can use; take a checkpoint with running statistics (for SyncBN) or with GroupNorm"
-        )
-
-
 def _expected_shapes(
     architecture: str, tensors: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
@@ -249,11 +244,11 @@ def _expected_shapes(
 @functools.cache
 def _shapes_of(architecture: str, norm: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        network = vgg.vgg16() if architecture == VGG16 else _resnet(architecture, norm)
+        network = vgg.vgg16() if architecture == VGG16 else _build_resnet(architecture, norm)
     return _shapes(network.state_dict())
 
 
-def _resnet(architecture: str, norm: str) -> nn.Module:
+def _build_resnet(architecture: str, norm: str) -> nn.Module:
     cfg = default_config()
     resnets = {"NORM": norm, "STRIDE_IN_1X1": False, **ARCHITECTURES[architecture]}
     settings = {f"MODEL.RESNETS.{key}": value for key, value in resnets.items()}
@@ -311,43 +306,14 @@ def _same_network(state: Mapping[str, Tensor], one: str, other: str) -> bool:
     return all(torch.equal(state[one + name], state[other + name]) for name in common)
 
 
-def _rename(key: str, layout: str) -> str | None:
-    if layout in _VGG_LAYERS:
-        return _from_vgg(key, _VGG_LAYERS[layout])
-    if layout == "Lightly":
-        place, _, rest = key.partition(".")
-        key, layout = f"{_PLACES.get(place)}.{rest}", "torchvision"
-    if layout in _PATTERNS:
-        return _from_pattern(key, layout)
-    name = convert_basic_c2_names([key])[0] if layout == "caffe2" else key
-    return name if _BACKBONE_NAME.match(name) else None
-
-
-def _from_pattern(key: str, layout: str) -> str | None:
-    patterns, stages, convolutions = _PATTERNS[layout]
-    for pattern, name in patterns:
+def renamed(key: str, rules: Rules) -> str | None:
+    """Returns what the first of the rules that fits makes of a name, None where none does."""
+    for pattern, name in rules:
         if match := re.fullmatch(pattern, key):
-            stage, block, number, p = match.groups()
-            return name.format(
-                s=int(stage or 0) + stages, b=block, c=int(number or 0) + convolutions, p=p
+            return re.sub(
+                r"(\d+)([+-]\d)", lambda sum_: str(int(sum_[1]) + int(sum_[2])), match.expand(name)
             )
     return None
-
-
-def _from_vgg(key: str, layers: Mapping[str, str]) -> str | None:
-    match = _VGG_KEY.match(key)
-    if not match:
-        return None
-    # A convolution that VGG-16 lacks is renamed, too, so that VGG-19 is not taken for it.
-    layer = match[1] if re.fullmatch(r"conv\d_\d", match[1]) else layers.get(match[1])
-    return layer and f"{layer}.{'weight' if match[2].startswith('w') else 'bias'}"
-
-
-def _norm(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], layout: str) -> str:
-    if any(name.endswith(".running_mean") for name in tensors):
-        return "BN"
-    fused = layout == "caffe2" and any(key.endswith("_bn_s") for key in state)
-    return "fused BN" if fused else ""
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,6 @@ values that the other arms have for the same seed.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,15 +21,16 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import bottom_up_of
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
 from scratch_vs_pretrain.modeling.checks import norm_layers
+from scratch_vs_pretrain.modeling.conversion import renamed
 from scratch_vs_pretrain.modeling.timm_backbone import TimmBackbone
 from scratch_vs_pretrain.modeling.vgg import pretrained_part
 from scratch_vs_pretrain.modeling.weights import (
-    LoadReport,
     check_finite,
     check_input,
     input_settings,
     match_backbone,
 )
+from scratch_vs_pretrain.run_info import Loaded
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -39,22 +39,20 @@ if TYPE_CHECKING:
 _NORMED = r"\.((?:1\.\w|[wb])\w+)"
 _BLOCK = rf"(?:\.0|(?=\.1)){_NORMED}"
 _TORCHVISION = (
-    (rf"backbone\.fpn\.inner_blocks\.(\d)(?:\.0)?{_NORMED}", "backbone.fpn_lateral{level}.{p}"),
-    (rf"backbone\.fpn\.layer_blocks\.(\d)(?:\.0)?{_NORMED}", "backbone.fpn_output{level}.{p}"),
-    (r"rpn\.head\.conv\.(\d)\.0\.(\w+)", "proposal_generator.rpn_head.conv.conv{n}.{p}"),
-    (r"rpn\.head\.conv()\.(\w+)", "proposal_generator.rpn_head.conv.{p}"),
-    (r"rpn\.head\.cls_logits()\.(\w+)", "proposal_generator.rpn_head.objectness_logits.{p}"),
-    (r"rpn\.head\.bbox_pred()\.(\w+)", "proposal_generator.rpn_head.anchor_deltas.{p}"),
-    (r"roi_heads\.box_head\.fc6()\.(\w+)", "roi_heads.box_head.fc1.{p}"),
-    (r"roi_heads\.box_head\.fc7()\.(\w+)", "roi_heads.box_head.fc2.{p}"),
-    (rf"roi_heads\.box_head\.(\d){_BLOCK}", "roi_heads.box_head.conv{next}.{p}"),
-    (r"roi_heads\.box_head\.(\d)\.(\w+)", "roi_heads.box_head.fc1.{p}"),
-    (rf"roi_heads\.mask_head\.(\d){_BLOCK}", "roi_heads.mask_head.mask_fcn{next}.{p}"),
-    (r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", "roi_heads.mask_head.mask_fcn{n}.{p}"),
-    (r"roi_heads\.mask_predictor\.conv5_mask()\.(\w+)", "roi_heads.mask_head.deconv.{p}"),
-    (r"roi_heads\.mask_predictor\.mask_fcn_logits()\.(\w+)", "roi_heads.mask_head.predictor.{p}"),
-    (r"roi_heads\.box_predictor\.cls_score()\.(\w+)", "roi_heads.box_predictor.cls_score.{p}"),
-    (r"roi_heads\.box_predictor\.bbox_pred()\.(\w+)", "roi_heads.box_predictor.bbox_pred.{p}"),
+    (rf"backbone\.fpn\.inner_blocks\.(\d)(?:\.0)?{_NORMED}", r"backbone.fpn_lateral\1+2.\2"),
+    (rf"backbone\.fpn\.layer_blocks\.(\d)(?:\.0)?{_NORMED}", r"backbone.fpn_output\1+2.\2"),
+    (r"rpn\.head\.conv\.(\d)\.0\.(\w+)", r"proposal_generator.rpn_head.conv.conv\1.\2"),
+    (r"rpn\.head\.conv\.(\w+)", r"proposal_generator.rpn_head.conv.\1"),
+    (r"rpn\.head\.cls_logits\.(\w+)", r"proposal_generator.rpn_head.objectness_logits.\1"),
+    (r"rpn\.head\.bbox_pred\.(\w+)", r"proposal_generator.rpn_head.anchor_deltas.\1"),
+    (r"roi_heads\.box_head\.fc([67])\.(\w+)", r"roi_heads.box_head.fc\1-5.\2"),
+    (rf"roi_heads\.box_head\.(\d){_BLOCK}", r"roi_heads.box_head.conv\1+1.\2"),
+    (r"roi_heads\.box_head\.\d\.(\w+)", r"roi_heads.box_head.fc1.\1"),
+    (rf"roi_heads\.mask_head\.(\d){_BLOCK}", r"roi_heads.mask_head.mask_fcn\1+1.\2"),
+    (r"(roi_heads\.mask_head\.mask_fcn\d\.\w+)", r"\1"),
+    (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"roi_heads.mask_head.deconv.\1"),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"roi_heads.mask_head.predictor.\1"),
+    (r"(roi_heads\.box_predictor\.(?:cls_score|bbox_pred)\.\w+)", r"\1"),
 )
 # torchvision's COCO models have an output for each of the 91 ids, of which 80 are in use.
 _COCO_IDS = 91
@@ -65,7 +63,7 @@ def match_detector(
     state: Mapping[str, Tensor],
     source: str = "the checkpoint",
     norm_weights: str = "all",
-) -> tuple[LoadReport, dict[str, Tensor]]:
+) -> tuple[Loaded, dict[str, Tensor]]:
     """Returns what loading a detector would do, and the tensors by their names in the model.
 
     The bottom-up network is filled completely, of the rest what fits.
@@ -92,17 +90,12 @@ def match_detector(
         raise UserError(f"{source}: {_nothing_fits(rest, found)}")
     check_finite(fitting, source)
     used = {key for key, name in _names(state).items() if name in fitting} | fitting.keys()
-    return (
-        dataclasses.replace(
-            report,
-            loaded=(*report.loaded, *fitting),
-            reinitialized=tuple(
-                name for name in rest if name not in fitting and "num_batches" not in name
-            ),
-            unexpected=tuple(key for key in report.unexpected if key not in used),
-        ),
-        {**tensors, **fitting},
-    )
+    changes = {
+        "loaded": report.loaded + len(fitting),
+        "reinitialized": tuple(n for n in rest if n not in fitting and "num_batches" not in n),
+        "unexpected": tuple(key for key in report.unexpected if key not in used),
+    }
+    return report.model_copy(update=changes), {**tensors, **fitting}
 
 
 def _fits(
@@ -148,13 +141,11 @@ def heads_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _from_torchvision(key: str, several: bool) -> str | None:
     """Renames a key; `several` convolutions in the RPN are numbered, one alone is not."""
-    for pattern, name in _TORCHVISION:
-        if match := re.fullmatch(pattern, key):
-            number = int(match[1] or 0)
-            parameter = match[2].replace("1.", "norm.")
-            found = name.format(level=number + 2, next=number + 1, n=number, p=parameter)
-            return found if several else found.replace("rpn_head.conv.conv0", "rpn_head.conv")
-    return None
+    name = renamed(key, _TORCHVISION)
+    if name is None:
+        return None
+    name = re.sub(r"\.1\.(\w+)$", r".norm.\1", name)
+    return name if several else name.replace("rpn_head.conv.conv0", "rpn_head.conv")
 
 
 def _reordered(name: str, tensor: Tensor) -> Tensor:
@@ -175,13 +166,7 @@ def _coco_ids() -> list[int]:
     return [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
 
 
-LOADS = ("backbone", "detector")
-FREEZES = ("", "backbone")
-
-
-def match_initial(
-    model: nn.Module, cfg: CfgNode
-) -> tuple[LoadReport, nn.Module, dict[str, Tensor]]:
+def match_initial(model: nn.Module, cfg: CfgNode) -> tuple[Loaded, nn.Module, dict[str, Tensor]]:
     """Returns what MODEL.WEIGHTS fills, the part of the model that it fills, and with what.
 
     The model, which may be on the meta device, is not changed.
@@ -190,8 +175,6 @@ def match_initial(
         UserError: the file cannot be read, was trained with other pixels, or does not fit.
     """
     weights = cfg.MODEL.WEIGHTS
-    if cfg.SVP.LOAD not in LOADS:
-        raise UserError(f"SVP.LOAD: {cfg.SVP.LOAD!r}; use {' or '.join(LOADS)}")
     check_input(cfg, _origin(weights), weights)
     of_detector = cfg.SVP.LOAD == "detector"
     match = match_detector if of_detector else match_backbone
@@ -207,7 +190,7 @@ def _origin(weights: str) -> dict[str, Any]:
     return read_metadata(weights)
 
 
-def load_initial(model: nn.Module, cfg: CfgNode) -> LoadReport | None:
+def load_initial(model: nn.Module, cfg: CfgNode) -> Loaded | None:
     """Fills a run's model; returns None if its weights are to be random.
 
     Raises:
@@ -224,10 +207,8 @@ def freeze(model: nn.Module, cfg: CfgNode) -> None:
     """Freezes what SVP.FREEZE names: with "backbone" the bottom-up network, statistics included.
 
     Raises:
-        UserError: another name, or a BatchNorm of timm, which is more than a norm.
+        UserError: a BatchNorm of timm, which is more than a norm.
     """
-    if cfg.SVP.FREEZE not in FREEZES:
-        raise UserError(f'SVP.FREEZE: {cfg.SVP.FREEZE!r}; use backbone, or "" for nothing')
     if not cfg.SVP.FREEZE:
         return
     bottom_up = bottom_up_of(model)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 BACKBONE = "build_svp_timm_fpn_backbone"
-NORMS: dict[str, dict[str, Any]] = {"": {}, "GN": {"norm_layer": "groupnorm"}}
 LEVELS = ("res2", "res3", "res4", "res5")
 
 
@@ -37,9 +36,7 @@ class TimmBackbone(Backbone):
     def __init__(self, name: str, norm: str = "") -> None:
         super().__init__()
         self.family = name  # for messages
-        if norm not in NORMS:
-            raise UserError(f'SVP.TIMM.NORM: {norm!r}; use GN, or "" for the network\'s own')
-        self.net = _create(name, NORMS[norm])
+        self.net = _create(name, {"norm_layer": "groupnorm"} if norm == "GN" else {})
         info: Any = self.net.feature_info
         self._shapes = {
             f"res{int(math.log2(stride))}": ShapeSpec(channels=channels, stride=stride)

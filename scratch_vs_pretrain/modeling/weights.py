@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,56 +21,30 @@ from scratch_vs_pretrain.modeling.conversion import (
     BackboneWeights,
     convert,
     describe,
-    refuse_fused,
     to_detectron2,
 )
 from scratch_vs_pretrain.modeling.vgg import pretrained_part
+from scratch_vs_pretrain.run_folder import write_json
+from scratch_vs_pretrain.run_info import Loaded, PretrainingCost
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
     from torch import nn
 
-NORM_WEIGHTS = ("all", "affine_only")
 NAMES_SHOWN = 20
 COUNTER = "num_batches_tracked"
 STATISTICS = ("running_mean", "running_var", COUNTER)
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of a checkpoint's tensors.
-
-    Attributes:
-        loaded: names in the bottom-up network; VGG's fc6 and fc7 are in ``box_head``.
-        missing: what the checkpoint lacks of them.
-        unexpected: the checkpoint's keys that were not used (classifier, heads, optimizer).
-        mismatched: names with both shapes.
-        layout, prefix: whose names the checkpoint has, and what stood before them.
-        reinitialized: names outside of the backbone that ``load: detector`` found nothing for.
-    """
-
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[str, ...]
-    layout: str
-    prefix: str
-    reinitialized: tuple[str, ...] = ()
-
-    def summary(self) -> dict[str, Any]:
-        """Returns the report for run.json: the loaded names are counted, the others listed."""
-        return {**dataclasses.asdict(self), "loaded": len(self.loaded)}
-
-    def text(self, source: str) -> str:
-        """Returns a sentence on what a detector's checkpoint was used for."""
-        said = [f"{len(self.loaded)} tensors are from {source}"]
-        if self.reinitialized:
-            random = ", ".join(self.reinitialized)
-            said.append(f"{random} start at random, as in arms from scratch")
-        if self.unexpected:
-            more = some(self.unexpected, NAMES_SHOWN)
-            said.append(f"{len(self.unexpected)} are left over ({more})")
-        return "; ".join(said)
+def report_text(report: Loaded, source: str) -> str:
+    """Returns a sentence on what a detector's checkpoint was used for."""
+    said = [f"{report.loaded} tensors are from {source}"]
+    if report.reinitialized:
+        said.append(f"{', '.join(report.reinitialized)} start at random, as in arms from scratch")
+    if report.unexpected:
+        more = some(report.unexpected, NAMES_SHOWN)
+        said.append(f"{len(report.unexpected)} are left over ({more})")
+    return "; ".join(said)
 
 
 def write_backbone(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -81,7 +53,7 @@ def write_backbone(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str
     save(path, {"model": model, "svp": metadata})
 
 
-def convert_file(source: str | Path, output: Path, architecture: str) -> LoadReport:
+def convert_file(source: str | Path, output: Path, architecture: str) -> Loaded:
     """Writes the backbone of a checkpoint under Detectron2's names, for any study's arm.
 
     Args:
@@ -105,8 +77,16 @@ def convert_file(source: str | Path, output: Path, architecture: str) -> LoadRep
     }
     # What `svp pretrain` noted about pixels still holds.
     write_backbone(output, weights.tensors, {**read_metadata(source), "converted": converted})
-    return LoadReport(
-        tuple(weights.tensors), (), weights.others, (), weights.layout, weights.prefix
+    # And what it cost, which lies beside the file.
+    cost = PretrainingCost.file(output)
+    cost.unlink(missing_ok=True)
+    if noted := PretrainingCost.of(source):
+        write_json(cost, noted["cost"])
+    return Loaded(
+        loaded=len(weights.tensors),
+        unexpected=weights.others,
+        layout=weights.layout,
+        prefix=weights.prefix,
     )
 
 
@@ -115,7 +95,7 @@ def match_backbone(
     state: Mapping[str, Tensor],
     source: str = "the checkpoint",
     norm_weights: str = "all",
-) -> tuple[LoadReport, dict[str, Tensor]]:
+) -> tuple[Loaded, dict[str, Tensor]]:
     """Returns what fills the bottom-up network completely, by its names, and a report on it.
 
     FPN, RPN and heads keep their initialization, also if the checkpoint is a whole detector; but
@@ -132,21 +112,17 @@ def match_backbone(
         UserError: anything less than 100 % of the bottom-up's parameters and buffers; a checkpoint
             of a deeper network; BatchNorm into GroupNorm unless asked for; non-finite weights.
     """
-    if norm_weights not in NORM_WEIGHTS:
-        raise UserError(f"SVP.NORM_WEIGHTS: {norm_weights!r}; use {' or '.join(NORM_WEIGHTS)}")
     bottom_up = pretrained_part(model)
     weights = to_detectron2(state, source, bottom_up)
-    tensors = dict(weights.tensors)
     statistics = _unused_statistics(weights, bottom_up, norm_weights, source)
-    for name in statistics:
-        del tensors[name]
+    tensors = {name: t for name, t in weights.tensors.items() if name not in statistics}
     own = bottom_up.state_dict()
     common = [name for name in own if name in tensors]
     mismatched = [name for name in common if own[name].shape != tensors[name].shape]
-    missing = [name for name in own if name not in tensors and not name.endswith(COUNTER)]
-    report = LoadReport(
-        loaded=tuple(name for name in common if name not in mismatched),
-        missing=tuple(missing),
+    loaded = {name: tensors[name] for name in common if name not in mismatched}
+    report = Loaded(
+        loaded=len(loaded),
+        missing=tuple(n for n in own if n not in tensors and not n.endswith(COUNTER)),
         unexpected=(*(n for n in tensors if n not in own), *statistics, *weights.others),
         mismatched=tuple(
             f"{name} {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
@@ -157,7 +133,6 @@ def match_backbone(
     )
     more = [name for name in report.unexpected if _changes_network(name, tensors, bottom_up)]
     _check_complete(report, [*weights.surplus, *more], tensors, source)
-    loaded = {name: tensors[name] for name in report.loaded}
     check_finite(loaded, source)
     return report, loaded
 
@@ -191,9 +166,8 @@ def _unused_statistics(
     weights: BackboneWeights, bottom_up: nn.Module, norm_weights: str, source: str
 ) -> list[str]:
     """Returns the file's running statistics that GroupNorm has no place for."""
-    kinds = {kind for _, _, kind in norm_layers(bottom_up)}
-    refuse_fused(weights, source)
-    if weights.norm != "BN" or "GN" not in kinds:
+    found = [name for name in weights.tensors if name.endswith(STATISTICS)]
+    if not found or "GN" not in {kind for *_, kind in norm_layers(bottom_up)}:
         return []
     if norm_weights == "all":
         raise UserError(
@@ -202,11 +176,11 @@ def _unused_statistics(
             "pre-trained network; take a GroupNorm checkpoint, set SyncBN in both arms, or ask for "
             "scale and shift alone with SVP.NORM_WEIGHTS: affine_only in the overrides"
         )
-    return [name for name in weights.tensors if name.endswith(STATISTICS)]
+    return found
 
 
 def _check_complete(
-    report: LoadReport, surplus: Sequence[str], tensors: Mapping[str, Tensor], source: str
+    report: Loaded, surplus: Sequence[str], tensors: Mapping[str, Tensor], source: str
 ) -> None:
     found = [
         f"{len(names)} {what} ({some(names, NAMES_SHOWN)})"
@@ -219,13 +193,13 @@ def _check_complete(
     ]
     if not found:
         return
-    needed = len(report.loaded) + len(report.missing) + len(report.mismatched)
+    needed = report.loaded + len(report.missing) + len(report.mismatched)
     if report.missing and all(name.endswith(STATISTICS) for name in report.missing):
         remedy = "; the checkpoint has no BatchNorm statistics: set NORM to GN in both arms"
     else:
         remedy = describe(tensors) or "; give a checkpoint of the config's architecture"
     raise UserError(
-        f"{source}: fills {len(report.loaded)} of the backbone's {needed} tensors, "
+        f"{source}: fills {report.loaded} of the backbone's {needed} tensors, "
         f"{', '.join(found)}{remedy}"
     )
 

@@ -13,6 +13,7 @@ from scratch_vs_pretrain.data.datasets import check_files, ensure
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.evaluation.others import check_names
 from scratch_vs_pretrain.modeling.initial import match_initial
+from scratch_vs_pretrain.modeling.weights import report_text
 from scratch_vs_pretrain.study.data_sets import check_own_images, origin
 from scratch_vs_pretrain.study.inputs import origin_run
 from scratch_vs_pretrain.study.resolve import arm_config
@@ -93,7 +94,7 @@ def check_models(study: Study) -> None:
             if arm.weights:
                 report, *_ = match_initial(model, cfg)
                 if cfg.SVP.LOAD == "detector":
-                    say(f"{study.file}: arms.{arm.name}: {report.text(arm.weights)}")
+                    say(f"{study.file}: arms.{arm.name}: {report_text(report, arm.weights)}")
         except UserError as error:
             raise UserError(f"{study.file}: arms.{arm.name}: {error}") from None
 

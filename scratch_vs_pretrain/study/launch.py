@@ -77,16 +77,16 @@ class RunQueue:
     # Called about twice a second, in place of the runs' own progress bars.
     show: Callable[[], None] | None = None
     running: dict[int, tuple[RunFolder, subprocess.Popen]] = field(default_factory=dict)
-    elsewhere: list[RunFolder] = field(default_factory=list)
+    # Waiting runs of which it was said that another process trains them.
+    elsewhere: set[RunFolder] = field(default_factory=set)
     # Runs that cannot begin, and why; known at the end.
     blocked: dict[RunFolder, str] = field(default_factory=dict)
     stopping: bool = False
 
     def work(self) -> None:
         """Returns when nothing runs and nothing can begin any more."""
-        while self.running or ((self.waiting or self.elsewhere) and not self.stopping):
+        while self.running or (self.waiting and not self.stopping):
             self._collect()
-            self._take_over()
             self._start()
             self._block()
             if self.show:
@@ -106,28 +106,28 @@ class RunQueue:
                 del self.running[slot]
                 if process.returncode == BUSY:
                     self._wait_for(folder)
+                    self.waiting.append(folder)
+        # What another process trained to its end.
+        done = {one for one in self.elsewhere if not one.is_locked() and one.state() in ENDED}
+        self.waiting = [folder for folder in self.waiting if folder not in done]
 
     def _wait_for(self, folder: RunFolder) -> None:
-        say(f"{folder.path}: another process trains this run; waiting for it")
-        self.elsewhere.append(folder)
+        if folder not in self.elsewhere:
+            say(f"{folder.path}: another process trains this run; waiting for it")
+        self.elsewhere.add(folder)
 
-    def _take_over(self) -> None:
-        """Runs that another launcher let go of come back into the queue."""
-        free = [folder for folder in self.elsewhere if not folder.is_locked()]
-        self.elsewhere = [folder for folder in self.elsewhere if folder not in free]
-        self.waiting += [folder for folder in free if folder.state() not in ENDED]
+    def _can_begin(self, folder: RunFolder) -> bool:
+        if not is_ready(folder):
+            return False
+        if locked := folder.is_locked():
+            self._wait_for(folder)
+        return not locked
 
     def _start(self) -> None:
-        for number in range(len(self.slots)):
-            ready = None
-            if number not in self.running and not self.stopping:
-                ready = next((folder for folder in self.waiting if is_ready(folder)), None)
-            if ready is None:
-                continue
-            self.waiting.remove(ready)
-            if ready.is_locked():
-                self._wait_for(ready)
-            else:
+        for number in set(range(len(self.slots))) - self.running.keys():
+            ready = None if self.stopping else next(filter(self._can_begin, self.waiting), None)
+            if ready:
+                self.waiting.remove(ready)
                 self.running[number] = ready, self._train(ready, number)
 
     def _train(self, folder: RunFolder, number: int) -> subprocess.Popen:
@@ -148,7 +148,7 @@ class RunQueue:
 
     def _block(self) -> None:
         """Gives up branches whose trunk came to an end before them."""
-        active = [*self.waiting, *self.elsewhere, *(folder for folder, _ in self.running.values())]
+        active = [*self.waiting, *(folder for folder, _ in self.running.values())]
         for folder in list(self.waiting):
             trunk = trunk_of(folder)
             if trunk is None or trunk in active or trunk.is_locked() or is_ready(folder):

@@ -72,7 +72,7 @@ def _newest(files: list[Path], count: int) -> list[Path]:
     for number, file in enumerate(files):
         if readable == count:
             return files[:number]
-        readable += read(file) is not None
+        readable += read(file, numbers=False) is not None
     return files
 
 

@@ -101,22 +101,19 @@ def parameter(text: str) -> tuple[str, Any]:
     return name, int(value) if value.isdecimal() else value
 
 
-# SLURM's --time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
-_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
-
-
 def minutes_of(text: str) -> int:
-    """Returns the minutes of a time limit as SLURM writes it, rounded up."""
-    match = _TIME.fullmatch(text)
+    """Returns the minutes of a time limit as SLURM writes it, rounded up.
+
+    That is minutes, minutes:seconds, hours:minutes:seconds or days-hours[:minutes[:seconds]].
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match is None:
         raise UserError(f"--time {text}: is no time limit such as 24:00:00, 90 or 2-12")
-    days, *rest = match.groups()
-    numbers = [int(number) for number in rest if number is not None]
-    if days is not None or len(numbers) == 3:
-        hours, minutes, seconds = [*numbers, 0, 0][:3]
-    else:
-        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
-    total = int(days or 0) * 24 * 60 + hours * 60 + minutes + (seconds > 0)
+    days, *clock = match.groups()
+    if days is None and clock[2] is None:
+        clock = [None, *clock]
+    hours, minutes, seconds = (int(number or 0) for number in clock[:3])
+    total = (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
     if total == 0:
         raise UserError(f"--time {text}: is no time at all")
     return total
@@ -139,7 +136,6 @@ class TrainRun:
         Raises:
             RuntimeError: it did not finish; the message says why.
         """
-        self._check_trunk()
         if self.tasks > 1:
             from submitit.helpers import TorchDistributedEnvironment
 
@@ -190,15 +186,6 @@ class TrainRun:
         except ChildProcessError:
             return True
         return ended is not None
-
-    def _check_trunk(self) -> None:
-        if self.folder.read().branch is None:
-            return
-        from scratch_vs_pretrain.training.branch import is_ready, trunk_of
-
-        trunk = trunk_of(self.folder)
-        if trunk is not None and not is_ready(self.folder):
-            raise RuntimeError(f"{self.folder.path}: its trunk, {trunk.path}, is {trunk.state()}")
 
 
 @dataclass

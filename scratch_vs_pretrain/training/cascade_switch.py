@@ -19,124 +19,60 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn, optim
 
-from scratch_vs_pretrain.errors import UserError
-
 logger = logging.getLogger(__name__)
 
 _STAGE = re.compile(r"^roi_heads\.(box_head|box_predictor)\.(\d+)\.(.+)$")
-_REGRESSORS = "roi_heads.box_predictor.bbox_pred."
 BOX_SIZE = 4
-NAMES_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class SwitchedModel:
-    """A cascade model's state made of a plain one's, and what became of each name."""
-
-    state: dict[str, Tensor]
-    copied: tuple[str, ...]  # the plain model's, unchanged
-    averaged: tuple[str, ...]  # a mean over the plain model's classes
-    fresh: tuple[str, ...]  # what the plain model has nothing for
 
 
 def switched_state(
-    plain_state: Mapping[str, Any], cascade_model: nn.Module, cascade_optimizer: optim.Optimizer
+    plain: Mapping[str, Any], cascade_model: nn.Module, cascade_optimizer: optim.Optimizer
 ) -> dict[str, Any]:
     """Returns the checkpoint with which a cascade model goes on where a plain one stopped.
 
+    The study's audit has seen to it that the two configs differ in the cascade alone.
+
     Args:
-        plain_state: a plain model's checkpoint; not changed.
+        plain: a plain model's checkpoint; not changed.
         cascade_model: newly built; its own weights are those of the later stages.
         cascade_optimizer: newly built for it, by the same recipe as the plain one.
-
-    Raises:
-        UserError: the two models differ in more than the cascade.
     """
-    switched = switched_model(plain_state["model"], cascade_model.state_dict())
+    model: dict[str, Tensor] = {}
+    copied, averaged = set(), set()
+    for name, own in cascade_model.state_dict().items():
+        origin = plain_name(name)
+        model[name] = own if origin is None else plain["model"][origin]
+        if model[name].shape != own.shape:  # one box regressor for each class
+            model[name] = model[name].unflatten(0, (-1, BOX_SIZE)).mean(0)
+            averaged.add(name)
+        elif origin is not None:
+            copied.add(name)
     logger.info(
         "Switched to cascade: %d tensors copied, %d averaged over classes, %d start anew",
-        *map(len, (switched.copied, switched.averaged, switched.fresh)),
+        *(len(copied), len(averaged), len(model) - len(copied) - len(averaged)),
     )
     names = {id(parameter): name for name, parameter in cascade_model.named_parameters()}
-    groups = [[names[id(p)] for p in group["params"]] for group in cascade_optimizer.param_groups]
-    optimizer = switched_optimizer(plain_state["optimizer"], groups, set(switched.copied))
-    return {**plain_state, "model": switched.state, "optimizer": optimizer}
-
-
-def switched_model(plain: Mapping[str, Tensor], cascade: Mapping[str, Tensor]) -> SwitchedModel:
-    """Returns what becomes of a plain model's state dict; see the module's text.
-
-    Raises:
-        UserError: the cascade has no place for a tensor of the plain model, or lacks one outside of
-            its later stages, or one of another shape.
-    """
-    state, copied, averaged, fresh = {}, [], [], []
-    for name, own in cascade.items():
-        origin = plain_name(name)
-        if origin is None:
-            state[name] = own
-            fresh.append(name)
-        elif origin in plain and plain[origin].shape == own.shape:
-            state[name] = plain[origin]
-            copied.append(name)
-        elif origin in plain and _is_per_class(origin, plain[origin], own):
-            state[name] = plain[origin].unflatten(0, (-1, BOX_SIZE)).mean(0)
-            averaged.append(name)
-    used = {plain_name(name) for name in state}
-    problems = {
-        "that it lacks": [name for name in cascade if name not in state],
-        "of which it has too much": [name for name in plain if name not in used],
-    }
-    for what, names in problems.items():
-        if names:
-            some = ", ".join(names[:NAMES_SHOWN])
-            raise UserError(
-                f"the plain detector cannot be switched to this cascade, because of {len(names)} "
-                f"tensors {what} ({some}); switch.config may add the cascade alone"
-            )
-    return SwitchedModel(state, tuple(copied), tuple(averaged), tuple(fresh))
-
-
-def switched_optimizer(
-    plain: Mapping[str, Any], groups: Iterable[list[str]], copied: set[str]
-) -> dict[str, Any]:
-    """Returns an SGD state dict for the cascade's parameters with the momentum of copied ones.
-
-    An optimizer numbers its parameters by group. Both models register theirs in the same order, so
-    that leaving out the later stages gives the plain optimizer's numbers.
-
-    `groups` are the names of the cascade optimizer's parameters.
-
-    Raises:
-        UserError: the groups are not those of the plain optimizer.
-    """
-    groups = list(groups)
-    earlier = [[name for name in names if plain_name(name) is not None] for names in groups]
-    if [len(group["params"]) for group in plain["param_groups"]] != [len(g) for g in earlier]:
-        raise UserError(
-            "the plain detector cannot be switched to this cascade: its optimizer has other groups "
-            "of parameters; switch.config may not change SOLVER"
-        )
-    numbers = {
-        name: number
-        for group, names in zip(plain["param_groups"], earlier, strict=True)
-        for number, name in zip(group["params"], names, strict=True)
-    }
-    state, param_groups, count = {}, [], 0
-    for group, names in zip(plain["param_groups"], groups, strict=True):
-        own = range(count, count + len(names))
-        count += len(names)
-        param_groups.append({**group, "params": list(own)})
-        for number, name in zip(own, names, strict=True):
-            if name in copied and numbers[name] in plain["state"]:
-                state[number] = plain["state"][numbers[name]]
-    return {**plain, "state": state, "param_groups": param_groups}
+    ordered = [names[id(p)] for group in cascade_optimizer.param_groups for p in group["params"]]
+    before, own_groups = plain["optimizer"], cascade_optimizer.state_dict()["param_groups"]
+    # An optimizer numbers its parameters by group; both models register theirs in the same order,
+    # the later stages aside.
+    origins = iter([number for group in before["param_groups"] for number in group["params"]])
+    momentum = {}
+    for number, name in enumerate(ordered):
+        origin = None if plain_name(name) is None else next(origins)
+        if name in copied and origin in before["state"]:
+            momentum[number] = before["state"][origin]
+    groups = [
+        {**group, "params": own["params"]}
+        for group, own in zip(before["param_groups"], own_groups, strict=True)
+    ]
+    optimizer = {**before, "state": momentum, "param_groups": groups}
+    return {**plain, "model": model, "optimizer": optimizer}
 
 
 def plain_name(name: str) -> str | None:
@@ -145,12 +81,3 @@ def plain_name(name: str) -> str | None:
     if stage is None:
         return name
     return f"roi_heads.{stage[1]}.{stage[3]}" if stage[2] == "0" else None
-
-
-def _is_per_class(name: str, plain: Tensor, own: Tensor) -> bool:
-    return (
-        name.startswith(_REGRESSORS)
-        and len(own) == BOX_SIZE
-        and len(plain) % BOX_SIZE == 0
-        and plain.shape[1:] == own.shape[1:]
-    )

@@ -84,10 +84,13 @@ class Checkpointer:
         return next((content for file in self.newest_first() if (content := read(file))), None)
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """Returns what a checkpoint holds, or None, with a warning, where it cannot be read."""
+def read(path: Path, numbers: bool = True) -> dict[str, Any] | None:
+    """Returns what a checkpoint holds, or None, with a warning, where it cannot be read.
+
+    Without `numbers` those of its tensors stay on the disk: whether it is whole shows all the same.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=not numbers)
         if content["format"] != FORMAT:
             reason = f"its format is {content['format']}, not {FORMAT}"
         elif not isinstance(content.get("iteration"), int):

@@ -75,7 +75,7 @@ def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
     }
     report = load_initial(model, cfg)
     forget_checkpoints()
-    described["init_report"] = report and report.summary()
+    described["init_report"] = report
     freeze(model, cfg)
     # The arms may have drawn differently so far; from here on they draw alike.
     seed_all_rng(cfg.SEED + comm.get_rank())

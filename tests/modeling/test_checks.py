@@ -47,7 +47,9 @@ def test_batchnorm_needs_images(images, refused, make_cfg):
 
 def test_frozen_stages_are_named_with_the_key(make_cfg):
     cfg = make_cfg({"MODEL.BACKBONE.FREEZE_AT": 2})
-    with pytest.raises(UserError, match=r"FREEZE_AT is 2.*stem\.conv1\.weight.*set it to 0"):
+    with pytest.raises(
+        UserError, match=r"parameters are frozen \(stem\.conv1\.weight.*FREEZE_AT to 0"
+    ):
         check_trainable(build_bottom_up(cfg), cfg, 2)
 
 
@@ -67,13 +69,6 @@ def test_frozen_batchnorm_is_found_anywhere(make_cfg):
         check_trainable(model, cfg, 2)
 
 
-@pytest.mark.parametrize("overrides", [{"SOLVER.WARMUP_ITERS": 0}, {"SOLVER.WARMUP_FACTOR": 1.0}])
-def test_missing_warmup_is_found(overrides, make_cfg):
-    cfg = make_cfg(overrides)
-    with pytest.raises(UserError, match=f"no warm-up: {next(iter(overrides))}"):
-        check_trainable(build_bottom_up(cfg), cfg, 2)
-
-
 def test_parameters_that_no_optimizer_holds_are_found(make_cfg):
     cfg = make_cfg()
     model = build_bottom_up(cfg)
@@ -84,11 +79,10 @@ def test_parameters_that_no_optimizer_holds_are_found(make_cfg):
 
 
 def test_everything_wrong_is_in_one_message(make_cfg):
-    overrides = {"MODEL.BACKBONE.FREEZE_AT": 1, "SOLVER.WARMUP_ITERS": 0}
-    cfg = make_cfg(overrides, NORM="BN")
+    cfg = make_cfg({"MODEL.BACKBONE.FREEZE_AT": 1}, NORM="BN")
     with pytest.raises(UserError) as caught:
         check_trainable(build_bottom_up(cfg), cfg, 2)
-    for part in ("FREEZE_AT is 1", "FrozenBN", "BatchNorm", "WARMUP_ITERS"):
+    for part in ("parameters are frozen", "FrozenBN", "BatchNorm"):
         assert part in str(caught.value)
     # Freezing turns the stem's norm into FrozenBN, so 19 are left.
     assert "19 layers are BatchNorm" in str(caught.value)
@@ -104,7 +98,7 @@ def test_a_pretrained_backbone_may_be_frozen_and_nothing_else(make_cfg):
     cfg = make_cfg(keys, NORM="FrozenBN")
     model = build_backbone(cfg)
     check_trainable(model, cfg, 2)
-    with pytest.raises(UserError, match=r"cannot train from scratch: .*FREEZE_AT is 2"):
+    with pytest.raises(UserError, match=r"cannot train from scratch: .*parameters are frozen"):
         check_trainable(model, make_cfg({"MODEL.BACKBONE.FREEZE_AT": 2}, NORM="FrozenBN"), 2)
     model.fpn_output3.weight.requires_grad_(False)
     model.fpn_lateral2.norm = FrozenBatchNorm2d(32)
@@ -137,14 +131,11 @@ def test_frozen_features_are_the_bottom_up_with_its_statistics(norm, make_cfg):
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
     assert trained == {n for n, _ in model.named_parameters() if not n.startswith("bottom_up.")}
     scratch = make_cfg({"SVP.FREEZE": "backbone"}, NORM=norm)
-    with pytest.raises(UserError, match=r"SVP\.FREEZE is backbone and keeps it random"):
+    with pytest.raises(UserError, match=r"parameters are frozen .*leave freeze out"):
         check_trainable(model, scratch, 2)
 
 
 def test_what_cannot_be_frozen_is_one_sentence(make_cfg):
-    cfg = make_cfg({"SVP.FREEZE": "neck"})
-    with pytest.raises(UserError, match=r"SVP\.FREEZE: 'neck'; use backbone"):
-        freeze(build_backbone(cfg), cfg)
     keys = {"MODEL.BACKBONE.NAME": "build_svp_timm_fpn_backbone", "MODEL.TIMM.NAME": "test_resnet"}
     cfg = make_cfg(keys | {"SVP.FREEZE": "backbone"})
     with pytest.raises(UserError, match="BatchNorm of timm's test_resnet cannot be frozen"):
@@ -157,7 +148,6 @@ def test_what_cannot_be_frozen_is_one_sentence(make_cfg):
         ("frozen-stages-from-scratch", {"MODEL.BACKBONE.FREEZE_AT": 2}),
         ("frozen-norm-from-scratch", {"MODEL.RESNETS.NORM": "FrozenBN"}),
         ("small-batch-norm", {"MODEL.RESNETS.NORM": "BN"}),
-        ("no-warm-up", {"SOLVER.WARMUP_ITERS": 0}),
     ],
 )
 def test_a_study_of_mistakes_can_admit_each(check, keys, make_cfg):

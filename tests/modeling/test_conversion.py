@@ -63,7 +63,7 @@ def test_features_equal_torchvisions(name, norm, make_full_cfg):
 def test_every_torchvision_architecture_converts_and_fits_itself(name):
     state = meta_state(name)
     weights = to_detectron2(state)
-    assert (weights.layout, weights.prefix, weights.norm) == ("torchvision", "", "BN")
+    assert (weights.layout, weights.prefix) == ("torchvision", "")
     assert set(weights.others) == {"fc.weight", "fc.bias"}
     assert describe(weights.tensors) == f"; they are those of a {name}"
 
@@ -91,7 +91,7 @@ def test_vgg_features_equal_torchvisions():
 
 def test_other_vggs_are_not_taken_for_vgg16():
     weights = to_detectron2(meta_state("vgg16"))
-    assert (weights.layout, weights.norm) == ("torchvision VGG", "")
+    assert weights.layout == "torchvision VGG"
     assert set(weights.others) == {"classifier.6.weight", "classifier.6.bias"}
     assert describe(weights.tensors) == "; they are those of a vgg16"
     for name in ("vgg19", "vgg16_bn"):
@@ -321,7 +321,6 @@ def test_detectors_give_their_backbone(make_cfg):
     heads = {"backbone.fpn_output2.weight": torch.zeros(1), "roi_heads.res5.0.w": torch.zeros(1)}
     weights = to_detectron2(state | heads)
     assert (weights.layout, weights.prefix) == ("detectron2", "backbone.bottom_up.")
-    assert weights.norm == ""
     assert list(weights.tensors) == list(backbone)
     assert set(weights.others) == set(heads)
 

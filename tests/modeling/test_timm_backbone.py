@@ -141,7 +141,6 @@ def test_groupnorm_takes_the_place_of_batchnorm_where_timm_can(make_timm_cfg):
         ("vit_tiny_patch16_224", {}, "feature maps at strides 16, not at 4, 8, 16 and 32"),
         ("efficientnet_b0", {"SVP.TIMM.NORM": "GN"}, "cannot make efficientnet_b0 with GroupNorm"),
         ("convnext_tiny", {"SVP.TIMM.NORM": "GN"}, "cannot make convnext_tiny with GroupNorm"),
-        ("test_resnet", {"SVP.TIMM.NORM": "XN"}, r"SVP\.TIMM\.NORM: 'XN'; use GN"),
         ("test_resnet", {"MODEL.BACKBONE.FREEZE_AT": 2}, "FREEZE_AT is 2, but timm's networks"),
     ],
 )

@@ -124,7 +124,7 @@ def test_pretraining_fills_backbone_and_both_fully_connected_layers(make_vgg_cfg
     for source in (Classifier(cfg, classes=3).weights(), build_model(cfg).state_dict()):
         detector = build_model(cfg)
         report = load_backbone(detector, source)
-        assert len(report.loaded) == 2 * (13 + 2)
+        assert report.loaded == 2 * (13 + 2)
         assert (report.missing, report.mismatched) == ((), ())
         for name, tensor in pretrained_part(detector).state_dict().items():
             key = next(key for key in source if key.endswith(name))

@@ -94,7 +94,7 @@ class TestOriginsInTheOutputFolder:
             model, described = build_run_model(cfg)
             trained = torch.load(cfg.MODEL.WEIGHTS)["model"]
             assert all(torch.equal(t, trained[n]) for n, t in model.state_dict().items())
-            assert described["init_report"]["reinitialized"] == ()
+            assert described["init_report"].reinitialized == ()
         assert len({folder.read().init.sha256 for folder in folders}) == 2
         assert prepare(study, tmp_path / "out")[2:] == folders
 

@@ -95,6 +95,10 @@ def test_seeds_are_shown_where_there_are_several(base):
         ("SVP.ADMIT", [5]),
         ("INPUT.FORMAT", "XYZ"),
         ("DATALOADER.SAMPLER_TRAIN", "x"),
+        ("SVP.LOAD", "neck"),
+        ("SVP.FREEZE", "neck"),
+        ("SVP.NORM_WEIGHTS", "some"),
+        ("SVP.TIMM.NORM", "XN"),
     ],
 )
 def test_a_value_that_is_none_is_told_by_file_and_key(base, key, value):

@@ -110,13 +110,6 @@ class TestSlurm:
             run_study(load_study(write_study()), tmp_path / "out", cluster=Cluster())
 
 
-def test_a_branch_whose_trunk_failed_does_not_begin(write_study, tmp_path):
-    branch, trunk = prepare(load_study(write_study(schedules=SCHEDULES[:2])), tmp_path)
-    trunk.update(state="failed", reason="no more room")
-    with pytest.raises(RuntimeError, match=r"its trunk, .*16it.* is failed"):
-        TrainRun(branch)()
-
-
 @pytest.mark.parametrize(
     ("text", "minutes"),
     [

@@ -81,7 +81,7 @@ def test_a_pretrained_arm_trains_and_keeps_what_is_frozen(name, shapes, tmp_path
     write_backbone(tmp_path / "w.pth", state, {})
     cfg.MODEL.WEIGHTS = str(tmp_path / "w.pth")
     folder, trainer = train(tmp_path / "run", cfg)
-    assert trainer.described["init_report"]["loaded"] == len(state)
+    assert trainer.described["init_report"].loaded == len(state)
     after = trainer.network.backbone.bottom_up.state_dict()
     still = [key for key in state if key.startswith(frozen)]
     assert all(torch.equal(after[key], state[key]) for key in still)
