@@ -7,7 +7,7 @@ from the shorter schedule to the longer is the same in both arms. "Helps" is wro
 "helps by less than the margin" if it is the margin or more, and both are wrong at the end if the
 gain is the margin or more: such training is too short. "Skewed" noise is exponential.
 
-    python benchmarks/verdicts.py [--studies 2000] [--seed 0] [--every-cell]
+    python benchmarks/verdicts.py [--studies 2000] [--seed 0] [--every-cell] [--catch-up]
 
 Then: of five settings with a lead of 0 or of the margin, how often a conclusion is wrongly said to
 be supported in one or contradicted in one. The second table: how often the region of catch-up holds
@@ -193,7 +193,14 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=2000, help="of each cell")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every-cell", action="store_true", help="not only the worst ones")
+    parser.add_argument("--catch-up", action="store_true", help="the last table alone")
     options = parser.parse_args()
+    if not options.catch_up:
+        print_verdicts(options)
+    print_catch_up(options)
+
+
+def print_verdicts(options: argparse.Namespace) -> None:
     print(f"{options.studies} of each cell, seed {options.seed}: wrong verdicts, the worst cell")
     head = f"{'noise':<16}{'seeds':>10}{'studies':>9}"
     names = ("answer", "2", "3", "4", "6")
@@ -219,9 +226,11 @@ def main() -> None:
         rng = np.random.default_rng([options.seed, seeds])
         rates = in_chunks(options.studies, lambda n, s=seeds, e=noise, r=rng: mixed(s, e, n, r))
         print(f"{seeds:>3} seeds, noise {noise:g}" + "".join(f"{rate:>9.1%}" for rate in rates))
-    print(
-        f"\ncatch-up: coverage (share with a latest iteration)\n{'lead':<8}{'every':>8}{'noise':>7}"
-    )
+
+
+def print_catch_up(options: argparse.Namespace) -> None:
+    print(f"catch-up, {options.studies} of each cell: coverage (share with a latest iteration)")
+    print(f"{'lead':<8}{'every':>8}{'noise':>7}{'3 seeds':>12}{'5':>15}{'10':>15}")
     for lead, every, noise in itertools.product(LEADS, EVERY, CURVE_NOISES):
         shown = []
         for seeds in (3, 5, 10):
@@ -229,7 +238,7 @@ def main() -> None:
             cell = (lead, every, noise, seeds)
             shown.append(in_chunks(options.studies, lambda n, c=cell, r=rng: coverage(*c, n, r)))
         numbers = "".join(f"{held:>9.1%} ({ends:.0%})" for held, ends in shown)
-        print(f"{lead:<8}{every:>8}{noise:>7}{numbers}")
+        print(f"{lead:<8}{every:>8}{noise:>7}{numbers}", flush=True)
 
 
 if __name__ == "__main__":

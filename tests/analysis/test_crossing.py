@@ -46,6 +46,12 @@ def test_a_lead_that_may_stay_is_open_at_its_end():
     assert math.isinf(found.high)
 
 
+def test_a_noisy_evaluation_begins_no_region():
+    noisy = 8 * np.exp(-AT / 400) + SPREAD * np.where(AT == 100, 100, 1)
+    found = region(*smoothed(AT, noisy), 0.5)
+    assert 900 < found.low < 400 * math.log(16) < found.high
+
+
 def test_identical_arms_have_nothing_to_catch_up_with():
     found = region(*smoothed(AT, lead(np.zeros(len(AT)))), 0.5)
     assert (found.low, found.high) == (0, 100)

@@ -23,10 +23,9 @@ from numpy.typing import ArrayLike
 
 from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL, bounds, spread
 
-# Of the smoother's window, to either side, and of the stretch over which a lead must stay inside
-# the bound: differences of log iterations. 0.5: from 0.6 to 1.6 times the iteration.
-WINDOW = 0.5
-STAY = 0.15
+# Differences of log iterations. 0.5: from 0.6 to 1.6 times the iteration.
+WINDOW = 0.5  # of the smoother, to either side
+STAY = 0.15  # over so much a lead is to stay inside the bound, or it has not come there
 POINTS = 300
 
 
@@ -102,26 +101,29 @@ def regions(
     found = spread(np.swapaxes(values, -1, -2), sd)
     low, high = bounds(found, alpha / 2)
     known = np.isfinite(low).all(axis=-1)
-    near = low <= bound
-    first = np.argmax(near, axis=-1)
-    begins = np.where(near.any(axis=-1), np.append(0.0, grid)[first], math.inf)
-    ends = _stays(grid, high < bound)
-    estimate = _stays(grid, found.mean <= bound)
+    # Between few and noisy evaluations the lower bound dips below any lead; within the smoother's
+    # window, all points are nearly one test, so that asking for all of them costs little error.
+    begins = np.array([0.0, *grid[:-1], math.inf])[_stays(grid, low <= bound, WINDOW)]
+    ends, estimate = (
+        np.append(grid, math.inf)[_stays(grid, inside, STAY)]
+        for inside in (high < bound, found.mean <= bound)
+    )
+    ends = np.maximum(ends, begins)
     return (
         np.where(known, begins, math.nan),
-        np.where(known, np.maximum(ends, begins), math.nan),
-        estimate,
+        np.where(known, ends, math.nan),
+        np.where(known, np.clip(estimate, begins, ends), estimate),
     )
 
 
-def _stays(grid: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Returns the first point from which `inside` holds over a stretch, or up to the end."""
-    until = np.searchsorted(grid, grid * math.exp(STAY))
+def _stays(grid: np.ndarray, inside: np.ndarray, stretch: float) -> np.ndarray:
+    """Returns the place from which `inside` holds over a stretch, or to the end; g if none is."""
+    until = np.searchsorted(grid, grid * math.exp(stretch))
     outside = np.concatenate(
         [np.zeros((*inside.shape[:-1], 1)), np.cumsum(~inside, axis=-1)], axis=-1
     )
     holds = outside[..., until] == outside[..., : len(grid)]
-    return np.where(holds.any(axis=-1), grid[np.argmax(holds, axis=-1)], math.inf)
+    return np.where(holds.any(axis=-1), np.argmax(holds, axis=-1), len(grid))
 
 
 def region(grid: np.ndarray, values: np.ndarray, bound: float, **options: float | None) -> Region:
