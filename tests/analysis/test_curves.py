@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scratch_vs_pretrain.analysis.figures.curves import (
 from scratch_vs_pretrain.analysis.figures.style import SCRATCH_COLOR
 from scratch_vs_pretrain.analysis.runs.records import find_runs
 from scratch_vs_pretrain.analysis.stats.crossing import Region
-from scratch_vs_pretrain.analysis.stats.part import Band, Picture
+from scratch_vs_pretrain.analysis.stats.part import Band
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -66,7 +67,15 @@ def test_loss_figure(three_pairs):
     figure = loss_figure(find_runs(three_pairs.root), x="epochs")
     assert [ax.get_title("left") for ax in figure.axes] == ["Box AP (%)", "Training loss"]
     assert {ax.get_xlabel() for ax in figure.axes} == {"epochs"}
-    assert "running median" in caption(figure)
+    assert "running median" not in caption(figure)  # of 30 points, as they are
+
+
+def test_a_logged_curve_of_many_points_is_smoothed_and_says_so(folders):
+    for arm in ("scratch", "pretrained"):
+        folders.run(arm, curve={600: 30.0, 1200: 31.0}, iterations=1200)
+    runs = find_runs(folders.root)
+    assert "smoothed by a running median" in caption(loss_figure(runs))
+    assert "running median" not in caption(ap_figure(runs))
 
 
 def test_a_row_for_each_study_with_the_fewest_images_first(folders):
@@ -171,7 +180,13 @@ def picture(low, high, seeds=3):
     x = np.array([100, 300, 600])
     band = Band(x, np.array([5.0, 15.0, 30.0]), x / 100, x / 10, seeds)
     region = Region(low, high, low, 600.0)
-    return Picture("demo", "bbox/AP", 0.5, {"random": band, "moco": band}, None, region, (400,))
+    return SimpleNamespace(
+        title="demo",
+        setting=SimpleNamespace(metric="bbox/AP"),
+        judged=SimpleNamespace(catch_up=region),
+        curves={"random": band, "moco": band},
+        drops=(400,),
+    )
 
 
 @pytest.mark.parametrize(

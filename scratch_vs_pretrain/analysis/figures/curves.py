@@ -36,7 +36,7 @@ from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
 from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, axis_title
 from scratch_vs_pretrain.analysis.stats.lines import catch_up_text
-from scratch_vs_pretrain.analysis.stats.part import Picture
+from scratch_vs_pretrain.analysis.stats.part import Part
 from scratch_vs_pretrain.errors import UserError
 
 HEIGHT = 2.9
@@ -122,7 +122,7 @@ def _figure(
     dropped = any(line.drops for panel in panels for line in panel.lines)
     caption = [
         subject(everything, panels),
-        *sentences(panels, band, metrics),
+        *sentences(panels, band),
         *([DOTTED] if dropped else []),
         *axis_sentences(x, everything),
     ]
@@ -130,15 +130,15 @@ def _figure(
     return draw_panels(panels, caption, rows=len(rows), height=height)
 
 
-def answer_figure(picture: Picture) -> Figure:
+def answer_figure(part: Part) -> Figure:
     """Draws an answer: both arms' curves with 95 % bands, and where scratch catches up."""
-    scratch = next(iter(picture.curves), None)
+    scratch = next(iter(part.curves), None)
     lines = [
-        Line(arm, "", b.iterations, b.mean, b.low, b.high, b.seeds, drops=picture.drops)
-        for arm, b in picture.curves.items()
+        Line(arm, "", b.iterations, b.mean, b.low, b.high, b.seeds, drops=part.drops)
+        for arm, b in part.curves.items()
         if len(b.iterations)
     ]
-    region, said = picture.catch_up, catch_up_text(picture.catch_up)
+    region, said = part.judged.catch_up, catch_up_text(part.judged.catch_up)
     # Where nothing is excluded, grey from end to end would say no more.
     first = min((float(line.x[0]) for line in lines), default=0.0)
     grey = region is not None and (first < region.low < np.inf or np.isfinite(region.high))
@@ -148,12 +148,12 @@ def answer_figure(picture: Picture) -> Figure:
             right = min(region.high, region.end)
             ax.axvspan(region.low, right, color="0.5", alpha=0.18, linewidth=0, zorder=0)
 
-    title, styles = metric_title(picture.metric), arm_styles(picture.curves, scratch)
+    title, styles = metric_title(part.setting.metric), arm_styles(part.curves, scratch)
     panel = Panel(title, lines, styles, "iterations", score=True, beside=shade)
     caption = [
-        f"{picture.title}, {_mean_of(sorted({line.seeds for line in lines}))}.",
+        f"{part.title}, {_mean_of(sorted({line.seeds for line in lines}))}.",
         *([f"{scratch} {said}{' (grey)' if grey else ''}."] if said else []),
-        *([DOTTED] if picture.drops else []),
+        *([DOTTED] if part.drops else []),
     ]
     return draw_panels([panel], caption, width=ANSWER_WIDTH, height=3.0)
 
@@ -207,7 +207,7 @@ def overlay_figure(
     dots = "Dots: where a schedule leaves the constant-rate trunk that all longer ones share."
     caption = [
         subject(runs, panels),
-        *sentences(panels, band, metrics),
+        *sentences(panels, band),
         *([dots] if any(line.own for line in lines) else []),
         *axis_sentences(x, runs),
     ]

@@ -315,7 +315,7 @@ def subject(runs: Sequence[RunRecord], panels: Sequence[Panel]) -> str:
     return f"{studies}: {', '.join(' '.join(each) for each in drawn)}."
 
 
-def sentences(panels: Sequence[Panel], band: str, metrics: Sequence[str] = ()) -> Iterator[str]:
+def sentences(panels: Sequence[Panel], band: str) -> Iterator[str]:
     """Yields what a caption must say about lines."""
     lines = [line for panel in panels for line in panel.lines]
     complete = {line.seeds for line in lines if line.complete}
@@ -326,5 +326,6 @@ def sentences(panels: Sequence[Panel], band: str, metrics: Sequence[str] = ()) -
         yield "One run per line."
     if not all(line.complete for line in lines):
         yield "Dashed: runs that are not finished, one line each."
-    if not all(map(is_score, metrics)):
+    # Medians of fewer points would be of single ones.
+    if any(len(line.x) >= SMOOTH_POINTS for p in panels if not p.score for line in p.lines):
         yield "What training logs is smoothed by a running median."
