@@ -26,6 +26,7 @@ from scratch_vs_pretrain.analysis.stats.contrast import (
     Curves,
     Judged,
     judge_contrast,
+    lacks_of,
 )
 from scratch_vs_pretrain.analysis.stats.verdicts import NO, UNDECIDED, YES, alpha_of
 from scratch_vs_pretrain.study.adaptive import (
@@ -33,7 +34,6 @@ from scratch_vs_pretrain.study.adaptive import (
     Stage,
     next_stage,
     seeds_at_looks,
-    undecided_of,
 )
 
 MARGIN = 0.5  # the default of what is judged
@@ -135,7 +135,7 @@ def adaptive(truth: Truth, rng: np.random.Generator) -> Ending:
         )
         alpha = alpha_of(look=look, looks=limits.looks)
         judged = judge_contrast(contrast, alpha)
-        undecided = undecided_of(contrast, judged, alpha / len(judged.verdicts))
+        undecided = lacks_of(contrast, judged, alpha / len(judged.verdicts))
         following, _ = next_stage(stage, limits, undecided)
         if following is None:
             answered = sum(v.verdict != UNDECIDED for v in judged.verdicts)

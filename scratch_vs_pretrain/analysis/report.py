@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib.resources
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,8 @@ from scratch_vs_pretrain.analysis.runs.numbers import names
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answer
 from scratch_vs_pretrain.analysis.stats.comparison import by_setting, by_study, scratch_arm
-from scratch_vs_pretrain.analysis.stats.conclusions import conclude
-from scratch_vs_pretrain.analysis.stats.part import Picture
+from scratch_vs_pretrain.analysis.stats.conclusions import conclude, level_notes
+from scratch_vs_pretrain.analysis.stats.part import Part
 from scratch_vs_pretrain.analysis.tables.errors import COSTS
 from scratch_vs_pretrain.analysis.tables.runs import (
     differences_table,
@@ -97,8 +98,9 @@ def report_html(folder: Path) -> str:
         studies=[_study(members, f"s{n}-") for n, members in enumerate(groups.values())],
         across=across,
         conclusions=conclude(runs),
+        level_notes=level_notes(runs),
         folder=folder,
-        outputs=dict.fromkeys(_output(run) for run in runs),
+        commands=[_command(members) for members in groups.values()],
         runs=len(runs),
         finished=sum(run.state == "finished" for run in runs),
     )
@@ -109,17 +111,23 @@ def _harmless(value: Any) -> Any:
     return printable_lines(str(value)) if type(value) is str or isinstance(value, Path) else value
 
 
-def _output(run: RunRecord) -> Path:
-    """Returns the folder that `svp run -o` was given: its study's folder lies in it."""
-    parents = run.folder.parents
-    return next((p.parent for p in parents if p.name == run.study), run.folder.parent)
+def _command(runs: Sequence[RunRecord]) -> str:
+    """Returns how a study's runs are trained again, as far as their folders tell.
+
+    `svp run -o` was given the folder in which that of the study lies.
+    """
+    study, parents = runs[0].study, runs[0].folder.parents
+    output = next((p.parent for p in parents if p.name == study), runs[0].folder.parent)
+    weights = {run.arm: run.init.weights for run in runs if run.init.weights}
+    given = [part for arm, file in weights.items() for part in ("--weights", f"{arm}={file}")]
+    return shlex.join(["svp", "run", f"{study}.yaml", "-o", str(output), *given])
 
 
 def _study(runs: Sequence[RunRecord], prefix: str) -> dict[str, Any]:
     """Returns what the template says about one study, by the names that it has there."""
     notes: list[str] = []
     found = dict(_made({"answer": partial(answer, runs)}, notes)).get("answer")
-    pictures = [part.picture for part in found.parts] if found else []
+    parts = found.parts if found else ()
     tables = [made for part in by_setting(runs).values() for made in _tables(part, notes)]
     figures = {
         title: partial(figure, part, **of)
@@ -130,11 +138,11 @@ def _study(runs: Sequence[RunRecord], prefix: str) -> dict[str, Any]:
         "name": runs[0].study,
         "answer": found,
         "arms": list(_arms(runs)),
-        "spark": _spark(pictures[0], prefix) if pictures else "",
+        "spark": _spark(parts[0], prefix) if parts else "",
         "pictures": [
-            _svg(answer_figure(picture), f"{prefix}a{n}-")
-            for n, picture in enumerate(pictures)
-            if any(len(band.iterations) for band in picture.curves.values())
+            _svg(answer_figure(part), f"{prefix}a{n}-")
+            for n, part in enumerate(parts)
+            if any(len(band.iterations) for band in part.curves.values())
         ],
         "figures": [
             (title, _svg(drawn, f"{prefix}{n}-"))
@@ -234,11 +242,11 @@ def _svg(figure: Figure, prefix: str) -> Markup:
     return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", element))
 
 
-def _spark(picture: Picture, prefix: str) -> Markup:
+def _spark(part: Part, prefix: str) -> Markup:
     """Returns both arms' curves as an SVG of the size of a word."""
     drawn, (ax,) = new_figure(1, width=1.2, height=0.4)
-    styles = arm_styles(picture.curves, next(iter(picture.curves), None))
-    for arm, band in picture.curves.items():
+    styles = arm_styles(part.curves, next(iter(part.curves), None))
+    for arm, band in part.curves.items():
         ax.plot(band.iterations, band.mean, color=styles[arm].color, linewidth=1.5)
     ax.set_ylim(bottom=0)
     ax.set_axis_off()

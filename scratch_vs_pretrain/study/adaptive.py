@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answer, plain
-from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Judged
-from scratch_vs_pretrain.analysis.stats.part import seeds_to_decide
-from scratch_vs_pretrain.analysis.stats.verdicts import UNDECIDED, alpha_of
+from scratch_vs_pretrain.analysis.stats.contrast import Lack, lacks_of
+from scratch_vs_pretrain.analysis.stats.verdicts import alpha_of
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder, write_json
+from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.study.plan import check_parts, plan
 from scratch_vs_pretrain.study.resolve import schedules_of
 from scratch_vs_pretrain.study.schedule import branches_of
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from scratch_vs_pretrain.study.launch import Outcome
 
 # Each look has so many times the seeds of the one before, at least: a look costs certainty.
-GROWTH = 1.5
+GROWTH = 1.7
 # More seeds are not tried if a verdict would need more than so many times the most.
-REACH = 2.0
+REACH = 1.2
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,6 @@ class Limits:
         return len(self.seeds) + self.schedules - 1
 
 
-@dataclass(frozen=True)
-class Open:
-    """A claim without a verdict."""
-
-    claim: str  # "early", "at" or "end"
-    # That would bring one if lead and noise stayed as they are; infinite if very many would not.
-    seeds: float = math.inf
-    # What it lacks is longer training, from which scratch still gains the margin.
-    longer: bool = False
-
-
 def seeds_at_looks(least: int, most: int) -> tuple[int, ...]:
     """Returns how many seeds there are at each look."""
     found = [least]
@@ -80,7 +69,7 @@ def seeds_at_looks(least: int, most: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def next_stage(stage: Stage, limits: Limits, undecided: Sequence[Open]) -> tuple[Stage | None, str]:
+def next_stage(stage: Stage, limits: Limits, undecided: Sequence[Lack]) -> tuple[Stage | None, str]:
     """Returns what follows a look, None if nothing does, and why."""
     if not undecided:
         return None, "every line is answered"
@@ -97,26 +86,8 @@ def next_stage(stage: Stage, limits: Limits, undecided: Sequence[Open]) -> tuple
     return None, f"no run within the limits is likely to decide {_named(undecided)}"
 
 
-def _named(undecided: Sequence[Open]) -> str:
+def _named(undecided: Sequence[Lack]) -> str:
     return ", ".join(dict.fromkeys(one.claim for one in undecided))
-
-
-def undecided_of(contrast: Contrast, judged: Judged, alpha: float) -> list[Open]:
-    """Returns the claims without a verdict; each is tested at about `alpha`."""
-    found = []
-    for verdict in judged.verdicts:
-        if verdict.verdict != UNDECIDED or verdict.reason == "unasked":
-            continue
-        if verdict.reason == "short":
-            # Without a shorter schedule the gain is not known, and no number.
-            found.append(Open(verdict.claim, 0.0, not judged.gain < contrast.limits.margin))
-        elif verdict.reason == "noise":
-            leads = judged.leads[verdict.claim]
-            seeds = seeds_to_decide(leads, contrast, alpha)
-            found.append(Open(verdict.claim, seeds or math.inf))
-        else:
-            found.append(Open(verdict.claim, 0.0))
-    return found
 
 
 def part_of(study: Study, stage: Stage) -> Study:
@@ -148,6 +119,7 @@ class Adaptive:
     budget: float = math.inf  # in hours of all slots; a stage that would exceed it is not begun
     # The runs of the stages so far, by folder.
     seen: dict[Path, RunRecord] = field(default_factory=dict)
+    searched: list[RunInfo] = field(default_factory=list)  # of the search for the recipe
     looks: list[dict[str, Any]] = field(default_factory=list)  # what was found
 
     def __post_init__(self) -> None:
@@ -175,6 +147,7 @@ class Adaptive:
             outcomes = self.train(search_study(self.study))
             if any(outcome.state not in ENDED for outcome in outcomes):
                 return outcomes
+            self.searched = [outcome.folder.read() for outcome in outcomes]
             self.sizes = with_recipe(self.study, self.output).by_size()[::-1]
         for size in self.sizes:
             stage: Stage | None = Stage(1, self.limits.seeds[0])
@@ -204,7 +177,7 @@ class Adaptive:
         undecided = [
             claim
             for one in found.parts
-            for claim in undecided_of(one.setting.contrast(), one.judged, alpha)
+            for claim in lacks_of(one.setting.contrast(), one.judged, alpha)
         ]
         following, why = next_stage(stage, self.limits, undecided)
         self.looks.append(
@@ -219,17 +192,23 @@ class Adaptive:
                 "next": why,
             }
         )
-        write_json(self.file, {"format": 1, "study": self.study.name, "looks": self.looks})
+        told = {"format": 1, "study": self.study.name, "looks": self.looks}
+        if self.searched:
+            told["search"] = {
+                "runs": len(self.searched),
+                "iterations": iterations_of(self.searched),
+                "hours": round(hours_of(self.searched), 3),
+            }
+        write_json(self.file, told)
         return following, why
 
     def spent(self) -> float:
-        """Returns the hours that training has taken, what runs share counted once."""
-        seconds = ((run.seconds or 0.0) - run.trunk_seconds for run in self.seen.values())
-        return sum(seconds) / 3600
+        """Returns the hours that training has taken, with those of the search for the recipe."""
+        return hours_of([*self.searched, *self.seen.values()])
 
     def _hours_left(self, part: Study) -> float:
         """Returns how long a part's runs still train, at the rate so far."""
-        done = sum(run.iteration - run.branch_at for run in self.seen.values())
+        done = iterations_of([*self.searched, *self.seen.values()])
         left = 0
         for arm, seed in itertools.product(part.arms, part.seeds):
             runs = {one.name: Run(part.name, arm, one, seed, part.size) for one in arm.schedules}
@@ -249,10 +228,23 @@ class Adaptive:
         level = 1 - self.error * sizes
         runs = list(self.seen.values())
         lines = answer(runs, level=level, look=1, looks=self.limits.looks).text()
-        trained = sum(run.iteration - run.branch_at for run in runs)
+        search = iterations_of(self.searched)
+        trained = search + iterations_of(runs)
         all_of_it = Stage(self.limits.schedules, self.limits.seeds[-1])
-        whole = sum(plan(part_of(one, all_of_it)).iterations for one in self.sizes)
+        whole = search + sum(plan(part_of(one, all_of_it)).iterations for one in self.sizes)
+        took = f"{search:,} iterations and {hours_of(self.searched):.1f} hours"
+        part = f" (of them {took} for the search of the recipe)" if self.searched else ""
         return (
-            f"{lines}\n{trained:,} iterations, {self.spent():.1f} hours; all seeds, schedules and "
-            f"sizes would take {whole:,}: {1 - trained / whole:.0%} saved"
+            f"{lines}\n{trained:,} iterations, {self.spent():.1f} hours{part}; all seeds, "
+            f"schedules and sizes would take {whole:,}: {1 - trained / whole:.0%} saved"
         )
+
+
+def iterations_of(runs: Iterable[RunInfo]) -> int:
+    """Returns the iterations that were trained, what runs share counted once."""
+    return sum(run.iteration - run.branch_at for run in runs)
+
+
+def hours_of(runs: Iterable[RunInfo]) -> float:
+    """Returns the hours that training took, what runs share counted once."""
+    return sum((run.seconds or 0.0) - run.trunk_seconds for run in runs) / 3600

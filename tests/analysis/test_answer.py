@@ -40,9 +40,9 @@ def test_recorded_demo():
     assert lines["at"].startswith("yes: +4.1 [+0.3, +7.9]")
     assert lines["end"].startswith("undecided, training too short: no schedule half as long")
     assert "add 2,400 iterations for 3 seeds, 0.7 CPU hours" in lines["end"]
-    picture = answer.parts[0].picture
-    assert list(picture.curves) == ["scratch", "pretrained"]
-    assert picture.curves["scratch"].mean[-1] == pytest.approx(47.7, abs=0.05)
+    curves = answer.parts[0].curves
+    assert list(curves) == ["scratch", "pretrained"]
+    assert curves["scratch"].mean[-1] == pytest.approx(47.7, abs=0.05)
 
 
 def test_one_seed_decides_nothing_however_far_apart():
@@ -153,6 +153,7 @@ def test_metrics_of_a_users_evaluator_reach_everything(folders):
     drawn = figure(runs, "ap", metrics=["Counting/objects"])
     curves = [line.get_ydata() for line in drawn.axes[0].lines if len(line.get_xdata()) == 3]
     assert curves[0] == pytest.approx([1.6, 2.1, 4.1])
+    assert "running median" not in drawn.get_supxlabel()
 
 
 def three_lengths(folders, arm, ends, noise=(-0.03, 0.0, 0.03), early=5.0, **changes):
@@ -211,12 +212,25 @@ def test_more_looks_need_more_evidence(folders):
     assert "the interval holds both; add" in said(often)["at"]
 
 
+def test_the_last_line_says_level_and_sign(folders):
+    pair(folders, [{600: 30.0}] * 3, [{600: 31.0}] * 3, level=0.9)
+    (answer,) = answers(load_runs(folders.root))
+    assert answer.text().splitlines()[-1].startswith("numbers     leads: pretrained less scratch,")
+    assert answer.text().endswith("all verdicts together are right with probability 0.9")
+    assert "early" in said(answer)
+    # One evaluation is no early training, and more seeds would be none either.
+    assert said(answer)["next"].startswith("2 undecided; ")
+
+
 def test_runs_that_never_finished(folders):
     folders.run("scratch", curve={}, state="planned", iteration=0, losses=False)
     folders.run("pretrained", curve={}, state="failed", iteration=0, losses=False)
     (answer,) = answers(load_runs(folders.root))
     assert verdicts(answer) == (UNDECIDED,) * 3
     assert "no seed of both arms is finished" in said(answer)["early"]
+    # What has no line, as no schedule is common to both yet, is not counted.
+    assert [line.key for line in answer.lines][:3] == ["early", "end", "next"]
+    assert said(answer)["next"].startswith("2 undecided; cheapest is early: add 3 seeds")
     assert not answer.decided
     json.dumps(answer.to_json(), allow_nan=False)
 

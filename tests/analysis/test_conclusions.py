@@ -68,7 +68,7 @@ def test_all_rules_on_a_study_like_the_papers(folders):
 def test_sparse_data_are_a_setting_of_their_own(folders):
     study(folders, (25.0, 25.1), (31.0, 31.1), instances=2)
     third, fifth = (conclude(load_runs(folders.root))[k] for k in (2, 4))
-    assert third.reading == "supported in 0 of 1 setting; not for demo (20,000 images, " + (
+    assert third.reading == "contradicted in 1 of 1 setting; for demo (20,000 images, " + (
         "2.0 instances an image)"
     )
     assert (fifth.findings[0].kind, fifth.findings[0].verdict) == ("little data", SUPPORTED)
@@ -220,6 +220,30 @@ def test_recorded_runs_contradict_nothing():
     regimes = [f for c in found for f in c.findings if f.study.startswith("less-shapes")]
     assert {f.verdict for f in regimes} == {NOT_ENOUGH}
     assert "a verdict needs 3 seeds" in regimes[0].evidence
+
+
+def test_the_studies_level_is_kept_and_the_strictest_counts(folders):
+    """Of two studies, whose evidence 0.95 would take."""
+    noise = (-1.2, 0.0, 1.2)
+    study(folders, (28.0, 31.0), (34.0, 34.0), noise=noise, level=0.8)
+    assert verdicts(folders)[1] == SUPPORTED
+    assert "Level 0.8: the probability" in conclusions_text(folders.root)
+    study(folders, (28.0, 31.0), (34.0, 34.0), noise=noise, level=0.999, study="strict")
+    assert verdicts(folders)[1] == NOT_ENOUGH
+    text = conclusions_text(folders.root)
+    assert (
+        "Level 0.999, the strictest of the studies' answer.level (demo 0.8, strict 0.999)" in text
+    )
+    assert {one["level"] for one in json.loads(conclusions_text(folders.root, "json"))} == {0.999}
+
+
+def test_a_verdict_is_said_once(folders):
+    study(folders, (28.0, 31.0), (31.0, 31.0))
+    study(folders, (28.0, 31.0), (31.0, 31.0), noise=(0.0,), study="one")
+    lines = conclusions_text(folders.root).splitlines()
+    assert lines[1] == "   SUPPORTED in 1 of 1 setting; 1 undecided"
+    assert lines[2].startswith("   - demo: final box AP of scratch less 0.5 of pretrained's: +15.5")
+    assert lines[3].startswith("   - one: undecided: final box AP of scratch less")
 
 
 def test_json_holds_what_the_text_says(folders):

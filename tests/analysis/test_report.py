@@ -85,7 +85,8 @@ def test_the_answer_comes_first_and_then_its_evidence(study, file):
 def test_how_to_repeat_it_names_the_folder_that_svp_run_was_given(study, file):
     """With the study's own folder it would train everything again, in output/demo/demo."""
     text = words(file.read_text())
-    assert f"svp run STUDY.yaml -o {study.parent} svp report {study} -o report.html" in text
+    command = f"svp run {study.name}.yaml -o {study.parent} --weights pretrained=w.pth"
+    assert f"{command} svp report {study} -o report.html NAME.yaml stands for" in text
 
 
 def test_report_loads_nothing_and_its_ids_are_unique(file):

@@ -9,10 +9,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scratch_vs_pretrain.analysis.stats.contrast import (
+    Contrast,
+    Curves,
+    Lack,
+    judge_contrast,
+    lacks_of,
+)
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import find_run_folders, write_json
@@ -20,7 +28,6 @@ from scratch_vs_pretrain.run_info import Init, RunInfo
 from scratch_vs_pretrain.study.adaptive import (
     Adaptive,
     Limits,
-    Open,
     Stage,
     next_stage,
     part_of,
@@ -36,17 +43,19 @@ class TestNextStage:
         ("stage", "undecided", "expected"),
         [
             (Stage(1, 3), [], None),
-            (Stage(1, 3), [Open("early", 5), Open("end", 0, longer=True)], Stage(1, 4)),
-            (Stage(1, 4), [Open("end", 0, longer=True)], Stage(2, 4)),
+            (Stage(1, 3), [Lack("early", 5), Lack("end", 0, longer=True)], Stage(1, 4)),
+            (Stage(1, 4), [Lack("end", 0, longer=True)], Stage(2, 4)),
             # What only the end lacks in seeds comes after the length that it lacks.
-            (Stage(1, 4), [Open("end", 5), Open("end", 0, longer=True)], Stage(2, 4)),
-            (Stage(2, 4), [Open("end", 7)], Stage(2, 6)),
-            # After the first look, what no 20 seeds decide is given up.
-            (Stage(1, 3), [Open("at", 50)], Stage(1, 4)),
-            (Stage(1, 4), [Open("at", 50), Open("end", 0, longer=True)], Stage(2, 4)),
-            (Stage(2, 4), [Open("at", 50)], None),
-            (Stage(3, 6), [Open("end", 0, longer=True)], None),
-            (Stage(3, 10), [Open("end", 11)], None),
+            (Stage(1, 4), [Lack("end", 5), Lack("end", 0, longer=True)], Stage(2, 4)),
+            (Stage(2, 4), [Lack("end", 7)], Stage(2, 6)),
+            # After the first look, what no 12 seeds decide is given up.
+            (Stage(1, 3), [Lack("at", 50)], Stage(1, 4)),
+            (Stage(2, 6), [Lack("at", 12)], Stage(2, 9)),
+            (Stage(2, 6), [Lack("at", 13)], None),
+            (Stage(1, 4), [Lack("at", 50), Lack("end", 0, longer=True)], Stage(2, 4)),
+            (Stage(2, 4), [Lack("at", 50)], None),
+            (Stage(3, 6), [Lack("end", 0, longer=True)], None),
+            (Stage(3, 10), [Lack("end", 11)], None),
         ],
     )
     def test_seeds_then_length_then_nothing(self, stage, undecided, expected):
@@ -56,7 +65,7 @@ class TestNextStage:
         st.lists(
             st.lists(
                 st.builds(
-                    Open,
+                    Lack,
                     st.sampled_from(["early", "at", "end"]),
                     st.floats(0, 100),
                     st.booleans(),
@@ -86,6 +95,19 @@ def test_seeds_grow_to_the_most(least, more):
     assert found[0] == least
     assert found[-1] == least + more
     assert list(found) == sorted(set(found))
+
+
+def test_seeds_that_cannot_show_the_end_of_training_are_not_trained():
+    """Scratch gains less than the margin from half the training, and too little less to show it."""
+    at, noise = np.array([10, 20]), np.array([[-0.4], [0.0], [0.4], [0.0]])
+    short, long = (np.tile([20.0, end], (4, 1)) for end in (38.0, 38.45))
+    ours = [Curves(f"{n}it", n, (0, 1, 2, 3), at * n // 20, values, (n * 2 // 3,))
+            for n, values in ((20, short), (40, long + noise))]  # fmt: skip
+    theirs = [dataclasses.replace(c, values=np.full((4, 2), 45.0)) for c in ours]
+    contrast = Contrast(tuple(ours), tuple(theirs))
+    (end,) = lacks_of(contrast, judge_contrast(contrast, 0.03), 0.01)
+    assert (end.claim, end.longer) == ("end", False)
+    assert end.seeds > 50
 
 
 @pytest.fixture
@@ -222,6 +244,25 @@ def test_the_budget_is_kept(study, tmp_path, capsys):
     assert search.spent() == pytest.approx(0.6)
     assert "over the budget" in capsys.readouterr().err
     assert "undecided" in search.text()
+
+
+def test_the_search_for_the_recipe_is_part_of_the_budget(study, tmp_path, capsys):
+    """Two of 10 iterations, 0.2 hours of the 0.7 that three pairs would have kept to alone."""
+    train = Pretended(tmp_path, lambda at: 0.2, sd=1.0)
+    lengths = [{"iterations": n, "name": f"{n}it"} for n in (10, 40, 20)]
+    tune = {"on": "pretrained", "grid": {"SOLVER.GAMMA": [0.1, 0.2]}}
+    limited = Adaptive(study(schedules=lengths, tune=tune), tmp_path, train, budget=0.7)
+    limited.run()
+    assert limited.seen == {}
+    assert "would bring the hours to 0.8, over the budget" in capsys.readouterr().err
+    search = Adaptive(study(schedules=lengths, tune=tune), tmp_path, train, budget=1.0)
+    search.run()
+    assert search.spent() == pytest.approx(0.8)
+    told = json.loads(search.file.read_text())
+    assert told["search"] == {"runs": 2, "iterations": 20, "hours": 0.2}
+    assert told["looks"][0]["hours"] == pytest.approx(0.8)
+    said = "80 iterations, 0.8 hours (of them 20 iterations and 0.2 hours for the search of the"
+    assert said in search.text()
 
 
 def test_a_part_has_the_shortest_schedules_and_the_first_seeds(study):

@@ -47,7 +47,7 @@ class Answer:
     @property
     def decided(self) -> bool:
         """No line is undecided."""
-        verdicts = [v for part in self.parts for v in part.judged.verdicts]
+        verdicts = [v for part in self.parts for v in part.judged.asked]
         return all(v.verdict != UNDECIDED or v.reason == "unasked" for v in verdicts)
 
     def text(self) -> str:
@@ -74,7 +74,15 @@ class Answer:
                     "verdicts": [plain(v) for v in part.judged.verdicts],
                     "catch_up": plain(part.judged.catch_up),
                     "needs": [plain(need) for need in part.needs],
-                    "picture": plain(part.picture),
+                    "picture": {
+                        "title": part.title,
+                        "metric": part.setting.metric,
+                        "margin": self.margin,
+                        "curves": plain(part.curves),
+                        "lead": plain(part.lead),
+                        "catch_up": plain(part.judged.catch_up),
+                        "drops": part.drops,
+                    },
                 }
                 for part in self.parts
             ],
@@ -125,7 +133,8 @@ def answer(
     found = settings(runs, metric)
     # Arms beside scratch are ranked among themselves too, which is a family of its own.
     families = len(found) + (len({s.other for s in found}) > 1)
-    alpha = alpha_of(level or found[0].level, look, looks) / families
+    level = level or found[0].level
+    alpha = alpha_of(level, look, looks) / families
     parts = tuple(part_of(setting, alpha) for setting in found)
     first = found[0]
     # What mask AP would say is no part of the answer, only what it lacks.
@@ -144,7 +153,7 @@ def answer(
         first.metric,
         first.limits.margin,
         parts,
-        lines_of(parts, masks, worth, ranks, assuming),
+        lines_of(parts, masks, worth, ranks, assuming, level),
         assuming,
         worth,
     )

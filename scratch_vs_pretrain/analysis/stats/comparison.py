@@ -201,13 +201,19 @@ def _notes_on_seeds(results: Results) -> Iterator[str]:
     seeds = {group: set(results.of(*group)) for group in groups}
     most = max((len(found) for found in seeds.values()), default=0)
     if most >= LEAST_SEEDS:
-        yield "Means over seeds; ± is half the 95 % t interval (from three seeds on)."
+        yield (
+            "Means over seeds; ± is half the two-sided 95 % t interval of each number alone (from "
+            "three seeds on)."
+        )
     elif most > 1:
         yield "Means over two seeds, too few for an interval."
     elif most == 1:
         yield "One seed, so no interval: a small difference may be noise."
     if most > 1:
-        yield "Differences are means over the seeds that both arms finished, paired by seed."
+        yield (
+            f"Differences are {results.scratch} less the other arm (the lead of svp answer is the "
+            "other way round), over the seeds that both finished, paired by seed."
+        )
 
 
 def _notes_on_recipes(results: Results) -> Iterator[str]:

@@ -13,7 +13,7 @@ from scratch_vs_pretrain.analysis.stats.answer import plain
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
 from scratch_vs_pretrain.analysis.stats.rules import LITTLE, MUCH, Rule
 from scratch_vs_pretrain.analysis.stats.setting import Setting, settings
-from scratch_vs_pretrain.analysis.stats.verdicts import ALPHA, holm
+from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL, alpha_of, holm
 from scratch_vs_pretrain.errors import UserError
 
 SUPPORTED = "supported"
@@ -58,16 +58,30 @@ class Conclusion:
     verdict: str
     reading: str  # "supported in 3 of 4 settings; not for ..."
     findings: tuple[Finding, ...]  # what each setting says
+    level: float  # the strictest of the studies'
     missing: str = ""  # what more is needed; empty unless the evidence is not enough
     assuming: str = ""  # what verdicts of it assume; empty if nothing
+
+    @property
+    def text(self) -> str:
+        """The verdict with its reading: "SUPPORTED in 2 of 2 settings"."""
+        said, _, rest = self.reading.partition(" ")
+        if self.verdict == NOT_ENOUGH:
+            said, rest = f"{NOT_ENOUGH}:", self.reading
+        return f"{said.upper()} {rest}{', assuming' if self.assuming else ''}"
+
+    def of(self, finding: Finding) -> str:
+        """Returns what is said before a finding's numbers, where its verdict is another one."""
+        said = "undecided" if finding.verdict == NOT_ENOUGH else finding.verdict
+        return "" if finding.verdict == self.verdict else f"{said}: "
 
 
 def conclude(runs: Sequence[RunRecord]) -> tuple[Conclusion, ...]:
     """Judges all six.
 
     Of each conclusion, all settings that are said to support it do so with a probability of
-    0.95, and all that are said to contradict it likewise (Holm's method over the settings of
-    one regime: much data, little, and what is between).
+    the studies' strictest ``answer.level``, and all that are said to contradict it likewise
+    (Holm's method over the settings of one regime: much data, little, and what is between).
 
     Raises:
         UserError: a damaged run folder or unknown thresholds.
@@ -79,8 +93,9 @@ def conclude(runs: Sequence[RunRecord]) -> tuple[Conclusion, ...]:
             found += settings(members)
         except UserError as error:
             unpaired.append(Finding(study, NOT_ENOUGH, str(error)))
+    level = max((setting.level for setting in found), default=LEVEL)
     return tuple(
-        _conclusion(number, statement, rule, found, unpaired, ALPHA)
+        _conclusion(number, statement, rule, found, unpaired, level)
         for number, (statement, rule) in enumerate(CONCLUSIONS.items(), start=1)
     )
 
@@ -91,9 +106,9 @@ def _conclusion(
     rule: Rule,
     found: Sequence[Setting],
     unpaired: Sequence[Finding],
-    alpha: float,
+    level: float,
 ) -> Conclusion:
-    findings = (*_findings(rule, found, alpha), *unpaired)
+    findings = (*_findings(rule, found, alpha_of(level)), *unpaired)
     supported = [f for f in findings if f.verdict == SUPPORTED]
     against = [f for f in findings if f.verdict == CONTRADICTED]
     lacking = [kind for kind in KINDS.get(rule, ("",)) if kind not in {f.kind for f in supported}]
@@ -109,6 +124,7 @@ def _conclusion(
         verdict,
         _reading(supported, against, findings),
         findings,
+        level,
         missing,
         _assuming(found, findings),
     )
@@ -142,9 +158,10 @@ def _reading(
     decided = len(supported) + len(against)
     if not decided:
         return "no setting decides"
-    text = f"supported in {len(supported)} of {decided} setting{'s' * (decided != 1)}"
+    side = SUPPORTED if supported else CONTRADICTED
+    text = f"{side} in {len(supported or against)} of {decided} setting{'s' * (decided != 1)}"
     if against:
-        text += f"; not for {', '.join(f.scope for f in against)}"
+        text += f"; {'not for' if supported else 'for'} {', '.join(f.scope for f in against)}"
     open_ = sum(bool(f.scope) for f in findings) - decided
     return text + (f"; {open_} undecided" if open_ else "")
 
@@ -161,15 +178,28 @@ def conclusions_text(roots: Path | Iterable[Path], form: str = "text") -> str:
     Raises:
         UserError: see :func:`conclude`; or there are no runs.
     """
-    found = conclude(load_runs(roots))
+    runs = load_runs(roots)
+    found = conclude(runs)
     if form == "json":
         return json.dumps([plain(conclusion) for conclusion in found], indent=1, allow_nan=False)
     lines = []
-    for conclusion in found:
-        lines.append(f"{conclusion.number}. {conclusion.statement}")
-        assuming = ", assuming" if conclusion.assuming else ""
-        lines.append(f"   {conclusion.verdict.upper()}{assuming}: {conclusion.reading}")
-        lines += [f"   - {f.study}: {f.verdict}: {f.evidence}" for f in conclusion.findings]
-        lines += [f"   - {conclusion.missing}"] if conclusion.missing else []
-        lines += [f"   assuming {conclusion.assuming}"] if conclusion.assuming else []
-    return "\n".join([*lines, "", "The rules: docs/answer.md"])
+    for one in found:
+        lines += [f"{one.number}. {one.statement}", f"   {one.text}"]
+        lines += [f"   - {f.study}: {one.of(f)}{f.evidence}" for f in one.findings]
+        lines += [f"   - {one.missing}"] if one.missing else []
+        lines += [f"   assuming {one.assuming}"] if one.assuming else []
+    return "\n".join([*lines, "", *level_notes(runs), "The rules: docs/answer.md"])
+
+
+def level_notes(runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    """Returns what must be said of the level of conclusions, and how their numbers read."""
+    levels = {run.study: run.level or LEVEL for run in runs}
+    level = max(levels.values())
+    stated = ", ".join(f"{study} {one:g}" for study, one in levels.items())
+    of = f", the strictest of the studies' answer.level ({stated})" * (len({*levels.values()}) > 1)
+    return (
+        f"Level {level:g}{of}: the probability that all support of one conclusion is right, and "
+        "likewise all contradiction.",
+        "A number is what its line says before it, with a minus the opposite; in brackets are "
+        "one-sided bounds at this level, wider where several settings are judged.",
+    )

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     ALPHA,
+    LEAST_SD,
     LEAST_SEEDS,
     OPEN,
     SHUT,
@@ -21,6 +22,7 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     Verdict,
     gate,
     judge,
+    quantile,
     spread,
 )
 
@@ -80,9 +82,24 @@ class Contrast:
     # show it.
     converged: bool = False
 
+    @property
+    def arms(self) -> tuple[tuple[Curves, ...], tuple[Curves, ...]]:
+        return self.scratch, self.other
+
+    @property
+    def shorter(self) -> Curves | None:
+        """Scratch's longest schedule that is at most half as long as its longest."""
+        return half_as_long(self.scratch)
+
+    @property
+    def gain(self) -> float:
+        """AP that scratch gains from there, mean over seeds; NaN where unknown."""
+        gains = growth(self)[0]
+        return math.nan if gains is None else float(spread(gains).mean)
+
     def ends(self) -> tuple[dict[int, float], dict[int, float]]:
         """Returns both arms' final values by seed, each at its longest schedule."""
-        ours, theirs = (a[-1].finals() if a else {} for a in (self.scratch, self.other))
+        ours, theirs = (arm[-1].finals() if arm else {} for arm in self.arms)
         return ours, theirs
 
     @property
@@ -115,11 +132,7 @@ class Judged:
     at: Verdict  # at the end of the shortest schedule that both arms have
     end: Verdict  # at the end of each arm's longest schedule, if that is long enough
     until: float  # iterations that count as early
-    of: int  # of so many, those of the shorter training
     shortest: str  # schedule of `at`; empty without a common one
-    longest: str  # scratch's longest schedule
-    shorter: str  # scratch's schedule at most half as long as its longest; empty without one
-    gain: float  # AP that scratch gains from there, mean over seeds; NaN where unknown
     # Where the lead falls to the margin, along the longest schedule that both have; None without
     # one.
     catch_up: Region | None
@@ -128,6 +141,11 @@ class Judged:
     @property
     def verdicts(self) -> tuple[Verdict, Verdict, Verdict]:
         return self.early, self.at, self.end
+
+    @property
+    def asked(self) -> tuple[Verdict, ...]:
+        """Those that can have a line: "at" needs a schedule that both arms have."""
+        return self.verdicts if self.shortest else (self.early, self.end)
 
 
 def judge_contrast(contrast: Contrast, alpha: float = ALPHA) -> Judged:
@@ -149,21 +167,9 @@ def judge_contrast(contrast: Contrast, alpha: float = ALPHA) -> Judged:
             tested[claim.name] = _untested(claim, contrast, alpha, bool(len(end)))
     if len(end) and not contrast.learned:
         tested = {k: replace(v, verdict=UNDECIDED, reason="short") for k, v in tested.items()}
-    shorter = half_as_long(contrast.scratch)
-    first = contrast.shortest()
-    return Judged(
-        tested["early"],
-        tested["at"],
-        tested["end"],
-        until,
-        min(curves.length for curves in first) if first else 0,
-        common[0][0].schedule if common else "",
-        contrast.scratch[-1].schedule if contrast.scratch else "",
-        shorter.schedule if shorter else "",
-        float(spread(_gains(contrast.scratch, shorter)).mean),
-        _catch_up(contrast),
-        leads,
-    )
+    shortest = common[0][0].schedule if common else ""
+    verdicts = tested["early"], tested["at"], tested["end"]
+    return Judged(*verdicts, until, shortest, _catch_up(contrast), leads)
 
 
 def _untested(claim: Claim, contrast: Contrast, alpha: float, finished: bool) -> Verdict:
@@ -222,33 +228,103 @@ def shared_leads(ours: Curves, theirs: Curves) -> tuple[np.ndarray, np.ndarray]:
     return at[known], leads[kept][:, known]
 
 
-def half_as_long(arm: Sequence[Curves]) -> Curves | None:
+def half_as_long(arm: tuple[Curves, ...]) -> Curves | None:
     """Returns the longest schedule that is at most half as long as the arm's longest."""
-    fitting = [c for c in arm if 2 * c.length <= arm[-1].length]
-    return fitting[-1] if fitting else None
+    return next((c for c in reversed(arm) if 2 * c.length <= arm[-1].length), None)
 
 
-def _gains(arm: Sequence[Curves], short: Curves | None) -> np.ndarray:
-    return np.empty(0) if short is None else paired(short.finals(), arm[-1].finals())
+Growth = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
+
+
+def growth(contrast: Contrast) -> Growth:
+    """Returns what each arm gains, and how the lead changes, from half as long to the longest.
+
+    Each is (n,) over seeds; None without a schedule that is at most half as long.
+    """
+    ours, theirs = (s.finals() if s else None for s in map(half_as_long, contrast.arms))
+    ends, change = contrast.ends(), None
+    if ours is not None and theirs is not None:
+        change = paired(lead_by_seed(ours, theirs), lead_by_seed(*ends))
+    gains = (b if b is None else paired(b, e) for b, e in zip((ours, theirs), ends, strict=True))
+    return (*gains, change)  # type: ignore[return-value]
 
 
 def end_gate(contrast: Contrast) -> Gate:
     """Returns the gate of claims about the end; SHUT where nothing tells whether it is one."""
-    ours, theirs = shorter = half_as_long(contrast.scratch), half_as_long(contrast.other)
-    if ours is None and theirs is None:
+    grown, sd = growth(contrast), contrast.sd
+    if grown[0] is None and grown[1] is None:
         return OPEN if contrast.converged else SHUT
-    arms, sd = (contrast.scratch, contrast.other), contrast.sd
-    gains = [
-        None if short is None else spread(_gains(arm, short), sd)
-        for arm, short in zip(arms, shorter, strict=True)
+    # Four runs make a change of the lead, two a gain.
+    noises = (sd, sd, None if sd is None else sd * math.sqrt(2))
+    ours, theirs, change = (
+        values if values is None else spread(values, noise)
+        for values, noise in zip(grown, noises, strict=True)
+    )
+    return gate(ours, theirs, change, contrast.limits.margin)
+
+
+# More are never said to be needed.
+MOST_SEEDS = 100
+
+
+@dataclass(frozen=True)
+class Lack:
+    """What would bring a claim its verdict."""
+
+    claim: str  # "early", "at" or "end"
+    # That would, if means and noise stayed as they are; infinite if more than MOST_SEEDS.
+    seeds: float = math.inf
+    longer: bool = False  # what is lacking is longer training
+    have: int = 0  # seeds so far
+
+
+def lacks_of(contrast: Contrast, judged: Judged, alpha: float) -> list[Lack]:
+    """Returns what the claims without a verdict lack, each tested at about `alpha`."""
+    found = []
+    for verdict in judged.asked:
+        if verdict.verdict != UNDECIDED or verdict.reason == "unasked":
+            continue
+        seeds, longer = float(LEAST_SEEDS), False
+        if verdict.reason == "short":
+            # Without a shorter schedule the gain is not known, and no number.
+            longer = not (contrast.learned and contrast.gain < contrast.limits.margin)
+            seeds = 0.0 if longer else _seeds_to_show_end(contrast, verdict, alpha)
+        elif verdict.reason == "noise":
+            leads, margin = judged.leads[verdict.claim], contrast.limits.margin
+            distance = max(leads.mean(), margin - leads.mean())
+            seeds = _fewest_seeds(leads, distance, contrast.sd, alpha)
+        found.append(Lack(verdict.claim, seeds, longer, verdict.seeds))
+    return found
+
+
+def _seeds_to_show_end(contrast: Contrast, verdict: Verdict, alpha: float) -> float:
+    """Returns how many seeds show that training was long enough for what the leads say."""
+    (ours, theirs, lead), margin = growth(contrast), contrast.limits.margin
+    ways = []
+    if verdict.low is not None and verdict.low > 0:
+        ways.append((ours, margin, alpha))
+    if verdict.high is not None and verdict.high < margin:
+        ways += [(theirs, margin, alpha / 2), (lead, 0.0, alpha / 2)]
+    needed = [
+        _fewest_seeds(values, bound - values.mean(), contrast.sd, error)
+        for values, bound, error in ways
+        if values is not None and len(values)
     ]
-    change = None
-    if ours is not None and theirs is not None:
-        before = lead_by_seed(ours.finals(), theirs.finals())
-        after = lead_by_seed(arms[0][-1].finals(), arms[1][-1].finals())
-        # Four runs make a change of the lead, two a lead.
-        change = spread(paired(before, after), None if sd is None else sd * math.sqrt(2))
-    return gate(gains[0], gains[1], change, contrast.limits.margin)
+    return min(needed, default=math.inf)
+
+
+def _fewest_seeds(values: np.ndarray, distance: float, sd: float | None, alpha: float) -> float:
+    """Returns how many seeds show that a mean lies so far from a bound, which is tested at `alpha`.
+
+    The spread of (n,) values stays as it is; below three, the assumed `sd` stands in.
+    """
+    if sd is None or len(values) >= LEAST_SEEDS:
+        sd = float(values.std(ddof=1)) if len(values) > 1 else math.inf
+    sd = max(sd, LEAST_SD)
+    for n in range(max(LEAST_SEEDS, len(values)), MOST_SEEDS + 1):
+        if distance > quantile(1 - alpha, n - 1) * sd / math.sqrt(n):
+            return n
+    return math.inf
 
 
 def _catch_up(contrast: Contrast) -> Region | None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.stats.contrast import paired
+from scratch_vs_pretrain.analysis.stats.contrast import Contrast, paired
 from scratch_vs_pretrain.analysis.stats.cost import on_processors
 from scratch_vs_pretrain.analysis.stats.crossing import Region, Worth, worth_in_images
-from scratch_vs_pretrain.analysis.stats.part import Need, Part, cheapest, hours_text, mean_hours
+from scratch_vs_pretrain.analysis.stats.part import Need, Part, hours_text, mean_hours
 from scratch_vs_pretrain.analysis.stats.setting import Setting, metric_name, score_name
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     LEAST_SEEDS,
@@ -31,7 +31,7 @@ from scratch_vs_pretrain.run_info import Init
 class Line:
     """One line of an answer."""
 
-    key: str  # "early", "at", "end", "worth", "cost", "next", "ranks", "size" or "setting"
+    key: str  # "early", "at", "end", "worth", "cost", "next", "ranks", "size", "setting", "numbers"
     title: str  # what stands before it: "at 1200it"
     text: str  # the line
     verdict: str = ""  # "yes", "no" or "undecided"; empty where it is none
@@ -66,7 +66,12 @@ def signed(value: float | np.ndarray) -> str:
 
 
 def lines_of(
-    parts: Sequence[Part], masks: Sequence[Need], worth: Sequence[Worth], ranks: str, assuming: str
+    parts: Sequence[Part],
+    masks: Sequence[Need],
+    worth: Sequence[Worth],
+    ranks: str,
+    assuming: str,
+    level: float,
 ) -> tuple[Line, ...]:
     """Returns the lines of an answer."""
     largest = [part for part in parts if part.setting.size == parts[0].setting.size]
@@ -74,14 +79,14 @@ def lines_of(
     for part in largest:
         if len(largest) > 1:
             lines.append(Line("setting", "", f"{part.setting.other}, {part.setting.scratch}"))
-        lines += [_claim_line(part, verdict) for verdict in _asked(part)]
+        lines += [_claim_line(part, verdict) for verdict in part.judged.asked]
     lines += [_size_line(part) for part in parts[len(largest) :]]
     if len(parts) > len(largest):
         lines.append(Line("worth", "worth", _worth_text(worth, parts)))
     lines += [Line("ranks", "ranks", ranks)] if ranks else []
     for part in largest:
         title = "cost" if len(largest) == 1 else f"cost, {part.setting.other}"
-        text = _cost_text(part.setting)
+        text = _cost_text(part.setting, part.contrast)
         lines += [Line("cost", title, text)] if text else []
     lines.append(Line("next", "next", "; ".join([_next_text(parts), *_masks_text(parts, masks)])))
     first = parts[0].setting
@@ -90,12 +95,12 @@ def lines_of(
         text = f"{metric_name(first.metric)}, since no finished run has a number for {absent}"
         lines.append(Line("setting", "judged by", text))
     lines += [Line("setting", "assuming", assuming)] if assuming else []
-    return tuple(lines)
-
-
-def _asked(part: Part) -> list[Verdict]:
-    """Returns the verdicts that have a line: "at" needs a schedule that both arms have."""
-    return [v for v in part.judged.verdicts if v.claim != "at" or part.judged.shortest]
+    other = first.other if len(largest) == 1 else "the other arm"
+    text = (
+        f"leads: {other} less {first.scratch}, by seed; in brackets one-sided bounds, so wide that "
+        f"all verdicts together are right with probability {level:g}"
+    )
+    return (*lines, Line("numbers", "numbers", text))
 
 
 def _title(part: Part, claim: str) -> str:
@@ -107,10 +112,9 @@ def _claim_line(part: Part, verdict: Verdict) -> Line:
     shown = interval_text(verdict, metric_name(part.setting.metric) if claim == "early" else "")
     need = next((f"; {need.text()}" for need in part.needs if need.claim == claim), "")
     if claim == "early" and shown:
-        shown += f" over the first {part.judged.until:,.0f} of {part.judged.of:,} iterations"
-    longest = next(
-        (r.iterations for r in part.setting.of(scratch) if r.schedule == part.judged.longest), 0
-    )
+        length = min(curves.length for curves in part.contrast.shortest() or ())
+        shown += f" over the first {part.judged.until:,.0f} of {length:,} iterations"
+    longest = part.contrast.scratch[-1].length if part.contrast.scratch else 0
     assuming = ", assuming" * verdict.assuming
     if verdict.reason == "short":
         text = f"undecided, {_why(part, verdict)}{need}"
@@ -130,15 +134,17 @@ def _claim_line(part: Part, verdict: Verdict) -> Line:
 
 def _why(part: Part, verdict: Verdict) -> str:
     """Says why a claim is undecided."""
-    judged, limits = part.judged, part.setting.limits
-    if verdict.reason == "short" and not part.setting.contrast().learned:
-        unit = score_name(part.setting.metric)
-        return f"training too short: both arms end under {limits.least_ap:g} {unit}"
-    if verdict.reason == "short" and not judged.shorter:
-        return f"training too short: no schedule half as long shows that {judged.longest} is enough"
+    contrast, unit = part.contrast, score_name(part.setting.metric)
     if verdict.reason == "short":
-        gain = f"{judged.gain:.1f} {score_name(part.setting.metric)} from {judged.shorter}"
-        return f"training too short: {part.setting.scratch} still gains {gain} to {judged.longest}"
+        if not contrast.learned:
+            return f"training too short: both arms end under {contrast.limits.least_ap:g} {unit}"
+        longest = contrast.scratch[-1].schedule
+        if contrast.shorter is None:
+            return f"training too short: no schedule half as long shows that {longest} is enough"
+        gain = f"gains {contrast.gain:.1f} {unit} from {contrast.shorter.schedule} to {longest}"
+        if contrast.gain < contrast.limits.margin:
+            return f"not shown that training is long enough: {part.setting.scratch} {gain}"
+        return f"training too short: {part.setting.scratch} still {gain}"
     return {
         "nothing": "no seed of both arms is finished",
         "unasked": "the arms were not evaluated at the same iterations then",
@@ -176,19 +182,18 @@ def _size_line(part: Part) -> Line:
     shown = [
         f"{_title(part, v.claim)} {v.verdict} {interval_text(v)}".rstrip()
         + " (training too short)" * (v.reason == "short")
-        for v in _asked(part)
+        for v in part.judged.asked
     ]
     return Line("size", part.name, "; ".join(shown), part.judged.end.verdict)
 
 
-def _cost_text(setting: Setting) -> str:
+def _cost_text(setting: Setting, contrast: Contrast) -> str:
     """Says what each arm's shortest schedule costs that ends where the lower arm does."""
-    contrast = setting.contrast()
     if not all(contrast.ends()):
         return ""
     target = min(_mean(finals) for finals in contrast.ends())
     cpu, shown = on_processors(setting.runs), []
-    for name, arm in ((setting.scratch, contrast.scratch), (setting.other, contrast.other)):
+    for name, arm in zip((setting.scratch, setting.other), contrast.arms, strict=True):
         reaching = next(c for c in arm if _mean(c.finals()) >= target)
         runs = [run for run in setting.of(name) if run.schedule == reaching.schedule]
         hours = mean_hours(runs)
@@ -214,21 +219,26 @@ def _mean(finals: dict[int, float]) -> float:
 
 
 def _next_text(parts: Sequence[Part]) -> str:
+    verdicts = [verdict.verdict for part in parts for verdict in part.judged.asked]
     needs = [(part, need) for part in parts for need in part.needs]
-    if not needs:
+    if UNDECIDED not in verdicts:
         return "nothing undecided"
+    undecided = f"{verdicts.count(UNDECIDED)} undecided"
+    if not needs:
+        return f"{undecided}, which more runs of the same kind cannot decide"
     part, need = min(needs, key=lambda one: one[1].price)
     where = f", {part.name}" if part.name else ""
     title = _title(part, need.claim)
-    return f"{len(needs)} undecided; cheapest is {title}{where}: {need.text()}"
+    return f"{undecided}; cheapest is {title}{where}: {need.text()}"
 
 
 def _masks_text(parts: Sequence[Part], masks: Sequence[Need]) -> list[str]:
     """Says what mask AP still needs beside what decides; nothing where that is nothing."""
     if not masks:
         return []
-    need, asked = cheapest(masks), [need for part in parts for need in part.needs]
-    if asked and need.text() == cheapest(asked).text():
+    need = min(masks, key=lambda need: need.price)
+    asked = min((n for part in parts for n in part.needs), key=lambda n: n.price, default=None)
+    if asked and need.text() == asked.text():
         return ["mask AP needs the same"]
     return [f"mask AP {need.text('needs about')}"]
 
