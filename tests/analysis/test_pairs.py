@@ -182,7 +182,7 @@ def test_pixels_include_those_of_pretraining(folders):
             folders.run(arm, seed, curve=curve, samples=seen, losses=False, **more)
     rows = {row["in"]: row for row in records(catch_up_table(load_runs(folders.root)))}
     # The other arm's first evaluation is at 8,000 pixels, after all of scratch's.
-    assert rows["pixels"]["from"] == "it begins later"
+    assert rows["pixels"]["from"] == "no pixels in common"
 
 
 def test_hours_of_a_shared_trunk_count_once(folders):

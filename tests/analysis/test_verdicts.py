@@ -124,9 +124,10 @@ def test_the_end_needs_training_that_was_long_enough():
     """Scratch gains 3 AP from 600 to 1,200: it is behind, but not at an end."""
     scratch = (curves(600, 25 + NOISE), curves(1200, 28 + NOISE[::-1]))
     other = (curves(600, 30 + NOISE), curves(1200, 30.2 + NOISE))
-    judged = judge_contrast(Contrast(scratch, other))
+    contrast = Contrast(scratch, other)
+    judged = judge_contrast(contrast)
     assert (judged.at.verdict, judged.end.verdict, judged.end.reason) == (YES, UNDECIDED, "short")
-    assert judged.gain == pytest.approx(3)
+    assert contrast.gain == pytest.approx(3)
 
 
 def test_converged_and_behind_is_behind():

@@ -59,35 +59,29 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the answer as JSON: lines, verdicts, what is needed, and the picture's data."""
-        return {
-            "study": self.study,
-            "setting": self.setting,
-            "metric": self.metric,
-            "margin": self.margin,
-            "assuming": self.assuming,
-            "lines": [plain(line) for line in self.lines],
-            "parts": [
-                {
-                    "name": part.name,
-                    "arms": [part.setting.scratch, part.setting.other],
-                    "size": part.setting.size,
-                    "verdicts": [plain(v) for v in part.judged.verdicts],
-                    "catch_up": plain(part.judged.catch_up),
-                    "needs": [plain(need) for need in part.needs],
-                    "picture": {
-                        "title": part.title,
-                        "metric": part.setting.metric,
-                        "margin": self.margin,
-                        "curves": plain(part.curves),
-                        "lead": plain(part.lead),
-                        "catch_up": plain(part.judged.catch_up),
-                        "drops": part.drops,
-                    },
-                }
-                for part in self.parts
-            ],
-            "worth": [plain(one) for one in self.worth],
-        }
+        names = ("study", "setting", "metric", "margin", "assuming", "lines", "worth")
+        parts = [
+            {
+                "name": part.name,
+                "arms": [part.setting.scratch, part.setting.other],
+                "size": part.setting.size,
+                "verdicts": part.judged.verdicts,
+                "catch_up": part.judged.catch_up,
+                "needs": part.needs,
+                "picture": {
+                    "title": part.title,
+                    "metric": part.setting.metric,
+                    "margin": self.margin,
+                    "curves": part.curves,
+                    "lead": part.lead,
+                    "catch_up": part.judged.catch_up,
+                    "drops": part.drops,
+                },
+            }
+            for part in self.parts
+        ]
+        found: dict[str, Any] = plain({name: getattr(self, name) for name in names})
+        return {**found, "parts": plain(parts)}
 
 
 def plain(value: Any) -> Any:
@@ -123,12 +117,10 @@ def answer(
         runs: of the study.
         metric: that decides; None: the study's own.
         level: of all verdicts together, over all looks; None: the study's own.
-        look: which look at its growing evidence this is.
-        looks: how many there may be.
+        look: which of so many `looks` at its growing evidence this is.
 
     Raises:
-        UserError: a damaged run folder, no arm from scratch or no other one, or a metric that no
-            finished run has.
+        UserError: see :func:`.settings`.
     """
     found = settings(runs, metric)
     # Arms beside scratch are ranked among themselves too, which is a family of its own.
@@ -141,12 +133,14 @@ def answer(
     masks = [
         need
         for setting in found
-        if setting.metric != MASKS and setting.has(MASKS)
+        if setting.metric != MASKS
+        and all(MASKS in setting.results.scored(arm) for arm in setting.arms)
         for need in part_of(replace(setting, metric=MASKS), alpha).needs
     ]
     worth = worths(found)
     ranks = ranking(found, alpha)
-    assuming = _assuming(parts)
+    assumes = any(v.assuming for part in parts for v in part.judged.verdicts)
+    assuming = " and ".join(first.assumed()) if assumes else ""
     return Answer(
         first.study,
         setting_text(first),
@@ -159,22 +153,10 @@ def answer(
     )
 
 
-def _assuming(parts: Sequence[Part]) -> str:
-    shown = [v for part in parts for v in part.judged.verdicts if v.assuming]
-    if not shown:
-        return ""
-    fewest, end = min(v.seeds for v in shown), any(v.claim == "end" for v in shown)
-    return " and ".join(parts[0].setting.assumed(fewest, end=end))
-
-
 def answers_text(
     roots: Path | Iterable[Path], form: str = "text", metric: str | None = None
 ) -> str:
-    """Returns the answers of the studies below `roots`, for a terminal or as JSON.
-
-    Raises:
-        UserError: see :func:`answer`; or there are no runs.
-    """
+    """Returns the answers of the studies below `roots`, for a terminal or as JSON."""
     found = answers(load_runs(roots), metric=metric)
     if form == "json":
         return json.dumps([one.to_json() for one in found], indent=1, allow_nan=False)

@@ -1,4 +1,4 @@
-"""The paper's six conclusions, judged setting by setting; docs/answer.md tells the rules."""
+"""The paper's six conclusions, judged setting by setting; docs/verdicts.md tells the rules."""
 
 from __future__ import annotations
 
@@ -62,19 +62,6 @@ class Conclusion:
     missing: str = ""  # what more is needed; empty unless the evidence is not enough
     assuming: str = ""  # what verdicts of it assume; empty if nothing
 
-    @property
-    def text(self) -> str:
-        """The verdict with its reading: "SUPPORTED in 2 of 2 settings"."""
-        said, _, rest = self.reading.partition(" ")
-        if self.verdict == NOT_ENOUGH:
-            said, rest = f"{NOT_ENOUGH}:", self.reading
-        return f"{said.upper()} {rest}{', assuming' if self.assuming else ''}"
-
-    def of(self, finding: Finding) -> str:
-        """Returns what is said before a finding's numbers, where its verdict is another one."""
-        said = "undecided" if finding.verdict == NOT_ENOUGH else finding.verdict
-        return "" if finding.verdict == self.verdict else f"{said}: "
-
 
 def conclude(runs: Sequence[RunRecord]) -> tuple[Conclusion, ...]:
     """Judges all six.
@@ -82,9 +69,6 @@ def conclude(runs: Sequence[RunRecord]) -> tuple[Conclusion, ...]:
     Of each conclusion, all settings that are said to support it do so with a probability of
     the studies' strictest ``answer.level``, and all that are said to contradict it likewise
     (Holm's method over the settings of one regime: much data, little, and what is between).
-
-    Raises:
-        UserError: a damaged run folder or unknown thresholds.
     """
     found: list[Setting] = []
     unpaired: list[Finding] = []
@@ -168,38 +152,38 @@ def _reading(
 
 def _assuming(found: Sequence[Setting], findings: Sequence[Finding]) -> str:
     used = [s for s, f in zip(found, findings, strict=False) if f.verdict != NOT_ENOUGH]
-    said = (text for setting in used for text in setting.assumed(setting.seeds, end=True))
-    return "; ".join(dict.fromkeys(said))
+    return "; ".join(dict.fromkeys(text for setting in used for text in setting.assumed()))
 
 
 def conclusions_text(roots: Path | Iterable[Path], form: str = "text") -> str:
-    """Returns the conclusions of the runs below `roots`, for a terminal or as JSON.
-
-    Raises:
-        UserError: see :func:`conclude`; or there are no runs.
-    """
+    """Returns the conclusions of the runs below `roots`, for a terminal or as JSON."""
     runs = load_runs(roots)
     found = conclude(runs)
     if form == "json":
         return json.dumps([plain(conclusion) for conclusion in found], indent=1, allow_nan=False)
     lines = []
     for one in found:
-        lines += [f"{one.number}. {one.statement}", f"   {one.text}"]
-        lines += [f"   - {f.study}: {one.of(f)}{f.evidence}" for f in one.findings]
-        lines += [f"   - {one.missing}"] if one.missing else []
-        lines += [f"   assuming {one.assuming}"] if one.assuming else []
-    return "\n".join([*lines, "", *level_notes(runs), "The rules: docs/answer.md"])
+        said, _, rest = one.reading.partition(" ")
+        if one.verdict == NOT_ENOUGH:
+            said, rest = f"{NOT_ENOUGH}:", one.reading
+        lines.append(f"{one.number}. {one.statement}")
+        lines.append(f"   {said.upper()} {rest}" + ", assuming" * bool(one.assuming))
+        for f in one.findings:
+            other = f"{f.verdict}: " * (f.verdict != one.verdict)
+            lines.append(f"   - {f.study}: {other}{f.evidence}")
+        lines += [f"   - {one.missing}"] * bool(one.missing)
+        lines += [f"   assuming {one.assuming}"] * bool(one.assuming)
+    return "\n".join([*lines, "", *level_notes(runs), "The rules: docs/verdicts.md"])
 
 
 def level_notes(runs: Sequence[RunRecord]) -> tuple[str, ...]:
-    """Returns what must be said of the level of conclusions, and how their numbers read."""
+    """Returns what the level of conclusions is, and how their numbers read."""
     levels = {run.study: run.level or LEVEL for run in runs}
-    level = max(levels.values())
-    stated = ", ".join(f"{study} {one:g}" for study, one in levels.items())
-    of = f", the strictest of the studies' answer.level ({stated})" * (len({*levels.values()}) > 1)
+    of = ", ".join(f"{study} {level:g}" for study, level in levels.items())
+    strictest = f", the strictest answer.level ({of})" * (len({*levels.values()}) > 1)
     return (
-        f"Level {level:g}{of}: the probability that all support of one conclusion is right, and "
-        "likewise all contradiction.",
+        f"Level {max(levels.values()):g}{strictest}: the probability that all support of one "
+        "conclusion is right, and likewise all contradiction.",
         "A number is what its line says before it, with a minus the opposite; in brackets are "
         "one-sided bounds at this level, wider where several settings are judged.",
     )

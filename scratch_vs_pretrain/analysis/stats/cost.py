@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -61,21 +60,13 @@ def _pixels(run: RunRecord, at: np.ndarray) -> np.ndarray:
     return np.where(at <= x[-1], before + seen, np.nan)
 
 
-@dataclass(frozen=True)
-class Hours:
-    """GPU hours of several runs."""
-
-    spent: float  # a trunk that schedules share counts once
-    alone: float  # what the same runs would have cost without sharing
-
-
-def total_hours(runs: Sequence[RunRecord]) -> Hours | None:
-    """Returns the GPU hours of runs together, None where one does not tell its time."""
+def total_hours(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
+    """Returns the GPU hours of runs, a shared trunk counted once, and of each alone, if known."""
     if not runs or any(run.seconds is None for run in runs):
         return None
     alone = sum((run.seconds or 0) * run.devices for run in runs)
     shared = sum(run.trunk_seconds * run.devices for run in runs)
-    return Hours((alone - shared) / 3600, alone / 3600)
+    return (alone - shared) / 3600, alone / 3600
 
 
 def on_processors(runs: Sequence[RunRecord]) -> bool:

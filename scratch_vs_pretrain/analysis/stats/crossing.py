@@ -49,11 +49,8 @@ def smoothed(
 
     Args:
         iterations: (k,) of the evaluations, ascending, above 0.
-        values: (..., k).
+        values: (..., k); of (g,) other iterations they are returned.
         drops: iterations after which the rate is another.
-
-    Returns:
-        (g,) iterations and (..., g) smoothed values.
     """
     at = np.asarray(iterations, float)
     grid = np.geomspace(at[0], at[-1], POINTS) if len(at) > 1 else at
@@ -91,12 +88,8 @@ def regions(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns (...) low, high and estimate, as :class:`Region` has them.
 
-    Args:
-        grid: (g,) ascending, above 0.
-        values: (..., n, g) leads of n seeds.
-        bound: to be reached from above.
-        sd: assumed standard deviation of a lead, used below three seeds.
-        alpha: error of the region.
+    (..., n, g) leads of n seeds over (g,) grid, ascending and above 0, reach the bound from above.
+    Below three seeds, `sd` is the assumed standard deviation of a lead.
     """
     found = spread(np.swapaxes(values, -1, -2), sd)
     low, high = bounds(found, alpha / 2)
@@ -154,25 +147,13 @@ def worth_in_images(
     Straight lines in log images join scratch's sizes, and are not continued beyond them
     ("effective data transferred", Hernandez et al. 2021, arXiv 2102.01293).
 
-    Args:
-        sizes: (k,) training images, ascending.
-        scratch: (n, k) AP by seed.
-        other: (n, k) of the same seeds.
-        sd: assumed standard deviation of a lead, used below three seeds.
+    (n, k) AP of both arms is that of the same seeds with (k,) sizes, ascending; `sd` as above.
     """
     images = np.asarray(sizes, float)
     found = []
     for at, size in enumerate(images[:-1]):
         grid = np.geomspace(size, images[-1], POINTS)
         ours = np.array([np.interp(np.log(grid), np.log(images), row) for row in scratch])
-        where = region(grid, other[:, at, None] - ours, 0.0, sd=sd)
-        found.append(
-            Worth(
-                int(size),
-                where.estimate / size,
-                where.low / size,
-                where.high / size,
-                images[-1] / size,
-            )
-        )
+        r = region(grid, other[:, at, None] - ours, 0.0, sd=sd)
+        found.append(Worth(int(size), *(x / size for x in (r.estimate, r.low, r.high, r.end))))
     return tuple(found)

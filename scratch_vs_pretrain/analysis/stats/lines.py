@@ -193,7 +193,7 @@ def _cost_text(setting: Setting, contrast: Contrast) -> str:
         return ""
     target = min(_mean(finals) for finals in contrast.ends())
     cpu, shown = on_processors(setting.runs), []
-    for name, arm in zip((setting.scratch, setting.other), contrast.arms, strict=True):
+    for name, arm in zip(setting.arms, contrast.arms, strict=True):
         reaching = next(c for c in arm if _mean(c.finals()) >= target)
         runs = [run for run in setting.of(name) if run.schedule == reaching.schedule]
         hours = mean_hours(runs)

@@ -48,7 +48,7 @@ def bca_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
     """Returns the BCa bootstrap interval (Efron 1987) of the mean of (n,) values.
 
     Values that are all equal, whose bootstrap has no width, give the t interval. Too narrow for
-    few seeds: see docs/answer.md.
+    few seeds: see docs/verdicts.md.
     """
     from scipy import stats
 
@@ -84,14 +84,10 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 
 def paired_power(seeds: int, gap: float, noise: float, level: float = LEVEL) -> float:
-    """Returns the chance that the two-sided paired t test of `seeds` pairs finds `gap`.
+    """Returns the chance that the two-sided paired t test of two or more `seeds` finds `gap`.
 
-    Args:
-        seeds: pairs, at least 2.
-        gap: true mean difference.
-        noise: standard deviation of the difference over seeds. For arms that vary independently
-            by s each it is s * sqrt(2); what a seed's runs share makes it smaller.
-        level: 1 - the test's significance level.
+    `noise` is the standard deviation of the difference over seeds. For arms that vary independently
+    by s each it is s * sqrt(2); what a seed's runs share makes it smaller.
     """
     from scipy import stats
 

@@ -93,7 +93,7 @@ def part_of(setting: Setting, alpha: float) -> Part:
     """Judges one setting, in its part of the answer's error."""
     contrast = setting.contrast()
     judged, common = judge_contrast(contrast, alpha), contrast.common()
-    arms = dict(zip((setting.scratch, setting.other), contrast.arms, strict=True))
+    arms = dict(zip(setting.arms, contrast.arms, strict=True))
     return Part(
         "" if setting.alone else setting.name.partition(", ")[2],
         setting,

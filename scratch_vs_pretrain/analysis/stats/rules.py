@@ -221,11 +221,7 @@ def _at_the_end(setting: Setting, *, no_worse: bool) -> Test:
 def _finals(
     setting: Setting, what: str, of: tuple[Curves, Curves] | None = None
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """Returns both arms' finals by seed, by default each one's at its longest schedule.
-
-    Raises:
-        Lacking: they allow no verdict.
-    """
+    """Returns both arms' finals by seed, by default each one's at its longest schedule."""
     contrast = setting.contrast()
     ours, theirs = (of[0].finals(), of[1].finals()) if of else contrast.ends()
     if not ours.keys() & theirs.keys():
@@ -253,7 +249,7 @@ def _twice(sd: float | None) -> float | None:
 
 def _fits_as_well(setting: Setting) -> tuple[float, str]:
     """Tests that scratch fits its training data as well as the other arm, by its final loss."""
-    ours, theirs = (setting.final_losses(arm) for arm in (setting.scratch, setting.other))
+    ours, theirs = (setting.final_losses(arm) for arm in setting.arms)
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         if setting.converged and end_gate(setting.contrast()) is OPEN:

@@ -26,7 +26,6 @@ METRICS = ("keypoints/AP", "bbox/AP", "bbox/AP50", MASKS)
 FINAL_LOSSES = 0.1
 NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
-
 LIMITS = tuple(field.name for field in fields(Limits))
 JUDGED_BY = ("thresholds", "margin", "level", "noise", "converged", "metric")
 
@@ -64,9 +63,13 @@ class Setting:
         return self.results.scratch
 
     @property
+    def arms(self) -> tuple[str, str]:
+        return self.scratch, self.other
+
+    @property
     def runs(self) -> tuple[RunRecord, ...]:
         """Those of both arms."""
-        return tuple(run for run in self.results.runs if run.arm in (self.scratch, self.other))
+        return tuple(run for run in self.results.runs if run.arm in self.arms)
 
     @property
     def name(self) -> str:
@@ -93,24 +96,15 @@ class Setting:
         """Returns the arm's runs."""
         return tuple(run for run in self.runs if run.arm == arm)
 
-    def has(self, metric: str) -> bool:
-        """Tells whether both arms were evaluated by a metric at their ends."""
-        return all(metric in self.results.scored(arm) for arm in (self.scratch, self.other))
-
-    def assumed(self, seeds: float, *, end: bool) -> list[str]:
-        """Says what verdicts from so few seeds rest on, among them one about the end or none."""
+    def assumed(self) -> list[str]:
+        """Says what verdicts rest on beside the runs."""
+        seeds = Counter((r.arm, r.schedule) for r in self.runs if r.state == "finished").values()
         said = []
-        if self.sd is not None and seeds < LEAST_SEEDS:
+        if self.sd is not None and min(seeds, default=0) < LEAST_SEEDS:
             said.append(f"a noise of {self.sd:g} AP ({self.because})")
-        if end and end_gate(self.contrast()) is OPEN:
+        if end_gate(self.contrast()) is OPEN:
             said.append(f"training that was long enough ({self.converged})")
         return said
-
-    @property
-    def seeds(self) -> int:
-        """The most finished seeds that an arm has with one schedule."""
-        done = Counter((r.arm, r.schedule) for r in self.runs if r.state == "finished")
-        return max(done.values(), default=0)
 
     def final_losses(self, arm: str) -> dict[int, float]:
         """Returns the training loss at the end of the arm's longest schedule, by seed."""
@@ -122,13 +116,8 @@ class Setting:
     def contrast(self, metric: str | None = None) -> Contrast:
         """Returns the curves of a metric, by default of the one that decides."""
         metric = metric or self.metric
-        return Contrast(
-            _arm(self.of(self.scratch), metric),
-            _arm(self.of(self.other), metric),
-            self.limits,
-            self.sd,
-            bool(self.converged),
-        )
+        ours, theirs = (_arm(self.of(arm), metric) for arm in self.arms)
+        return Contrast(ours, theirs, self.limits, self.sd, bool(self.converged))
 
 
 def metric_name(metric: str) -> str:
@@ -145,9 +134,7 @@ def score_name(metric: str) -> str:
 def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Setting, ...]:
     """Returns scratch against each other arm of one study, at each of its sizes, largest first.
 
-    Args:
-        runs: of the study.
-        metric: that decides, in place of the study's own.
+    `metric` decides in place of the study's own.
 
     Raises:
         UserError: no arm from scratch, none beside it, other test data, limits that differ, or a

@@ -1,4 +1,4 @@
-"""The rules of every verdict, as pure functions on arrays; docs/answer.md tells them in words.
+"""The rules of every verdict, as pure functions on arrays; docs/verdicts.md tells them in words.
 
 A claim is about a mean *lead*: box AP of the pretrained arm less that of scratch, paired by seed.
 Two null hypotheses belong to it. "It helps" needs the rejection of lead <= 0 (superiority), "it
@@ -75,10 +75,8 @@ def quantile(p: float, df: float) -> float:
 def spread(values: ArrayLike, sd: float | None = None) -> Spread:
     """Summarizes (..., n) values, one a seed.
 
-    Args:
-        values: of a single study NaN is left out.
-        sd: assumed standard deviation of a value; used below three seeds only, where the values
-            themselves cannot tell it.
+    Of a single study NaN is left out. Below three seeds, which cannot tell it, `sd` is the
+    standard deviation of a value.
     """
     given = np.asarray(values, float)
     if given.ndim == 1:
@@ -186,11 +184,8 @@ def gate(
     smaller with length: then it is not the one that more training would bring ahead. Two ways to
     pass are tested at half the error each.
 
-    Args:
-        gains: of scratch, from a schedule at most half as long; None where there is none.
-        other_gains: of the pretrained arm.
-        change: of the lead, over the same two schedules of both arms.
-        margin: in AP.
+    The gains of scratch and of the pretrained arm, and the `change` of the lead, are from a
+    schedule at most half as long; None where there is none.
     """
     yes = np.ones(()) if gains is None else gains.p_below(margin)
     ways = [] if other_gains is None else [other_gains.p_below(margin)]

@@ -44,7 +44,7 @@ AXES = ("iterations", "images", "pixels", "gpu-hours")
 
 GAP_NOTES = (
     "t and BCa: 95 % intervals of the mean gap, from three seeds on; BCa is too narrow for few "
-    "seeds (docs/answer.md), so the t interval decides what is within noise.",
+    "seeds (docs/verdicts.md), so the t interval decides what is within noise.",
     f"p: two-sided, over all sign flips, from {SEEDS_FOR_P} seeds on; below it cannot fall under "
     "0.05.",
 )
@@ -227,7 +227,7 @@ def _catch_up_rows(setting: Setting, results: Results) -> Iterator[tuple[Cell, .
         elif len(both) < LEAST_SEEDS and setting.sd is None:
             cells = f"needs {LEAST_SEEDS} seeds", None
         elif len(grid) < 2:
-            cells = "it begins later", None
+            cells = f"no {axis} in common", None
         else:
             where = region(*smoothed(grid, leads), setting.limits.margin, sd=setting.sd)
             cells = _ends(where, axis)
@@ -276,8 +276,9 @@ def _hours(value: float) -> str:
 
 def _catch_up_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
     yield (
-        "From, to: where the mean lead may reach the margin, a 95 % region by seeds "
-        "(docs/answer.md); 0: perhaps before the first evaluation, later: perhaps not by the end."
+        "From, to: a 95 % region over seeds of where the other arm's mean lead falls to the margin "
+        "to stay (docs/verdicts.md); 0: perhaps before the first evaluation, later: perhaps not by "
+        "the end. In common is where both arms train at one rate."
     )
     yield "Pixels include those of pre-training; hours include evaluations."
     yield from axis_sentences("pixels", runs)
@@ -285,5 +286,5 @@ def _catch_up_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
         yield "Hours are a processor's."
     if hours := total_hours(runs):
         shared = ", a trunk that schedules share counted once; each alone: "
-        alone = "" if math.isclose(hours.spent, hours.alone) else shared + _hours(hours.alone)
-        yield f"All runs together: {_hours(hours.spent)} hours{alone}."
+        alone = "" if math.isclose(*hours) else shared + _hours(hours[1])
+        yield f"All runs together: {_hours(hours[0])} hours{alone}."
