@@ -26,13 +26,13 @@ MAY_IMPORT = {
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
     "": 2_351,
-    "study": 4_410,
+    "study": 4_409,
     "training": 2_170,
     "evaluation": 1_213,
     "pretraining": 634,
     "data": 2_902,
     "modeling": 1_995,
-    "analysis": 6_942,
+    "analysis": 6_940,
     "cli": 1_026,
 }
 MOST_LINES_OF_A_MODULE = 400

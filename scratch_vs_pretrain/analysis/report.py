@@ -74,11 +74,7 @@ def report(folder: Path | str, output: Path | str = "report.html") -> Path:
 
 
 def report_html(folder: Path) -> str:
-    """Returns the report; whatever came from users' files is escaped in it.
-
-    Raises:
-        UserError: no runs below `folder`, or a damaged run folder.
-    """
+    """Returns the report; whatever came from users' files is escaped in it."""
     runs = load_runs(folder)
     groups = by_study(runs)
     across: list[tuple[str, Markup]] = []

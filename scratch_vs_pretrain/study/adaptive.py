@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 # Each look has so many times the seeds of the one before, at least: a look costs certainty.
 GROWTH = 1.7
-# More seeds are not tried if a verdict would need more than so many times the most.
-REACH = 1.2
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,10 @@ def next_stage(stage: Stage, limits: Limits, undecided: Sequence[Lack]) -> tuple
         return None, "every line is answered"
     more = next((n for n in limits.seeds if n > stage.seeds), None)
     # The noise that the first look sees is too uncertain to give up on.
-    most = math.inf if stage.seeds == limits.seeds[0] else REACH * limits.seeds[-1]
-    noisy = [one for one in undecided if not one.longer and one.seeds <= most]
-    longer = [one for one in undecided if one.longer and stage.schedules < limits.schedules]
+    most = math.inf if stage.seeds == limits.seeds[0] else limits.seeds[-1]
+    likely = [one for one in undecided if one.seeds <= most]
+    noisy = [one for one in likely if not one.longer]
+    longer = [one for one in likely if one.longer and stage.schedules < limits.schedules]
     if more and noisy and not (longer and all(one.claim == "end" for one in noisy)):
         return replace(stage, seeds=more), f"more seeds for {_named(noisy)}"
     if longer:

@@ -48,10 +48,12 @@ class TestNextStage:
             # What only the end lacks in seeds comes after the length that it lacks.
             (Stage(1, 4), [Lack("end", 5), Lack("end", 0, longer=True)], Stage(2, 4)),
             (Stage(2, 4), [Lack("end", 7)], Stage(2, 6)),
-            # After the first look, what no 12 seeds decide is given up.
+            # After the first look, what no 10 seeds decide is given up.
             (Stage(1, 3), [Lack("at", 50)], Stage(1, 4)),
-            (Stage(2, 6), [Lack("at", 12)], Stage(2, 9)),
-            (Stage(2, 6), [Lack("at", 13)], None),
+            (Stage(2, 6), [Lack("at", 10)], Stage(2, 9)),
+            (Stage(2, 6), [Lack("at", 11)], None),
+            # So is a gain that they would not tell from none.
+            (Stage(2, 6), [Lack("end", 11, longer=True)], None),
             (Stage(1, 4), [Lack("at", 50), Lack("end", 0, longer=True)], Stage(2, 4)),
             (Stage(2, 4), [Lack("at", 50)], None),
             (Stage(3, 6), [Lack("end", 0, longer=True)], None),

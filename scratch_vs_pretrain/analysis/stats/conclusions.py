@@ -77,7 +77,7 @@ def conclude(runs: Sequence[RunRecord]) -> tuple[Conclusion, ...]:
             found += settings(members)
         except UserError as error:
             unpaired.append(Finding(study, NOT_ENOUGH, str(error)))
-    level = max((setting.level for setting in found), default=LEVEL)
+    level = max((run.level or LEVEL for run in runs), default=LEVEL)
     return tuple(
         _conclusion(number, statement, rule, found, unpaired, level)
         for number, (statement, rule) in enumerate(CONCLUSIONS.items(), start=1)

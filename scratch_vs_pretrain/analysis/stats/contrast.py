@@ -274,7 +274,8 @@ class Lack:
     claim: str  # "early", "at" or "end"
     # That would, if means and noise stayed as they are; infinite if more than MOST_SEEDS.
     seeds: float = math.inf
-    longer: bool = False  # what is lacking is longer training
+    # Longer training is lacking; so many seeds tell scratch's gain by it so far from none.
+    longer: bool = False
     have: int = 0  # seeds so far
 
 
@@ -287,8 +288,12 @@ def lacks_of(contrast: Contrast, judged: Judged, alpha: float) -> list[Lack]:
         seeds, longer = float(LEAST_SEEDS), False
         if verdict.reason == "short":
             # Without a shorter schedule the gain is not known, and no number.
-            longer = not (contrast.learned and contrast.gain < contrast.limits.margin)
-            seeds = 0.0 if longer else _seeds_to_show_end(contrast, verdict, alpha)
+            gain, gains = contrast.gain, growth(contrast)[0]
+            longer = not (contrast.learned and gain < contrast.limits.margin)
+            if not longer:
+                seeds = _seeds_to_show_end(contrast, verdict, alpha)
+            elif contrast.learned and gains is not None and len(gains):
+                seeds = _fewest_seeds(gains, gain, contrast.sd, alpha)
         elif verdict.reason == "noise":
             leads, margin = judged.leads[verdict.claim], contrast.limits.margin
             distance = max(leads.mean(), margin - leads.mean())

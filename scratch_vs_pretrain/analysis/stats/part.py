@@ -106,11 +106,8 @@ def part_of(setting: Setting, alpha: float) -> Part:
 
 
 def _band(iterations: np.ndarray, values: np.ndarray) -> Band:
-    if not values.size:
-        nothing = np.empty(0)
-        return Band(nothing, nothing, nothing, nothing, 0)
-    columns = [spread(values[:, at]) for at in range(values.shape[1])]
-    low, high = np.array([bounds(c, (1 - LEVEL) / 2) for c in columns], float).T
+    columns = [spread(column) for column in values.T]
+    low, high = np.array([bounds(c, (1 - LEVEL) / 2) for c in columns], float).reshape(-1, 2).T
     return Band(iterations, np.array([float(c.mean) for c in columns]), low, high, len(values))
 
 
