@@ -64,7 +64,8 @@ class Report:
             return "no: " + "; ".join(severe)
         mended = sum(n for *_, means, n in rows if means == MENDED)
         unseen = "" if self.opened else ", as far as the annotations tell"
-        return f"yes, with {mended:,} repairs{unseen}" if mended else f"yes{unseen}"
+        repairs = f", with {mended:,} repair{'s' * (mended > 1)}" * bool(mended)
+        return f"yes{repairs}{unseen}"
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything, with every example."""
@@ -89,7 +90,7 @@ class Report:
         ]
         printed = [tuple(map(printable, row)) for row in rows]
         looked = ", ".join(f"{name}: {count:,} images" for name, count in self.images.items())
-        looked += "" if self.opened else " (annotations alone, no image was opened)"
+        looked += " (annotations alone, no image was opened)" * (not self.opened)
         answer = f"Can a number trained on this be trusted? {self.verdict()}"
         if not rows:
             return f"{answer}\n{looked}\nnothing to report"
@@ -257,8 +258,7 @@ def _undecodable(looks: Mapping[str, _Look]) -> list[str]:
 
 
 # What to change in the program that exported a file, by a kind of finding in it.
-_MASK_OFF = "or set MODEL.MASK_ON: False"
-_CVAT_BOXES = f"rectangles have no mask in its COCO 1.0; draw polygons, {_MASK_OFF}"
+_CVAT_BOXES = "rectangles have no mask in its COCO 1.0; draw polygons"
 _WITH_IMAGES = "export as `COCO with images`"
 _EXPORTS = {
     "Roboflow": {
@@ -281,20 +281,18 @@ _EXPORTS = {
         "file of another name": "its export writes paths of the machine it ran on",
         "categories numbered from 0": 'write category="1", "2", ... into the labels of the '
         "labelling interface",
-        "instances lost": f"rectangle labels have no mask; use polygons or brushes, {_MASK_OFF}",
+        "instances lost": "rectangle labels have no mask; use polygons or brushes",
     },
     "labelme": {
         "polygon of fewer than three points": "lines, points and rectangles are no polygons; draw "
         "polygons",
-        "instances lost": f"only its polygons become masks; draw polygons, {_MASK_OFF}",
+        "instances lost": "only its polygons become masks; draw polygons",
         "missing image": "convert with labelme2coco.py, which copies the images to JPEGImages",
     },
     "VGG Image Annotator": {
         "ids of two kinds": "its COCO export writes image_id as text; write the numbers that "
         "images have",
         "unknown category": "give each region the attribute that holds the category",
-        "instances lost": "its COCO export writes image_id as text, and regions without the "
-        "attribute that holds the category have none",
     },
 }
 

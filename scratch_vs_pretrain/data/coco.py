@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NotRequired
+from typing import Annotated, Any, NamedTuple, NotRequired, get_args
 
 import msgspec
+from msgspec import Meta
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.types import StrictFloat, StrictInt
 from typing_extensions import TypedDict
@@ -42,10 +43,12 @@ def flag(value: Any) -> Any:
     return value if type(value) is int else _FLAGS.get(str(value).strip().lower(), value)
 
 
-Pixels = Annotated[int, Field(lt=2**31)]  # no reader of images takes more
-ClassId = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what scores are computed by
+# No reader of images takes more pixels, and scores are computed by classes of 64 bits.
+Pixels = Annotated[int, Field(lt=2**31), Meta(lt=2**31)]
+ClassId = Annotated[int, Field(ge=-(2**63), lt=2**63), Meta(ge=-(2**63), le=2**63 - 1)]
 
 
+# By msgspec what is as it should be, by pydantic, which puts right what it can, all else.
 class _Image(TypedDict):
     id: Identity
     file_name: str
@@ -57,8 +60,12 @@ class _Annotation(TypedDict):
     id: Identity
     image_id: Identity
     category_id: ClassId
-    bbox: Annotated[list[StrictInt | StrictFloat], Field(min_length=4, max_length=4)]
-    iscrowd: NotRequired[Annotated[int, Field(ge=0, le=1), BeforeValidator(flag)]]
+    bbox: Annotated[
+        list[StrictInt | StrictFloat],
+        Field(min_length=4, max_length=4),
+        Meta(min_length=4, max_length=4),
+    ]
+    iscrowd: NotRequired[Annotated[int, Field(ge=0, le=1), BeforeValidator(flag), Meta(ge=0, le=1)]]
 
 
 class _Category(TypedDict):
@@ -66,13 +73,9 @@ class _Category(TypedDict):
     name: Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
+_LISTS = {"images": list[_Image], "annotations": list[_Annotation], "categories": list[_Category]}
 _KEEP = ConfigDict(extra="allow")
-_READERS: dict[str, TypeAdapter] = {
-    "images": TypeAdapter(list[_Image], config=_KEEP),
-    "annotations": TypeAdapter(list[_Annotation], config=_KEEP),
-    "categories": TypeAdapter(list[_Category], config=_KEEP),
-}
-_NAMES = {"images": _Image, "annotations": _Annotation, "categories": _Category}
+_READERS = {key: TypeAdapter(entries, config=_KEEP) for key, entries in _LISTS.items()}
 # What is right in a field, where that is no whole number.
 _GIVE = {"file_name": "text", "name": "text", "bbox": "[x, y, w, h]", "iscrowd": "0 or 1"}
 
@@ -122,9 +125,6 @@ class CocoFile:
             categories=tuple(category["name"] for category in categories),
             keypoints=names,
             skeleton=_skeleton(categories, len(names)),
-            usable=not set(map(itemgetter("id"), self.images)).isdisjoint(
-                map(itemgetter("image_id"), instances)
-            ),
             sha256=self.sha256,
             sigmas=sigmas,
             masks=any(masks),
@@ -143,8 +143,7 @@ class AnnotationFile:
         categories: names in the order of the ids.
         keypoints: their names, empty where the categories have none in common.
         skeleton: pairs of positions in `keypoints`, counted from 1; only drawn, never learnt.
-        usable, masks, labelled: whether any annotation that is no crowd is of an image, has a
-            mask, has keypoints.
+        masks, labelled: whether any annotation that is no crowd has a mask, has keypoints.
         run_lengths: whether any of those masks is one of run lengths, no polygons.
         sigmas: of object keypoint similarity, one a keypoint, or empty where none are stated.
         lacks: what keeps a task from being scored, by task.
@@ -155,7 +154,6 @@ class AnnotationFile:
     categories: tuple[str, ...]
     keypoints: tuple[str, ...]
     skeleton: tuple[tuple[int, int], ...]
-    usable: bool
     sha256: str
     sigmas: tuple[float, ...] = ()
     masks: bool = False
@@ -240,6 +238,9 @@ def _read(
 ) -> list[Entry]:
     """Returns those entries of a list that can be used, with each value as COCO has it where no
     doubt is what is meant."""
+    with contextlib.suppress(msgspec.ValidationError):
+        msgspec.convert(entries, _LISTS[key])
+        return entries
     meant = entries
     if words and key != "images":
         name = "id" if key == "categories" else "category_id"
@@ -259,7 +260,7 @@ def _read(
         entries = [entries[n] for n in usable]
     else:
         usable = range(len(entries))
-    for name in _NAMES[key].__annotations__:
+    for name in get_args(_LISTS[key])[0].__annotations__:
         # Whatever is put right becomes another type.
         kinds = [list(map(type, map(dict.get, some, repeat(name)))) for some in (entries, read)]
         if kinds[0] != kinds[1]:

@@ -15,15 +15,16 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scratch_vs_pretrain._detectron2 import registered, registered_names
 from scratch_vs_pretrain.data.coco import (
     AnnotationFile,
     CocoFile,
-    Entry,
     read_annotations,
     read_coco,
 )
-from scratch_vs_pretrain.data.findings import stated_area
+from scratch_vs_pretrain.data.findings import Case, Heads, size_of
 from scratch_vs_pretrain.data.subsets import ALIASES, Subset, digest, parse_subset, subset_file
 from scratch_vs_pretrain.data.voc import is_voc, voc_file, voc_location
 from scratch_vs_pretrain.errors import UserError
@@ -113,11 +114,7 @@ def annotations_of(name: str) -> AnnotationFile:
 
 def coco_of(name: str, optional: Sequence[str] = ()) -> CocoFile:
     """Returns a data set's annotations, those of a VOC tree as COCO's; `optional` lists may be
-    missing.
-
-    Raises:
-        UserError: as :func:`location`, or the annotations cannot be used.
-    """
+    missing."""
     return voc_file(name) if is_voc(name) else read_coco(source(name)[0], optional)
 
 
@@ -177,22 +174,16 @@ def describe(names: Sequence[str]) -> dict[str, Any]:
 
 
 def check_files(names: Sequence[str]) -> None:
-    """Raises UserError where data sets cannot be trained or evaluated on; opens no image."""
+    """Raises UserError where annotations cannot be used or images are not there; opens no image."""
     for name in names:
         annotations, images = location(name)
-        index = annotations_of(name)
-        if not index.usable:
-            raise UserError(
-                f"{annotations}: no image has an annotation (other than a crowd); "
-                f"there is nothing to train or evaluate on in {name}"
-            )
         if not images.is_dir():
             raise UserError(f"{name}: no such image folder as {images}{remedy(name)}")
-        check_images(name, annotations, images, index.file_names)
+        check_images(name, annotations, images, annotations_of(name).file_names)
 
 
 def check_images(name: str, annotations: Path, images: Path, names: Sequence[str]) -> None:
-    """Checks that the images of a data set are there; reads folders alone."""
+    """Refuses a data set whose images are not all there."""
     if missing := check_names(annotations, images, names):
         named = ", ".join(missing[:_NAMED_FILES]) + (", .." if missing[_NAMED_FILES:] else "")
         raise UserError(
@@ -213,7 +204,10 @@ def subset_text(name: str, file: CocoFile) -> str:
     """Returns the description of a data set as `svp subset` prints it; sizes are COCO's."""
     instances = [entry for entry in file.annotations if not entry.get("iscrowd")]
     of_category = Counter(map(itemgetter("category_id"), instances))
-    sizes = Counter(map(_size, instances))
+    case = Case(instances, Heads(), {}, {one["id"]: size_of(one, {}) for one in file.images})
+    areas = np.where(np.isnan(case.areas), case.boxes[:, 2:].prod(1), case.areas)
+    # COCO's ranges include both ends; the smaller one gets what lies on a border.
+    small, large = (areas <= SMALL).sum(), (areas > LARGE).sum()
     empty = {image["id"] for image in file.images} - {one["image_id"] for one in instances}
     categories = sorted(file.categories, key=lambda one: (-of_category[one["id"]], one["id"]))
     there = [f"{c['name']} {of_category[c['id']]:,}" for c in categories if of_category[c["id"]]]
@@ -222,20 +216,13 @@ def subset_text(name: str, file: CocoFile) -> str:
         "images": f"{len(file.images):,} ({len(empty):,} without instances)",
         "instances": f"{len(instances):,}, and {len(file.annotations) - len(instances):,} crowds",
         "instances per image": f"{len(instances) / len(file.images):.2f}" if file.images else "-",
-        "sizes": ", ".join(f"{sizes[size]:,} {size}" for size in ("small", "medium", "large")),
+        "sizes": f"{small:,} small, {len(areas) - small - large:,} medium, {large:,} large",
         "categories present": f"{len(there)}: {', '.join(there)}" if there else "0",
         "categories absent": f"{len(absent)}: {', '.join(absent)}" if absent else "0",
         "sha256 of the image ids": digest(file.ids()),
     }
     width = max(map(len, rows))
     return "\n".join([name, *(f"  {title:{width}}  {text}" for title, text in rows.items())])
-
-
-def _size(entry: Entry) -> str:
-    _, _, width, height = entry["bbox"]
-    area = stated_area(entry) or width * height
-    # COCO's ranges include both ends; the smaller one gets what lies on a border.
-    return "small" if area <= SMALL else "medium" if area <= LARGE else "large"
 
 
 def export(file: CocoFile, target: Path) -> Path:

@@ -6,10 +6,11 @@ is never harmless.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ TOLERANCE = 1.0
 SHORTEST_SIDE = 1e-5
 # COCO's scores have no annotations of a larger area.
 LARGEST_AREA = 1e10
+# Of its box, what the area of an annotation may be without a remark.
+SMALLEST_PART, LARGEST_PART = 0.01, 2.0
 # The share of instances that may be dropped (SVP.MAX_DROPPED).
 MOST_DROPPED = 0.05
 
@@ -76,7 +79,8 @@ KINDS = {
     "CMYK image": Kind(MENDED, "converted"),
     "EXIF-rotated image": Kind(MENDED, "turned"),
     **_kinds(Kind(ODD), "duplicate annotation id", "annotation id 0", "annotation without area"),
-    **_kinds(Kind(ODD), "same box twice", "box one pixel wide", "boxes under 2 pixels"),
+    **_kinds(Kind(ODD), "area unlike its box", "same box twice", "box one pixel wide"),
+    "boxes under 2 pixels": Kind(ODD),
     **_kinds(Kind(ODD), "same file listed twice", "same image twice in a data set"),
     **_kinds(Kind(ODD), "same image in several data sets", "XML names another file"),
     **_kinds(Kind(ODD), "XML with fractions or without flags"),
@@ -96,17 +100,41 @@ class Case:
     """What is collected while a data set is judged.
 
     Attributes:
+        entries: its annotations.
         classes: the class of each category id.
         sizes: width and height of each image as it is.
         notes: all findings.
         dropped: instances that are, with the kind of finding.
     """
 
+    entries: Sequence[Entry]
     heads: Heads
     classes: Mapping[int, int]
     sizes: Mapping[Identity, tuple[int, int]]
     notes: list[Note] = field(default_factory=list)
     dropped: list[tuple[Entry, str]] = field(default_factory=list)
+
+    @functools.cached_property
+    def boxes(self) -> np.ndarray:
+        """The box of each annotation; what is beyond floats is infinite."""
+        flat = itertools.chain.from_iterable(map(itemgetter("bbox"), self.entries))
+        return np.fromiter(map(as_float, flat), float).reshape(-1, 4)
+
+    @functools.cached_property
+    def spaces(self) -> np.ndarray:
+        """The size of each annotation's image, NaN where there is none."""
+        owners, unknown = map(itemgetter("image_id"), self.entries), (math.nan, math.nan)
+        flat = itertools.chain.from_iterable(self.sizes.get(owner, unknown) for owner in owners)
+        return np.fromiter(flat, float).reshape(-1, 2)
+
+    @functools.cached_property
+    def areas(self) -> np.ndarray:
+        """The area that each annotation states, NaN where there is none or it cannot be one."""
+        stated = map(dict.get, self.entries, itertools.repeat("area"))
+        numbers = (as_float(one) if type(one) in (int, float) else math.nan for one in stated)
+        areas = np.fromiter(numbers, float)
+        most = np.fmin((self.spaces + TOLERANCE).prod(1), LARGEST_AREA)
+        return np.where((areas > 0) & (areas <= most), areas, math.nan)
 
     def note(self, entry: Entry, kind: str, remark: str = "") -> None:
         self.notes.append(Note(kind, f"annotation {entry['id']}{remark and f' ({remark})'}"))
@@ -121,11 +149,15 @@ def whole(
     case: Case, file: CocoFile, facts: Mapping[str, ImageFacts], most_dropped: float
 ) -> list[Note]:
     """Returns all notes: of the file, of identities, of entries, and of the whole."""
-    identities = list(_notes_on_identities(case, file))
-    notes = [*file.notes, *identities, *case.notes]
+    notes = [*file.notes, *_notes_on_identities(case, file)]
+    notes += case.notes
+    if all(entry.get("iscrowd") for entry in case.entries):
+        every = len(case.entries)
+        text = f"all {every} annotations are crowds" if every else "no annotations"
+        notes.append(Note("nothing to learn", text))
     if most_dropped < 1:
         notes += _lost(case, file, most_dropped)
-        notes += _looks_of_boxes(case, file)
+        notes += _looks_of_boxes(case)
     return notes + list(_sizes(case, file, facts, judged=most_dropped < 1))
 
 
@@ -140,12 +172,7 @@ def _notes_on_identities(case: Case, file: CocoFile) -> Iterator[Note]:
         for entry in annotations:
             if entry["image_id"] not in case.sizes:
                 case.drop(entry, "annotation of a missing image")
-    for entry in annotations:
-        if stated_area(entry) is None:
-            if entry.get("area") is None:
-                yield Note("annotation without area", f"annotation {entry['id']}")
-            elif min(entry["bbox"][2:]) > 0:
-                yield Note("impossible area", f"annotation {entry['id']}")
+    yield from _looks_of_areas(case)
     names = list(map(itemgetter("file_name"), file.images))
     yield from (Note("same file listed twice", names[number]) for number in repeated(names))
     boxes = list(map(tuple, map(itemgetter("bbox"), annotations)))
@@ -155,13 +182,28 @@ def _notes_on_identities(case: Case, file: CocoFile) -> Iterator[Note]:
             yield Note("same box twice", f"annotation {annotations[number]['id']}")
 
 
+def _looks_of_areas(case: Case) -> Iterator[Note]:
+    """Finds areas that are none, or that no shape or a hair alone has in its box."""
+    for number in np.flatnonzero(np.isnan(case.areas)):
+        entry = case.entries[number]
+        if entry.get("area") is None:
+            yield Note("annotation without area", f"annotation {entry['id']}")
+        elif min(entry["bbox"][2:]) > 0:
+            yield Note("impossible area", f"annotation {entry['id']}")
+    extent = case.boxes[:, 2:]
+    with np.errstate(over="ignore"):
+        box = np.where(extent > SHORTEST_SIDE, extent + TOLERANCE, math.nan).prod(1)
+    odd = (case.areas > LARGEST_PART * box) | (case.areas < SMALLEST_PART * box)
+    for number in np.flatnonzero(odd & np.isfinite(box)):
+        entry = case.entries[number]
+        where = f"annotation {entry['id']} (area {entry['area']:g}, box {{:g}} x {{:g}})"
+        yield Note("area unlike its box", where.format(*case.boxes[number, 2:]))
+
+
 def _lost(case: Case, file: CocoFile, most_dropped: float) -> Iterator[Note]:
     """Judges what is dropped of a whole data set."""
     had = Counter(e["category_id"] for e in file.annotations if not e.get("iscrowd"))
-    instances, every = had.total(), len(file.annotations)
-    if not instances:
-        crowd = f"all {every} annotations are crowds" if every else "no annotations"
-        yield Note("nothing to learn", crowd)
+    instances = had.total()
     images, owners = set(map(type, case.sizes)), {type(e["image_id"]) for e, _ in case.dropped}
     strangers = any(kind == "annotation of a missing image" for _, kind in case.dropped)
     if images and strangers and owners - images:
@@ -188,6 +230,9 @@ def _lost(case: Case, file: CocoFile, most_dropped: float) -> Iterator[Note]:
             yield Note("category lost", f"{category['name']}, all {count:,} of its instances")
 
 
+_BOXES_ALONE = "with MODEL.MASK_ON: False boxes alone are learnt"
+
+
 def _look_of_masks(case: Case) -> str:
     masks: list[Any] = [
         one.get("segmentation") for one, kind in case.dropped if kind.endswith("mask")
@@ -196,20 +241,14 @@ def _look_of_masks(case: Case) -> str:
         if all(isinstance(mask[0], (int, float)) for mask in masks):
             return "segmentation is one flat list here, COCO has a list of such lists"
         if not any(map(any, masks)):
-            return "the polygons are empty; with MODEL.MASK_ON: False boxes alone are learnt"
-    return ""
+            return f"the polygons are empty; {_BOXES_ALONE}"
+    return _BOXES_ALONE if masks and not any(masks) else ""
 
 
-def _looks_of_boxes(case: Case, file: CocoFile) -> Iterator[Note]:
+def _looks_of_boxes(case: Case) -> Iterator[Note]:
     """Tells boxes that are no x, y, width and height in pixels by what all of them have."""
-    try:
-        flat = itertools.chain.from_iterable(map(itemgetter("bbox"), file.annotations))
-        boxes = np.fromiter(flat, float).reshape(-1, 4)
-    except OverflowError:
-        return
-    size = np.array([case.sizes.get(e["image_id"], (np.nan,) * 2) for e in file.annotations])
-    sound = np.isfinite(boxes).all(1) & np.isfinite(size.reshape(-1, 2)).all(1)
-    boxes, size = boxes[sound], size.reshape(-1, 2)[sound]
+    sound = np.isfinite(case.boxes).all(1) & np.isfinite(case.spaces).all(1)
+    boxes, size = case.boxes[sound], case.spaces[sound]
     if not len(boxes):
         return
     start, extent = boxes[:, :2], boxes[:, 2:]
@@ -244,18 +283,15 @@ def _sizes(
     other = {
         image["id"]: image for image in file.images if case.sizes[image["id"]] != size_of(image, {})
     }
-    reach: dict[Identity, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for entry in file.annotations if other else ():
-        if entry["image_id"] in other and all(map(math.isfinite, map(as_float, entry["bbox"]))):
-            left, top, width, height = map(as_float, entry["bbox"])
-            most = reach[entry["image_id"]]
-            most[:] = max(most[0], left + width), max(most[1], top + height)
+    reach: dict[Identity, np.ndarray] = {}
+    for entry, box in zip(case.entries, case.boxes, strict=True) if other else ():
+        if entry["image_id"] in other and np.isfinite(box).all():
+            end = np.maximum(box[:2] + box[2:], reach.get(entry["image_id"], 0))
+            reach[entry["image_id"]] = end
     for identity, image in other.items():
         stated, found = size_of(image, {}), case.sizes[identity]
-        fits = [
-            all(r <= s + TOLERANCE for r, s in zip(reach[identity], size, strict=True))
-            for size in (stated, found)
-        ]
+        end = reach.get(identity, np.zeros(2))
+        fits = [bool((end <= np.add(size, TOLERANCE)).all()) for size in (stated, found)]
         ratio = [f / max(s, 1) for f, s in zip(found, stated, strict=True)]
         turned = found == stated[::-1] and not facts[image["file_name"]].turned
         scaled = abs(ratio[0] - ratio[1]) < 0.02 * ratio[0] and not 0.9 < ratio[0] < 1.1
@@ -264,12 +300,6 @@ def _sizes(
         kind = "size that contradicts the boxes" if wrong else "another size than stated"
         sizes = f"{stated[0]} x {stated[1]} stated, {found[0]} x {found[1]} found"
         yield Note(kind, f"{image['file_name']} ({sizes})")
-
-
-def stated_area(entry: Entry) -> float | None:
-    """Returns the area that an annotation states; None where there is none or it cannot be one."""
-    area: Any = entry.get("area")
-    return area if type(area) in (int, float) and 0 < area <= LARGEST_AREA else None
 
 
 def size_of(image: Mapping[str, Any], facts: Mapping[str, ImageFacts]) -> tuple[int, int]:

@@ -24,7 +24,6 @@ from scratch_vs_pretrain.data.findings import (
     Case,
     Heads,
     size_of,
-    stated_area,
     whole,
 )
 from scratch_vs_pretrain.pictures import ImageFacts
@@ -52,21 +51,16 @@ def judge(
     """Returns Detectron2's records of a data set, and everything that is not as it should be.
 
     Of data without findings the records are those of ``load_coco_json``, but for masks and
-    keypoints that no head learns; images without instances are included.
-
-    Args:
-        file: of which every entry can be used.
-        facts: by file name, of the images that could be read; others have their stated size.
-        heads: what will be learnt.
-        most_dropped: the share of instances that may be; at 1 the whole is not judged.
-    """
+    keypoints that no head learns; images without instances are included. Images without `facts`,
+    by file name, have their stated size. At `most_dropped` 1 the whole is not judged."""
     classes = {number: k for k, number in enumerate(sorted(c["id"] for c in file.categories))}
-    case = Case(heads, classes, {image["id"]: size_of(image, facts) for image in file.images})
+    sizes = {image["id"]: size_of(image, facts) for image in file.images}
+    case = Case(file.annotations, heads, classes, sizes)
     objects: dict[Identity, list[dict[str, Any]]] = {image["id"]: [] for image in file.images}
-    for entry, filled in _with_filled(file.annotations, case):
+    for entry, box, filled in _with_boxes(case):
         if entry["image_id"] in objects:
             try:
-                objects[entry["image_id"]].append(_object(entry, case, filled))
+                objects[entry["image_id"]].append(_object(entry, case, box, filled))
             except Unfit as unfit:
                 case.drop(entry, *unfit.args)
     records = []
@@ -85,39 +79,22 @@ def scorable(file: CocoFile, sizes: Mapping[Identity, tuple[int, int]], task: st
     """Returns the annotations that a task is scored on: by training's rules, without those that no
     detection could match. Those without an area that can be one have their box's. Crowds stay, and
     so do annotations marked ``ignore``, as pycocotools has them."""
-    case = Case(Heads(masks=task == "segm"), {one["id"]: 0 for one in file.categories}, sizes)
+    classes = {one["id"]: 0 for one in file.categories}
+    case = Case(file.annotations, Heads(masks=task == "segm"), classes, sizes)
     kept = []
-    for entry, filled in _with_filled(file.annotations, case):
+    for (entry, box, filled), area in zip(_with_boxes(case), case.areas, strict=True):
         if not entry.get("iscrowd"):
             if entry["image_id"] not in sizes:
                 continue
             try:
-                _object({**entry, "ignore": 0}, case, filled)
+                _object({**entry, "ignore": 0}, case, box, filled)
             except Unfit:
                 continue
-        if stated_area(entry) is None:
+        if math.isnan(area):
             width, height = map(as_float, entry["bbox"][2:])
             entry = {**entry, "area": width * height}
         kept.append(entry)
     return kept
-
-
-def unscored(file: CocoFile, kept: list[Entry], task: str, most_dropped: float) -> str:
-    """Returns what keeps a test set from being scored on, of which `kept` are :func:`scorable`;
-    empty if nothing does."""
-    instances, left = (
-        sum(not one.get("iscrowd") or bool(one.get("difficult")) for one in entries)
-        for entries in (file.annotations, kept)
-    )
-    if not instances:
-        return "no annotation is an instance" if file.annotations else "there are no annotations"
-    if instances - left <= most_dropped * instances:
-        return ""
-    what = "mask" if task == "segm" else "box"
-    return (
-        f"{instances - left:,} of {instances:,} annotations have no {what} that can be scored "
-        "(`svp check-data` lists them)"
-    )
 
 
 def _image_notes(name: str, facts: ImageFacts) -> Iterator[Note]:
@@ -126,36 +103,57 @@ def _image_notes(name: str, facts: ImageFacts) -> Iterator[Note]:
         yield Note("EXIF-rotated image", name)
     if facts.deep:
         yield Note("deep image", f"{name} ({facts.mode})")
-    if facts.mode in ("L", "LA", "1"):
-        yield Note("greyscale image", name)
-    if facts.mode == "CMYK":
-        yield Note("CMYK image", name)
+    if facts.mode in ("L", "LA", "1", "CMYK"):
+        yield Note("CMYK image" if facts.mode == "CMYK" else "greyscale image", name)
 
 
-def _with_filled(entries: list[Entry], case: Case) -> Iterator[tuple[Entry, bool]]:
-    """Yields annotations and whether their mask is learnt and :func:`surely_filled`."""
-    for start in range(0, len(entries), _TOGETHER):
-        some = entries[start : start + _TOGETHER]
+def _with_boxes(case: Case) -> Iterator[tuple[Entry, str | list[float], bool]]:
+    """Yields annotations, each with its box as it is learnt, or what is wrong with that, and
+    whether its mask is learnt and :func:`surely_filled`."""
+    boxes = _boxes(case)
+    for start in range(0, len(boxes), _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        some = case.entries[part]
         masks = [entry.get("segmentation") if case.heads.masks else None for entry in some]
         sizes = [case.sizes.get(entry["image_id"], (0, 0)) for entry in some]
-        yield from zip(some, surely_filled(masks, sizes), strict=True)
+        yield from zip(some, boxes[part], surely_filled(masks, sizes), strict=True)
 
 
-def _object(entry: Entry, case: Case, filled: bool) -> dict[str, Any]:
+def _boxes(case: Case) -> list[str | list[float]]:
+    """Returns boxes as they are learnt, clipped where they lie partly outside the image, or what
+    keeps them from being learnt."""
+    start, extent = case.boxes[:, :2], case.boxes[:, 2:]
+    with np.errstate(all="ignore"):
+        end, low = start + extent, np.maximum(start, 0)
+        inside = np.minimum(end, case.spaces) - low
+        degenerate = ~((extent > SHORTEST_SIDE).all(1) & np.isfinite(end).all(1))
+        outside = ~(inside > SHORTEST_SIDE).all(1)
+        partly = (np.maximum(-start, end - case.spaces) > TOLERANCE).any(1)
+    made = [entry["bbox"] for entry in case.entries]
+    for number in np.flatnonzero(partly):
+        made[number] = [*low[number].tolist(), *inside[number].tolist()]
+    for number in np.flatnonzero(outside):
+        made[number] = "box outside the image"
+    for number in np.flatnonzero(degenerate):
+        made[number] = "degenerate box"
+    return made
+
+
+def _object(entry: Entry, case: Case, box: str | list[float], filled: bool) -> dict[str, Any]:
     """Returns one annotation as Detectron2's records have it, or raises Unfit; `case` receives what
-    is mended, and `filled` says that its mask is :func:`surely_filled`."""
-    size = case.sizes[entry["image_id"]]
+    is mended, `box` and `filled` are those of :func:`_with_boxes`."""
     if entry["category_id"] not in case.classes:
         raise Unfit("unknown category", str(entry["category_id"]))
     if (mark := entry.get("ignore")) and flag(mark):
         raise Unfit("annotation marked ignore")
-    box, mended = _box(entry["bbox"], size)
+    if isinstance(box, str):
+        raise Unfit(box)
     made = {
         "bbox": box,
         "bbox_mode": XYWH_ABS,
         "category_id": case.classes[entry["category_id"]],
     }
-    if mended:
+    if box is not entry["bbox"]:
         case.note(entry, "box partly outside the image")
     if "iscrowd" in entry:
         made["iscrowd"] = int(bool(entry["iscrowd"]))
@@ -163,6 +161,7 @@ def _object(entry: Entry, case: Case, filled: bool) -> dict[str, Any]:
         return made
     if case.heads.masks:
         mask: Any = entry.get("segmentation")
+        size = case.sizes[entry["image_id"]]
         made["segmentation"] = learnt = mask if filled else trainable_mask(mask, *size)
         if isinstance(learnt, list) and len(learnt) < len(mask):
             case.note(entry, "polygon of fewer than three points")
@@ -172,25 +171,6 @@ def _object(entry: Entry, case: Case, filled: bool) -> dict[str, Any]:
             case.note(entry, "no valid keypoints")
             made["keypoints"] = [0.5, 0.5, 0] * case.heads.keypoints
     return made
-
-
-def _box(bbox: list[float], size: tuple[int, int]) -> tuple[list[float], bool]:
-    """Returns a box as it is learnt, and whether it had to be clipped."""
-    left, top, width, height = bbox
-    try:
-        right, bottom = float(left + width), float(top + height)
-    except OverflowError:
-        right = bottom = math.inf
-    # Whatever is no number makes a comparison false.
-    if not (width > SHORTEST_SIDE and height > SHORTEST_SIDE and math.isfinite(right + bottom)):
-        raise Unfit("degenerate box")
-    low_x, low_y = max(left, 0.0), max(top, 0.0)
-    extent_x, extent_y = min(right, size[0]) - low_x, min(bottom, size[1]) - low_y
-    if not (extent_x > SHORTEST_SIDE and extent_y > SHORTEST_SIDE):
-        raise Unfit("box outside the image")
-    if max(-left, -top, right - size[0], bottom - size[1]) <= TOLERANCE:
-        return bbox, False
-    return [low_x, low_y, extent_x, extent_y], True
 
 
 def _keypoints(values: Any, number: int) -> list[float] | None:
@@ -273,12 +253,8 @@ def surely_filled(masks: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> lis
     Rasterizing moves an outline by less than 0.3 pixel (it rounds to fifths of a pixel, twice), so
     a disc of radius 1.01 inside a polygon keeps one of 0.71, which holds the centre of a pixel. Of
     a simple polygon without such a disc every point is within 1.01 of the outline, and its area is
-    at most 1.01 times the outline's length (Sz.-Nagy, 1959).
-
-    Args:
-        masks: COCO segmentations of any content.
-        sizes: of each mask's image, width and height.
-    """
+    at most 1.01 times the outline's length (Sz.-Nagy, 1959). `sizes` are width and height of each
+    mask's image."""
     filled = np.array([type(mask) is list and _are_polygons(mask) for mask in masks], bool)
     polygons = list(chain.from_iterable(compress(masks, filled)))
     values = array("d")  # takes numbers alone, numpy also texts of numbers

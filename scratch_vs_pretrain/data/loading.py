@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import os
+import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from scratch_vs_pretrain._detectron2 import registered
 from scratch_vs_pretrain.data.coco import CocoFile, Note, read_coco, state_of, without_gc
 from scratch_vs_pretrain.data.datasets import coco_of, describe, location
 from scratch_vs_pretrain.data.findings import KINDS, MENDED, SEVERE, Heads
-from scratch_vs_pretrain.data.judge import judge, scorable, unscored
+from scratch_vs_pretrain.data.judge import judge
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pictures import DEEP, facts_of_images, locate
 
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Twice so many images are looked at before anything else is done with a data set.
+_FEW = 10
+
 
 @dataclass(frozen=True)
 class TrainingRecords:
-    """Detectron2's records of all images that are left to train on, and how many entries were
-    dropped or mended, by what was wrong and what was done."""
+    """Records of all images that are left, and how many entries were mended, by kind and fate."""
 
     records: list[dict[str, Any]]
     repaired: Mapping[str, int]
@@ -44,12 +47,7 @@ def heads_of(cfg: CfgNode) -> Heads:
 def load_training_records(cfg: CfgNode) -> TrainingRecords:
     """Returns the records of all images to train on, by data set, ordered as in
     :func:`load_test_records`; images without annotations, or with too few keypoints, are left out
-    as ``build_detection_train_loader`` leaves them out.
-
-    Raises:
-        UserError: a name is not registered, an annotation file cannot be used, nothing is left,
-            or the config wants precomputed proposals (pickles, which are never read).
-    """
+    as ``build_detection_train_loader`` leaves them out. Raises UserError where nothing is left."""
     from detectron2.data.build import (
         filter_images_with_few_keypoints,
         filter_images_with_only_crowd_annotations,
@@ -86,11 +84,7 @@ def load_training_records(cfg: CfgNode) -> TrainingRecords:
 
 def load_test_records(name: str) -> list[dict[str, Any]]:
     """Returns Detectron2's records of all images of a data set, without annotations, ordered by id
-    (of a VOC tree: as listed), with the sizes of the files that can be read.
-
-    Raises:
-        UserError: no such data set, or its images are not listed as COCO's or VOC's are.
-    """
+    (of a VOC tree: as listed), with the sizes of the files that can be read."""
     listing, folder = location(name)
     return list(_test_records(name, folder, *state_of(listing)))
 
@@ -131,47 +125,68 @@ def _judged(
     return records, [*notes, *(Note("file of another name", where) for where in renamed)]
 
 
-def refusal(notes: Sequence[Note]) -> str:
-    """Returns why a data set is not trained on, empty if it can be."""
+def refusal(notes: Sequence[Note], use: str = "train") -> str:
+    """Returns why a data set is not trained or evaluated on, empty if it can be."""
     severe = [note for note in notes if KINDS[note.kind].means in SEVERE]
     if not severe:
         return ""
     more = f" (and {len(severe) - 1} more)" if severe[1:] else ""
     return (
-        f"cannot train on it: {severe[0].kind}: {severe[0].where}{more}; `svp check-data` "
-        "lists all, and SVP.MAX_DROPPED: 1.0 trains all the same"
+        f"cannot {use} on it: {severe[0].kind}: {severe[0].where}{more}; `svp check-data` lists "
+        "all, and SVP.MAX_DROPPED: 1.0 takes it all the same"
     )
 
 
-def refusal_of_annotations(name: str, file: Path, cfg: CfgNode, part: str) -> str:
+@functools.lru_cache(maxsize=16)
+def refusal_of_test_set(
+    name: str, state: tuple[Path, int, int], heads: Heads, most_dropped: float
+) -> str:
+    """Returns why a registered data set of this ``state_of`` its listing is not evaluated on."""
+    file = _as_scored(coco_of(name, ("annotations",)))
+    return refusal(_judged(file, location(name)[1], heads, most_dropped)[1], "evaluate")
+
+
+def _as_scored(file: CocoFile) -> CocoFile:
+    """Returns a file whose annotations marked ``ignore`` count, as scoring them does."""
+    return dataclasses.replace(file, annotations=[{**one, "ignore": 0} for one in file.annotations])
+
+
+def a_few(names: Sequence[str]) -> list[str]:
+    """Returns the first of many names and some from everywhere, always the same."""
+    return [*names[:_FEW], *random.Random(0).sample(names[_FEW:], min(len(names[_FEW:]), _FEW))]
+
+
+def refusal_at_a_look(name: str, file: Path, cfg: CfgNode, part: str) -> str:
     """Returns why a COCO file cannot be trained on (TRAIN) or evaluated on (TEST), empty if it can
-    be. Image files are looked at only where their sizes might still save it."""
+    be, as all its annotations and a few of its images tell."""
     folders = {one: folder for one, _, folder in cfg.SVP.DATASETS}
     folder = Path(folders.get(name) or (registered(name) or {}).get("image_root") or file.parent)
-    return _refusal(*state_of(file), folder, heads_of(cfg), cfg.SVP.MAX_DROPPED, part)
+    unreadable = cfg.SVP.MAX_UNREADABLE if part == "TRAIN" else 0.0
+    limits = heads_of(cfg), cfg.SVP.MAX_DROPPED, unreadable
+    return _look(state_of(file), folder, *limits, "train" if part == "TRAIN" else "evaluate")
 
 
 @functools.lru_cache(maxsize=16)
-def _refusal(
-    path: Path,
-    size: int,
-    modified: int,
+def _look(
+    state: tuple[Path, int, int],
     folder: Path,
     heads: Heads,
     most_dropped: float,
-    part: str,
+    unreadable: float,
+    use: str,
 ) -> str:
-    file = read_coco(path)
-    if part == "TRAIN":
-        refused = refusal(judge(file, {}, heads, most_dropped)[1])
-        return refused and refusal(_judged(file, folder, heads, most_dropped)[1])
-    task = "segm" if heads.masks else "bbox"
-    refused = unscored(file, scorable(file, sizes_of(file.images, "id"), task), task, most_dropped)
-    if not refused:
-        return ""
-    images = _judged(dataclasses.replace(file, annotations=[]), folder, Heads(), 1)[0]
-    kept = scorable(file, sizes_of(images, "image_id"), task)
-    return unscored(file, kept, task, most_dropped)
+    file = read_coco(state[0]) if use == "train" else _as_scored(read_coco(state[0]))
+    located = locate(folder, a_few([image["file_name"] for image in file.images]))
+    facts = facts_of_images(folder, located.files)
+    broken = [name for name in located.files if name not in (*facts, *located.missing)]
+    if len(broken) > unreadable * len(located.files):
+        return (
+            f"{folder}: {len(broken)} of {len(located.files)} images that were looked at cannot be "
+            f"read, such as {broken[0]}; `svp check-data` looks at all"
+        )
+    refused = refusal(judge(file, facts, heads, most_dropped)[1], use)
+    # Sizes of the other images may still save it.
+    return refused and refusal(_judged(file, folder, heads, most_dropped)[1], use)
 
 
 def sizes_of(images: Sequence[Mapping[str, Any]], identity: str) -> dict[Any, tuple[int, int]]:

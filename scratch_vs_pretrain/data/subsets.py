@@ -205,12 +205,8 @@ class _Outline(msgspec.Struct):
 
 def extract(path: Path, draw: Callable[[list[Identity]], list[Identity]]) -> bytes:
     """Returns a COCO file of the images that `draw` takes of all ids: ascending, with their
-    annotations in the order of the file, which alone are parsed, and all categories.
-
-    Raises:
-        UserError: the file is missing, no JSON or not in COCO format, lists an image twice, or
-            has an annotation of an image that it does not list.
-    """
+    annotations in the order of the file, which alone are parsed, and all categories. Raises
+    UserError for an annotation of an image that is not listed."""
     with readable(path), without_gc():
         content, owners = _outline(path, path.read_bytes())
     entries = content.get("annotations") if isinstance(content, dict) else None

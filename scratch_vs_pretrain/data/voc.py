@@ -1,5 +1,4 @@
-"""PASCAL VOC trees as COCO annotations. Boxes and their order are those of Detectron2's
-``load_voc_instances``."""
+"""PASCAL VOC trees as COCO annotations, boxes as Detectron2's ``load_voc_instances`` has them."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from scratch_vs_pretrain._detectron2 import registered
-from scratch_vs_pretrain.data.coco import CocoFile, Entry, Note, state_of
+from scratch_vs_pretrain.data.coco import CocoFile, Entry, Note, repeated, state_of
 from scratch_vs_pretrain.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -130,8 +129,8 @@ def _identities(listing: Path) -> list[str]:
         if identity.startswith("/") or ".." in identity.split("/"):
             raise UserError(f"{listing}: line {number}: {identity} leads out of the tree")
     if len(set(identities)) < len(identities):
-        repeated = next(one for one in identities if identities.count(one) > 1)
-        raise UserError(f"{listing}: lists {repeated} twice; take one of them out")
+        again = identities[next(repeated(identities))]
+        raise UserError(f"{listing}: lists {again} twice; take one of them out")
     return identities
 
 

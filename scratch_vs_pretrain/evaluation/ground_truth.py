@@ -14,9 +14,9 @@ from typing import Any
 
 from scratch_vs_pretrain.data.coco import COCO_KEYPOINTS, keypoint_lack, state_of
 from scratch_vs_pretrain.data.datasets import coco_of, location
-from scratch_vs_pretrain.data.findings import MOST_DROPPED
-from scratch_vs_pretrain.data.judge import scorable, unscored
-from scratch_vs_pretrain.data.loading import load_test_records, sizes_of
+from scratch_vs_pretrain.data.findings import MOST_DROPPED, Heads
+from scratch_vs_pretrain.data.judge import scorable
+from scratch_vs_pretrain.data.loading import load_test_records, refusal_of_test_set, sizes_of
 from scratch_vs_pretrain.errors import UserError
 
 # The config key that asks for a task.
@@ -74,19 +74,19 @@ def check_ground_truth(
     keypoint_sigmas: Sequence[float] = (),
     most_dropped: float = MOST_DROPPED,
 ) -> None:
-    """Raises UserError where a data set lacks what a task needs, or more than `most_dropped` of its
-    instances; without sigmas, keypoints are COCO's 17."""
+    """Raises UserError where a data set lacks what a task needs, or is not fit to be evaluated on;
+    without sigmas, keypoints are COCO's 17."""
+    if not tasks:
+        return
+    file = coco_of(dataset_name, ("annotations",))
+    lacks = dict(file.facts.lacks)
+    lacks["keypoints"] = keypoint_lack(file.annotations, len(keypoint_sigmas) or COCO_KEYPOINTS)
     for task in tasks:
-        lack = _lack(dataset_name, task, len(keypoint_sigmas) or COCO_KEYPOINTS, most_dropped)
-        if lack:
+        if lack := lacks.get(task):
             raise UserError(
                 f"{dataset_name}: {lack}, so that there is no {task} AP; "
                 f"evaluate on another data set or change {_ASKED_BY[task]}"
             )
-
-
-def _lack(name: str, task: str, keypoints: int, most_dropped: float) -> str:
-    file = coco_of(name, ("annotations",))
-    lacks = {**file.facts.lacks, "keypoints": keypoint_lack(file.annotations, keypoints)}
-    kept = load_ground_truth(name, task)["annotations"]
-    return lacks.get(task) or unscored(file, kept, task, most_dropped)
+    state = state_of(location(dataset_name)[0])
+    if refused := refusal_of_test_set(dataset_name, state, Heads("segm" in tasks), most_dropped):
+        raise UserError(f"{dataset_name}: {refused}")

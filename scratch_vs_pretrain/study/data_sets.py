@@ -25,7 +25,7 @@ from scratch_vs_pretrain.data.coco import (
     read_annotations,
 )
 from scratch_vs_pretrain.data.datasets import check_images, check_names, find_subset
-from scratch_vs_pretrain.data.loading import refusal_of_annotations
+from scratch_vs_pretrain.data.loading import refusal_at_a_look
 from scratch_vs_pretrain.data.subsets import ALIASES, Subset, subset_file
 from scratch_vs_pretrain.data.voc import voc_classes, voc_images
 from scratch_vs_pretrain.errors import UserError
@@ -293,10 +293,11 @@ def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
             )
     if found:
         yield from _disagreements(cfg, name, found, part)
-    # What holds for a whole set need not for a subset of it.
-    whole = found and not (where.subset or lacking)
-    if file and whole and (refused := refusal_of_annotations(name, file, cfg, part)):
-        yield f"{name}: {refused}"
+    if file and not lacking:
+        # What holds for a whole set need not for a subset of it.
+        part_of_it = subset_file(where.subset, file) if where.subset else file
+        if refused := refusal_at_a_look(where.base, part_of_it, cfg, part):
+            yield f"{name}: {refused}"
 
 
 def _lack(found: AnnotationFile | None, where: Origin, task: str, part: str) -> str:
@@ -319,9 +320,6 @@ def _disagreements(cfg: CfgNode, name: str, found: AnnotationFile, part: str) ->
             f"{name}: has {len(found.categories)} categories, but {key} is {classes}; set it to "
             f"{len(found.categories)}"
         )
-    # A set without any annotation is refused at the run's start, by datasets.check_files.
-    if part == "TEST" and found.annotations and "bbox" in found.lacks:
-        yield f"{name}: {found.lacks['bbox']}, so that it cannot be evaluated on; add it"
     polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
     if part == "TRAIN" and polygons and found.run_lengths:
         yield f"{name}: some masks are run lengths; set INPUT.MASK_FORMAT to bitmask"

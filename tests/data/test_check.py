@@ -42,6 +42,8 @@ CASES = [
     ("unusable entry", edit(2, category_id=10**19), "category_id 10000000000000000000; give"),
     ("annotation id 0", edit(2, id=0), "renumbered"),
     ("annotation without area", edit(2, area=None), "annotation 3"),
+    ("area unlike its box", edit(2, area=90), "annotation 3 (area 90, box 5 x 5.95)"),
+    ("area unlike its box", edit(2, area=0.4), "annotation 3 (area 0.4, box 5 x 5.95)"),
     ("same box twice", edit(6, bbox=[1, 2, 5, 5.95]), "annotation 7"),
     ("boxes under 2 pixels", small_boxes, "10 of 40 boxes"),
     (

@@ -53,7 +53,6 @@ def test_what_is_kept(tmp_path):
         categories=("four", "nine"),
         keypoints=(),
         skeleton=(),
-        usable=True,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
         lacks={
             "segm": "no annotation has a mask",
@@ -69,19 +68,6 @@ def test_a_changed_file_is_read_again(tmp_path):
     file.write_text(json.dumps(GOOD).replace("nine", "NINE"))
     os.utime(file, ns=(1, 1))
     assert read_annotations(file).categories == ("four", "NINE")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {**GOOD, "annotations": []},
-        {**GOOD, "images": []},
-        changed("annotations", 0, "iscrowd", value=1),
-        changed("annotations", 0, "image_id", value=99),
-    ],
-)
-def test_nothing_usable(tmp_path, content):
-    assert not read_annotations(write(tmp_path, content)).usable
 
 
 def test_keypoints(tmp_path):
@@ -115,7 +101,6 @@ def test_categories_of_different_keypoints_have_boxes(tmp_path):
         {"id": 9, "name": "foot", "keypoints": ["toe"], "skeleton": []},
     ]
     found = read_annotations(write(tmp_path, {**GOOD, "categories": categories}))
-    assert found.usable
     assert found.lacks["keypoints"] == "the categories have different keypoints"
 
 

@@ -273,10 +273,8 @@ class TestCheckFiles:
         [coco(images=0), coco(annotations=[]), coco(annotations=[box(1, 0, iscrowd=1)])],
     )
     def test_nothing_to_train_on(self, registered, content):
-        cfg, name, file, _ = registered(content)
-        with pytest.raises(UserError, match=f"{file}: no image has an annotation"):
-            check_files([name])
-        with pytest.raises(UserError, match="cannot train on"):
+        cfg, name, *_ = registered(content)
+        with pytest.raises(UserError, match=f"{name}: cannot train on it: (nothing to le|instan)"):
             load_training_records(cfg)
 
     def test_the_second_set_is_checked_too(self, registered):
@@ -602,7 +600,7 @@ def test_counts(tmp_path):
     del without_area["area"]
     content = {
         "images": [
-            {"id": i, "file_name": f"{i}.jpg", "height": 4, "width": 4} for i in (3, 1, 2, 4)
+            {"id": i, "file_name": f"{i}.jpg", "height": 99, "width": 99} for i in (3, 1, 2, 4)
         ],
         "annotations": [*annotations, without_area],
         "categories": [{"id": 9, "name": "z"}, {"id": 4, "name": "crowd"}, {"id": 2, "name": "a"}],

@@ -1,5 +1,6 @@
 """Files as people have them: what they look like, and whether a number can be trusted."""
 
+import contextlib
 import functools
 import json
 import struct
@@ -14,14 +15,20 @@ from scratch_vs_pretrain.data.check import DataSet, check
 from scratch_vs_pretrain.data.datasets import check_files
 from scratch_vs_pretrain.data.findings import Heads
 from scratch_vs_pretrain.data.loading import (
+    a_few,
     load_test_records,
     load_training_records,
-    refusal_of_annotations,
+    refusal_at_a_look,
 )
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.evaluation.ground_truth import check_ground_truth
 from scratch_vs_pretrain.pretraining.image_folder import _Pictures
 
 FLAT = [1, 2, 6, 2, 6, 8, 1, 8]
+
+
+def content_of(file):
+    return json.loads(file.read_text())
 
 
 def every(**changes):
@@ -138,9 +145,15 @@ def test_a_spoilt_set_is_named_by_what_it_looks_like_and_not_trained_on(
     cfg = config_of(one)
     with pytest.raises(UserError, match=r"cannot train on it: .*SVP\.MAX_DROPPED: 1\.0"):
         load_training_records(cfg)
-    # What the plan says of it, which opens no image that could be right.
-    planned = refusal_of_annotations(cfg.DATASETS.TRAIN[0], one.annotations, cfg, "TRAIN")
-    assert planned.startswith("cannot train on it: ") == ("size" not in kinds[0])
+    # What the plan says of it, which looks at a few images, and of the same as a test set.
+    name, file = cfg.DATASETS.TRAIN[0], one.annotations
+    assert refusal_at_a_look(name, file, cfg, "TRAIN").startswith("cannot train on it: ")
+    scored = refusal_at_a_look(name, file, cfg, "TEST")
+    marked = content_of(file)["annotations"][0].get("ignore")
+    assert scored.startswith("cannot evaluate on it: ") != bool(marked)
+    says = rf"^{name}: (cannot evaluate on it|no annotation has a)"
+    with contextlib.nullcontext() if marked else pytest.raises(UserError, match=says):
+        check_ground_truth(name, ("bbox", "segm"))
 
 
 @pytest.mark.parametrize("lacking", [0, 2, 3])
@@ -153,8 +166,37 @@ def test_a_test_set_of_which_much_cannot_be_scored_is_refused_by_the_plan(
 
     one = build(change)
     cfg = config_of(one)
-    refused = refusal_of_annotations(cfg.DATASETS.TRAIN[0], one.annotations, cfg, "TEST")
-    assert refused[:21] == ("3 of 40 annotations h" if lacking == 3 else "")
+    refused = refusal_at_a_look(cfg.DATASETS.TRAIN[0], one.annotations, cfg, "TEST")
+    lost = "cannot evaluate on it: instances lost: 3 of 40 (7.5 %): no mask 3; with MODEL.MASK_ON"
+    assert refused[: len(lost)] == (lost if lacking == 3 else "")
+
+
+@pytest.mark.parametrize(("part", "count"), [("TRAIN", 4), ("TEST", 4), ("TRAIN", 1), ("TEST", 1)])
+def test_unreadable_images_are_told_of_before_training(build, config_of, part, count):
+    """By a look at a few of them, where more are than training can replace."""
+
+    def cut(content, folder):
+        for number in range(4 - count, 4):
+            (folder / f"{number}.png").write_bytes(b"\x89PNG\r\n")
+
+    one = build(cut)
+    cfg = config_of(one)
+    cfg.SVP.MAX_UNREADABLE = 0.25
+    refused = refusal_at_a_look(cfg.DATASETS.TRAIN[0], one.annotations, cfg, part)
+    told = f"{one.images}: {count} of 4 images that were looked at cannot be read, such as "
+    if (part, count) == ("TRAIN", 1):
+        assert refused == ""
+    else:
+        assert refused.startswith(f"{told}{4 - count}.png; ")
+
+
+def test_a_look_is_at_20_images_however_many_there_are():
+    names = [str(number) for number in range(100_000)]
+    seen = a_few(names)
+    assert len(set(seen)) == 20
+    assert seen == a_few(names)
+    assert seen[:10] == names[:10]
+    assert sorted(a_few(names[:12])) == sorted(names[:12])
 
 
 @pytest.mark.parametrize("stated", [(12, 16), (0, 0)])
@@ -174,7 +216,7 @@ def test_sizes_are_mended_where_the_boxes_fit_the_file(build, config_of, stated)
     assert report.verdict() == "yes, with 4 repairs"
     cfg = config_of(one)
     for part in ("TRAIN", "TEST"):
-        assert refusal_of_annotations(cfg.DATASETS.TRAIN[0], one.annotations, cfg, part) == ""
+        assert refusal_at_a_look(cfg.DATASETS.TRAIN[0], one.annotations, cfg, part) == ""
     records = load_training_records(cfg).records
     assert {(one["width"], one["height"]) for one in records} == {(16, 12)}
 

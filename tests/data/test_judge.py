@@ -65,7 +65,7 @@ DAMAGE = [
     ("annotation marked ignore", edit(2, ignore=1), "annotation 3"),
     *(
         ("impossible area", edit(2, area=area), "annotation 3")
-        for area in (-5, 0, 10**400, float("inf"), float("nan"), "30")
+        for area in (-5, 0, 10**400, float("inf"), float("nan"), "30", 222)  # of 16 x 12
     ),
     ("degenerate box", edit(2, bbox=[1, 2, 0, 6]), "annotation 3"),
     ("degenerate box", edit(2, bbox=[1, 2, -5, 6]), "annotation 3"),
@@ -253,7 +253,7 @@ def test_boxes_are_clipped_and_may_end_a_little_outside():
         content = {
             "images": [{"id": 1, "file_name": "a", "width": 16, "height": 12}],
             "annotations": [
-                {"id": 1, "image_id": 1, "category_id": 1, "bbox": list(bbox), "area": 1}
+                {"id": 1, "image_id": 1, "category_id": 1, "bbox": list(bbox), "area": 20}
             ],
             "categories": [{"id": 1, "name": "disc"}],
         }

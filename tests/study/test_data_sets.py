@@ -130,7 +130,9 @@ def test_a_spoilt_set_is_refused_before_anything_is_written(tmp_path):
     cfg.SVP.DATASETS = (("one", str(tmp_path / "a.json"), str(tmp_path)),)
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("one",)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
-    (problem,) = data_problems(cfg)
-    assert "one: cannot train on it: boxes as parts of the image: 1 of 1 boxes lie in" in problem
+    look = "on it: boxes as parts of the image: 1 of 1 boxes lie in"
+    train, test = data_problems(cfg)
+    assert f"DATASETS.TRAIN: one: cannot train {look}" in train
+    assert f"DATASETS.TEST: one: cannot evaluate {look}" in test
     cfg.SVP.MAX_DROPPED = 1.0
     assert data_problems(cfg) == []

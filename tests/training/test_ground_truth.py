@@ -3,6 +3,8 @@ import os
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.coco_score import score
@@ -83,7 +85,7 @@ def test_masks_that_are_missing_are_named(file, mask):
     """More than a twentieth of them: whether to do without is the user's decision."""
     file.write_text(json.dumps(content(annotation(1), annotation(3, segmentation=mask))))
     check_ground_truth(NAME, ("bbox",))
-    with pytest.raises(UserError, match=r"1 of 2 annotations have no mask .*MODEL\.MASK_ON"):
+    with pytest.raises(UserError, match=r"instances lost: 1 of 2 .*MODEL\.MASK_ON"):
         check_ground_truth(NAME, ("bbox", "segm"))
 
 
@@ -149,7 +151,7 @@ def test_another_format_than_coco_is_refused():
         load_ground_truth("cityscapes_fine_instance_seg_val")
 
 
-@pytest.mark.parametrize("area", [-5, 0, 1e11, 10**400, float("inf"), float("nan"), "400"])
+@pytest.mark.parametrize("area", [-5, 0, 442, 1e11, 10**400, float("inf"), float("nan"), "400"])
 def test_perfect_detections_score_100_whatever_area_is_stated(file, area):
     file.write_text(json.dumps(content(annotation(1, area=area))))
     found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 20], "score": 1.0}]
@@ -157,3 +159,21 @@ def test_perfect_detections_score_100_whatever_area_is_stated(file, area):
     assert numbers["AP"] == numbers["APs"] == pytest.approx(100)
     assert numbers["APm"] is None
     assert numbers["APl"] is None
+
+
+def test_an_area_larger_than_the_picture_does_not_make_a_small_object_large(file):
+    """As it does in pycocotools, which takes whatever is stated."""
+    one = content(annotation(1, area=90_000))
+    file.write_text(json.dumps(one))
+    found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 20], "score": 1.0}]
+    theirs = COCO()
+    theirs.dataset = one
+    theirs.createIndex()
+    evaluation = COCOeval(theirs, theirs.loadRes(found), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    by_size = [round(100 * value) for value in evaluation.stats[3:6]]
+    assert by_size == [-100, -100, 100]  # none is small, none is medium
+    ours = score(load_ground_truth(NAME), found, "bbox").numbers
+    assert [ours[name] for name in ("APs", "APm", "APl")] == [pytest.approx(100), None, None]
