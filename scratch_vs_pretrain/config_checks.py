@@ -26,7 +26,6 @@ VGG_BACKBONE = "build_svp_vgg16_backbone"
 # Settings of parts that this detector does not have, or has without normalization.
 NORM_KEYS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
 
-MOST_IMAGES_PER_BATCH = 100_000
 MOST_PIXELS = 1_000_000  # of a side
 
 
@@ -38,6 +37,11 @@ def _are_sides(value: Any) -> bool:
     return len(value) > 0 and all(
         type(side) in (int, float) and 0 <= side <= MOST_PIXELS for side in value
     )
+
+
+def _between(low: float, high: float = 1e300) -> tuple[Callable[[Any], bool], str]:
+    most = f" and at most {high:,}" if high < 1e300 else ""
+    return lambda value: low <= value <= high, f"it must be at least {low}{most}"  # NaN is neither
 
 
 def _is_pixel_format(value: str) -> bool:
@@ -54,10 +58,15 @@ VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "INPUT.FORMAT": (_is_pixel_format, "set it to BGR or RGB"),
     "INPUT.MIN_SIZE_TRAIN": (_are_sides, "write sizes in pixels, such as [640, 800]"),
-    "SOLVER.IMS_PER_BATCH": (
-        lambda value: 1 <= value <= MOST_IMAGES_PER_BATCH,
-        f"it must be at least 1 and at most {MOST_IMAGES_PER_BATCH:,}",
-    ),
+    **dict.fromkeys(("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"), _between(1)),
+    **dict.fromkeys(("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"), _between(1)),
+    **dict.fromkeys(("INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS"), _between(0)),
+    **dict.fromkeys(("TEST.EVAL_PERIOD", "SOLVER.CHECKPOINT_PERIOD"), _between(0)),
+    **dict.fromkeys(("SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SVP.LOG_PERIOD"), _between(0)),
+    **dict.fromkeys(("SVP.MAX_UNREADABLE", "SVP.MAX_DROPPED"), _between(0, 1)),
+    "SVP.KEEP_CHECKPOINTS": _between(1),
+    "SOLVER.BASE_LR": (lambda value: 0 < value < 1e300, "it must be above 0"),
+    "SOLVER.IMS_PER_BATCH": _between(1, 100_000),
     "SVP.LOAD": (("backbone", "detector").__contains__, "set it to backbone or detector"),
     "SVP.FREEZE": (("", "backbone").__contains__, 'set it to backbone, or "" for nothing'),
     "SVP.NORM_WEIGHTS": (("all", "affine_only").__contains__, "set it to all or affine_only"),
@@ -82,10 +91,7 @@ def missing_warmup(cfg: CfgNode) -> list[str]:
     if solver.WARMUP_ITERS <= 0:
         return [f"no warm-up: SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}; set it above 0"]
     if solver.WARMUP_FACTOR >= 1:
-        return [
-            f"no warm-up: SOLVER.WARMUP_FACTOR is {solver.WARMUP_FACTOR}; set it below 1, "
-            "for example 0.001"
-        ]
+        return [f"no warm-up: SOLVER.WARMUP_FACTOR is {solver.WARMUP_FACTOR}; set it below 1"]
     return []
 
 

@@ -170,26 +170,19 @@ def _device() -> Check:
 
 def _data_sets(root: Path) -> Iterator[Check]:
     if not root.is_dir():
-        yield Check(
-            "DETECTRON2_DATASETS",
-            f"{root}: no such folder (not needed for the demo)",
-            "note",
-            "export DETECTRON2_DATASETS=FOLDER",
-        )
+        found = f"{root}: no such folder; COCO and VOC need it, the demo and your own data do not"
+        yield Check("DETECTRON2_DATASETS", found, "note", "export DETECTRON2_DATASETS=FOLDER")
         return
     yield Check("DETECTRON2_DATASETS", str(root.resolve()))
     for name, paths in DATASETS.items():
-        absent = [path for path in paths if not _is_filled(root / path)]
+        # An empty folder is none.
+        absent = [one for one in paths if not next((root / one).glob("*"), (root / one).is_file())]
         if absent:
             fetch = " && ".join(dict.fromkeys(_download(path, root) for path in absent))
             yield Check(name, f"no {', '.join(absent)}", "note", fetch)
         else:
             with os.scandir(root / paths[0]) as files:
                 yield Check(name, f"{sum(1 for _ in files):,} files in {paths[0]}")
-
-
-def _is_filled(path: Path) -> bool:
-    return next(path.iterdir(), None) is not None if path.is_dir() else path.is_file()
 
 
 def _download(path: str, root: Path) -> str:

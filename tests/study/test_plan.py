@@ -92,6 +92,17 @@ def test_seeds_are_shown_where_there_are_several(base):
         *(("INPUT.MIN_SIZE_TRAIN", sides) for sides in (["a", "a"], ["0it"], [], [-5], [[64]])),
         *(("SOLVER.IMS_PER_BATCH", images) for images in (10**30, 0, -1)),
         *(("SVP.EVALUATORS", names) for names in ([5], [None], [["a"]])),
+        *(("SOLVER.BASE_LR", rate) for rate in (0, -0.1, float("inf"))),
+        ("MODEL.ROI_HEADS.NUM_CLASSES", 0),
+        ("MODEL.RETINANET.NUM_CLASSES", -1),
+        ("TEST.EVAL_PERIOD", -1),
+        ("SOLVER.CHECKPOINT_PERIOD", -5),
+        ("SVP.LOG_PERIOD", -20),
+        ("SVP.KEEP_CHECKPOINTS", 0),
+        ("SVP.MAX_DROPPED", 1.5),
+        ("INPUT.MAX_SIZE_TRAIN", 0),
+        ("DATALOADER.NUM_WORKERS", -1),
+        ("SOLVER.WEIGHT_DECAY", -0.1),
         ("SVP.ADMIT", [5]),
         ("INPUT.FORMAT", "XYZ"),
         ("DATALOADER.SAMPLER_TRAIN", "x"),
@@ -106,6 +117,13 @@ def test_a_value_that_is_none_is_told_by_file_and_key(base, key, value):
     for told in (plan, study_budgets):
         with pytest.raises(UserError, match=rf"study\.yaml: {key} is .*; .*(set|write|must be)"):
             told(study)
+
+
+def test_a_rate_that_is_no_number_in_the_base_is_refused_too(tmp_path, base):
+    config = tmp_path / "nan.yaml"
+    config.write_text(f'_BASE_: "{base}"\nSOLVER: {{BASE_LR: .nan}}\n')
+    with pytest.raises(UserError, match=r"SOLVER\.BASE_LR is nan; it must be above 0"):
+        plan(pair(config, (SHORT,)))
 
 
 def test_images_of_any_usual_kind_are_planned(base):
