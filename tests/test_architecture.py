@@ -25,7 +25,7 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_351,
+    "": 2_350,
     "study": 4_409,
     "training": 2_170,
     "evaluation": 1_213,

@@ -48,7 +48,7 @@ _SENTENCES = {
     "string_type": "must be text, not {input}; put it in quotes",
     "string_unicode": "is not UTF-8, which run folders are; rename it",
     "string_too_short": "must not be empty",
-    "tuple_type": "must be a list in brackets, not {input}",
+    "tuple_type": "must be a list in brackets, such as [0, 1] of numbers, not {input}",
     "literal_error": "unknown {last} {input}; known are {expected}",
 }
 _Model = TypeVar("_Model")

@@ -42,6 +42,7 @@ from scratch_vs_pretrain.study.fields import (
 )
 from scratch_vs_pretrain.study.schedule import Schedule, Switch
 from scratch_vs_pretrain.study.sections import Answer, Data, Evaluation, Noise, Tune
+from scratch_vs_pretrain.text import nearest
 
 SCRATCH = "scratch"
 REQUIRED = "required"
@@ -81,9 +82,10 @@ def _read_overrides(value: Any) -> dict[str, Any]:
 
 
 def _read_init(init: str, info: ValidationInfo) -> str:
-    for word in (SCRATCH, REQUIRED):
-        if init != word and init.lower() == word:
-            raise wrong(f"write {word} instead of {init}")
+    words = (SCRATCH, REQUIRED)
+    near = nearest(init.lower(), words) if init not in words and init.isalpha() else ""
+    if near and not (folder_of(info) / init).exists():
+        raise wrong(f"{init} is no file{near}")
     if init.startswith(RUN_SCHEME) and not _RUN.fullmatch(init):
         raise wrong(
             f"{init} names no run; write run://STUDY/ARM/SCHEDULE/seed for the run of each "

@@ -100,7 +100,7 @@ def test_the_study_says_what_decides(folders):
     (answer,) = answers(load_runs(folders.root))
     assert answer.metric == "bbox/AP75"
     assert answers(load_runs(folders.root), metric="bbox/AP")[0].metric == "bbox/AP"
-    with pytest.raises(UserError, match="no finished run here has bbox/AP60; there is bbox/AP, "):
+    with pytest.raises(UserError, match="no finished run here has bbox/AP60; did you mean"):
         answers(load_runs(folders.root), metric="bbox/AP60")
 
 

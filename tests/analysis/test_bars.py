@@ -80,7 +80,7 @@ def test_what_cannot_be_drawn(folders):
     runs = load_runs(folders.root)
     with pytest.raises(UserError, match=r"--label x=\.\.\.: no such study here; there is demo"):
         bars_figure(runs, labels={"x": "y"})
-    with pytest.raises(UserError, match=r"no finished run here has bbox/XY; there is bbox/AP,"):
+    with pytest.raises(UserError, match=r"no finished run here has bbox/XY; did you mean bbox/"):
         bars_figure(runs, metrics=["bbox/XY"])
 
 

@@ -123,7 +123,7 @@ def test_metric_nobody_logged(folders):
     runs = find_runs(folders.root)
     known = {name for run in runs for name in names(run)}
     assert choose_metrics(known, None) == ("bbox/AP", "segm/AP")
-    with pytest.raises(UserError, match=r"no run here has bbox/XY; there is bbox/AP,"):
+    with pytest.raises(UserError, match=r"no run here has bbox/XY; did you mean bbox/"):
         choose_metrics(known, ["bbox/AP", "bbox/XY"])
     with pytest.raises(UserError, match="no run here has an AP; there is lr"):
         choose_metrics(["lr"], None)

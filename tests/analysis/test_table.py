@@ -106,6 +106,8 @@ def test_table_without_rows(form):
     empty = Table("demo", ("arm", "box AP"), (), ("Nothing is finished.",))
     assert form == "csv" or "Nothing is finished." in render(empty, form)
     assert "box" in render(empty, form)
+    told = "svp status shows how far" in render(empty, form)
+    assert told == (form in ("text", "markdown", "html"))
 
 
 def test_unknown_format():

@@ -210,7 +210,7 @@ def test_runs_that_do_not_belong_in_one_table(pair, tmp_path, capsys, spoil, com
 def test_metric_that_nobody_logged(pair, tmp_path, capsys):
     output = tmp_path / "a.svg"
     assert main(["plot", str(pair), "--metric", "bbox/APx", "-o", str(output)]) == 2
-    assert "no run here has bbox/APx; there is bbox/AP" in capsys.readouterr().err
+    assert "no run here has bbox/APx; did you mean bbox/AP" in capsys.readouterr().err
     assert not output.exists()
 
 

@@ -144,7 +144,15 @@ ONE_ARM = {"init": "scratch"}
         ({"arms": {"a": "scratch"}}, r"arms\.a: must be a mapping"),
         ({"arms": {"a": {}}}, r"arms\.a\.init is missing"),
         ({"arms": {"a": {"init": None}}}, r"arms\.a\.init: must be text, not None"),
-        ({"arms": {"a": {"init": "Scratch"}}}, r"arms\.a\.init: write scratch instead of Scratch"),
+        (
+            {"arms": {"a": {"init": "Scratch"}}},
+            r"arms\.a\.init: Scratch is no file; did you mean scratch",
+        ),
+        (
+            {"arms": {"a": {"init": "scrach"}}},
+            r"arms\.a\.init: scrach is no file; did you mean scr",
+        ),
+        ({"arms": {"a": {"init": "requird"}}}, r"requird is no file; did you mean required"),
         ({"base": "absent.yaml"}, "base: .*absent.yaml: no such file"),
         ({"base": "x" * 5000}, "base: .*: no such file"),
         ({"schedules": []}, "schedules: the list is empty"),
@@ -155,7 +163,7 @@ ONE_ARM = {"init": "scratch"}
         ({"seeds": []}, "seeds: the list is empty"),
         ({"seeds": [1, 1]}, "seeds: 1 appears twice"),
         ({"seeds": [-1]}, r"seeds\.0: must be at least 0, not -1"),
-        ({"seeds": 3}, "seeds: must be a list in brackets"),
+        ({"seeds": 2}, r"seeds: must be a list in brackets, such as \[0, 1\] of numbers, not 2"),
         ({"preset": "torchvison"}, "preset: unknown preset 'torchvison'; known are detectron2, "),
         (
             {"overrides": {"MODEL.WEIGHTS": "x"}},

@@ -18,6 +18,7 @@ from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, Limits
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, OPEN
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_info import Noise
+from scratch_vs_pretrain.text import nearest
 
 MASKS = "segm/AP"
 # The first that both arms have; VOC is scored at one IoU threshold alone.
@@ -171,10 +172,9 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
 def no_metric(unknown: Sequence[str], known: Collection[str], runs: str = "run") -> UserError:
     """Returns what is said of metrics that no run has; "" stands for any AP."""
     short = sorted(name for name in known if "-" not in name and "@" not in name)
-    return UserError(
-        f"no {runs} here has {', '.join(unknown) or 'an AP'}; "
-        f"there is {', '.join(short) or 'nothing yet'}"
-    )
+    asked = ", ".join(unknown)
+    near = nearest(asked, short) or f"; there is {', '.join(short) or 'nothing yet'}"
+    return UserError(f"no {runs} here has {asked or 'an AP'}{near}")
 
 
 def _metric(results: Results, other: str, stated: str | None) -> tuple[str, tuple[str, ...]]:

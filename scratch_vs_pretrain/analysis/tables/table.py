@@ -16,10 +16,10 @@ from scratch_vs_pretrain.text import clean, csv_cell
 
 FORMATS = ("text", "markdown", "csv", "latex", "html", "json")
 
+NO_ROWS = "No run here has finished with what this table needs; svp status shows how far all are."
 MISSING = "\N{EN DASH}"
 
-# Points: the text of LaTeX's article class, the room at a column's sides, and the width of a digit
-# in sizes that can be read.
+# Points: LaTeX's article class's text, room at a column's sides, and digits in legible sizes.
 PAGE = 345
 SEPARATION = 3
 SIZES = {"small": 4.7, "footnotesize": 4.3, "scriptsize": 3.8}
@@ -77,9 +77,8 @@ def render(table: Table, form: str = "text") -> str:
     """Returns the table as text of one of :data:`FORMATS`, ending in a line end.
 
     Whatever came from users' files is escaped. LaTeX says which packages it needs, and leaves out
-    columns that a page has no room for (and says so under the table). In CSV numbers
-    have six decimals, half-widths columns of their own, and every row repeats the notes in its
-    last column. In JSON a mean over seeds is an object with its value and its half-width.
+    columns that a page has no room for, which it says. In CSV numbers have six decimals, half-width
+    columns of their own, and notes the last one. In JSON a mean is its value and its half-width.
 
     Raises:
         UserError: unknown format.
@@ -91,7 +90,8 @@ def render(table: Table, form: str = "text") -> str:
         return _json(table)
     if form == "latex":
         return _latex(table)
-    title, *notes = (clean(text, form) for text in (table.title, *table.notes))
+    told = (table.title, *([] if table.rows else [NO_ROWS]), *table.notes)
+    title, *notes = (clean(text, form) for text in told)
     body = _body(table, form)
     if form == "html":
         items = "".join(f"<li>{note}</li>\n" for note in notes)
