@@ -3,14 +3,7 @@ import math
 import pytest
 
 from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.stats.comparison import (
-    by_study,
-    final_results,
-    gaps,
-    means,
-    notes,
-    pairs,
-)
+from scratch_vs_pretrain.analysis.stats.comparison import by_study, final_results, notes
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -22,8 +15,8 @@ def test_final_evaluation_counts_and_not_the_best(folders):
     folders.run("scratch", curve={300: 45.0, 600: 30.0})
     folders.run("pretrained", curve={600: 32.0, 900: 50.0})
     final = results(folders)
-    (scratch,) = means(final.of("scratch", "600it"), ["bbox/AP"])
-    (pretrained,) = means(final.of("pretrained", "600it"), ["bbox/AP"])
+    (scratch,) = final.of("scratch", "600it").means(["bbox/AP"])
+    (pretrained,) = final.of("pretrained", "600it").means(["bbox/AP"])
     assert (scratch.value, pretrained.value) == (30, 32)
 
 
@@ -34,7 +27,7 @@ def test_run_that_did_not_finish_enters_no_mean_and_is_named(folders, state):
     folders.run("scratch", 1, curve={600: 90.0}, state=state, reason="a reason", iteration=250)
     folders.run("pretrained", 0)
     final = results(folders)
-    assert means(final.of("scratch", "600it"), ["bbox/AP"])[0].value == 30
+    assert final.of("scratch", "600it").means(["bbox/AP"])[0].value == 30
     shown = "interrupted" if state == "running" else state
     assert (
         f"Left out: scratch 600it seed 1 ({shown} after 250 of 600 iterations: a reason)."
@@ -56,8 +49,7 @@ def test_differences_are_paired_by_seed(folders):
         folders.run("pretrained", seed, curve={600: pretrained})
     folders.run("scratch", 7, curve={600: 99.0})
     final = results(folders)
-    paired = pairs(final, ("scratch", "600it"), ("pretrained", "600it"))
-    (gap,) = gaps(paired, ["bbox/AP"])
+    (gap,) = (final.of("scratch") - final.of("pretrained", "600it")).means(["bbox/AP"])
     assert gap.value == -2
     assert gap.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert any("paired by seed" in note for note in notes(final))
@@ -68,10 +60,10 @@ def test_missing_ap_enters_no_mean(folders):
     folders.run("scratch", 1, curve={600: 30.0})
     folders.run("pretrained", 0)
     final = results(folders)
-    assert means(final.of("scratch", "600it"), ["bbox/AP"])[0].value == 30
-    assert math.isnan(means(final.of("scratch", "600it"), ["bbox/XY"])[0].value)
-    paired = pairs(final, ("scratch", "600it"), ("pretrained", "600it"))
-    assert math.isnan(gaps(paired, ["bbox/AP"])[0].value)
+    assert final.of("scratch", "600it").means(["bbox/AP"])[0].value == 30
+    assert math.isnan(final.of("scratch", "600it").means(["bbox/XY"])[0].value)
+    (gap,) = (final.of("scratch") - final.of("pretrained")).means(["bbox/AP"])
+    assert math.isnan(gap.value)
 
 
 @pytest.mark.parametrize(("seeds", "note"), [(1, "One seed"), (2, "too few"), (3, "t interval")])

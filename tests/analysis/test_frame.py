@@ -32,6 +32,14 @@ def test_evaluation_files_win_over_metrics_rows(folders):
     assert ap.value.tolist() == [11, 30]
 
 
+def test_what_an_evaluation_measures_is_there_once_whatever_its_name(folders):
+    folder = folders.run(curve={}, losses=False)
+    folders.evaluation(folder, 600, 30.0, tasks={"panoptic_seg": {"PQ": 40.0}})
+    folders.metrics(folder, [299, 599], **{"panoptic_seg/PQ": 39.0})
+    quality = collect(folders.root).query("metric == 'panoptic_seg/PQ'").sort_values("iteration")
+    assert dict(zip(quality.iteration, quality.value, strict=True)) == {300: 39, 600: 40}
+
+
 def test_half_finished_folders(folders):
     folders.run("scratch", curve={}, state="planned", iteration=0, losses=False)
     folders.run("pretrained", curve={100: None}, state="failed", iteration=100)

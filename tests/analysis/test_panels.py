@@ -134,11 +134,12 @@ STYLES = arm_styles(["scratch", "pretrained"])
 
 def line(arm="scratch", schedule="2x", seeds=1, complete=True, x=(1, 2, 3)):
     mean = np.arange(len(x), dtype=float)
-    return Line(arm, schedule, np.array(x), mean, mean - 1, mean + 1, seeds, complete)
+    look = STYLES[arm]
+    return Line(arm, look, schedule, np.array(x), mean, mean - 1, mean + 1, seeds, complete)
 
 
 def panels(*lines):
-    return [Panel("", lines, STYLES)]
+    return [Panel("", lines)]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_metric_title(metric, title):
 
 def test_line_is_drawn_from_a_point_on_with_its_band():
     _, (ax,) = new_figure(1)
-    draw_line(ax, line(seeds=3), STYLES["scratch"], start=1)
+    draw_line(ax, line(seeds=3), start=1)
     assert ax.lines[0].get_xdata().tolist() == [2, 3]
     assert ax.lines[0].get_marker() == "o"
     (band,) = ax.collections
@@ -165,7 +166,7 @@ def test_line_is_drawn_from_a_point_on_with_its_band():
 
 def test_many_points_have_no_markers():
     _, (ax,) = new_figure(1)
-    draw_line(ax, line(x=range(100)), STYLES["scratch"])
+    draw_line(ax, line(x=range(100)))
     assert ax.lines[0].get_marker() == "None"
 
 
@@ -173,9 +174,9 @@ def test_label_stands_at_the_end_of_an_early_line():
     _, (ax,) = new_figure(1)
     lines = [line(x=(1, 2)), line("pretrained", x=(5, 10))]
     for each in lines:
-        draw_line(ax, each, STYLES[each.arm])
+        draw_line(ax, each)
     ax.set_xlim(0, 10)
-    label_arms(ax, Panel("", lines, STYLES))
+    label_arms(ax, lines)
     assert {text.get_text(): text.xy[0] for text in ax.texts} == {"scratch": 2, "pretrained": 10}
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -25,15 +26,12 @@ from scratch_vs_pretrain.analysis.figures.style import (
     write,
 )
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import Results, by_study, final_results
+from scratch_vs_pretrain.analysis.stats.comparison import Results, Scores, by_study, final_results
 from scratch_vs_pretrain.analysis.stats.samples import Budget, Budgets, budgets
 from scratch_vs_pretrain.errors import UserError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-# What a setting is called, and the final scores of each seed by arm.
-Group = tuple[str, Mapping[str, Sequence[Mapping[str, float]]]]
+# What a setting is called, and the final scores by arm.
+Group = tuple[str, Mapping[str, Scores]]
 
 # Scores with test augmentation are "bbox_TTA/AP", Detectron2's name.
 TTA = "_TTA/"
@@ -72,27 +70,14 @@ def bars_figure(
         UserError: a study without two arms, nothing finished, a metric nobody evaluated, or a
             label of a study that is not there.
     """
-    import pandas as pd
-
     studies = [final_results(members) for members in by_study(runs).values()]
     known = ", ".join(results.study for results in studies)
     for name in (labels or {}).keys() - {results.study for results in studies}:
         raise UserError(f"--label {name}=...: no such study here; there is {known}")
     groups = [group for results in studies for group in _groups(results, labels or {})]
-    values = pd.DataFrame(
-        [
-            (k, arm, metric, value)
-            for k, (_, finals) in enumerate(groups)
-            for arm, seeds in finals.items()
-            for scores in seeds
-            for metric, value in scores.items()
-        ],
-        columns=["group", "arm", "metric", "value"],
-    ).dropna()
-    metrics = choose_metrics(set(values.metric), metrics, "finished run")
-    bars = values.groupby(["group", "arm", "metric"], sort=False).value.agg(
-        ["mean", "min", "max", "count"]
-    )
+    numbers = [one for _, finals in groups for some in finals.values() for one in some.values()]
+    scored = {name for one in numbers for name, value in one.items() if math.isfinite(value)}
+    metrics = choose_metrics(scored, metrics, "finished run")
     arms = dict.fromkeys(arm for _, finals in groups for arm in finals)
     styles = arm_styles(arms, studies[0].scratch if len(studies) == 1 else "scratch")
     if len(groups) > MOST_GROUPS:
@@ -100,40 +85,48 @@ def bars_figure(
         figure, axes = new_figure(1, rows=len(metrics), width=PAGE_WIDTH, height=height)
     else:
         figure, axes = new_figure(len(metrics))
+    seeds: set[int] = set()
     for ax, metric in zip(axes, metrics, strict=True):
-        _draw(ax, bars.xs(metric, level="metric"), styles)  # type: ignore[arg-type]
+        seeds |= _draw(ax, groups, metric, styles)
         ax.set_xticks(range(len(groups)), [plain(shortened(label, 14)) for label, _ in groups])
         name_axes(ax, metric_title(metric), "")
-    drawn = bars[bars.index.isin(metrics, level="metric")]
-    add_caption(figure, _caption(studies, groups, drawn["count"]))
+    add_caption(figure, _caption(studies, groups, sorted(seeds)))
     return figure
 
 
 def _groups(results: Results, labels: Mapping[str, str]) -> Iterator[Group]:
     label = labels.get(results.study, results.study)
-    finals = {
-        arm: [final.scores for final in results.of(arm, results.longest(arm).schedule).values()]
-        for arm in (results.scratch, *results.others)
-    }
+    finals = {arm: results.of(arm) for arm in results.arms}
     yield label, finals
     # The scores with test augmentation under the names of those without.
-    augmented = {
-        arm: [{k.replace(TTA, "/"): v for k, v in one.items() if TTA in k} for one in seeds]
-        for arm, seeds in finals.items()
-    }
-    if any(scores for seeds in augmented.values() for scores in seeds):
+    augmented = {arm: Scores() for arm in finals}
+    for arm, scores in finals.items():
+        for seed, one in scores.items():
+            augmented[arm][seed] = {k.replace(TTA, "/"): v for k, v in one.items() if TTA in k}
+    if any(one for scores in augmented.values() for one in scores.values()):
         # After "+ cascade" settings are added to one another, as in the paper.
         yield TEST_AUG if label.startswith("+") else f"{label} {TEST_AUG}", augmented
 
 
-def _draw(ax: Axes, bars: pd.DataFrame, styles: Mapping[str, Style]) -> None:
-    """Draws one panel; its bars begin at zero, so that their lengths compare."""
+def _draw(ax: Axes, groups: Sequence[Group], metric: str, styles: Mapping[str, Style]) -> set[int]:
+    """Draws one panel, whose bars begin at zero, so that their lengths compare.
+
+    Returns:
+        how many seeds they are of.
+    """
     width = FILLED / len(styles)
+    drawn = [
+        (at, arm, some)
+        for at, (_, finals) in enumerate(groups)
+        for arm, scores in finals.items()
+        if (some := scores.of(metric))
+    ]
     named = set()
-    for (group, arm), mean, low, high, count in bars.itertuples():
+    for group, arm, some in drawn:
         x = group + (list(styles).index(arm) - (len(styles) - 1) / 2) * width
+        mean, low, high = np.mean(some), min(some), max(some)
         ax.bar(x, mean, 0.94 * width, color=styles[arm].color)
-        if count > 1:
+        if len(some) > 1:
             ax.vlines(x, low, high, color="black", linewidth=1)
         write(ax, f"{mean:.1f}", (x, high), (0, 2), **ABOVE)
         if arm not in named:
@@ -142,20 +135,20 @@ def _draw(ax: Axes, bars: pd.DataFrame, styles: Mapping[str, Style]) -> None:
     ax.set_ylim(bottom=0)
     ax.tick_params(axis="x", length=0)
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return {len(some) for *_, some in drawn}
 
 
 def _caption(
-    studies: Sequence[Results], groups: Sequence[Group], counts: pd.Series
+    studies: Sequence[Results], groups: Sequence[Group], seeds: Sequence[int]
 ) -> Iterator[str]:
     schedules: dict[str, set[str]] = {}
     for results in studies:
-        for arm in (results.scratch, *results.others):
+        for arm in results.arms:
             schedules.setdefault(arm, set()).add(results.longest(arm).schedule)
     lengths = ", ".join(f"{arm} {' or '.join(sorted(names))}" for arm, names in schedules.items())
     yield f"Final evaluation at each arm's longest schedule ({lengths})."
-    if counts.max() > 1:
-        seeds = " or ".join(map(str, sorted(set(counts))))
-        yield f"Bars: mean of {seeds} seeds; lines: lowest to highest."
+    if seeds[-1] > 1:
+        yield f"Bars: mean of {' or '.join(map(str, seeds))} seeds; lines: lowest to highest."
     missing = [f"{arm} of {label}" for label, finals in groups for arm in finals if not finals[arm]]
     if missing:
         yield f"Not finished: {', '.join(missing)}."

@@ -18,14 +18,12 @@ from scratch_vs_pretrain.analysis.figures.panels import (
     metric_title,
     of_schedule,
     sentences,
-    styles_of,
     subject,
 )
 from scratch_vs_pretrain.analysis.figures.style import (
     ON_LINES,
     PAGE_WIDTH,
     ROW_HEIGHT,
-    Style,
     arm_styles,
     label_ends,
     write,
@@ -86,12 +84,11 @@ def loss_figure(
     studies = sorted(by_study(runs).values(), key=lambda members: members[0].train_images or 0)
     sizes = [members[0].train_images for members in studies]
     told_apart = len(set(sizes)) == len(sizes) and None not in sizes
-    titles = [
-        f", {size:,} training images" if told_apart else f", {members[0].study}"
-        for size, members in zip(sizes, studies, strict=True)
-    ]
-    rows = dict(zip(titles, (of_schedule(one, schedule) for one in studies), strict=True))
-    return _figure(rows if len(studies) > 1 else {"": rows.popitem()[1]}, metrics, x, band)
+    rows = {}
+    for size, members in zip(sizes, studies, strict=True):
+        about = f", {size:,} training images" if told_apart else f", {members[0].study}"
+        rows[about if len(studies) > 1 else ""] = of_schedule(members, schedule)
+    return _figure(rows, metrics, x, band)
 
 
 def _known(runs: Sequence[RunRecord], metrics: Sequence[str] | None) -> tuple[str, ...]:
@@ -112,7 +109,6 @@ def _figure(
         Panel(
             metric_title(metric) + title,
             lines_of(runs, metric, x, band),
-            styles_of(runs),
             axis_title(x, everything) if title == last else "",
             score=is_score(metric),
         )
@@ -133,8 +129,9 @@ def _figure(
 def answer_figure(part: Part) -> Figure:
     """Draws an answer: both arms' curves with 95 % bands, and where scratch catches up."""
     scratch = next(iter(part.curves), None)
+    styles = arm_styles(part.curves, scratch)
     lines = [
-        Line(arm, "", b.iterations, b.mean, b.low, b.high, b.seeds, drops=part.drops)
+        Line(arm, styles[arm], "", b.iterations, b.mean, b.low, b.high, b.seeds, drops=part.drops)
         for arm, b in part.curves.items()
         if len(b.iterations)
     ]
@@ -143,13 +140,12 @@ def answer_figure(part: Part) -> Figure:
     first = min((float(line.x[0]) for line in lines), default=0.0)
     grey = region is not None and (first < region.low < np.inf or np.isfinite(region.high))
 
-    def shade(ax: Axes, _: object) -> None:
+    def shade(ax: Axes) -> None:
         if region and grey:
             right = min(region.high, region.end)
             ax.axvspan(region.low, right, color="0.5", alpha=0.18, linewidth=0, zorder=0)
 
-    title, styles = metric_title(part.setting.metric), arm_styles(part.curves, scratch)
-    panel = Panel(title, lines, styles, "iterations", score=True, beside=shade)
+    panel = Panel(metric_title(part.setting.metric), lines, "iterations", score=True, beside=shade)
     caption = [
         f"{part.title}, {_mean_of(sorted({line.seeds for line in lines}))}.",
         *([f"{scratch} {said}{' (grey)' if grey else ''}."] if said else []),
@@ -179,15 +175,13 @@ def overlay_figure(
     that is finished.
     """
     metrics = _known(runs, metrics or [_main(runs)])
-    styles, over = styles_of(runs), axis_title(x, runs)
     panels = [
         Panel(
             metric_title(metric),
             [line for line in lines_of(runs, metric, x, band) if line.complete],
-            styles,
-            over,
+            axis_title(x, runs),
             score=is_score(metric),
-            beside=lambda ax, _: ax.margins(y=0.08),
+            beside=lambda ax: ax.margins(y=0.08),
         )
         for metric in metrics
     ]
@@ -196,13 +190,14 @@ def overlay_figure(
         raise UserError("no run here is finished; the overlay shows whole schedules")
     whole = {(line.arm, line.schedule) for line in lines}
 
-    def draw(ax: Axes, line: Line, style: Style) -> None:
+    def draw(ax: Axes, line: Line) -> None:
         leaves = max(0, line.own - 1)  # The trunk's last point.
         shared = (line.arm, line.trunk) in whole
-        draw_line(ax, line, style, marked=False, start=leaves if shared else 0)
-        if line.own:
-            ax.plot(line.x[leaves], line.mean[leaves], ".", markersize=5, color=style.color)
-        ax.plot(line.x[-1], line.mean[-1], style.marker, markersize=4, color=style.color)
+        draw_line(ax, line, marked=False, start=leaves if shared else 0)
+        marks = [(leaves, ".", 5)] if line.own else []
+        for at, marker, size in (*marks, (-1, line.style.marker, 4)):
+            color = line.style.color
+            ax.plot(line.x[at], line.mean[at], marker, markersize=size, color=color)
 
     dots = "Dots: where a schedule leaves the constant-rate trunk that all longer ones share."
     caption = [
@@ -215,20 +210,15 @@ def overlay_figure(
     return draw_panels(panels, caption, draw=draw, label=_label_schedules, **look)
 
 
-def _label_schedules(ax: Axes, panel: Panel) -> None:
+def _label_schedules(ax: Axes, lines: Sequence[Line]) -> None:
     """Names the longest schedules right of the axes, the others at their ends inside."""
-    longest = {line.arm: line for line in sorted(panel.lines, key=lambda line: line.x[-1])}
-    for line in panel.lines:
+    longest = {line.arm: line for line in sorted(lines, key=lambda line: line.x[-1])}
+    for line in lines:
         if line is not longest[line.arm]:
-            alike = [o for o in panel.lines if o.schedule == line.schedule and o is not line]
-            above = all(line.mean[-1] >= other.mean[-1] for other in alike)
+            alike = [other.mean[-1] for other in lines if other.schedule == line.schedule]
+            above = line.mean[-1] >= max(alike)
             away, va = ((0, 5), "bottom") if above else ((0, -5), "top")
-            look = {"ha": "center", "va": va, "color": panel.styles[line.arm].color, **ON_LINES}
+            look = {"ha": "center", "va": va, "color": line.style.color, **ON_LINES}
             write(ax, line.schedule, (line.x[-1], line.mean[-1]), away, **look)
-    label_ends(
-        ax,
-        [
-            (line.mean[-1], f"{line.arm} {line.schedule}", panel.styles[line.arm].color)
-            for line in longest.values()
-        ],
-    )
+    ends = longest.values()
+    label_ends(ax, [(e.mean[-1], f"{e.arm} {e.schedule}", e.style.color) for e in ends])

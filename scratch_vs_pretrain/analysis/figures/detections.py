@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
@@ -71,18 +70,14 @@ def detections_figure(
             "svp predict RUN --dataset NAME with the data set they were evaluated on"
         )
     of_arms = [{one.file: one for one in found.pictures} for _, found in shown]
-    files = [
-        file
-        for file in of_arms[0]
-        if all(file in mine and _can_be_drawn(mine[file]) for mine in of_arms)
-    ][:images]
-    if not files:
+    common = [f for f in of_arms[0] if all(f in m and _can_be_drawn(m[f]) for m in of_arms)]
+    if not common:
         raise UserError(
             "the arms were evaluated on no picture together that can be drawn; draw them apart"
         )
     styles = arm_styles(dict.fromkeys(run.arm for run in runs), scratch_arm(runs))
     columns = 1 + len(shown)
-    first = [of_arms[0][file] for file in files]
+    first = [of_arms[0][file] for file in common[:images]]
     # A higher picture is drawn smaller.
     height = sum(PAGE_WIDTH / columns * min(one.height / one.width, 3) for one in first)
     titles = [
@@ -90,7 +85,7 @@ def detections_figure(
         for run, found in shown
     ]
     height += TITLE_LINE_INCHES * max(title.count("\n") + 1 for title in titles) + CAPTION_INCHES
-    figure, axes = new_figure(columns, rows=len(files), width=PAGE_WIDTH, height=height)
+    figure, axes = new_figure(columns, rows=len(first), width=PAGE_WIDTH, height=height)
     for row, picture in enumerate(first):
         panels = axes[row * columns : (row + 1) * columns]
         pixels = _pixels(picture)
@@ -117,11 +112,7 @@ def detections_figure(
 
 
 def read_detections(run: RunRecord) -> Detections:
-    """Reads what a run found in the first test pictures.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """Reads what a run found in the first test pictures; refuses a damaged file."""
     file = RunFolder(run.folder).detections_file
     try:
         return Detections.model_validate_json(read_bytes(file))
@@ -150,33 +141,26 @@ def _chosen(runs: Sequence[RunRecord], schedule: str | None) -> Iterator[RunReco
         if RunFolder(run.folder).detections_file.is_file() and schedule in (None, run.schedule)
     ]
     for arm in dict.fromkeys(run.arm for run in there):
-        mine = [run for run in there if run.arm == arm]
-        longest = max(run.iterations for run in mine)
-        yield min((run for run in mine if run.iterations == longest), key=lambda run: run.seed or 0)
+        mine = (run for run in there if run.arm == arm)
+        yield min(mine, key=lambda run: (-run.iterations, run.seed or 0))
 
 
 def _overlap(one: Found, other: Found) -> float:
     """Returns the intersection of two boxes over their union."""
-    sides = [
-        max(0.0, min(start + size, begin + length) - max(start, begin))
-        for start, size, begin, length in zip(
-            one.box[:2], one.box[2:], other.box[:2], other.box[2:], strict=True
-        )
-    ]
-    common = math.prod(sides)
-    union = math.prod(one.box[2:]) + math.prod(other.box[2:]) - common
+    (x, y, width, height), (left, top, wide, high) = one.box, other.box
+    across = min(x + width, left + wide) - max(x, left)
+    down = min(y + height, top + high) - max(y, top)
+    common = max(0.0, across) * max(0.0, down)
+    union = width * height + wide * high - common
     return common / union if union > 0 else 0.0
 
 
 def _can_be_drawn(picture: Picture) -> bool:
     """Tells whether a picture has a shape, and all that is in it lies in or near it."""
     shorter, longer = sorted((picture.height, picture.width))
-    values = (
-        value
-        for one in (*picture.objects, *picture.detections)
-        for value in itertools.chain(one.box, *one.outline)
-    )
-    near = all(abs(value) <= FARTHEST * longer for value in values)
+    found = (*picture.objects, *picture.detections)
+    places = (value for one in found for value in itertools.chain(one.box, *one.outline))
+    near = all(abs(value) <= FARTHEST * longer for value in places)
     return shorter > 0 and shorter >= NARROWEST * longer and near
 
 
@@ -195,21 +179,13 @@ def _pixels(picture: Picture) -> np.ndarray:
 
 
 def _draw(ax: Axes, one: Found, color: str, label: str, dashed: bool = False) -> None:
-    x, y, width, height = one.box
-    style = "--" if dashed else "-"
-    ax.add_patch(
-        Rectangle((x, y), width, height, fill=False, edgecolor=color, linewidth=1, linestyle=style)
-    )
+    (x, y, *size), line = one.box, "--" if dashed else "-"
+    ax.add_patch(Rectangle((x, y), *size, fill=False, edgecolor=color, linewidth=1, linestyle=line))
     outlines = [np.reshape(line[: len(line) // 2 * 2], (-1, 2)) for line in one.outline]
     if paths := [Path(line, closed=True) for line in outlines if len(line) > 2]:
         # Together, so that the outline of a hole leaves it free.
         mask = Path.make_compound_path(*paths)
         ax.add_patch(PathPatch(mask, facecolor=color, alpha=0.3, edgecolor="none"))
-    ax.text(
-        *(x, y, plain(label)),
-        fontsize=SMALL_TEXT_SIZE - 2,
-        color="white",
-        va="bottom",
-        clip_on=True,
-        bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
-    )
+    look = {"fontsize": SMALL_TEXT_SIZE - 2, "color": "white", "va": "bottom", "clip_on": True}
+    background = {"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
+    ax.text(x, y, plain(label), bbox=background, **look)

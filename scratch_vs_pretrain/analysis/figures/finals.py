@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +17,7 @@ from scratch_vs_pretrain.analysis.figures.panels import (
     Panel,
     choose_metrics,
     draw_panels,
-    line_of,
+    line_through,
     metric_title,
     sentences,
     styles_of,
@@ -24,13 +25,7 @@ from scratch_vs_pretrain.analysis.figures.panels import (
 )
 from scratch_vs_pretrain.analysis.figures.style import arm_styles, short_number, write
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import (
-    Results,
-    by_study,
-    differences,
-    final_results,
-    pairs,
-)
+from scratch_vs_pretrain.analysis.stats.comparison import Results, by_study, final_results
 from scratch_vs_pretrain.analysis.stats.crossing import worth_in_images
 from scratch_vs_pretrain.errors import UserError
 
@@ -59,21 +54,20 @@ def sizes_figure(
                     "images, so they differ in something else; name the folders of studies that "
                     "differ in their number alone"
                 )
-    finals = [
-        (arm, size, final.scores)
-        for size, results in studies.items()
-        if size
-        for arm in (results.scratch, *results.others)
-        for final in results.of(arm, results.longest(arm).schedule).values()
-    ]
-    sizes = sorted({size for _, size, _ in finals})
+    scratch = next(iter(studies.values())).scratch
+    styles = arm_styles(dict.fromkeys(arm for r in studies.values() for arm in r.arms), scratch)
+    finals = {
+        (arm, size): scores
+        for size, results in sorted(studies.items())
+        for arm in results.arms
+        if size and (scores := results.of(arm))
+    }
+    sizes = sorted({size for _, size in finals})
     if len(sizes) < 2:
         raise UserError("fewer than two sizes of training data have a finished run; draw ap")
-    scratch = next(iter(studies.values())).scratch
-    arms = dict.fromkeys(arm for r in studies.values() for arm in (r.scratch, *r.others))
     arrows: list[str] = []
 
-    def draw_beside(ax: Axes, lines: Sequence[Line]) -> None:
+    def draw_beside(lines: Sequence[Line], ax: Axes) -> None:
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(FixedLocator(sizes))
         ax.xaxis.set_minor_locator(NullLocator())
@@ -81,19 +75,17 @@ def sizes_figure(
         ax.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
         arrows.extend(_draw_worth(ax, lines, scratch))
 
-    styles = arm_styles(arms, scratch)
-    panels = [
-        Panel(
-            metric_title(metric),
-            [line for arm in arms if (line := _line(arm, finals, metric, band))],
-            styles,
-            "training images",
-            left=None,
-            score=True,
-            beside=draw_beside,
-        )
-        for metric in choose_metrics({m for *_, s in finals for m in s}, metrics, "finished run")
-    ]
+    panels = []
+    known = {name for scores in finals.values() for one in scores.values() for name in one}
+    for metric in choose_metrics(known, metrics, "finished run"):
+        lines = []
+        for arm, style in styles.items():
+            found = {size: s.of(metric) for (one, size), s in finals.items() if one == arm}
+            if found := {size: values for size, values in found.items() if values}:
+                lines.append(line_through(arm, style, found, band))
+        beside = functools.partial(draw_beside, lines)
+        title = metric_title(metric)
+        panels.append(Panel(title, lines, "training images", left=None, score=True, beside=beside))
 
     def caption() -> Iterator[str]:
         yield f"{', '.join(by_study(runs))}: final AP at each arm's longest schedule."
@@ -109,17 +101,6 @@ def by_size(runs: Sequence[RunRecord]) -> dict[int, list[RunRecord]]:
     for run in sorted(runs, key=lambda run: run.train_images or 0):
         groups.setdefault(run.train_images or 0, []).append(run)
     return groups
-
-
-def _line(
-    arm: str, finals: Sequence[tuple[str, int, Mapping[str, float]]], metric: str, band: str
-) -> Line | None:
-    columns: dict[int, list[float]] = {}
-    for one, size, scores in sorted(finals, key=lambda final: final[1]):
-        if one == arm and math.isfinite(scores.get(metric, math.nan)):
-            columns.setdefault(size, []).append(scores[metric])
-    values = [np.array(column) for column in columns.values()]
-    return line_of(arm, "", np.array(list(columns), float), values, band) if columns else None
 
 
 def _draw_worth(ax: Axes, lines: Sequence[Line], scratch: str) -> Iterator[str]:
@@ -158,32 +139,27 @@ def iou_figure(runs: Sequence[RunRecord], *, band: str = "range") -> Figure:
         UserError: no finished pair with AP per threshold.
     """
     results = final_results(runs)
-    lines: dict[str, list[Line]] = {}
-    styles = {}
+    styles, lines = styles_of(runs), {}
     for arm in results.others:
-        ends = [(one, results.longest(one).schedule) for one in (results.scratch, arm)]
-        found = pairs(results, *ends)
-        name = f"{results.scratch} - {arm}"
-        styles[name] = styles_of(runs)[arm]
+        gap, name = results.of(results.scratch) - results.of(arm), f"{results.scratch} - {arm}"
+        metrics = sorted({metric for one in gap.values() for metric in one if "/AP@" in metric})
         for task in TASKS:
-            metrics = sorted({m for a, _ in found for m in a.scores if m.startswith(f"{task}/AP@")})
-            gaps = {float(m.partition("@")[2]): differences(found, m) for m in metrics}
-            gaps = {at: values for at, values in gaps.items() if len(values) == len(found)}
-            if gaps:
-                values = [np.array(each) for each in gaps.values()]
-                line = line_of(name, "", np.array(list(gaps)), values, band)
-                lines.setdefault(task, []).append(line)
+            at = {
+                float(m.partition("@")[2]): gap.of(m) for m in metrics if m.startswith(f"{task}/")
+            }
+            if at := {x: values for x, values in at.items() if len(values) == len(gap)}:
+                lines.setdefault(task, []).append(line_through(name, styles[arm], at, band))
     if not lines:
         raise UserError(
             "no seed has both arms finished and evaluated at each IoU threshold; "
             "the figure needs one such pair"
         )
 
-    def draw_zero(ax: Axes, _: object) -> None:
+    def draw_zero(ax: Axes) -> None:
         ax.axhline(0, color="0.5", linewidth=0.8)
 
     panels = [
-        Panel(f"{TASKS[task]} AP gap", some, styles, "IoU threshold", left=None, beside=draw_zero)
+        Panel(f"{TASKS[task]} AP gap", some, "IoU threshold", left=None, beside=draw_zero)
         for task, some in lines.items()
     ]
     about = (

@@ -13,13 +13,17 @@ from matplotlib.figure import Figure
 
 from scratch_vs_pretrain.analysis import BANDS
 from scratch_vs_pretrain.analysis.figures.style import (
+    LABEL_DISTANCE,
+    ON_LINES,
+    TEXT_SIZE,
     Style,
     add_caption,
     arm_styles,
     label_ends,
-    label_point,
     name_axes,
     new_figure,
+    shortened,
+    write,
 )
 from scratch_vs_pretrain.analysis.runs.metrics import is_score
 from scratch_vs_pretrain.analysis.runs.numbers import curve
@@ -57,6 +61,7 @@ class Line:
     """One curve of a figure: the mean over complete runs, or one run that is not complete."""
 
     arm: str  # what the arm is called, see :func:`arm_names`
+    style: Style
     schedule: str
     x: np.ndarray  # (n,) on the figure's axis
     mean: np.ndarray  # (n,) over seeds, at iterations that all seeds have
@@ -76,12 +81,11 @@ class Panel:
 
     title: str
     lines: Sequence[Line]
-    styles: Mapping[str, Style]  # by what an arm is called
     over: str = ""  # what stands under it
     left: float | None = 0  # where its x axis begins; None leaves that to matplotlib
     score: bool = False  # its y axis is one of AP
     # Draws what is no line, before them.
-    beside: Callable[[Axes, Sequence[Line]], object] | None = None
+    beside: Callable[[Axes], object] | None = None
 
 
 def arm_names(runs: Sequence[RunRecord]) -> dict[tuple[str, str], str]:
@@ -103,11 +107,7 @@ def styles_of(runs: Sequence[RunRecord]) -> dict[str, Style]:
 def choose_metrics(
     known: Collection[str], wanted: Sequence[str] | None, runs: str = "run"
 ) -> tuple[str, ...]:
-    """Returns the wanted metrics, by default the main AP of each task that was evaluated.
-
-    Raises:
-        UserError: one that nobody logged, or none by default.
-    """
+    """Returns the wanted metrics, by default the main AP of each task; refuses unknown ones."""
     main = ("bbox/AP", "segm/AP", "keypoints/AP")
     chosen = tuple(wanted) if wanted else tuple(metric for metric in main if metric in known)
     unknown = [metric for metric in chosen if metric not in known]
@@ -117,11 +117,7 @@ def choose_metrics(
 
 
 def of_schedule(runs: Sequence[RunRecord], schedule: str | None) -> list[RunRecord]:
-    """Returns the runs of one schedule, by default of each arm's longest.
-
-    Raises:
-        UserError: nobody trained that schedule.
-    """
+    """Returns the runs of one schedule, which somebody must have trained, or of the longest."""
     if schedule is None:
         longest: dict[tuple[str, str], RunRecord] = {}
         for run in sorted(runs, key=lambda run: run.iterations):
@@ -141,48 +137,49 @@ def lines_of(runs: Sequence[RunRecord], metric: str, x: str, band: str) -> list[
         UserError: unknown x or band, or x cannot be told from the runs.
     """
     check_choice("band", band, BANDS)
-    called = arm_names(runs)
+    called, styles = arm_names(runs), styles_of(runs)
     groups: dict[tuple[str, str, str], list[RunRecord]] = {}
     for run in runs:
         groups.setdefault((run.study, run.arm, run.schedule), []).append(run)
-    whole, parts = [], []
-    for (study, arm, _), members in groups.items():
-        complete = [run for run in members if run.state in COMPLETE]
-        name = called[study, arm]
-        whole.append(_line(name, complete, metric, x, band))
-        parts += [_line(name, [r], metric, x, band) for r in members if r not in complete]
-    return [line for line in (*whole, *parts) if line is not None]
+    whole = [[run for run in members if run.state in COMPLETE] for members in groups.values()]
+    parts = [[run] for members in groups.values() for run in members if run.state not in COMPLETE]
+    lines = []
+    for some in filter(None, (*whole, *parts)):
+        name = called[some[0].study, some[0].arm]
+        lines.append(_line(name, styles[name], some, metric, x, band))
+    return [line for line in lines if line is not None]
 
 
-def _line(arm: str, runs: Sequence[RunRecord], metric: str, x: str, band: str) -> Line | None:
-    found = [(run, curve(run, metric)) for run in runs]
-    found = [(run, one) for run, one in found if len(one.iterations)]
-    if not found:
-        return None
-    shared = functools.reduce(np.intersect1d, [one.iterations for _, one in found])
+def _line(
+    arm: str, style: Style, runs: Sequence[RunRecord], metric: str, x: str, band: str
+) -> Line | None:
+    curves = {run.folder: curve(run, metric) for run in runs}
+    runs = [run for run in runs if len(curves[run.folder].iterations)]
+    found = [curves[run.folder] for run in runs]
+    shared = functools.reduce(np.intersect1d, [one.iterations for one in found] or [np.empty(0)])
     if len(shared) == 0:
         return None
-    values = np.stack([one.values[np.isin(one.iterations, shared)] for _, one in found], axis=1)
+    values = np.stack([one.values[np.isin(one.iterations, shared)] for one in found], axis=1)
     if not is_score(metric):
         values, every = _smoothed(values), -(-len(shared) // MOST_POINTS)
         kept = slice((len(shared) - 1) % every, None, every)
         shared, values = shared[kept], values[kept]
-    places = np.mean([cost(run, x, shared) for run, _ in found], axis=0)
-    run = found[0][0]
+    places = np.mean([cost(run, x, shared) for run in runs], axis=0)
+    run = runs[0]
     if np.isnan(places).any():
         raise UserError(
             f"{run.folder}: does not say how many {x} an iteration has; draw it over iterations"
         )
     # A mean over runs; of one that stopped, those that it came to.
-    drops = [i for i in run.steps if i <= shared[-1]]
-    at = np.mean([cost(one, x, np.array(drops)) for one, _ in found], axis=0)
+    drops = np.array([i for i in run.steps if i <= shared[-1]])
+    at = np.mean([cost(one, x, drops) for one in runs], axis=0)
     copied = run.branch_of is not None and shared[0] <= run.branch_at
-    return line_of(
+    return Line(
         arm,
+        style,
         run.schedule,
         places,
-        list(values),
-        band,
+        *band_of(values, band),
         complete=run.state in COMPLETE,
         drops=tuple(at[np.isfinite(at)].tolist()),
         trunk=run.branch_of if copied else None,
@@ -197,31 +194,36 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return pd.DataFrame(values).rolling(window, min_periods=1).median().to_numpy()
 
 
-def line_of(
-    arm: str, schedule: str, x: np.ndarray, values: Sequence[np.ndarray], band: str, **more: Any
-) -> Line:
-    """Returns the line through n places, each with values of some seeds; `more` are its fields."""
-    mean = np.array([each.mean() for each in values])
-    low, high = np.array([(each.min(), each.max()) for each in values]).T
+def band_of(
+    values: Sequence[Sequence[float]], band: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Returns mean, low, high and number of seeds of n places, each with values of some seeds."""
+    mean = np.array([np.mean(each) for each in values])
+    low, high = np.array([(min(each), max(each)) for each in values]).T
     if band == "std":
-        reach = np.array([each.std(ddof=1) if len(each) > 1 else 0.0 for each in values])
+        reach = np.array([np.std(each, ddof=1) if len(each) > 1 else 0.0 for each in values])
         low, high = mean - reach, mean + reach
-    return Line(arm, schedule, x, mean, low, high, min(map(len, values)), **more)
+    return mean, low, high, min(map(len, values))
+
+
+def line_through(
+    arm: str, style: Style, values: Mapping[float, Sequence[float]], band: str
+) -> Line:
+    """Returns the line through values of some seeds at each place."""
+    return Line(arm, style, "", np.array([*values], float), *band_of([*values.values()], band))
 
 
 def draw_panels(
     panels: Sequence[Panel],
     caption: Iterable[str],
     *,
-    draw: Callable[[Axes, Line, Style], None] | None = None,
-    label: Callable[[Axes, Panel], None] | None = None,
+    draw: Callable[[Axes, Line], None] | None = None,
+    label: Callable[[Axes, Sequence[Line]], None] | None = None,
     **layout: Any,
 ) -> Figure:
-    """Draws panels with a caption.
+    """Draws panels, given row by row, and then a caption.
 
     Args:
-        panels: row by row.
-        caption: its sentences, asked for when all lines are drawn.
         draw: draws one line; default: :func:`draw_line` and where its rate drops.
         label: names the lines when all else is drawn; default: :func:`label_arms`.
         layout: of :func:`.new_figure`.
@@ -229,11 +231,11 @@ def draw_panels(
     figure, axes = new_figure(len(panels) // layout.get("rows", 1), **layout)
     for ax, panel in zip(axes, panels, strict=True):
         if panel.beside:
-            panel.beside(ax, panel.lines)
+            panel.beside(ax)
         if draw is None:
-            _draw_drops(ax, panel)
+            _draw_drops(ax, panel.lines)
         for line in panel.lines:
-            (draw or draw_line)(ax, line, panel.styles[line.arm])
+            (draw or draw_line)(ax, line)
         name_axes(ax, panel.title, panel.over)
         if panel.left is not None:
             ax.set_xlim(left=panel.left)
@@ -242,56 +244,52 @@ def draw_panels(
             ax.set_ylim(bottom=0)
     add_caption(figure, caption)
     for ax, panel in zip(axes, panels, strict=True):
-        (label or label_arms)(ax, panel)
+        (label or label_arms)(ax, panel.lines)
     return figure
 
 
-def draw_line(ax: Axes, line: Line, style: Style, *, marked: bool = True, start: int = 0) -> None:
+def draw_line(ax: Axes, line: Line, *, marked: bool = True, start: int = 0) -> None:
     """Draws a line with its band, from its point number `start` on."""
-    few = marked and len(line.x) <= MOST_MARKERS
-    x = line.x[start:]
+    x, color = line.x[start:], line.style.color
     ax.plot(
         x,
         line.mean[start:],
-        color=style.color,
-        marker=style.marker if few else None,
+        color=color,
+        marker=line.style.marker if marked and len(line.x) <= MOST_MARKERS else None,
         markersize=3,
         linewidth=1.4 if line.complete else 0.9,
         linestyle="-" if line.complete else "--",
     )
     if line.seeds > 1:
         low, high = line.low[start:], line.high[start:]
-        ax.fill_between(x, low, high, color=style.color, alpha=0.2, linewidth=0)
+        ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
-def _draw_drops(ax: Axes, panel: Panel) -> None:
+def _draw_drops(ax: Axes, lines: Sequence[Line]) -> None:
     """Draws where rates drop: in grey what all arms share, the rest in the arm's colour."""
-    mine: dict[str, tuple[float, ...]] = {}
-    for line in panel.lines:
-        mine.setdefault(line.arm, line.drops)
-    shared = len(set(mine.values())) == 1
-    for arm, places in list(mine.items())[: 1 if shared else None]:
-        color = DROP_COLOR if shared else panel.styles[arm].color
-        for place in places:
+    first = _first_of_arms(lines)
+    shared = len({line.drops for line in first}) == 1
+    for line in first[: 1 if shared else None]:
+        for place in line.drops:
+            color = DROP_COLOR if shared else line.style.color
             ax.axvline(place, color=color, linewidth=0.8, linestyle=":", zorder=0)
 
 
-def label_arms(ax: Axes, panel: Panel) -> None:
-    """Labels each arm once, at its complete line's end where it has one.
+def _first_of_arms(lines: Sequence[Line]) -> list[Line]:
+    """Returns each arm's first line, which is complete if any is."""
+    return list({line.arm: line for line in reversed(lines)}.values())[::-1]
 
-    The limits of the axes must be final.
-    """
-    first: dict[str, Line] = {}
-    for line in panel.lines:
-        first.setdefault(line.arm, line)
-    _, right = ax.get_xlim()
+
+def label_arms(ax: Axes, lines: Sequence[Line]) -> None:
+    """Labels each arm once, at its first line's end; the limits of the axes must be final."""
     late = []
-    for arm, line in first.items():
-        x, y, color = line.x[-1], line.mean[-1], panel.styles[arm].color
-        if x < ROOM_FOR_LABEL * right:
-            label_point(ax, x, y, arm, color)
+    for line in _first_of_arms(lines):
+        x, y, color = line.x[-1], line.mean[-1], line.style.color
+        if x < ROOM_FOR_LABEL * ax.get_xlim()[1]:
+            look = {"fontsize": TEXT_SIZE, "color": color, **ON_LINES}
+            write(ax, shortened(line.arm), (x, y), (LABEL_DISTANCE, 0), **look)
         else:
-            late.append((y, arm, color))
+            late.append((y, line.arm, color))
     label_ends(ax, late)
 
 

@@ -30,7 +30,7 @@ COLORS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SCRATCH_MARKER = "o"
 MARKERS = ("s", "^", "D", "v", "P", "X")
 
-# Inches: a column and the text of a two-column page, at which text has its size in points.
+# Inches: a column and the text of a two-column page. Text has its size in points there.
 COLUMN_WIDTH = 3.44
 PAGE_WIDTH = 6.88
 ROW_HEIGHT = 2.0
@@ -77,28 +77,24 @@ def arm_styles(arms: Iterable[str], scratch: str | None = "scratch") -> dict[str
 
 
 def new_figure(
-    panels: int, *, rows: int = 1, width: float | None = None, height: float = 2.9
+    columns: int, *, rows: int = 1, width: float | None = None, height: float = 2.9
 ) -> tuple[Figure, list[Axes]]:
     """Returns a figure that is to be printed at its own size, and its axes row by row.
 
-    Args:
-        panels: axes in a row; where no width is given, more than two in one row are wrapped.
-        rows: of axes.
-        width: inches; default: a column for one panel, a page for more.
-        height: inches of the first row with the caption; wrapped rows come on top.
+    Without a width, in inches, a column of the page is for one panel and the page for more, of
+    which no more than two stand in a row. The height is of the first row with the caption.
     """
-    columns = panels
+    panels = rows * columns
     if width is None:
-        width = COLUMN_WIDTH if panels == 1 else PAGE_WIDTH
-        if rows == 1 and panels > 2:
-            columns, rows = 2, -(-panels // 2)
+        width = COLUMN_WIDTH if columns == 1 else PAGE_WIDTH
+        if rows == 1 and columns > 2:
+            columns, rows = 2, -(-columns // 2)
             height += (rows - 1) * ROW_HEIGHT
     figure = ShownFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat[panels if rows > 1 and columns < panels else axes.size :]:
+    for ax in figure.subplots(rows, columns, squeeze=False).flat[panels:]:
         ax.remove()
-    for ax in axes.flat:
+    for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", color="0.92", linewidth=0.8)
         ax.set_axisbelow(True)
@@ -120,20 +116,17 @@ def short_number(value: float) -> str:
 def add_caption(figure: Figure, sentences: Iterable[str]) -> None:
     """Prints a caption under the axes, wrapped to the figure's width."""
     width = int(figure.get_figwidth() * 72 / (0.58 * SMALL_TEXT_SIZE))
-    text = " ".join(sentences)
-    lines = "\n".join(wrapped(text, width, separators=" "))
-    figure.supxlabel(
-        plain(lines), x=0.01, ha="left", fontsize=SMALL_TEXT_SIZE, color="0.35", ma="left"
-    )
+    lines = "\n".join(wrapped(" ".join(sentences), width, separators=" "))
+    look = {"fontsize": SMALL_TEXT_SIZE, "color": "0.35", "ha": "left", "ma": "left"}
+    figure.supxlabel(plain(lines), x=0.01, **look)
 
 
 def write(
     ax: Axes, text: str, at: tuple[float, float], away: tuple[float, float], **more: Any
 ) -> Annotation:
     """Writes a text some points `away` from a place; `more` are matplotlib's properties."""
-    place: dict[str, Any] = {"xytext": away, "textcoords": "offset points"}
     look = {"fontsize": SMALL_TEXT_SIZE, "linespacing": 1.0, "va": "center", **more}
-    return ax.annotate(plain(text), at, **place, **look)
+    return ax.annotate(plain(text), at, xytext=away, textcoords="offset points", **look)
 
 
 def name_axes(ax: Axes, title: str, over: str) -> None:
@@ -142,53 +135,28 @@ def name_axes(ax: Axes, title: str, over: str) -> None:
     ax.set_xlabel(over, fontsize=TEXT_SIZE)
 
 
-def label_point(ax: Axes, x: float, y: float, text: str, color: str) -> None:
-    """Writes a label inside the axes, right of a point."""
-    at, away = (x, y), (LABEL_DISTANCE, 0)
-    write(ax, shortened(text), at, away, fontsize=TEXT_SIZE, color=color, **ON_LINES)
-
-
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Writes labels right of the axes, beside their lines' ends, moved apart where they collide.
 
-    Args:
-        ax: axes whose limits are final.
-        ends: y, text and colour per line.
+    The limits of the axes must be final; `ends` are y, text and colour of each line.
     """
+    right, away, look = ax.get_xlim()[1], (LABEL_DISTANCE, 0), {"annotation_clip": False}
+    notes = [
+        write(ax, shortened(text), (right, y), away, color=color, fontsize=TEXT_SIZE, **look)
+        for y, text, color in ends
+    ]
+    heights = [LINE_HEIGHT * (note.get_text().count("\n") + 1) for note in notes]
+    # The layout gives the axes their final height, which the spacing needs in points.
     figure = ax.get_figure(root=True)
     assert figure is not None
-    texts = [shortened(text) for _, text, _ in ends]
-    heights = [LINE_HEIGHT * (text.count("\n") + 1) for text in texts]
-    notes = [
-        write(
-            ax,
-            text,
-            (ax.get_xlim()[1], y),
-            (LABEL_DISTANCE, 0),
-            color=color,
-            fontsize=TEXT_SIZE,
-            annotation_clip=False,
-        )
-        for text, (y, _, color) in zip(texts, ends, strict=True)
-    ]
-    # The layout gives the axes their final height, which the spacing needs in points.
     figure.draw_without_rendering()
-    scale = 72 / figure.dpi
-    places = [ax.transData.transform((0, y))[1] * scale for y, _, _ in ends]
+    places = [ax.transData.transform((0, y))[1] * 72 / figure.dpi for y, _, _ in ends]
     for note, place, moved in zip(notes, places, spread(places, heights), strict=True):
         note.xyann = (LABEL_DISTANCE, moved - place)
 
 
 def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Moves labels apart with the least squared displacement, keeping their order.
-
-    Args:
-        places: (n,) wanted centres.
-        heights: (n,) heights.
-
-    Returns:
-        (n,) centres of labels that do not overlap.
-    """
+    """Moves labels of some heights apart with the least squared displacement, in their order."""
     from scipy.optimize import isotonic_regression
 
     order = np.argsort(places, kind="stable")
@@ -203,22 +171,19 @@ def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
 
 def wrapped(text: str, width: int, separators: str = r"_.\-/ ") -> list[str]:
     """Breaks a text into lines of at most `width`, after separators where that is possible."""
-    parts = re.split(f"(?<=[{separators}])", text)
-    pieces = [part[k : k + width] for part in parts for k in range(0, len(part), width)]
     lines = [""]
-    for part in pieces:
-        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
-            lines.append("")
-        lines[-1] += part
+    for part in re.split(f"(?<=[{separators}])", text):
+        for piece in (part[k : k + width] for k in range(0, len(part), width)):
+            if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+                lines.append("")
+            lines[-1] += piece
     return [line.rstrip() for line in lines]
 
 
 def shortened(text: str, width: int = LABEL_WIDTH) -> str:
     """Breaks a label into lines of at most `width`, and drops what needs too many of them."""
     lines = wrapped(text, width)
-    if len(lines) > LABEL_LINES:
-        lines = [*lines[:LABEL_LINES], "..."]
-    return "\n".join(lines)
+    return "\n".join(lines if len(lines) <= LABEL_LINES else [*lines[:LABEL_LINES], "..."])
 
 
 def plain(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from scratch_vs_pretrain.analysis.runs.evaluations import Evaluation, evaluation_after, evaluations
@@ -20,7 +20,31 @@ from scratch_vs_pretrain.analysis.tables.table import Estimate
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 
-BySeed = dict[int | None, Evaluation]
+
+class Scores(dict[int | None, Mapping[str, float]]):
+    """Final scores by seed, or the differences of two arms' scores, paired by seed."""
+
+    signed = False  # they are differences
+
+    def of(self, metric: str) -> list[float]:
+        """Returns the numbers that seeds have of a metric."""
+        found = (one.get(metric, math.nan) for one in self.values())
+        return [value for value in found if math.isfinite(value)]
+
+    def means(self, metrics: Iterable[str]) -> list[Estimate]:
+        """Returns each metric's mean over seeds; a missing value enters no mean."""
+        columns = [self.of(metric) for metric in metrics]
+        means = [math.fsum(known) / len(known) if known else math.nan for known in columns]
+        return [
+            Estimate(m, half_width(c), self.signed) for m, c in zip(means, columns, strict=True)
+        ]
+
+    def __sub__(self, other: Scores) -> Scores:
+        paired = Scores()
+        paired.signed = True
+        for seed in (seed for seed in self if seed in other):
+            paired[seed] = {m: v - other[seed].get(m, math.nan) for m, v in self[seed].items()}
+        return paired
 
 
 @dataclass(frozen=True)
@@ -34,13 +58,19 @@ class Results:
     others: tuple[str, ...]  # the arms compared with it, in the study's order
     best: bool = False  # they are not final but the best evaluation of each run
 
-    def of(self, arm: str, schedule: str) -> BySeed:
-        """Returns the final evaluation per seed."""
-        return {
-            run.seed: self.finals[index]
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Scratch, and those compared with it."""
+        return (self.scratch, *self.others)
+
+    def of(self, arm: str, schedule: str | None = None) -> Scores:
+        """Returns an arm's final scores, by default those of its longest schedule."""
+        schedule = schedule or self.longest(arm).schedule
+        return Scores(
+            (run.seed, self.finals[index].scores)
             for index, run in enumerate(self.runs)
             if (run.arm, run.schedule) == (arm, schedule) and index in self.finals
-        }
+        )
 
     def scored(self, arm: str | None = None, *, finite: bool = True) -> set[str]:
         """Returns the metrics of final evaluations, of an arm or of all, that have a number."""
@@ -147,37 +177,6 @@ def _refuse_other_test_sets(results: Results) -> None:
                     f"data of different {kind} ({first:.40} and {value:.40}); "
                     "they cannot share a table"
                 )
-
-
-def means(finals: BySeed, metrics: Iterable[str]) -> list[Estimate]:
-    """Returns each metric's mean over seeds; a missing value enters no mean."""
-    return [_estimate(f.scores.get(m, math.nan) for f in finals.values()) for m in metrics]
-
-
-def pairs(
-    results: Results, first: tuple[str, str], second: tuple[str, str]
-) -> list[tuple[Evaluation, Evaluation]]:
-    """Pairs the final evaluations of two (arm, schedule) by seed."""
-    one, two = results.of(*first), results.of(*second)
-    return [(one[seed], two[seed]) for seed in one if seed in two]
-
-
-def differences(pairs: Iterable[tuple[Evaluation, Evaluation]], metric: str) -> list[float]:
-    """Returns a metric's differences, first minus second, of the pairs that have both."""
-    found = (a.scores.get(metric, math.nan) - b.scores.get(metric, math.nan) for a, b in pairs)
-    return [value for value in found if math.isfinite(value)]
-
-
-def gaps(pairs: Sequence[tuple[Evaluation, Evaluation]], metrics: Iterable[str]) -> list[Estimate]:
-    """Returns each metric's mean difference, first minus second."""
-    return [_estimate(differences(pairs, metric), signed=True) for metric in metrics]
-
-
-def _estimate(values: Iterable[float], signed: bool = False) -> Estimate:
-    known = [value for value in values if math.isfinite(value)]
-    if not known:
-        return Estimate(math.nan, None, signed)
-    return Estimate(math.fsum(known) / len(known), half_width(known), signed)
 
 
 def notes(results: Results) -> tuple[str, ...]:

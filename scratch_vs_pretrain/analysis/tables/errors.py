@@ -6,15 +6,8 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
-from scratch_vs_pretrain.analysis.runs.evaluations import Evaluation
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import (
-    Results,
-    final_results,
-    gaps,
-    notes,
-    pairs,
-)
+from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, notes
 from scratch_vs_pretrain.analysis.tables.pairs import side_by_side
 from scratch_vs_pretrain.analysis.tables.table import Table, shown
 
@@ -47,30 +40,23 @@ def errors_table(runs: Sequence[RunRecord]) -> Table:
         UserError: see :func:`.comparison.final_results`.
     """
     results = final_results(runs)
-    results = dataclasses.replace(
-        results, finals={index: _with_excess(final) for index, final in results.finals.items()}
-    )
-    told = any(cost in final.scores for final in results.finals.values() for cost in COSTS)
-    header, rows = side_by_side(results, "cost of errors", ROWS if told else FALLBACK)
+    finals = {}
+    for index, final in results.finals.items():
+        cost, other = (final.scores.get(name, math.nan) for name in COSTS[:2])
+        scores = {**final.scores, EXCESS: cost - other}
+        finals[index] = dataclasses.replace(final, scores=scores)
+    results = dataclasses.replace(results, finals=finals)
+    told = any(cost in final.scores for final in finals.values() for cost in COSTS)
     said = [line for arm in results.others for line in _sentence(results, arm)]
     return Table(
         f"{results.study}: AP50 that each type of error costs at the longest schedule of each arm",
-        header,
-        rows,
+        *side_by_side(results, "cost of errors", ROWS if told else FALLBACK),
         (*said, MEANING if told else UNTOLD, *notes(results)),
     )
 
 
-def _with_excess(final: Evaluation) -> Evaluation:
-    classification, localization = (final.scores.get(cost, math.nan) for cost in COSTS[:2])
-    return dataclasses.replace(
-        final, scores={**final.scores, EXCESS: classification - localization}
-    )
-
-
 def _sentence(results: Results, arm: str) -> Iterator[str]:
-    ends = [(one, results.longest(one).schedule) for one in (results.scratch, arm)]
-    costs = gaps(pairs(results, *ends), [COSTS[0], COSTS[1], EXCESS])
+    costs = (results.of(results.scratch) - results.of(arm)).means([*COSTS[:2], EXCESS])
     if any(math.isnan(cost.value) for cost in costs):
         return
     classification, localization, excess = costs

@@ -12,15 +12,7 @@ import numpy as np
 
 from scratch_vs_pretrain.analysis.runs.numbers import curve
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import (
-    Results,
-    differences,
-    final_results,
-    gaps,
-    means,
-    notes,
-    pairs,
-)
+from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, notes
 from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, cost, on_processors, total_hours
 from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
 from scratch_vs_pretrain.analysis.stats.paired import (
@@ -61,34 +53,32 @@ FULL_COCO_IMAGES = 117_266
 def schedules_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """Table 1: every arm at every schedule, and the difference where both have that schedule."""
     results = final_results(runs, best=best)
-    metrics = metrics_of(results, MAIN)
-    planned: dict[str, set[str]] = {}
-    for run in runs:
-        planned.setdefault(run.arm, set()).add(run.schedule)
+    scratch, metrics = results.scratch, metrics_of(results, MAIN)
     rows: list[tuple[Cell, ...]] = []
     by_length = sorted(runs, key=lambda run: (run.iterations, run.schedule))
     for schedule in dict.fromkeys(run.schedule for run in by_length):
-        for arm in (results.scratch, *results.others):
-            final = results.of(arm, schedule)
-            if final:
+        for arm in results.arms:
+            if final := results.of(arm, schedule):
                 run = next(r for r in runs if (r.arm, r.schedule) == (arm, schedule))
                 length = (run.iterations, run.images, run.epochs)
-                rows.append((arm, schedule, *length, len(final), *means(final, metrics)))
+                rows.append((arm, schedule, *length, len(final), *final.means(metrics)))
         for other in results.others:
-            paired = pairs(results, (results.scratch, schedule), (other, schedule))
-            if paired:
-                name = f"{results.scratch} - {other}"
-                rows.append((name, schedule, None, None, None, len(paired), *gaps(paired, metrics)))
+            if gap := results.of(scratch, schedule) - results.of(other, schedule):
+                none = (None, None, None)
+                rows.append(
+                    (f"{scratch} - {other}", schedule, *none, len(gap), *gap.means(metrics))
+                )
+    planned = {(run.arm, run.schedule) for run in runs}
     alone = [
-        f"{results.scratch} and {other} have no schedule in common; "
+        f"{scratch} and {other} have no schedule in common; "
         "the metrics table compares their longest ones."
         for other in results.others
-        if planned[results.scratch].isdisjoint(planned[other])
+        if not any((scratch, schedule) in planned for arm, schedule in planned if arm == other)
     ]
     header = ("arm", "schedule", "iterations", "images", "epochs", "seeds")
     return Table(
         f"{results.study}: AP by arm and schedule",
-        (*header, *(metric_name(metric) for metric in metrics)),
+        (*header, *map(metric_name, metrics)),
         tuple(rows),
         (*notes(results), *alone),
         details=(*header[2:], "mask AP50", "mask AP75", "box AP50", "box AP75"),
@@ -98,12 +88,15 @@ def schedules_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
 def metrics_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """Table 2: every metric at each arm's longest schedule, and the difference."""
     results = final_results(runs, best=best)
-    metrics = [*metrics_of(results, ALL), *others_of(results)]
-    header, rows = side_by_side(results, "metric", {metric_name(m): m for m in metrics})
+    # Then those of users' own evaluators, VOC's and a Panoptic FPN's.
+    metrics = metrics_of(results, ALL) + sorted(
+        metric
+        for metric in results.scored(finite=False)
+        if metric.partition("/")[0] not in NAMES and "@" not in metric and "-" not in metric
+    )
     return Table(
         f"{results.study}: AP, its parts, and the difference at the longest schedule of each arm",
-        header,
-        rows,
+        *side_by_side(results, "metric", {metric_name(m): m for m in metrics}),
         notes(results),
     )
 
@@ -111,23 +104,14 @@ def metrics_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
 def side_by_side(
     results: Results, corner: str, metrics: Mapping[str, str]
 ) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
-    """Returns header and rows: a row for each label of `metrics`, both arms and their difference.
-
-    Every arm is taken at its longest schedule.
-    """
-    names = list(metrics.values())
-    scratch = (results.scratch, results.longest(results.scratch).schedule)
-    header: list[str] = [corner]
-    columns: list[list[Cell]] = [["seeds", *metrics]]
-    for arm in (results.scratch, *results.others):
-        one = (arm, results.longest(arm).schedule)
-        finals, paired = results.of(*one), pairs(results, scratch, one)
-        header.append(f"{arm} {one[1]}")
-        columns.append([len(finals), *means(finals, names)])
-        if one != scratch:
-            header.append(f"{results.scratch} - {arm}")
-            columns.append([len(paired), *gaps(paired, names)])
-    return tuple(header), tuple(zip(*columns, strict=True))
+    """Returns header and rows: for each label of `metrics` the arms at their longest schedules."""
+    columns = {}
+    for arm in results.arms:
+        columns[f"{arm} {results.longest(arm).schedule}"] = results.of(arm)
+        if arm != results.scratch:
+            columns[f"{results.scratch} - {arm}"] = results.of(results.scratch) - results.of(arm)
+    cells = [(len(one), *one.means(metrics.values())) for one in columns.values()]
+    return (corner, *columns), tuple(zip(("seeds", *metrics), *cells, strict=True))
 
 
 def within_noise(gap: Estimate, run: RunRecord) -> str:
@@ -147,27 +131,15 @@ def metrics_of(results: Results, names: Iterable[str]) -> list[str]:
     return [metric for metric in wanted if metric in known or (not known and metric[0] != "k")]
 
 
-def others_of(results: Results) -> list[str]:
-    """Returns the metrics of other evaluators: users' own, VOC's, a Panoptic FPN's."""
-    known = results.scored(finite=False)
-    tasks = {metric: metric.partition("/")[0] for metric in known}
-    parts = ("@", "-")
-    return sorted(
-        m for m, task in tasks.items() if task not in NAMES and not any(p in m for p in parts)
-    )
-
-
 def gap_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """Returns the final gap, scratch less each other arm, paired by seed, with its statistics."""
     results = final_results(runs, best=best)
     scratch = results.longest(results.scratch)
     rows: list[tuple[Cell, ...]] = []
-    for arm in results.others:
-        other = results.longest(arm)
-        found = pairs(results, (scratch.arm, scratch.schedule), (arm, other.schedule))
+    for other in map(results.longest, results.others):
+        found = results.of(scratch.arm) - results.of(other.arm)
         for metric in metrics_of(results, MAIN):
-            gaps = differences(found, metric)
-            if gaps:
+            if gaps := found.of(metric):
                 rows.append((_arms(scratch, other), metric_name(metric), *_cells(gaps, other)))
     header = ("arms", "metric", "seeds", "gap", "t low", "t high", "BCa low", "BCa high", "p")
     return Table(

@@ -7,11 +7,11 @@ import functools
 import importlib.resources
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, means, notes
+from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, notes
 from scratch_vs_pretrain.analysis.stats.setting import metric_name
 from scratch_vs_pretrain.analysis.tables.pairs import within_noise
 from scratch_vs_pretrain.analysis.tables.table import Cell, Estimate, Table
@@ -61,11 +61,10 @@ def published(by: str = "paper", **fields: str | None) -> tuple[PublishedNumber,
 
     Example: ``published(experiment="baseline", backbone="R50", init="scratch", schedule="2x")``.
     """
-    wanted = {name: value for name, value in fields.items() if value is not None}
     return tuple(
         number
         for number in all_published(by)
-        if all(getattr(number, name) == value for name, value in wanted.items())
+        if all(value in (None, getattr(number, name)) for name, value in fields.items())
     )
 
 
@@ -118,8 +117,8 @@ def published_table(runs: Sequence[RunRecord], by: str = "paper", kind: str = "s
             on, by the study's name.
 
     Raises:
-        UserError: see :func:`.results.final_results`; or there is no such study there, or its
-            numbers are of other data.
+        UserError: there is no such study there, its numbers are of other data, or as
+            :func:`.final_results`.
     """
     fields = paper_study(runs[0].study)
     if kind == "metrics" and by == "paper" and fields["experiment"] == "baseline":
@@ -176,33 +175,28 @@ def _same_recipe(results: Results, number: PublishedNumber) -> bool:
     return ("cascade" in number.note) == cascade and ("scratch arm" in number.note) == on_scratch
 
 
-def _beside(results: Results, number: PublishedNumber) -> list[tuple[Cell, ...]]:
+def _beside(results: Results, number: PublishedNumber) -> Iterator[tuple[Cell, ...]]:
     pretrained = "pretrained" if "pretrained" in results.others else results.others[0]
-    arm = results.scratch if number.init == "scratch" else pretrained
-    run = results.longest(arm)
+    run = results.longest(results.scratch if number.init == "scratch" else pretrained)
     if number.schedule not in ("", "best"):
-        run = next((r for r in results.runs if (r.arm, r.schedule) == (arm, number.schedule)), run)
-        if run.schedule != number.schedule:
-            return []
-    finals, metric = results.of(arm, run.schedule), _our_metric(number)
-    (mean,) = means(finals, [metric])
-    if math.isnan(mean.value):
-        return []
-    # The published run varies too: a prediction interval for one more run of ours.
-    n = sum(math.isfinite(final.scores.get(metric, math.nan)) for final in finals.values())
-    reach = None if mean.half_width is None else mean.half_width * math.sqrt(n + 1)
-    gap = Estimate(mean.value - number.value, reach, signed=True)
-    source = f"{number.source}, {number.note}" if number.note else number.source
-    noise = within_noise(gap, run)
-    return [
-        (arm, run.schedule, metric_name(number.metric), mean, number.value, gap, noise, source),
-    ]
+        mine = [r for r in results.runs if (r.arm, r.schedule) == (run.arm, number.schedule)]
+        if not mine:
+            return
+        run = mine[0]
+    finals, metric = results.of(run.arm, run.schedule), _our_metric(number)
+    (mean,) = finals.means([metric])
+    if not math.isnan(mean.value):
+        # The published run varies too: a prediction interval for one more run of ours.
+        root = math.sqrt(len(finals.of(metric)) + 1)
+        reach = None if mean.half_width is None else mean.half_width * root
+        gap = Estimate(mean.value - number.value, reach, signed=True)
+        source = f"{number.source}, {number.note}" if number.note else number.source
+        cells = (run.arm, run.schedule, metric_name(number.metric), mean, number.value, gap)
+        yield (*cells, within_noise(gap, run), source)
 
 
 def _our_metric(number: PublishedNumber) -> str:
     """Returns the metric of ours that a published number is compared with."""
     if number.experiment == "voc":
         return number.metric.replace("bbox/", "voc/")  # Pascal VOC's own AP.
-    if "test aug" in number.note:
-        return number.metric.replace("/", "_TTA/")
-    return number.metric
+    return number.metric.replace("/", "_TTA/" if "test aug" in number.note else "/")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -27,7 +26,12 @@ def differences_table(runs: Sequence[RunRecord]) -> Table:
     for run in sorted(runs, key=lambda run: -run.iterations):
         file = RunFolder(run.folder).config_file
         if run.arm not in configs and file.exists():
-            configs[run.arm] = _config(file)
+            try:
+                configs[run.arm] = dict(yaml.safe_load(file.read_text()))
+            except (OSError, ValueError, TypeError, yaml.YAMLError, RecursionError):
+                raise UserError(
+                    f"{file}: not plain YAML of config keys; is it a run's final config?"
+                ) from None
     found = differences(configs) if len(configs) > 1 else {}
     rows = [
         (key, *(json.dumps(values.get(arm)) for arm in configs))
@@ -37,16 +41,6 @@ def differences_table(runs: Sequence[RunRecord]) -> Table:
     notes = () if len(configs) > 1 else ("Fewer than two arms have a config.yaml here.",)
     title = "Final configs at each arm's longest schedule, key by key"
     return Table(title, ("key", *configs), tuple(rows), notes)
-
-
-def _config(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        raise UserError(f"{file}: not plain YAML; is it a run's final config?") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: not a mapping of config keys; is it a run's final config?")
-    return content
 
 
 def runs_table(runs: Sequence[RunRecord]) -> Table:

@@ -6,18 +6,10 @@ Each raises UserError where :func:`.final_results` does so for all studies.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import (
-    Results,
-    by_study,
-    final_results,
-    gaps,
-    means,
-    notes,
-    pairs,
-)
+from scratch_vs_pretrain.analysis.stats.comparison import Results, by_study, final_results, notes
 from scratch_vs_pretrain.analysis.stats.setting import metric_name
 from scratch_vs_pretrain.analysis.tables.table import Cell, Table
 from scratch_vs_pretrain.errors import UserError
@@ -31,11 +23,10 @@ def large_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     rows: list[tuple[Cell, ...]] = []
     studies, said = _studies(runs, best, alike=True)
     for results in studies:
-        for arm in (results.scratch, *results.others):
-            schedule = results.longest(arm).schedule
-            finals = results.of(arm, schedule)
+        for arm in results.arms:
+            finals = results.of(arm)
             for aug, metrics in (("no", MAIN), ("yes", AUGMENTED)):
-                numbers = means(finals, metrics)
+                numbers, schedule = finals.means(metrics), results.longest(arm).schedule
                 if not all(math.isnan(number.value) for number in numbers):
                     rows.append((results.study, arm, schedule, aug, len(finals), *numbers))
     return Table(
@@ -50,56 +41,45 @@ def large_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
 def less_data_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """Section 5.2: box AP of both arms by the number of training images."""
     found = _studies(runs, best, alike=True)
-    return _beside(found, ("bbox/AP",), "Box AP by the size of the training set")
+    return _beside(*found, ("bbox/AP",), "Box AP by the size of the training set")
 
 
 def voc_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """Section 5.2: AP at IoU 0.5 of both arms, by PASCAL VOC's metric where that was evaluated."""
     studies, said = _studies(runs, best, alike=True)
-    own = any("voc/AP50" in one.scores for study in studies for one in study.finals.values())
-    return _beside((studies, said), ("voc/AP50" if own else "bbox/AP50",), "Box AP at IoU 0.5")
+    own = any("voc/AP50" in study.scored(finite=False) for study in studies)
+    return _beside(studies, said, ("voc/AP50" if own else "bbox/AP50",), "Box AP at IoU 0.5")
 
 
 def summary_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     """Every study's arms side by side with the gap, for each task's AP."""
     metrics = ("bbox/AP", "segm/AP", "keypoints/AP")
-    return _beside(_studies(runs, best), metrics, "Every study at its longest")
+    return _beside(*_studies(runs, best), metrics, "Every study at its longest")
 
 
 def _beside(
-    found: tuple[list[Results], tuple[str, ...]], metrics: Sequence[str], title: str
+    studies: Sequence[Results], said: tuple[str, ...], metrics: Sequence[str], title: str
 ) -> Table:
-    studies, said = found
+    rows: list[tuple[Cell, ...]] = []
+    for results in studies:
+        ours, known = results.of(results.scratch), results.scored(finite=False)
+        run = results.longest(results.scratch)
+        for other in map(results.longest, results.others):
+            theirs = results.of(other.arm)
+            gap = ours - theirs
+            for metric in (m for m in metrics if m in known):
+                first = (results.study, run.train_images, metric, len(gap))
+                left = (f"{run.arm} {run.schedule}", *ours.means([metric]))
+                right = (f"{other.arm} {other.schedule}", *theirs.means([metric]))
+                rows.append((*first, *left, *right, *gap.means([metric])))
     header = ("study", "training images", "metric", "seeds", "scratch", "scratch value")
     return Table(
         title,
         (*header, "pretrained", "pretrained value", "gap"),
-        tuple(row for results in studies for row in _rows(results, metrics)),
+        tuple(rows),
         said,
         details=("seeds", "scratch", "pretrained", "training images"),
     )
-
-
-def _rows(results: Results, metrics: Sequence[str]) -> Iterator[tuple[Cell, ...]]:
-    known = results.scored(finite=False)
-    ours = results.longest(results.scratch)
-    for arm in results.others:
-        theirs = results.longest(arm)
-        first, second = (ours.arm, ours.schedule), (arm, theirs.schedule)
-        found = pairs(results, first, second)
-        for metric in metrics:
-            if metric in known:
-                yield (
-                    results.study,
-                    ours.train_images,
-                    metric,
-                    len(found),
-                    f"{ours.arm} {ours.schedule}",
-                    *means(results.of(*first), [metric]),
-                    f"{arm} {theirs.schedule}",
-                    *means(results.of(*second), [metric]),
-                    *gaps(found, [metric]),
-                )
 
 
 def _studies(

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from scratch_vs_pretrain.text import clean, csv_cell
 
 FORMATS = ("text", "markdown", "csv", "latex", "html", "json")
 
+# Of tabulate.
+LAYOUTS = {"text": "simple", "markdown": "pipe", "latex": "latex_raw", "html": "unsafehtml"}
 NO_ROWS = "No run here has finished with what this table needs; svp status shows how far all are."
 MISSING = "\N{EN DASH}"
 
@@ -84,12 +86,8 @@ def render(table: Table, form: str = "text") -> str:
         UserError: unknown format.
     """
     check_choice("table format", form, FORMATS)
-    if form == "csv":
-        return _csv(table)
-    if form == "json":
-        return _json(table)
-    if form == "latex":
-        return _latex(table)
+    if form in OWN:
+        return OWN[form](table)
     told = (table.title, *([] if table.rows else [NO_ROWS]), *table.notes)
     title, *notes = (clean(text, form) for text in told)
     body = _body(table, form)
@@ -110,27 +108,19 @@ def _latex(table: Table) -> str:
         if size is not None or column is None:
             break
         dropped.append(column)
-    body = _body(small, "latex")
-    packages = ["booktabs"]
+    body, packages = _body(small, "latex"), "booktabs"
     if size is None:
-        packages.append("graphicx")
+        packages = "booktabs,graphicx"
         body = f"\\resizebox{{\\textwidth}}{{!}}{{%\n{body}}}"
-    left_out = [f"Left out for the width of the page: {', '.join(dropped)}."] if dropped else []
-    below = (f"\\par\\footnotesize {clean(note, 'latex')}\n" for note in table.notes)
-    text = "\n".join(
-        [
-            *(f"% {note}" for note in left_out),
-            "\\begin{table}",
-            "\\centering",
-            f"\\{size or 'small'}",
-            f"\\setlength{{\\tabcolsep}}{{{SEPARATION:g}pt}}",
-            f"\\caption{{{clean(table.title, 'latex')}}}",
-            f"{body}",
-            "".join(below) + "\\end{table}\n",
-        ]
+    left_out = f"% Left out for the width of the page: {', '.join(dropped)}.\n" if dropped else ""
+    below = "".join(f"\\par\\footnotesize {clean(note, 'latex')}\n" for note in table.notes)
+    text = (
+        f"{left_out}\\begin{{table}}\n\\centering\n\\{size or 'small'}\n"
+        f"\\setlength{{\\tabcolsep}}{{{SEPARATION:g}pt}}\n"
+        f"\\caption{{{clean(table.title, 'latex')}}}\n{body}\n{below}\\end{{table}}\n"
     )
     letters = "" if text.isascii() else " and \\usepackage[T1]{fontenc}"
-    return f"% Needs \\usepackage{{{','.join(packages)}}}{letters}.\n{text}"
+    return f"% Needs \\usepackage{{{packages}}}{letters}.\n{text}"
 
 
 def _width(table: Table, character: float) -> float:
@@ -145,20 +135,13 @@ def _width(table: Table, character: float) -> float:
 def _body(table: Table, form: str) -> str:
     from tabulate import tabulate  # type: ignore[import-untyped]
 
-    name = {
-        "text": "simple",
-        "markdown": "pipe",
-        "latex": "latex_raw",
-        "html": "unsafehtml",
-    }[form]
-    rows = [[_cell(cell, form) for cell in row] for row in table.rows]
     left = [all(isinstance(row[k], str) for row in table.rows) for k in range(len(table.header))]
-    header = [
-        _heading(column, form, is_text) for column, is_text in zip(table.header, left, strict=True)
-    ]
-    align = ["left" if is_text else "right" for is_text in left]
     body = tabulate(
-        rows, header, tablefmt=name, disable_numparse=True, colalign=align if rows else None
+        [[_cell(cell, form) for cell in row] for row in table.rows],
+        [_heading(name, form, is_text) for name, is_text in zip(table.header, left, strict=True)],
+        tablefmt=LAYOUTS[form],
+        disable_numparse=True,
+        colalign=["left" if is_text else "right" for is_text in left] if table.rows else None,
     )
     if form == "latex":
         for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
@@ -193,25 +176,22 @@ def shown(cell: Cell) -> str:
 
 
 def _csv(table: Table) -> str:
+    columns = range(len(table.header))
     wide = [
-        any(getattr(row[k], "half_width", None) is not None for row in table.rows)
-        for k in range(len(table.header))
+        any(getattr(row[k], "half_width", None) is not None for row in table.rows) for k in columns
     ]
-    header: list[Raw] = []
-    for column, is_wide in zip(table.header, wide, strict=True):
-        header += [column, f"{column} half-width"] if is_wide else [column]
-    notes = csv_cell(" ".join(table.notes))
+
+    def flat(cells: Sequence[Cell], *parts: Callable[[Cell], Raw]) -> list[Raw]:
+        return [part(cells[k]) for k in columns for part in parts[: 1 + wide[k]]]
+
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*map(csv_cell, header), "notes"])
+    writer.writerow([*flat(table.header, _raw, lambda name: _raw(f"{name} half-width")), "notes"])
+    notes = csv_cell(" ".join(table.notes))
     for row in table.rows:
-        cells: list[Raw] = []
-        for cell, is_wide in zip(row, wide, strict=True):
-            value, reach = (
-                (cell.value, cell.half_width) if isinstance(cell, Estimate) else (cell, None)
-            )
-            cells += [_raw(value), _raw(reach)] if is_wide else [_raw(value)]
-        writer.writerow([*cells, notes])
+        writer.writerow(
+            [*flat(row, _raw, lambda cell: _raw(getattr(cell, "half_width", None))), notes]
+        )
     return out.getvalue()
 
 
@@ -230,7 +210,11 @@ def _json(table: Table) -> str:
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def _raw(value: Raw) -> Raw:
+def _raw(cell: Cell) -> Raw:
+    value = cell.value if isinstance(cell, Estimate) else cell
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, 6)
     return csv_cell(value)
+
+
+OWN = {"csv": _csv, "json": _json, "latex": _latex}
