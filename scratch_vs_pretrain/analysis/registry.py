@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,18 +64,7 @@ OF_OWN_RUNS = ("bars", "samples", "sizes", "iou", "detections")
 def tables(
     runs: Sequence[RunRecord], kind: str, *, against: str | None = None, best: bool = False
 ) -> list[Table]:
-    """Returns one table for each study of `runs` and size of its data, or one of all together.
-
-    Args:
-        runs: of any studies.
-        kind: one of :data:`KINDS`.
-        against: "paper" or "zoo": our numbers of this kind beside those published.
-        best: of each run's best evaluation instead of its final one, and says so.
-
-    Raises:
-        UserError: an unknown kind, runs that do not belong in one table, or a kind that is not
-            about final numbers together with `against` or `best`.
-    """
+    """Returns one :func:`table` for each study of `runs` and size of its data, or one of all."""
     from scratch_vs_pretrain.analysis.stats.comparison import by_setting
 
     check_choice("kind of table", kind, KINDS)
@@ -90,11 +79,8 @@ def tables(
         check_choice("publication", against, PUBLISHED)
         return [published_table(members, against, kind) for members in settings]
     make = _function({**TABLES, **JOINT}[kind])
-    options = {"best": True} if best else {}
-    return [
-        make(part, **options)
-        for part in ([list(itertools.chain(*settings))] if kind in JOINT else settings)
-    ]
+    parts = [list(itertools.chain(*settings))] if kind in JOINT else settings
+    return [make(part, **({"best": True} if best else {})) for part in parts]
 
 
 def table(
@@ -106,7 +92,15 @@ def table(
 ) -> Table:
     """Returns a table of one study, or of several where its kind is of several.
 
-    Args and Raises as :func:`tables`; or several studies where the kind is of one.
+    Args:
+        runs: of any studies.
+        kind: one of :data:`KINDS`.
+        against: "paper" or "zoo": our numbers of this kind beside those published.
+        best: of each run's best evaluation instead of its final one, and says so.
+
+    Raises:
+        UserError: an unknown kind, runs that do not belong in one table, or a kind that is not
+            about final numbers together with `against` or `best`.
     """
     found = tables(runs, kind, against=against, best=best)
     if len(found) > 1:
@@ -131,7 +125,7 @@ def figure(runs: Sequence[RunRecord], name: str = "ap", **options: Any) -> Figur
     Args:
         runs: bars stand in their order.
         name: a key of :data:`FIGURES`.
-        options: of its function; None stands for its default.
+        options: of its function; None, or nothing in it, stands for its default.
 
     Raises:
         UserError: an unknown name, runs of several studies where the figure is of one, an option
@@ -141,7 +135,7 @@ def figure(runs: Sequence[RunRecord], name: str = "ap", **options: Any) -> Figur
 
     check_choice("figure", name, FIGURES)
     function = _function(FIGURES[name][0])
-    given = {key: value for key, value in options.items() if value is not None}
+    given = {key: value for key, value in options.items() if value not in (None, {})}
     for key in given.keys() - inspect.signature(function).parameters.keys():
         option = {"metrics": "metric", "labels": "label"}.get(key, key)
         raise UserError(f"--{option}: figure {name} has no such option; leave it out")
@@ -154,25 +148,14 @@ def figure(runs: Sequence[RunRecord], name: str = "ap", **options: Any) -> Figur
     return function(runs if name == "sizes" else list(itertools.chain(*settings.values())), **given)
 
 
-def draw(
-    folders: Path | Sequence[Path],
-    name: str,
-    files: Iterable[Path],
-    *,
-    labels: Mapping[str, str] | None = None,
-    **options: Any,
-) -> None:
-    """Draws a :func:`figure` of the runs below `folders` into each of `files`.
-
-    Raises:
-        UserError: as :func:`figure`; or no runs, or a file that cannot be written.
-    """
+def draw(folders: Path | Sequence[Path], name: str, files: Iterable[Path], **options: Any) -> None:
+    """Draws a :func:`figure` of the runs below `folders` into each of `files`."""
     from scratch_vs_pretrain.analysis.figures.style import save_figure
-    from scratch_vs_pretrain.analysis.runs.records import find_runs, load_runs
+    from scratch_vs_pretrain.analysis.runs.records import load_runs
 
     roots = (folders,) if isinstance(folders, Path) else tuple(folders)
-    found = in_order(roots, load_runs(roots) if name in OF_OWN_RUNS else find_runs(roots))
-    drawn = figure(found, name, labels=labels or None, **options)
+    found = in_order(roots, load_runs(roots, plain=name not in OF_OWN_RUNS))
+    drawn = figure(found, name, **options)
     for file in files:
         save_figure(drawn, file)
 

@@ -25,13 +25,9 @@ OUTLINE_SIZE = 160
 def write_detections(
     folder: RunFolder, iteration: int, dataset: str, results: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Writes the objects of the first test pictures, and the best detections in them.
+    """Writes the objects of the first test pictures of a run, and the best detections in them.
 
-    Args:
-        folder: of the run.
-        iteration: after which the model found them.
-        dataset: that was evaluated on.
-        results: COCO results with the categories of the data set.
+    `results` are COCO results, found after an iteration, with the categories of the data set.
     """
     truth = load_ground_truth(dataset)
     names = {one["id"]: str(one["name"]) for one in truth["categories"]}
@@ -42,19 +38,18 @@ def write_detections(
     shown = [one for one in load_test_records(dataset) if one["image_id"] in objects][:PICTURES]
     found: dict[Any, list[Mapping[str, Any]]] = {one["image_id"]: [] for one in shown}
     for result in results:
-        if result["image_id"] in found:
-            found[result["image_id"]].append(result)
+        found.get(result["image_id"], []).append(result)
     pictures = []
-    for record in shown:
-        number, size = record["image_id"], (record["height"], record["width"])
-        best = sorted(found[number], key=lambda one: -one["score"])[:PER_PICTURE]
+    for one in shown:
+        size = (one["height"], one["width"])
+        best = sorted(found[one["image_id"]], key=lambda result: -result["score"])[:PER_PICTURE]
         pictures.append(
             Picture(
-                file=record["file_name"].removeprefix(DEEP),
+                file=one["file_name"].removeprefix(DEEP),
                 height=size[0],
                 width=size[1],
-                objects=tuple(_found(one, names, size) for one in objects[number]),
-                detections=tuple(_found(one, names, size) for one in best),
+                objects=tuple(_found(each, names, size) for each in objects[one["image_id"]]),
+                detections=tuple(_found(each, names, size) for each in best),
             )
         )
     content = Detections(iteration=iteration, dataset=dataset, pictures=tuple(pictures))
@@ -75,14 +70,19 @@ def _outline(mask: Any, size: tuple[int, int]) -> tuple[tuple[float, ...], ...]:
     """Returns the polygons (x, y, x, y, ...) around a mask, given as polygons or encoded."""
     if not mask:
         return ()
-    if isinstance(mask, list):
-        mask = coco_mask.merge(coco_mask.frPyObjects(mask, *size))
-    elif isinstance(mask["counts"], list):
-        mask = coco_mask.frPyObjects(mask, *size)
     step = math.ceil(max(size) / OUTLINE_SIZE)
     # With a border, so that what leaves the picture is closed.
-    inside = np.pad(coco_mask.decode(mask)[::step, ::step], 1)
+    inside = np.pad(decoded(mask, *size)[::step, ::step], 1)
     lines: Sequence[Any] = contour_generator(z=inside).lines(0.5)
     return tuple(
         tuple(round(float(value), 1) for value in ((line - 0.5) * step).ravel()) for line in lines
     )
+
+
+def decoded(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Returns a mask, given as polygons or encoded, as (height, width) bool."""
+    if isinstance(segmentation, list):
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = coco_mask.frPyObjects(segmentation, height, width)
+    return coco_mask.decode(segmentation).astype(bool)

@@ -63,26 +63,21 @@ def _image(
     results: Sequence[Mapping[str, Any]], annotations: Sequence[Mapping[str, Any]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns an image's detections, best first, objects' classes, and which of them are missed."""
+    best = sorted(results, key=lambda one: -one["score"])[:DETECTIONS_PER_IMAGE]
     crowds = [one for one in annotations if one.get("iscrowd", 0)]
     objects = [one for one in annotations if not one.get("iscrowd", 0)]
-    classes = np.array([one["category_id"] for one in objects], np.int64)
-    scores = np.array([one["score"] for one in results], float)
-    best = np.argsort(-scores, kind="stable")[:DETECTIONS_PER_IMAGE]
-    predicted = np.array([results[index]["category_id"] for index in best], np.int64)
-    boxes = _boxes([results[index] for index in best])
-    iou = _overlaps(boxes, _boxes(objects))
-    same = predicted[:, None] == classes[None, :]
+    predicted, classes, theirs = (
+        np.array([one["category_id"] for one in some], np.int64) for some in (best, objects, crowds)
+    )
+    iou = _overlaps(best, objects)
+    same = predicted[:, None] == classes
     holders = _match(np.where(same, iou, 0.0))
-    correct = np.zeros(len(best), bool)
-    correct[holders[holders >= 0]] = True
-    taken = holders >= 0
-
-    kinds, targets = _kinds(iou, same, correct, taken)
-    mended, lost = _mended(kinds, targets, classes, taken)
-    inside = _overlaps(boxes, _boxes(crowds), crowd=True) > FOREGROUND_IOU
-    inside &= predicted[:, None] == np.array([one["category_id"] for one in crowds])[None, :]
+    correct = np.isin(np.arange(len(best)), holders)
+    kinds, mended, lost = _errors(iou, same, correct, holders >= 0, classes)
+    inside = (_overlaps(best, crowds, crowd=True) > FOREGROUND_IOU) & (predicted[:, None] == theirs)
     counts = correct | ~inside.any(axis=1)
-    found = np.rec.fromarrays((scores[best], predicted, kinds, counts, mended), dtype=_DETECTION)
+    scores = [one["score"] for one in best]
+    found = np.rec.fromarrays((scores, predicted, kinds, counts, mended), dtype=_DETECTION)
     return found, classes, lost
 
 
@@ -98,82 +93,63 @@ def _match(overlaps: np.ndarray) -> np.ndarray:
     return holders
 
 
-def _kinds(
-    iou: np.ndarray, same: np.ndarray, correct: np.ndarray, taken: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each detection's error and the object that it was about."""
-    if not iou.shape[1]:
-        none = np.zeros(len(iou), np.int64)
-        return np.full(len(iou), BACKGROUND), none
+def _errors(
+    iou: np.ndarray, same: np.ndarray, correct: np.ndarray, taken: np.ndarray, classes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns each detection's error, the class in which it would be correct, and what is missed.
+
+    Only the best of the errors about one object can be mended, and only if it is not taken.
+    """
     ours, others = np.where(same, iou, 0.0), np.where(same, 0.0, iou)
-    duplicates = np.where(same & taken[None, :], iou, 0.0).max(axis=1) >= FOREGROUND_IOU
-    near = ours.max(axis=1)
+    near, wrong, double, nearest = (
+        one.max(axis=1, initial=0.0) for one in (ours, others, ours[:, taken], iou)
+    )
     kinds = np.select(
         [
             correct,
             (near >= BACKGROUND_IOU) & (near <= FOREGROUND_IOU),
-            others.max(axis=1) >= FOREGROUND_IOU,
-            duplicates,
-            iou.max(axis=1) <= BACKGROUND_IOU,
+            wrong >= FOREGROUND_IOU,
+            double >= FOREGROUND_IOU,
+            nearest <= BACKGROUND_IOU,
         ],
         [CORRECT, LOCALIZATION, CLASSIFICATION, DUPLICATE, BACKGROUND],
         BOTH,
     )
-    targets = np.where(kinds == LOCALIZATION, ours.argmax(axis=1), others.argmax(axis=1))
-    return kinds, targets
-
-
-def _mended(
-    kinds: np.ndarray, targets: np.ndarray, classes: np.ndarray, taken: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the class in which each detection would be correct, and which objects are missed.
-
-    Only the best of the errors about one object can be mended, and only if it is not taken.
-    """
-    mended = np.full(len(kinds), -1, np.int64)
-    lost = ~taken
-    about = np.isin(kinds, (CLASSIFICATION, LOCALIZATION))
-    for detection in np.flatnonzero(about):
-        target = targets[detection]
+    mended, lost = np.full(len(kinds), -1, np.int64), ~taken
+    for at in np.flatnonzero(np.isin(kinds, (CLASSIFICATION, LOCALIZATION))):
+        target = (ours if kinds[at] == LOCALIZATION else others)[at].argmax()
         if lost[target]:
-            mended[detection] = classes[target]
+            mended[at] = classes[target]
             lost[target] = False
-    return mended, lost
+    return kinds, mended, lost
 
 
 def _costs(found: np.ndarray, positives: np.ndarray, missed: np.ndarray) -> dict[str, float]:
     found = found[np.argsort(-found["score"], kind="stable")]
     correct, names, mended = found["kind"] == CORRECT, found["name"], found["mended"]
-
-    def mean_ap(counts: np.ndarray, classes: np.ndarray, true: np.ndarray, lost: Any = ()) -> float:
-        return _mean_ap(classes[counts], true[counts], positives, np.asarray(lost, np.int64))
-
-    before = mean_ap(found["counts"], names, correct)
+    before = _mean_ap(found["counts"], names, correct, positives, missed[:0])
     costs = {}
     for kind, name in enumerate(ERROR_TYPES):
         errors = found["kind"] == kind
         saved = errors & (mended >= 0)
-        after = mean_ap(
-            (found["counts"] & ~errors) | saved,
-            np.where(saved, mended, names),
-            correct | saved,
-            missed if kind == MISSED else (),
-        )
+        counts, true = (found["counts"] & ~errors) | saved, correct | saved
+        lost = missed if kind == MISSED else missed[:0]
+        after = _mean_ap(counts, np.where(saved, mended, names), true, positives, lost)
         costs[name] = max(0.0, after - before)
     return costs
 
 
 def _mean_ap(
-    classes: np.ndarray, true: np.ndarray, positives: np.ndarray, lost: np.ndarray
+    counts: np.ndarray, names: np.ndarray, true: np.ndarray, positives: np.ndarray, lost: np.ndarray
 ) -> float:
     """Returns the mean in percent over classes with objects or detections; these come best first.
 
     `positives` and `lost` are the classes of all objects, and of those that do not count.
     """
     values = []
-    for name in np.union1d(classes, positives):
+    for name in np.union1d(names[counts], positives):
         count = int(np.sum(positives == name)) - int(np.sum(lost == name))
-        hits = true[classes == name]
+        hits = true[counts & (names == name)]
         if len(hits) or count:
             values.append(_ap(hits, count))
     return 100 * float(np.mean(values)) if values else 100.0  # nothing was found, nor is left to
@@ -189,12 +165,11 @@ def _ap(hits: np.ndarray, positives: int) -> float:
     return float(precision[places[places < len(hits)]].sum() / len(RECALLS))
 
 
-def _boxes(items: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    return np.array([one["bbox"] for one in items], float).reshape(-1, 4)
-
-
-def _overlaps(one: np.ndarray, other: np.ndarray, crowd: bool = False) -> np.ndarray:
+def _overlaps(
+    one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], crowd: bool = False
+) -> np.ndarray:
     """Returns (n, m) IoU of boxes (x, y, width, height); with crowds, of the first's own area."""
-    if not len(one) or not len(other):
+    if not one or not other:
         return np.zeros((len(one), len(other)))
-    return mask_api.iou(one, other, [int(crowd)] * len(other))
+    boxes = (np.array([each["bbox"] for each in some], float) for some in (one, other))
+    return mask_api.iou(*boxes, [int(crowd)] * len(other))

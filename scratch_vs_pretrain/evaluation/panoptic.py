@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from pycocotools import mask as mask_api
 
+from scratch_vs_pretrain.evaluation.detections import decoded
 from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
 
 # Of the semantic head, as Detectron2 numbers them: all things are 0.
@@ -49,17 +49,13 @@ class PanopticEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             truth, classes = self._truth(image["image_id"])
-            segments, information = output["panoptic_seg"]
-            found = {
-                one["id"]: one["category_id"] if one["isthing"] else STUFF for one in information
-            }
-            self._matched += match(segments.cpu().numpy(), found, truth, classes)
+            segments, found = output["panoptic_seg"]
+            names = {one["id"]: one["category_id"] if one["isthing"] else STUFF for one in found}
+            self._matched += match(segments.cpu().numpy(), names, truth, classes)
             wanted = np.array([-1, *(int(name == STUFF) for name in classes.values())])[truth]
-            semantic = output["sem_seg"].argmax(0).cpu().numpy()
-            known = wanted >= 0
-            self._confusion += np.bincount(
-                2 * wanted[known] + semantic[known], minlength=4
-            ).reshape(2, 2)
+            known, semantic = wanted >= 0, output["sem_seg"].argmax(0).cpu().numpy()
+            pairs = 2 * wanted[known] + semantic[known]
+            self._confusion += np.bincount(pairs, minlength=4).reshape(2, 2)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         parts = comm.gather((self._matched, self._confusion))
@@ -74,9 +70,10 @@ class PanopticEvaluator(DatasetEvaluator):
         for suffix, names in {"": everything, "_th": self._things, "_st": (STUFF,)}.items():
             found = np.array([panoptic_quality(matched, name) for name in names])
             known = found[np.isfinite(found).all(1)]
-            means = known.mean(0) if len(known) else [math.nan] * 3
-            for number, mean in zip(("PQ", "SQ", "RQ"), means, strict=True):
-                numbers[f"{number}{suffix}"] = float(mean)
+            means = known.mean(0) if len(known) else np.full(3, math.nan)
+            numbers |= zip(
+                (f"PQ{suffix}", f"SQ{suffix}", f"RQ{suffix}"), means.tolist(), strict=True
+            )
         mean_iou = 100 * float(iou.mean()) if len(iou) else math.nan
         return {"sem_seg": {"mIoU": mean_iou}, "panoptic_seg": numbers}
 
@@ -86,7 +83,7 @@ class PanopticEvaluator(DatasetEvaluator):
         segments = np.full((height, width), -1, np.int64)
         classes: Segments = {}
         for label, segmentation in self._objects.get(image_id, ()):
-            free = _decoded(segmentation, height, width) & (segments < 0)
+            free = decoded(segmentation, height, width) & (segments < 0)
             if label is None:
                 segments[free] = 0
             elif free.any():
@@ -101,18 +98,17 @@ class PanopticEvaluator(DatasetEvaluator):
 def match(
     found: np.ndarray, found_classes: Segments, truth: np.ndarray, true_classes: Segments
 ) -> Counter:
-    """Matches one image's segments: those of one class whose IoU is above 0.5.
+    """Matches one image's segments of one class whose IoU is above 0.5.
 
-    Args:
-        found, truth: (height, width) numbers of segments, 0 for none (void), with their classes.
+    `found` and `truth` are (height, width) numbers of segments, 0 for none (void).
 
     Returns:
         by (class, what): the sum of IoUs ("iou"), and how many "matched", "found" and "true".
     """
     counts: Any = Counter()
-    pairs = Counter(zip(found.ravel().tolist(), truth.ravel().tolist(), strict=True))
-    area = Counter(found.ravel().tolist())
-    true_area = Counter(truth.ravel().tolist())
+    numbers = found.ravel().tolist(), truth.ravel().tolist()
+    area, true_area = map(Counter, numbers)
+    pairs = Counter(zip(*numbers, strict=True))
     matched = set()
     for (one, other), shared in pairs.items():
         if found_classes.get(one, -1) != true_classes.get(other):
@@ -144,11 +140,3 @@ def semantic_truth(masks: torch.Tensor, height: int, width: int) -> torch.Tensor
     """Returns the semantic head's (height, width) int64 classes for (n, height, width) masks."""
     covered = masks.any(0) if len(masks) else torch.zeros(height, width, dtype=torch.bool)
     return torch.where(covered, THINGS, BACKGROUND)
-
-
-def _decoded(segmentation: Any, height: int, width: int) -> np.ndarray:
-    if isinstance(segmentation, list):
-        segmentation = mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = mask_api.frPyObjects(segmentation, height, width)
-    return mask_api.decode(segmentation).astype(bool)

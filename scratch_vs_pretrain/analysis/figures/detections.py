@@ -186,6 +186,6 @@ def _draw(ax: Axes, one: Found, color: str, label: str, dashed: bool = False) ->
         # Together, so that the outline of a hole leaves it free.
         mask = Path.make_compound_path(*paths)
         ax.add_patch(PathPatch(mask, facecolor=color, alpha=0.3, edgecolor="none"))
-    look = {"fontsize": SMALL_TEXT_SIZE - 2, "color": "white", "va": "bottom", "clip_on": True}
     background = {"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
-    ax.text(x, y, plain(label), bbox=background, **look)
+    text = ax.text(x, y, plain(label), va="bottom", clip_on=True, bbox=background)
+    text.set(fontsize=SMALL_TEXT_SIZE - 2, color="white")

@@ -139,7 +139,7 @@ def iou_figure(runs: Sequence[RunRecord], *, band: str = "range") -> Figure:
         UserError: no finished pair with AP per threshold.
     """
     results = final_results(runs)
-    styles, lines = styles_of(runs), {}
+    styles, lines = styles_of(runs), dict[str, list[Line]]()
     for arm in results.others:
         gap, name = results.of(results.scratch) - results.of(arm), f"{results.scratch} - {arm}"
         metrics = sorted({metric for one in gap.values() for metric in one if "/AP@" in metric})

@@ -194,9 +194,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return pd.DataFrame(values).rolling(window, min_periods=1).median().to_numpy()
 
 
-def band_of(
-    values: Sequence[Sequence[float]], band: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def band_of(values: Any, band: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Returns mean, low, high and number of seeds of n places, each with values of some seeds."""
     mean = np.array([np.mean(each) for each in values])
     low, high = np.array([(min(each), max(each)) for each in values]).T
@@ -206,9 +204,7 @@ def band_of(
     return mean, low, high, min(map(len, values))
 
 
-def line_through(
-    arm: str, style: Style, values: Mapping[float, Sequence[float]], band: str
-) -> Line:
+def line_through(arm: str, style: Style, values: Mapping[Any, Sequence[float]], band: str) -> Line:
     """Returns the line through values of some seeds at each place."""
     return Line(arm, style, "", np.array([*values], float), *band_of([*values.values()], band))
 

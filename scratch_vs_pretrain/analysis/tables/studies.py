@@ -69,9 +69,9 @@ def _beside(
             gap = ours - theirs
             for metric in (m for m in metrics if m in known):
                 first = (results.study, run.train_images, metric, len(gap))
-                left = (f"{run.arm} {run.schedule}", *ours.means([metric]))
-                right = (f"{other.arm} {other.schedule}", *theirs.means([metric]))
-                rows.append((*first, *left, *right, *gap.means([metric])))
+                left, right = (f"{one.arm} {one.schedule}" for one in (run, other))
+                (a,), (b,), (less,) = (some.means([metric]) for some in (ours, theirs, gap))
+                rows.append((*first, left, a, right, b, less))
     header = ("study", "training images", "metric", "seeds", "scratch", "scratch value")
     return Table(
         title,
