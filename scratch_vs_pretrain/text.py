@@ -37,10 +37,9 @@ T = TypeVar("T")
 
 
 def printable(text: str) -> str:
-    r"""Returns text in which everything that is no plain sign is written out, as ``\x1b`` is.
+    r"""Returns text in which all that is no plain sign is written out, as ``\x1b`` is.
 
-    That is control characters, line ends, bidirectional and other invisible marks, and halves of
-    surrogate pairs.
+    That is control characters, line ends, invisible marks, and halves of surrogate pairs.
     """
     if text.isprintable():
         return text

@@ -44,8 +44,8 @@ FIGURES = {
     "ap": ("figures.curves:ap_figure", "every AP of both arms"),
     "loss": ("figures.curves:loss_figure", "AP and training loss, a row for each study"),
     "overlay": ("figures.curves:overlay_figure", "all schedules"),
-    "bars": ("figures.bars:bars_figure", "final AP, a group for each study"),
-    "samples": ("figures.bars:samples_figure", "what each arm has seen"),
+    "bars": ("figures.finals:bars_figure", "final AP, a group for each study"),
+    "samples": ("figures.finals:samples_figure", "what each arm has seen"),
     "sizes": (
         "figures.finals:sizes_figure",
         "final AP against training images, with what pre-training is worth in them",

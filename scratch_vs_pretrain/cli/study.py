@@ -147,7 +147,7 @@ def _budget(options: argparse.Namespace) -> int:
         say(f"note: before it runs: {missing}")
     print(render(budget_table(found), options.format), end="")
     if options.output:
-        from scratch_vs_pretrain.analysis.figures.bars import budget_figure
+        from scratch_vs_pretrain.analysis.figures.finals import budget_figure
         from scratch_vs_pretrain.analysis.figures.style import save_figure
 
         save_figure(budget_figure(found), options.output)

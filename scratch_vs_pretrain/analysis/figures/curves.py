@@ -59,9 +59,6 @@ def ap_figure(
         x: one of :data:`.analysis.AXES`.
         band: "range" (lowest to highest seed) or "std" (one standard deviation).
         schedule: default: the longest of each arm.
-
-    Raises:
-        UserError: a metric nobody logged, an unknown x, band or schedule, or x is not known.
     """
     chosen = of_schedule(runs, schedule)
     return _figure({"": chosen}, _known(chosen, metrics), x, band)
@@ -77,8 +74,8 @@ def loss_figure(
 ) -> Figure:
     """Draws AP and training loss side by side, a row for each study (Figures 7 and 8).
 
-    Studies with fewer training images stand higher. Arguments and errors are those of
-    :func:`ap_figure`; by default the AP is that of boxes, of keypoints where there is one.
+    Studies with fewer training images stand higher; by default the AP is that of boxes, of
+    keypoints where there is one.
     """
     metrics = _known(runs, [*(metrics or [_main(runs)]), "total_loss"])
     studies = sorted(by_study(runs).values(), key=lambda members: members[0].train_images or 0)
@@ -171,8 +168,7 @@ def overlay_figure(
     """Draws all finished schedules of all arms, with the leaps where their rates drop.
 
     A panel for each metric, by default the main one. What a branch has from its trunk is drawn
-    once, as the trunk's, where that is finished. Errors are those of :func:`ap_figure`, and no run
-    that is finished.
+    once, as the trunk's, where that is finished.
     """
     metrics = _known(runs, metrics or [_main(runs)])
     panels = [

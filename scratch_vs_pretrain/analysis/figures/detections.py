@@ -55,13 +55,7 @@ def detections_figure(
 ) -> Figure:
     """Draws the first test pictures, a row for each, with the objects and each arm's detections.
 
-    Args:
-        runs: of one study; of each arm its longest schedule's first seed is shown.
-        images: at most so many rows.
-        schedule: in place of the longest.
-
-    Raises:
-        UserError: no run has detections, or a picture is not there any more.
+    Of each arm its first seed with the longest schedule, or with another one, is shown.
     """
     shown = [(run, read_detections(run)) for run in _chosen(runs, schedule)]
     if not shown:

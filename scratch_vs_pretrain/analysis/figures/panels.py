@@ -131,11 +131,7 @@ def of_schedule(runs: Sequence[RunRecord], schedule: str | None) -> list[RunReco
 
 
 def lines_of(runs: Sequence[RunRecord], metric: str, x: str, band: str) -> list[Line]:
-    """Returns the metric's lines: per arm and schedule the mean, then each incomplete run.
-
-    Raises:
-        UserError: unknown x or band, or x cannot be told from the runs.
-    """
+    """Returns the metric's lines: per arm and schedule the mean, then each incomplete run."""
     check_choice("band", band, BANDS)
     called, styles = arm_names(runs), styles_of(runs)
     groups: dict[tuple[str, str, str], list[RunRecord]] = {}
@@ -273,7 +269,10 @@ def _draw_drops(ax: Axes, lines: Sequence[Line]) -> None:
 
 def _first_of_arms(lines: Sequence[Line]) -> list[Line]:
     """Returns each arm's first line, which is complete if any is."""
-    return list({line.arm: line for line in reversed(lines)}.values())[::-1]
+    found: dict[str, Line] = {}
+    for line in lines:
+        found.setdefault(line.arm, line)
+    return list(found.values())
 
 
 def label_arms(ax: Axes, lines: Sequence[Line]) -> None:

@@ -192,11 +192,7 @@ def plain(text: str) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, SVG or PDF by the path's ending; equal figures give equal bytes.
-
-    Raises:
-        UserError: another ending, or the folder is missing or cannot be written.
-    """
+    """Writes a figure as PNG, SVG or PDF by the path's ending; equal figures give equal bytes."""
     if path.suffix.lower() not in FILES:
         raise UserError(f"{path}: figures are written as {', '.join(FILES)}; choose one of them")
     try:

@@ -69,11 +69,7 @@ def evaluation_after(folder: Path, iteration: int) -> Evaluation | None:
 
 
 def read_evaluation(file: Path) -> Evaluation:
-    """Reads one evaluation.
-
-    Raises:
-        UserError: the file is no evaluation; the message names it and the key.
-    """
+    """Reads one evaluation; a file that is none is refused with its name and the key."""
     return _read(file, state_of(file))
 
 

@@ -70,10 +70,6 @@ class Rows:
         """They are of training, not of an evaluation alone."""
         return any(key in self.keys for key in TRAINING_KEYS)
 
-    def only(self, kept: np.ndarray) -> Rows:
-        """Returns those where `kept` (n,) is true."""
-        return self if kept.all() else Rows(self.keys, self.lines[kept], self.table[kept])
-
 
 @dataclass(frozen=True)
 class Restart:
@@ -105,15 +101,12 @@ def _read(file: Path, own: bool, state: tuple[int, ...]) -> Metrics:
 def read_metrics(path: Path, *, own: bool = False) -> Metrics:
     """Reads a ``metrics.json``.
 
-    Args:
-        path: the file.
-        own: this package's trainer wrote it: it keeps each iteration once, and every row's
-            iteration is 0-based, the last evaluation's too.
+    In one of its `own` this package's trainer keeps each iteration once, and every row's iteration
+    is 0-based, the last evaluation's too. The unfinished last line of a killed run is left out.
 
     Raises:
-        UserError: the file is missing, or a line is no row of metrics (the unfinished last line of
-            a killed run is left out instead), or a second run was appended, or iterations of an
-            own file are repeated; names the line.
+        UserError: the file is missing, or a line is no row of metrics, or a second run was
+            appended, or iterations of an own file are repeated; names the line.
     """
     rows = read_rows(path)
     refuse_restarts(path, restarts(rows), own=own)
@@ -155,28 +148,32 @@ def restarts(rows: Sequence[Rows]) -> list[Restart]:
 def kept_by_the_last(rows: Sequence[Rows], found: Sequence[Restart]) -> list[Rows]:
     """Returns the rows that training went on from, each time it began again, and its own."""
     left = list(rows)
-    for restart in found:
-        for index, one in enumerate(left):
-            dropped = (one.lines < restart.line) & (one.iterations >= restart.iteration)
-            left[index] = one.only(~dropped)
-    return [one for one in left if len(one.lines)]
+    for one in found:
+        left = _only(left, [(r.lines >= one.line) | (r.iterations < one.iteration) for r in left])
+    return left
 
 
 def each_start(rows: Sequence[Rows], found: Sequence[Restart]) -> list[list[Rows]]:
     """Returns the rows that each start of the training wrote."""
-    parts = []
     ends = [restart.line for restart in found]
-    for begin, end in zip([0, *ends], [*ends, LARGEST], strict=True):
-        part = [one.only((one.lines >= begin) & (one.lines < end)) for one in rows]
-        parts.append([one for one in part if len(one.lines)])
-    return parts
+    return [
+        _only(rows, [(begin <= one.lines) & (one.lines < end) for one in rows])
+        for begin, end in zip([0, *ends], [*ends, LARGEST], strict=True)
+    ]
+
+
+def _only(rows: Sequence[Rows], kept: Sequence[np.ndarray]) -> list[Rows]:
+    pairs = zip(rows, kept, strict=True)
+    return [Rows(one.keys, one.lines[k], one.table[k]) for one, k in pairs if k.any()]
 
 
 def curves(rows: Sequence[Rows], *, own: bool) -> Metrics:
     """Returns the curves of a file's rows; of what is written twice, the last value counts."""
-    completed = [one.iterations + 1 for one in rows]
-    if not own:
-        _mend_the_last(rows, completed)
+    last = max((int(one.iterations.max()) for one in rows if one.of_training), default=LARGEST)
+    # An evaluation after the last iteration, which has a row of its own, is one past the end.
+    completed = [
+        one.iterations + (own or one.of_training or one.iterations != last + 1) for one in rows
+    ]
     holders: dict[str, tuple[int, ...]] = {"iteration": ()}
     for index, one in enumerate(rows):
         for key in one.keys:
@@ -197,14 +194,6 @@ def curves(rows: Sequence[Rows], *, own: bool) -> Metrics:
         lacks = (values < 0) & is_score(key)
         found[key] = Curve(iterations, np.where(lacks, np.nan, values))
     return found
-
-
-def _mend_the_last(rows: Sequence[Rows], completed: Sequence[np.ndarray]) -> None:
-    """Corrects the rows of the evaluation after the last iteration: alone, one past the end."""
-    ends = [int(one.iterations.max()) for one in rows if one.of_training]
-    for one, counts in zip(rows, completed, strict=True):
-        if ends and not one.of_training:
-            counts[one.iterations == max(ends) + 1] -= 1
 
 
 def _last_wins(lines: np.ndarray, iterations: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -35,9 +35,6 @@ def errors_table(runs: Sequence[RunRecord]) -> Table:
     """Returns what each type of error costs each arm of a study at its longest schedule.
 
     Evaluations without error costs are compared by what they have, AP at two thresholds.
-
-    Raises:
-        UserError: see :func:`.comparison.final_results`.
     """
     results = final_results(runs)
     finals = {}

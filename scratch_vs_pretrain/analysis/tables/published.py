@@ -73,9 +73,6 @@ def paper_study(name: str) -> dict[str, str | None]:
 
     Returns:
         fields of published numbers: experiment, backbone and norm, None where it does not tell.
-
-    Raises:
-        UserError: the name holds none of the paper's experiments.
     """
     plain = re.sub(r"[^a-z0-9]+", "_", name.lower())
     experiments = sorted({number.experiment for number in all_published()})
@@ -108,17 +105,8 @@ def published_table(runs: Sequence[RunRecord], by: str = "paper", kind: str = "s
     test augmentation. "Pretrained" is the arm of that name, else the first pretrained one; the
     schedule "best", or none, is the arm's longest. Within noise is a difference inside the
     prediction interval of one more run of ours; below three seeds, one under 0.39 AP on full COCO,
-    and an open question elsewhere.
-
-    Args:
-        runs: of one study.
-        by: "paper" or "zoo".
-        kind: "metrics" for Table 2 where the study is a baseline; others are Table 1's, 3's and so
-            on, by the study's name.
-
-    Raises:
-        UserError: there is no such study there, its numbers are of other data, or as
-            :func:`.final_results`.
+    and an open question elsewhere. A baseline's "metrics" are Table 2's; for other kinds the
+    study's name says which table is meant.
     """
     fields = paper_study(runs[0].study)
     if kind == "metrics" and by == "paper" and fields["experiment"] == "baseline":

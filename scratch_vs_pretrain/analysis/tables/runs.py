@@ -17,11 +17,7 @@ from scratch_vs_pretrain.run_info import DataSet, Provenance
 
 
 def differences_table(runs: Sequence[RunRecord]) -> Table:
-    """Compares the final configs of one run per arm, at its longest schedule.
-
-    Raises:
-        UserError: a config that is not plain YAML; names the file.
-    """
+    """Compares the final configs of one run per arm, at its longest schedule."""
     configs: dict[str, Any] = {}
     for run in sorted(runs, key=lambda run: -run.iterations):
         file = RunFolder(run.folder).config_file

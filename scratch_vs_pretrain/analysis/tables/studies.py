@@ -87,11 +87,8 @@ def _studies(
 ) -> tuple[list[Results], tuple[str, ...]]:
     """Returns each study's results, fewest training images first, and the notes on them.
 
-    A note that does not hold for all names its studies; what has no results is left out.
-
-    Raises:
-        UserError: none of the studies has two arms (the reason of the first); or, where they must
-            be `alike`, they are evaluated on different data.
+    A note that does not hold for all names its studies; what has no results is left out. Studies
+    that must be `alike` are evaluated on the same data.
     """
     found, refused = [], []
     for members in by_study(runs).values():
