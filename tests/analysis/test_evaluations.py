@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.evaluations import (
+from scratch_vs_pretrain.analysis.runs.numbers import (
     evaluation_after,
     evaluations,
     read_evaluation,

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from scratch_vs_pretrain.analysis.runs.evaluations import state_of
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, read_bytes
 from scratch_vs_pretrain.run_info import LARGEST
@@ -90,6 +89,15 @@ def logged(run: RunRecord) -> Metrics:
     """Returns what a run's ``metrics.json`` holds, nothing where there is none."""
     file = RunFolder(run.folder).metrics_file
     return _read(file, run.own, state) if (state := state_of(file)) else {}
+
+
+def state_of(file: Path) -> tuple[int, ...]:
+    """Returns what is another as soon as a file is, nothing where there is no file."""
+    try:
+        status = file.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 # A report's figures, tables and conclusions all ask for the same numbers.

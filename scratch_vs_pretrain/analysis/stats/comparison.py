@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from scratch_vs_pretrain.analysis.runs.evaluations import Evaluation, evaluation_after, evaluations
+from scratch_vs_pretrain.analysis.runs.numbers import Evaluation, evaluation_after, evaluations
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.paired import half_width
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scratch_vs_pretrain.analysis.runs.evaluations import read_evaluation
+from scratch_vs_pretrain.analysis.runs.numbers import read_evaluation
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.tables.table import Cell, Table, render
 from scratch_vs_pretrain.errors import UserError
