@@ -22,13 +22,7 @@ MAIN_METRICS = ("keypoints/AP", "bbox/AP")
 
 
 def status_text(folder: Path) -> str:
-    """Returns the state of every run below `folder`, from the files alone.
-
-    What cannot be read is named below the table.
-
-    Raises:
-        UserError: no runs there.
-    """
+    """Returns the state of every run below `folder`, and what cannot be read."""
     damaged: list[str] = []
     runs = load_runs(folder, damaged)
     # Where there is one study, its name is that of the folder.
@@ -79,13 +73,7 @@ def seconds_left(run: RunRecord) -> float | None:
 
 
 def watch(folder: Path, seconds: float = REFRESH_SECONDS) -> None:
-    """Shows the state of the runs below `folder` until none is running or waiting.
-
-    Where the output is no terminal, the table is printed once.
-
-    Raises:
-        UserError: as :func:`status_text`.
-    """
+    """Shows the runs below `folder` until none goes on; where the output is no terminal, once."""
     text = status_text(folder)
     if not sys.stdout.isatty():
         print(text)
@@ -102,11 +90,8 @@ def watch(folder: Path, seconds: float = REFRESH_SECONDS) -> None:
 def live_table(text: Callable[[], str], error_output: bool = False) -> Iterator[Callable[[], None]]:
     """Yields a function that shows `text` in place of what it showed before.
 
-    It may be called as often as one likes; the table is made anew every `REFRESH_SECONDS`.
-
-    Args:
-        text: makes the table. A file that is being replaced may make it fail; the old one stays.
-        error_output: draw on stderr.
+    It may be called as often as one likes; the table is made anew every `REFRESH_SECONDS`. A file
+    that is being replaced may make `text` fail; then the old one stays.
     """
     from rich.console import Console
     from rich.live import Live

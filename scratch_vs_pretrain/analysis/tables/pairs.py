@@ -190,46 +190,41 @@ def _catch_up_rows(setting: Setting, results: Results) -> Iterator[tuple[Cell, .
     both = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     both = [pair for pair in both if all(run.state == "finished" for run in pair)]
     for axis in AXES if both else ():
-        grid, leads = _leads(both, axis, setting.metric)
-        if grid is None:
+        found = _leads(both, axis, setting.metric)
+        if found is None:
             continue
         cells: tuple[Cell, Cell]
         if not setting.contrast().learned:
             cells = f"nothing: both end under {setting.limits.least_ap:g} AP", None
         elif len(both) < LEAST_SEEDS and setting.sd is None:
             cells = f"needs {LEAST_SEEDS} seeds", None
-        elif len(grid) < 2:
+        elif len(found[0]) < 2:
             cells = f"no {axis} in common", None
         else:
-            where = region(*smoothed(grid, leads), setting.limits.margin, sd=setting.sd)
-            cells = _ends(where, axis)
+            cells = _ends(region(*smoothed(*found), setting.limits.margin, sd=setting.sd), axis)
         yield (_arms(*longest), axis, len(both), *cells)
 
 
 def _leads(
     both: Sequence[tuple[RunRecord, RunRecord]], axis: str, metric: str
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """Returns the other arm's lead by seed over an axis, where both arms' rates are in one phase.
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns an axis, as far as both arms' rates are in one phase, and the other's lead by seed.
 
-    Straight lines join evaluations; beyond its end the other arm keeps its last value. The first
-    array is None where the axis is not known of every run.
+    Straight lines join evaluations; beyond its end the other arm keeps its last value. None where
+    the axis is not known of every run.
     """
-    lines = [[curve(run, metric) for run in pair] for pair in both]
-    x = [
-        [cost(run, axis, line.iterations) for run, line in zip(pair, line, strict=True)]
-        for pair, line in zip(both, lines, strict=True)
+    found = [
+        [(cost(run, axis, c.iterations), c.values) for run in pair for c in [curve(run, metric)]]
+        for pair in both
     ]
-    if any(np.isnan(at).any() or not len(at) for pair in x for at in pair):
-        return None, np.empty((0, 0))
-    first = max(at[0] for pair in x for at in pair)
-    last = min(pair[0][-1] for pair in x)
-    grid = np.unique(np.concatenate([at for pair in x for at in pair]))
+    places = [at for pair in found for at, _ in pair]
+    if any(np.isnan(at).any() or not len(at) for at in places):
+        return None
+    first, last = max(at[0] for at in places), min(own[0][-1] for own, _ in found)
+    grid = np.unique(np.concatenate(places))
     phases = [np.searchsorted(cost(run, axis, np.array(run.steps)), grid) for run in both[0]]
     grid = grid[(first <= grid) & (grid <= last) & (grid > 0) & (phases[0] == phases[1])]
-    leads = [
-        np.interp(grid, other_x, other.values) - np.interp(grid, own_x, own.values)
-        for (own_x, other_x), (own, other) in zip(x, lines, strict=True)
-    ]
+    leads = [np.interp(grid, *other) - np.interp(grid, *own) for own, other in found]
     return grid, np.array(leads)
 
 
