@@ -173,13 +173,16 @@ def _pixels(picture: Picture) -> np.ndarray:
 
 
 def _draw(ax: Axes, one: Found, color: str, label: str, dashed: bool = False) -> None:
-    (x, y, *size), line = one.box, "--" if dashed else "-"
-    ax.add_patch(Rectangle((x, y), *size, fill=False, edgecolor=color, linewidth=1, linestyle=line))
+    (x, y, *sides), line = one.box, "--" if dashed else "-"
+    ax.add_patch(
+        Rectangle((x, y), *sides, fill=False, edgecolor=color, linewidth=1, linestyle=line)
+    )
     outlines = [np.reshape(line[: len(line) // 2 * 2], (-1, 2)) for line in one.outline]
     if paths := [Path(line, closed=True) for line in outlines if len(line) > 2]:
         # Together, so that the outline of a hole leaves it free.
         mask = Path.make_compound_path(*paths)
         ax.add_patch(PathPatch(mask, facecolor=color, alpha=0.3, edgecolor="none"))
     background = {"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
-    text = ax.text(x, y, plain(label), va="bottom", clip_on=True, bbox=background)
-    text.set(fontsize=SMALL_TEXT_SIZE - 2, color="white")
+    size = SMALL_TEXT_SIZE - 2
+    text = ax.text(x, y, plain(label), fontsize=size, va="bottom", clip_on=True, bbox=background)
+    text.set_color("white")
