@@ -19,7 +19,7 @@ from scratch_vs_pretrain.errors import UserError, check_choice
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from scratch_vs_pretrain.analysis.runs.records import RunRecord
+    from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
 
 TABLES = {
     "schedules": "tables.pairs:schedules_table",
@@ -62,7 +62,7 @@ OF_OWN_RUNS = ("bars", "samples", "sizes", "iou", "detections")
 
 
 def tables(
-    runs: Sequence[RunRecord], kind: str, *, against: str | None = None, best: bool = False
+    runs: Records, kind: str, *, against: str | None = None, best: bool = False
 ) -> list[Table]:
     """Returns one :func:`table` for each study of `runs` and size of its data, or one of all."""
     from scratch_vs_pretrain.analysis.stats.comparison import by_setting
@@ -84,11 +84,7 @@ def tables(
 
 
 def table(
-    runs: Sequence[RunRecord],
-    kind: str = "schedules",
-    *,
-    against: str | None = None,
-    best: bool = False,
+    runs: Records, kind: str = "schedules", *, against: str | None = None, best: bool = False
 ) -> Table:
     """Returns a table of one study, or of several where its kind is of several.
 
@@ -119,7 +115,7 @@ def tables_text(folders: Path | Sequence[Path], kind: str, form: str, **options:
     return "\n".join(render(table, form) for table in found)
 
 
-def figure(runs: Sequence[RunRecord], name: str = "ap", **options: Any) -> Figure:
+def figure(runs: Records, name: str = "ap", **options: Any) -> Figure:
     """Draws one of :data:`FIGURES`.
 
     Args:
@@ -160,7 +156,7 @@ def draw(folders: Path | Sequence[Path], name: str, files: Iterable[Path], **opt
         save_figure(drawn, file)
 
 
-def in_order(roots: Sequence[Path], runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
+def in_order(roots: Sequence[Path], runs: Records) -> tuple[RunRecord, ...]:
     """Returns runs in the order of the folders that they lie below.
 
     A shell's pattern gives less-100, less-1000, less-300: that order is nobody's wish.

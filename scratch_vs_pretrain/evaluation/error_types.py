@@ -17,7 +17,7 @@ another.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,15 @@ DETECTIONS_PER_IMAGE = 100
 RECALLS = np.arange(101) / 100
 
 
+Entries = Sequence[Mapping[str, Any]]
+
 # Of a detection: its error or CORRECT, whether AP counts it (it is not inside a crowd), and the
 # class in which it would be a true positive once mended, or -1.
 _DETECTION = [("score", float), ("name", int), ("kind", int), ("counts", bool), ("mended", int)]
 
 
 def error_costs(
-    ground_truth: Mapping[str, Any], results: Iterable[Mapping[str, Any]]
+    ground_truth: Mapping[str, Any], results: Entries
 ) -> dict[str, float] | dict[str, None]:
     """Returns the cost of each of :data:`ERROR_TYPES` in percent of AP50, None without objects, of
     COCO results with ``bbox`` on COCO JSON."""
@@ -52,16 +54,14 @@ def error_costs(
     return _costs(np.concatenate([part for part, _, _ in images]), positives, missed)
 
 
-def _by_image(entries: Iterable[Mapping[str, Any]]) -> dict[Any, list[Mapping[str, Any]]]:
+def _by_image(entries: Entries) -> dict[Any, list[Mapping[str, Any]]]:
     found: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for one in entries:
         found[one["image_id"]].append(one)
     return found
 
 
-def _image(
-    results: Sequence[Mapping[str, Any]], annotations: Sequence[Mapping[str, Any]]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _image(results: Entries, annotations: Entries) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns an image's detections, best first, objects' classes, and which of them are missed."""
     best = sorted(results, key=lambda one: -one["score"])[:DETECTIONS_PER_IMAGE]
     crowds = [one for one in annotations if one.get("iscrowd", 0)]
@@ -165,9 +165,7 @@ def _ap(hits: np.ndarray, positives: int) -> float:
     return float(precision[places[places < len(hits)]].sum() / len(RECALLS))
 
 
-def _overlaps(
-    one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], crowd: bool = False
-) -> np.ndarray:
+def _overlaps(one: Entries, other: Entries, crowd: bool = False) -> np.ndarray:
     """Returns (n, m) IoU of boxes (x, y, width, height); with crowds, of the first's own area."""
     if not one or not other:
         return np.zeros((len(one), len(other)))

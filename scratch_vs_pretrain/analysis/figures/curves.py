@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from scratch_vs_pretrain.analysis.figures.panels import (
     Line,
+    Names,
     Panel,
     choose_metrics,
     draw_line,
@@ -30,7 +31,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
 )
 from scratch_vs_pretrain.analysis.runs.metrics import is_score
 from scratch_vs_pretrain.analysis.runs.numbers import names
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.runs.records import Records
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
 from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, axis_title
 from scratch_vs_pretrain.analysis.stats.lines import catch_up_text
@@ -44,9 +45,9 @@ DOTTED = "Dotted: the learning rate drops."
 
 
 def ap_figure(
-    runs: Sequence[RunRecord],
+    runs: Records,
     *,
-    metrics: Sequence[str] | None = None,
+    metrics: Names = None,
     x: str = "iterations",
     band: str = "range",
     schedule: str | None = None,
@@ -65,9 +66,9 @@ def ap_figure(
 
 
 def loss_figure(
-    runs: Sequence[RunRecord],
+    runs: Records,
     *,
-    metrics: Sequence[str] | None = None,
+    metrics: Names = None,
     x: str = "iterations",
     band: str = "range",
     schedule: str | None = None,
@@ -88,17 +89,15 @@ def loss_figure(
     return _figure(rows, metrics, x, band)
 
 
-def _known(runs: Sequence[RunRecord], metrics: Sequence[str] | None) -> tuple[str, ...]:
+def _known(runs: Records, metrics: Names) -> tuple[str, ...]:
     return choose_metrics({name for run in runs for name in names(run)}, metrics)
 
 
-def _main(runs: Sequence[RunRecord]) -> str:
+def _main(runs: Records) -> str:
     return "keypoints/AP" if any("keypoints/AP" in names(run) for run in runs) else "bbox/AP"
 
 
-def _figure(
-    rows: Mapping[str, Sequence[RunRecord]], metrics: Sequence[str], x: str, band: str
-) -> Figure:
+def _figure(rows: Mapping[str, Records], metrics: Sequence[str], x: str, band: str) -> Figure:
     """Draws a row of panels for some runs each; `rows` has the end of its panels' titles."""
     everything = [run for runs in rows.values() for run in runs]
     *_, last = rows
@@ -159,11 +158,7 @@ def _mean_of(seeds: Sequence[int]) -> str:
 
 
 def overlay_figure(
-    runs: Sequence[RunRecord],
-    *,
-    metrics: Sequence[str] | None = None,
-    x: str = "iterations",
-    band: str = "range",
+    runs: Records, *, metrics: Names = None, x: str = "iterations", band: str = "range"
 ) -> Figure:
     """Draws all finished schedules of all arms, with the leaps where their rates drop.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -25,7 +25,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
     plain,
     shortened,
 )
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import scratch_arm
 from scratch_vs_pretrain.errors import UserError, from_validation
 from scratch_vs_pretrain.pictures import IMAGE_ERRORS, deep_as_rgb
@@ -50,9 +50,7 @@ FARTHEST = 10
 WRONG = "#000000"
 
 
-def detections_figure(
-    runs: Sequence[RunRecord], *, images: int = 6, schedule: str | None = None
-) -> Figure:
+def detections_figure(runs: Records, *, images: int = 6, schedule: str | None = None) -> Figure:
     """Draws the first test pictures, a row for each, with the objects and each arm's detections.
 
     Of each arm its first seed with the longest schedule, or with another one, is shown.
@@ -127,7 +125,7 @@ def judged(picture: Picture) -> Iterator[tuple[Found, bool]]:
         yield one, right
 
 
-def _chosen(runs: Sequence[RunRecord], schedule: str | None) -> Iterator[RunRecord]:
+def _chosen(runs: Records, schedule: str | None) -> Iterator[RunRecord]:
     """Yields a run of each arm."""
     there = [
         run

@@ -18,6 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from scratch_vs_pretrain.analysis.figures.panels import (
     TASKS,
     Line,
+    Names,
     Panel,
     choose_metrics,
     draw_panels,
@@ -40,7 +41,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
     shortened,
     write,
 )
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, Scores, by_study, final_results
 from scratch_vs_pretrain.analysis.stats.crossing import worth_in_images
 from scratch_vs_pretrain.analysis.stats.samples import Budget, Budgets, budgets
@@ -66,10 +67,7 @@ ABOVE = {"ha": "center", "va": "bottom"}
 
 
 def bars_figure(
-    runs: Sequence[RunRecord],
-    *,
-    labels: Mapping[str, str] | None = None,
-    metrics: Sequence[str] | None = None,
+    runs: Records, *, labels: Mapping[str, str] | None = None, metrics: Names = None
 ) -> Figure:
     """Draws the final AP of every arm at its longest schedule, a group of bars for each study.
 
@@ -156,9 +154,7 @@ def _caption(
         yield f"Not finished: {', '.join(missing)}."
 
 
-def sizes_figure(
-    runs: Sequence[RunRecord], *, metrics: Sequence[str] | None = None, band: str = "range"
-) -> Figure:
+def sizes_figure(runs: Records, *, metrics: Names = None, band: str = "range") -> Figure:
     """Draws the final AP of each arm against training images, a panel for each metric.
 
     An arrow leads from the first other arm's AP to the number of images with which scratch reaches
@@ -217,7 +213,7 @@ def sizes_figure(
     return draw_panels(panels, caption())
 
 
-def by_size(runs: Sequence[RunRecord]) -> dict[int, list[RunRecord]]:
+def by_size(runs: Records) -> dict[int, list[RunRecord]]:
     """Groups runs by their number of training images, smallest first."""
     groups: dict[int, list[RunRecord]] = {}
     for run in sorted(runs, key=lambda run: run.train_images or 0):
@@ -251,7 +247,7 @@ def _draw_worth(ax: Axes, lines: Sequence[Line], scratch: str) -> Iterator[str]:
     )
 
 
-def iou_figure(runs: Sequence[RunRecord], *, band: str = "range") -> Figure:
+def iou_figure(runs: Records, *, band: str = "range") -> Figure:
     """Draws the final AP gap at each IoU threshold, scratch less each other arm, paired by seed.
 
     A gap that rises to the right says that pre-training helps localization least (the paper's
@@ -288,7 +284,7 @@ def iou_figure(runs: Sequence[RunRecord], *, band: str = "range") -> Figure:
     return draw_panels(panels, [about, *sentences(panels, band)])
 
 
-def samples_figure(runs: Sequence[RunRecord]) -> Figure:
+def samples_figure(runs: Records) -> Figure:
     """Draws what the finished runs of one study have seen, see :func:`.samples.budgets`."""
     return budget_figure(budgets(runs))
 

@@ -27,12 +27,13 @@ from scratch_vs_pretrain.analysis.figures.style import (
 )
 from scratch_vs_pretrain.analysis.runs.metrics import is_score
 from scratch_vs_pretrain.analysis.runs.numbers import curve
-from scratch_vs_pretrain.analysis.runs.records import UNKNOWN, RunRecord
+from scratch_vs_pretrain.analysis.runs.records import UNKNOWN, Records, RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
 from scratch_vs_pretrain.analysis.stats.cost import cost
 from scratch_vs_pretrain.analysis.stats.setting import no_metric
 from scratch_vs_pretrain.errors import UserError, check_choice
 
+Names = Sequence[str] | None
 TASKS = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint", "voc": "VOC box"}
 BAND_SENTENCES = {
     "range": "band: lowest to highest seed.",
@@ -88,7 +89,7 @@ class Panel:
     beside: Callable[[Axes], object] | None = None
 
 
-def arm_names(runs: Sequence[RunRecord]) -> dict[tuple[str, str], str]:
+def arm_names(runs: Records) -> dict[tuple[str, str], str]:
     """Returns what each (study, arm) is called: "study arm" where there are several studies."""
     several = len(by_study(runs)) > 1
     called = {}
@@ -98,15 +99,13 @@ def arm_names(runs: Sequence[RunRecord]) -> dict[tuple[str, str], str]:
     return called
 
 
-def styles_of(runs: Sequence[RunRecord]) -> dict[str, Style]:
+def styles_of(runs: Records) -> dict[str, Style]:
     """Returns the style of each arm by what it is called."""
     scratch = scratch_arm(runs) if len(by_study(runs)) == 1 else None
     return arm_styles(arm_names(runs).values(), scratch)
 
 
-def choose_metrics(
-    known: Collection[str], wanted: Sequence[str] | None, runs: str = "run"
-) -> tuple[str, ...]:
+def choose_metrics(known: Collection[str], wanted: Names, runs: str = "run") -> tuple[str, ...]:
     """Returns the wanted metrics, by default the main AP of each task; refuses unknown ones."""
     main = ("bbox/AP", "segm/AP", "keypoints/AP")
     chosen = tuple(wanted) if wanted else tuple(metric for metric in main if metric in known)
@@ -116,7 +115,7 @@ def choose_metrics(
     return chosen
 
 
-def of_schedule(runs: Sequence[RunRecord], schedule: str | None) -> list[RunRecord]:
+def of_schedule(runs: Records, schedule: str | None) -> list[RunRecord]:
     """Returns the runs of one schedule, which somebody must have trained, or of the longest."""
     if schedule is None:
         longest: dict[tuple[str, str], RunRecord] = {}
@@ -130,7 +129,7 @@ def of_schedule(runs: Sequence[RunRecord], schedule: str | None) -> list[RunReco
     return found
 
 
-def lines_of(runs: Sequence[RunRecord], metric: str, x: str, band: str) -> list[Line]:
+def lines_of(runs: Records, metric: str, x: str, band: str) -> list[Line]:
     """Returns the metric's lines: per arm and schedule the mean, then each incomplete run."""
     check_choice("band", band, BANDS)
     called, styles = arm_names(runs), styles_of(runs)
@@ -146,9 +145,7 @@ def lines_of(runs: Sequence[RunRecord], metric: str, x: str, band: str) -> list[
     return [line for line in lines if line is not None]
 
 
-def _line(
-    arm: str, style: Style, runs: Sequence[RunRecord], metric: str, x: str, band: str
-) -> Line | None:
+def _line(arm: str, style: Style, runs: Records, metric: str, x: str, band: str) -> Line | None:
     curves = {run.folder: curve(run, metric) for run in runs}
     runs = [run for run in runs if len(curves[run.folder].iterations)]
     found = [curves[run.folder] for run in runs]
@@ -296,7 +293,7 @@ def metric_title(metric: str) -> str:
     return {"total_loss": "Training loss"}.get(metric, metric)
 
 
-def subject(runs: Sequence[RunRecord], panels: Sequence[Panel]) -> str:
+def subject(runs: Records, panels: Sequence[Panel]) -> str:
     """Names the studies and, for one schedule an arm, the schedules."""
     studies = ", ".join(by_study(runs))
     drawn = dict.fromkeys((line.arm, line.schedule) for p in panels for line in p.lines)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scratch_vs_pretrain.analysis.runs.numbers import Piece, pieces
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.runs.records import Records
 
 COLUMNS = (
     *("study", "arm", "schedule", "seed", "iteration", "images", "epochs", "trunk"),
@@ -16,7 +16,7 @@ COLUMNS = (
 )
 
 
-def tidy(runs: Sequence[RunRecord]) -> pd.DataFrame:
+def tidy(runs: Records) -> pd.DataFrame:
     """Reads the runs' numbers.
 
     Returns:
@@ -32,7 +32,7 @@ def tidy(runs: Sequence[RunRecord]) -> pd.DataFrame:
     return frame_of(runs, [list(pieces(run)) for run in runs])
 
 
-def frame_of(runs: Sequence[RunRecord], read: Sequence[Sequence[Piece]]) -> pd.DataFrame:
+def frame_of(runs: Records, read: Sequence[Sequence[Piece]]) -> pd.DataFrame:
     """Returns the frame of :func:`tidy` of runs and the pieces that were read of each."""
     of = [run for run, some in zip(runs, read, strict=True) for _ in some]
     joined = [piece for some in read for piece in some]

@@ -28,6 +28,9 @@ class RunRecord(RunInfo):
     own: bool = False  # this package wrote the folder
 
 
+Records = Sequence[RunRecord]
+
+
 def load_runs(
     roots: Path | Iterable[Path], skipped: list[str] | None = None, *, plain: bool = False
 ) -> tuple[RunRecord, ...]:
@@ -134,7 +137,7 @@ def natural(name: str) -> tuple[list[tuple[str, int]], str]:
     return [(text, int(number or -1)) for text, number in parts], name
 
 
-def _distinct(runs: Sequence[RunRecord], skipped: list[str] | None) -> Iterator[RunRecord]:
+def _distinct(runs: Records, skipped: list[str] | None) -> Iterator[RunRecord]:
     """Yields runs without twins and namesakes.
 
     Two studies have one name if their schedules or, in folders apart, their arms differ.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.runs.records import Records
 from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, notes
 from scratch_vs_pretrain.analysis.tables.pairs import side_by_side
 from scratch_vs_pretrain.analysis.tables.table import Table, shown
@@ -31,7 +31,7 @@ UNTOLD = (
 )
 
 
-def errors_table(runs: Sequence[RunRecord]) -> Table:
+def errors_table(runs: Records) -> Table:
     """Returns what each type of error costs each arm of a study at its longest schedule.
 
     Evaluations without error costs are compared by what they have, AP at two thresholds.

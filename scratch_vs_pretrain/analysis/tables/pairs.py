@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from scratch_vs_pretrain.analysis.runs.numbers import curve
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, notes
 from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, cost, on_processors, total_hours
 from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
@@ -50,7 +50,7 @@ FULL_COCO = (("coco_2017_train",), ("coco_2017_val",))
 FULL_COCO_IMAGES = 117_266
 
 
-def schedules_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
+def schedules_table(runs: Records, *, best: bool = False) -> Table:
     """Table 1: every arm at every schedule, and the difference where both have that schedule."""
     results = final_results(runs, best=best)
     scratch, metrics = results.scratch, metrics_of(results, MAIN)
@@ -85,7 +85,7 @@ def schedules_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     )
 
 
-def metrics_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
+def metrics_table(runs: Records, *, best: bool = False) -> Table:
     """Table 2: every metric at each arm's longest schedule, and the difference."""
     results = final_results(runs, best=best)
     # Then those of users' own evaluators, VOC's and a Panoptic FPN's.
@@ -131,7 +131,7 @@ def metrics_of(results: Results, names: Iterable[str]) -> list[str]:
     return [metric for metric in wanted if metric in known or (not known and metric[0] != "k")]
 
 
-def gap_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
+def gap_table(runs: Records, *, best: bool = False) -> Table:
     """Returns the final gap, scratch less each other arm, paired by seed, with its statistics."""
     results = final_results(runs, best=best)
     scratch = results.longest(results.scratch)
@@ -164,7 +164,7 @@ def _cells(gaps: Sequence[float], run: RunRecord) -> tuple[Cell, ...]:
     return (len(gaps), Estimate(mean, signed=True), *ends, p, noise)
 
 
-def catch_up_table(runs: Sequence[RunRecord]) -> Table:
+def catch_up_table(runs: Records) -> Table:
     """Returns between where and where scratch comes within the study's margin of the other arm.
 
     Both arms are taken at their longest schedule, where the rate is in the same phase, and in
@@ -241,7 +241,7 @@ def _hours(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
-def _catch_up_notes(runs: Sequence[RunRecord]) -> Iterator[str]:
+def _catch_up_notes(runs: Records) -> Iterator[str]:
     yield (
         "From, to: a 95 % region over seeds of where the other arm's mean lead falls to the margin "
         "to stay (docs/verdicts.md); 0: perhaps before the first evaluation, later: perhaps not by "

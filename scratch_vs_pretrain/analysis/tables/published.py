@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.runs.records import Records
 from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, notes
 from scratch_vs_pretrain.analysis.stats.setting import metric_name
 from scratch_vs_pretrain.analysis.tables.pairs import within_noise
@@ -98,7 +98,7 @@ def paper_study(name: str) -> dict[str, str | None]:
     return {"experiment": experiment, "backbone": named("backbone"), "norm": norm}
 
 
-def published_table(runs: Sequence[RunRecord], by: str = "paper", kind: str = "schedules") -> Table:
+def published_table(runs: Records, by: str = "paper", kind: str = "schedules") -> Table:
     """Returns a study's numbers beside those published, which its name tells.
 
     A published number is compared with ours of the same training and evaluation data, cascade and

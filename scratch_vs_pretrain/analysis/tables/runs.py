@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.runs.records import Records
 from scratch_vs_pretrain.analysis.tables.table import Cell, Table
 from scratch_vs_pretrain.config import differences
 from scratch_vs_pretrain.errors import UserError
@@ -16,7 +16,7 @@ from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import DataSet, Provenance
 
 
-def differences_table(runs: Sequence[RunRecord]) -> Table:
+def differences_table(runs: Records) -> Table:
     """Compares the final configs of one run per arm, at its longest schedule."""
     configs: dict[str, Any] = {}
     for run in sorted(runs, key=lambda run: -run.iterations):
@@ -39,7 +39,7 @@ def differences_table(runs: Sequence[RunRecord]) -> Table:
     return Table(title, ("key", *configs), tuple(rows), notes)
 
 
-def runs_table(runs: Sequence[RunRecord]) -> Table:
+def runs_table(runs: Records) -> Table:
     """Lists every run of a study, and those that only other arms have."""
     rows: list[tuple[Cell, ...]] = []
     for run in runs:
@@ -51,7 +51,7 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
     return Table(title, header, (*rows, *_absent(runs)))
 
 
-def _absent(runs: Sequence[RunRecord]) -> Iterator[tuple[Cell, ...]]:
+def _absent(runs: Records) -> Iterator[tuple[Cell, ...]]:
     """Yields the runs without a folder whose schedule and seed other arms of the study have."""
     known = {(run.arm, run.schedule, run.seed) for run in runs}
     seeds = sorted({run.seed for run in runs if run.seed is not None})
@@ -64,7 +64,7 @@ def _absent(runs: Sequence[RunRecord]) -> Iterator[tuple[Cell, ...]]:
                     yield (arm, schedule, seed, "no folder", None, None, None, None)
 
 
-def provenance_table(runs: Sequence[RunRecord]) -> Table:
+def provenance_table(runs: Records) -> Table:
     """Lists every fact with its distinct values; more than one is worth a look."""
     facts: dict[str, dict[str, None]] = {}
     for run in runs:

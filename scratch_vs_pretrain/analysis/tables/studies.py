@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.runs.records import Records
 from scratch_vs_pretrain.analysis.stats.comparison import Results, by_study, final_results, notes
 from scratch_vs_pretrain.analysis.stats.setting import metric_name
 from scratch_vs_pretrain.analysis.tables.table import Cell, Table
@@ -18,7 +18,7 @@ MAIN = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75"
 AUGMENTED = tuple(metric.replace("/", "_TTA/") for metric in MAIN)
 
 
-def large_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
+def large_table(runs: Records, *, best: bool = False) -> Table:
     """Table 3: every arm of every study at its longest schedule, with all six main metrics."""
     rows: list[tuple[Cell, ...]] = []
     studies, said = _studies(runs, best, alike=True)
@@ -38,20 +38,20 @@ def large_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
     )
 
 
-def less_data_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
+def less_data_table(runs: Records, *, best: bool = False) -> Table:
     """Section 5.2: box AP of both arms by the number of training images."""
     found = _studies(runs, best, alike=True)
     return _beside(*found, ("bbox/AP",), "Box AP by the size of the training set")
 
 
-def voc_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
+def voc_table(runs: Records, *, best: bool = False) -> Table:
     """Section 5.2: AP at IoU 0.5 of both arms, by PASCAL VOC's metric where that was evaluated."""
     studies, said = _studies(runs, best, alike=True)
     own = any("voc/AP50" in study.scored(finite=False) for study in studies)
     return _beside(studies, said, ("voc/AP50" if own else "bbox/AP50",), "Box AP at IoU 0.5")
 
 
-def summary_table(runs: Sequence[RunRecord], *, best: bool = False) -> Table:
+def summary_table(runs: Records, *, best: bool = False) -> Table:
     """Every study's arms side by side with the gap, for each task's AP."""
     metrics = ("bbox/AP", "segm/AP", "keypoints/AP")
     return _beside(*_studies(runs, best), metrics, "Every study at its longest")
@@ -83,7 +83,7 @@ def _beside(
 
 
 def _studies(
-    runs: Sequence[RunRecord], best: bool, *, alike: bool = False
+    runs: Records, best: bool, *, alike: bool = False
 ) -> tuple[list[Results], tuple[str, ...]]:
     """Returns each study's results, fewest training images first, and the notes on them.
 
