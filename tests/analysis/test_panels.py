@@ -41,6 +41,15 @@ def test_mean_is_over_the_same_seeds_everywhere(folders):
     assert line.x.tolist() == [100, 600]
 
 
+def test_numbers_of_users_evaluators_which_are_also_logged_are_points_once(folders):
+    for seed in range(2):
+        folder = folders.run("scratch", seed, curve={}, losses=False)
+        folders.evaluation(folder, 600, 0.0, tasks={"Counting": {"objects": 3.0 + seed}})
+        folders.metrics(folder, [599], **{"Counting/objects": 3.0 + seed})
+    (line,) = lines_of(find_runs(folders.root), "Counting/objects", "iterations", "range")
+    assert (line.x.tolist(), line.mean.tolist()) == ([600], [3.5])
+
+
 def test_unfinished_runs_are_lines_of_their_own(folders):
     folders.run("scratch", 0, curve={100: 10.0, 600: 30.0})
     folders.run("scratch", 1, curve={100: 50.0}, state="diverged", iteration=120)
