@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,12 +103,10 @@ class Piece:
     values: np.ndarray  # (n,)
     source: Path  # the file
 
-    def named(self) -> Iterator[tuple[str, slice]]:
-        """Yields each name with its rows."""
-        if len(self.metrics) == 1:
-            yield self.metrics[0], slice(None)
-        else:
-            yield from ((name, slice(at, at + 1)) for at, name in enumerate(self.metrics))
+    def rows(self, metric: str) -> slice:
+        """Returns the rows of one of its metrics."""
+        at = self.metrics.index(metric)
+        return slice(at, at + 1) if len(self.metrics) > 1 else slice(None)
 
 
 def pieces(
@@ -141,23 +140,18 @@ def pieces(
 
 def names(run: RunRecord) -> set[str]:
     """Returns the metrics of which a run has any value."""
-    return {
-        name
-        for piece in pieces(run)
-        for name, rows in piece.named()
-        if np.isfinite(piece.values[rows]).any()
-    }
+    found: set[str] = set()
+    for piece in pieces(run):
+        known = np.isfinite(piece.values)
+        known = known if len(piece.metrics) > 1 else known.any(keepdims=True)
+        found.update(itertools.compress(piece.metrics, known))
+    return found
 
 
 def curve(run: RunRecord, metric: str) -> Curve:
     """Returns the finite values of a metric by completed iterations, ascending."""
-    found = [
-        (piece.iterations[rows], piece.values[rows])
-        for piece in pieces(run)
-        if metric in piece.metrics
-        for name, rows in piece.named()
-        if name == metric
-    ]
+    mine = [(piece, piece.rows(metric)) for piece in pieces(run) if metric in piece.metrics]
+    found = [(piece.iterations[rows], piece.values[rows]) for piece, rows in mine]
     iterations, values = np.concatenate([np.empty((2, 0)), *found], axis=1)
     order = np.argsort(iterations, kind="stable")
     order = order[np.isfinite(values[order])]

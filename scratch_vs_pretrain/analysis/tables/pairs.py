@@ -64,9 +64,9 @@ def schedules_table(runs: Records, *, best: bool = False) -> Table:
                 rows.append((arm, schedule, *length, len(final), *final.means(metrics)))
         for other in results.others:
             if gap := results.of(scratch, schedule) - results.of(other, schedule):
-                none = (None, None, None)
+                nothing = (None, None, None)
                 rows.append(
-                    (f"{scratch} - {other}", schedule, *none, len(gap), *gap.means(metrics))
+                    (f"{scratch} - {other}", schedule, *nothing, len(gap), *gap.means(metrics))
                 )
     planned = {(run.arm, run.schedule) for run in runs}
     alone = [

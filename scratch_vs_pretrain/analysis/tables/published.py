@@ -187,4 +187,5 @@ def _our_metric(number: PublishedNumber) -> str:
     """Returns the metric of ours that a published number is compared with."""
     if number.experiment == "voc":
         return number.metric.replace("bbox/", "voc/")  # Pascal VOC's own AP.
-    return number.metric.replace("/", "_TTA/" if "test aug" in number.note else "/")
+    augmented = "test aug" in number.note
+    return number.metric.replace("/", "_TTA/") if augmented else number.metric
