@@ -25,14 +25,14 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_350,
+    "": 2_349,
     "study": 4_409,
     "training": 2_170,
-    "evaluation": 1_213,
+    "evaluation": 1_174,
     "pretraining": 634,
     "data": 2_902,
     "modeling": 1_995,
-    "analysis": 6_940,
+    "analysis": 6_590,
     "cli": 1_026,
 }
 MOST_LINES_OF_A_MODULE = 400
