@@ -79,11 +79,7 @@ def diagnose() -> tuple[Check, ...]:
 
 
 def report(checks: Sequence[Check], as_json: bool = False) -> int:
-    """Prints the checks, as a table or as JSON.
-
-    Returns:
-        The exit status: 1 if something needed is missing.
-    """
+    """Prints the checks, as a table or as JSON; returns 1 if something needed is missing."""
     ok = all(check.status != "missing" for check in checks)
     if as_json:
         print(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}, indent=1))

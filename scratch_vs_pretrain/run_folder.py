@@ -148,6 +148,9 @@ class RunFolder:
         Raises:
             UserError: it is missing or damaged; the message names it and the field.
         """
+        if not self.run_file.exists() and (runs := find_run_folders(self.path)):
+            listed = ", ".join(str(run.path) for run in runs[:12])
+            raise UserError(f"{self.path}: is no run; name one of the {len(runs)} in it: {listed}")
         return RunInfo.from_json(read_bytes(self.run_file), self.run_file)
 
     def write(self, info: RunInfo) -> None:

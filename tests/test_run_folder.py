@@ -3,6 +3,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -284,6 +285,9 @@ class TestRunFile:
         assert find_run_folders(tmp_path) == written[::-1]
         assert find_run_folders(written[0].path) == written[:1]
         assert find_run_folders(tmp_path / "absent") == []
+        listed = f"is no run; name one of the 2 in it: {written[1].path}, {written[0].path}"
+        with pytest.raises(UserError, match=re.escape(f"{tmp_path}: {listed}")):
+            RunFolder(tmp_path).read()
 
 
 class TestState:

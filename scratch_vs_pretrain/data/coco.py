@@ -73,9 +73,9 @@ class _Category(TypedDict):
     name: Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
-_LISTS = {"images": list[_Image], "annotations": list[_Annotation], "categories": list[_Category]}
-_KEEP = ConfigDict(extra="allow")
-_READERS = {key: TypeAdapter(entries, config=_KEEP) for key, entries in _LISTS.items()}
+_LISTS: dict[str, Any] = {"images": list[_Image], "annotations": list[_Annotation]}
+_LISTS["categories"] = list[_Category]
+_READERS = {k: TypeAdapter(v, config=ConfigDict(extra="allow")) for k, v in _LISTS.items()}
 # What is right in a field, where that is no whole number.
 _GIVE = {"file_name": "text", "name": "text", "bbox": "[x, y, w, h]", "iscrowd": "0 or 1"}
 

@@ -130,7 +130,7 @@ class Case:
     @functools.cached_property
     def areas(self) -> np.ndarray:
         """The area that each annotation states, NaN where there is none or it cannot be one."""
-        stated = map(dict.get, self.entries, itertools.repeat("area"))
+        stated: Any = map(dict.get, self.entries, itertools.repeat("area"))
         numbers = (as_float(one) if type(one) in (int, float) else math.nan for one in stated)
         areas = np.fromiter(numbers, float)
         most = np.fmin((self.spaces + TOLERANCE).prod(1), LARGEST_AREA)
@@ -184,7 +184,7 @@ def _notes_on_identities(case: Case, file: CocoFile) -> Iterator[Note]:
 
 def _looks_of_areas(case: Case) -> Iterator[Note]:
     """Finds areas that are none, or that no shape or a hair alone has in its box."""
-    for number in np.flatnonzero(np.isnan(case.areas)):
+    for number in np.flatnonzero(np.isnan(case.areas)).tolist():
         entry = case.entries[number]
         if entry.get("area") is None:
             yield Note("annotation without area", f"annotation {entry['id']}")
@@ -194,7 +194,7 @@ def _looks_of_areas(case: Case) -> Iterator[Note]:
     with np.errstate(over="ignore"):
         box = np.where(extent > SHORTEST_SIDE, extent + TOLERANCE, math.nan).prod(1)
     odd = (case.areas > LARGEST_PART * box) | (case.areas < SMALLEST_PART * box)
-    for number in np.flatnonzero(odd & np.isfinite(box)):
+    for number in np.flatnonzero(odd & np.isfinite(box)).tolist():
         entry = case.entries[number]
         where = f"annotation {entry['id']} (area {entry['area']:g}, box {{:g}} x {{:g}})"
         yield Note("area unlike its box", where.format(*case.boxes[number, 2:]))

@@ -130,11 +130,11 @@ def _boxes(case: Case) -> list[str | list[float]]:
         outside = ~(inside > SHORTEST_SIDE).all(1)
         partly = (np.maximum(-start, end - case.spaces) > TOLERANCE).any(1)
     made = [entry["bbox"] for entry in case.entries]
-    for number in np.flatnonzero(partly):
+    for number in np.flatnonzero(partly).tolist():
         made[number] = [*low[number].tolist(), *inside[number].tolist()]
-    for number in np.flatnonzero(outside):
+    for number in np.flatnonzero(outside).tolist():
         made[number] = "box outside the image"
-    for number in np.flatnonzero(degenerate):
+    for number in np.flatnonzero(degenerate).tolist():
         made[number] = "degenerate box"
     return made
 

@@ -156,7 +156,7 @@ def schema_markdown(schema: Mapping[str, Any]) -> str:
         "A study file is plain YAML without tags, aliases or repeated keys; its paths start there.",
         "`svp schema > study.schema.json` writes its schema for editors; a first line such as",
         "`# yaml-language-server: $schema=study.schema.json` makes them complete and check keys.",
-        "This page is made of that schema, by `svp schema --format markdown`.",
+        "[One whole file](study_example.md); this page is `svp schema --format markdown`.",
     ]
     for name, part in parts.items():
         part = part.get("anyOf", [part])[-1]

@@ -25,6 +25,7 @@ from detectron2.utils.events import (
 )
 from fvcore.common.history_buffer import HistoryBuffer
 
+from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.run_folder import SAME_REQUEST, RunFolder, write_atomically
 from scratch_vs_pretrain.training.distributed import Vote
@@ -51,8 +52,7 @@ class Interrupted(Exception):
 
 
 def is_due(completed: int, period: int, at: Iterable[int], last: int) -> bool:
-    """Tells whether something is due after `completed` iterations: every `period` (0: never), at
-    the iterations of `at`, and after the last."""
+    """Tells whether something is due: every `period` (0: never), at those of `at`, and last."""
     return completed == last or completed in at or (period > 0 and completed % period == 0)
 
 
@@ -105,7 +105,8 @@ class MetricsHook(HookBase):
             writer.write()
         if time.monotonic() - self._recorded > RECORD_SECONDS:
             self._recorded = time.monotonic()
-            self.trainer.folder.update(**self.trainer.progress(completed))
+            with contextlib.suppress(UserError):  # a damaged run.json is told of at a checkpoint
+                self.trainer.folder.update(**self.trainer.progress(completed))
 
 
 class CheckpointHook(HookBase):
@@ -121,11 +122,8 @@ class CheckpointHook(HookBase):
         at: Collection[int] = (),
         goes_on: bool = False,
     ):
-        """
-        Args:
-            save: is given the completed iterations.
-            goes_on: another part of the run follows after the last iteration.
-        """
+        """`save` is given the completed iterations; if it `goes_on`, another part follows after
+        the last iteration."""
         self._save = save
         self._period = period
         self._at = at

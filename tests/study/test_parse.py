@@ -17,6 +17,7 @@ from scratch_vs_pretrain.study.parse import (
     schema_markdown,
     study_schema,
 )
+from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.schedule import Schedule, Switch, paper_schedule, short_schedule
 from scratch_vs_pretrain.study.sections import Data, DataFiles, Evaluation, Tune, VocTree
 
@@ -412,6 +413,21 @@ class TestSchema:
         )
         page = CONFIGS.parent / "docs" / "study_file.md"
         assert page.read_text().rstrip() == schema_markdown(schema).rstrip()
+
+    def test_the_whole_example_is_planned_and_leaves_out_what_it_says(self, tmp_path, tiny_shapes):
+        page = (CONFIGS.parent / "docs/study_example.md").read_text()
+        example, after = page.split("```yaml\n")[1].split("```")
+        (tmp_path / "cells.yaml").write_text(example)
+        network = "mask_rcnn_R_50_FPN_gn.yaml"
+        (tmp_path / network).write_text(f'_BASE_: "{CONFIGS / network}"')
+        for part in ("train", "test"):
+            (tmp_path / part).symlink_to(tiny_shapes / part)
+            (tmp_path / f"{part}.json").symlink_to(tiny_shapes / f"annotations/{part}.json")
+        study = load_study(tmp_path / "cells.yaml")
+        assert len(plan(study).rows) == 2 * 3 * (1 + 2)
+        left_out = set(study_schema()["properties"]) - set(yaml.safe_load(example))
+        assert left_out == {"switch", "imports", "noise", "allow_differences", "admit"}
+        assert all(f"`{key}`" in after for key in left_out)
 
     def test_every_key_is_described(self):
         schema = study_schema()
