@@ -79,11 +79,7 @@ def is_v06(folder: Path) -> bool:
 
 @functools.cache
 def prepare() -> None:
-    """Makes ``import detectron2`` work.
-
-    Raises:
-        UserError: Detectron2 is not installed.
-    """
+    """Makes ``import detectron2`` work."""
     folder = _installed()
     if not is_v06(folder):
         return
@@ -121,11 +117,7 @@ def prepare_on_import() -> None:
 
 
 def default_cfg() -> Any:
-    """Returns a copy of Detectron2's default config, as ``get_cfg()`` does, without its torch.
-
-    Raises:
-        UserError: Detectron2 is not installed.
-    """
+    """Returns a copy of Detectron2's default config, as ``get_cfg()`` does, without its torch."""
     if "detectron2.config" in sys.modules:
         from detectron2.config import get_cfg
 

@@ -137,9 +137,6 @@ def default_config(imports: Sequence[str] = (), where: str = "--import") -> CfgN
     Args:
         imports: modules to import first; see :mod:`~scratch_vs_pretrain.plugins`.
         where: who names them, for messages.
-
-    Raises:
-        UserError: Detectron2 is not installed, or a module cannot be imported.
     """
     cfg = _detectron2.default_cfg()
     add_svp_config(cfg)
@@ -168,11 +165,7 @@ def load_config(path: Path, imports: Sequence[str] = ()) -> CfgNode:
 
 
 def merge_file(cfg: CfgNode, path: Path) -> None:
-    """Merges a config file (with ``_BASE_``), without executing or fetching what it names.
-
-    Raises:
-        UserError: missing file, invalid or unsafe YAML, unknown key, or a value of another type.
-    """
+    """Merges a config file (with ``_BASE_``), without executing or fetching what it names."""
     _merge(cfg, _read(path), path)
 
 
@@ -214,9 +207,6 @@ def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> N
     """Merges dotted keys; `where` names their origin in messages.
 
     A whole number may stand for a float.
-
-    Raises:
-        UserError: unknown key (the nearest known one is named), or a value of another type.
     """
     for key, value in overrides.items():
         section, _, name = key.rpartition(".")

@@ -5,6 +5,7 @@ Configs are all that is looked at, without torch; modeling/checks.py looks at bu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ def _is_pixel_format(value: str) -> bool:
 
 
 # Keys of which a value of the right type can still be none: what tells that, and what to write.
-VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+VALUES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "DATALOADER.SAMPLER_TRAIN": (
         lambda value: value == "TrainingSampler",
         "every image is drawn alike here; set it to TrainingSampler",
@@ -67,6 +68,13 @@ VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "SVP.KEEP_CHECKPOINTS": _between(1),
     "SOLVER.BASE_LR": (lambda value: 0 < value < 1e300, "it must be above 0"),
     "SOLVER.IMS_PER_BATCH": _between(1, 100_000),
+    "MODEL.DEVICE": (re.compile(r"cpu|cuda(:\d+)?").fullmatch, "set it to cpu or cuda"),
+    "SOLVER.AMP.ENABLED": (
+        lambda value: not value,
+        "it is Detectron2's float16, which this trainer does not do; set it to False and "
+        "SVP.FAST.ENABLED to True for bfloat16",
+    ),
+    "SVP.VGG.WIDTH": _between(1),
     "SVP.LOAD": (("backbone", "detector").__contains__, "set it to backbone or detector"),
     "SVP.FREEZE": (("", "backbone").__contains__, 'set it to backbone, or "" for nothing'),
     "SVP.NORM_WEIGHTS": (("all", "affine_only").__contains__, "set it to all or affine_only"),

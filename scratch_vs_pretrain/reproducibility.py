@@ -73,18 +73,13 @@ def provenance(device: str) -> dict[str, Any]:
 
 def git_commit(folder: Path) -> str | None:
     """Returns the commit of the work tree around `folder`, "+changes" if it is not clean."""
+    quiet: dict[str, Any] = {"cwd": folder, "text": True, "stderr": subprocess.DEVNULL}
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        return commit + ("+changes" if _git(folder, "status", "--porcelain", "-uno") else "")
+        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], **quiet).strip()
+        changes = subprocess.check_output(["git", "status", "--porcelain", "-uno"], **quiet)
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+    return f"{commit}+changes" if changes else commit
 
 
 def _version(name: str) -> str | None:

@@ -82,17 +82,22 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def write_for_user(path: Path, content: str | bytes | memoryview) -> None:
+    """Writes a file that a command was asked for, with the folders that it is in."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes strict JSON (a NaN is an error, not a bare ``NaN``), atomically."""
     write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        UserError: the file is missing or no JSON; the message names it and the line.
-    """
+    """Reads a JSON file; what is wrong with it is said by file and line."""
     try:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
@@ -100,11 +105,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Reads a file.
-
-    Raises:
-        UserError: it is missing or cannot be read; the message names it.
-    """
+    """Reads a file, or says why it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -143,11 +144,7 @@ class RunFolder:
         return self.evaluations / f"{iteration:07d}.json"
 
     def read(self) -> RunInfo:
-        """Returns what run.json says.
-
-        Raises:
-            UserError: it is missing or damaged; the message names it and the field.
-        """
+        """Returns what run.json says, or says by file and field what is wrong with it."""
         if not self.run_file.exists() and (runs := find_run_folders(self.path)):
             listed = ", ".join(str(run.path) for run in runs[:12])
             raise UserError(f"{self.path}: is no run; name one of the {len(runs)} in it: {listed}")
@@ -158,12 +155,7 @@ class RunFolder:
         write_atomically(self.run_file, info.to_json())
 
     def update(self, **changes: Any) -> RunInfo:
-        """Changes fields of run.json and returns the whole.
-
-        Raises:
-            UserError: as :meth:`read`.
-            pydantic.ValidationError: an unknown field, or a value of another type.
-        """
+        """Changes fields of run.json and returns the whole."""
         info = self.read().with_changes(**changes)
         self.write(info)
         return info
@@ -207,11 +199,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the run for this process; the kernel frees it when the process ends, however.
-
-        Raises:
-            UserError: another process holds it, or the folder cannot be written.
-        """
+        """Holds the run for this process; the kernel frees it when the process ends, however."""
         end = time.monotonic() + LOCK_SECONDS
         try:
             self.path.mkdir(parents=True, exist_ok=True)

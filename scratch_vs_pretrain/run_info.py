@@ -252,11 +252,7 @@ class RunInfo(Model):
 
     @classmethod
     def from_json(cls, content: bytes, place: object) -> Self:
-        """Reads a ``run.json``.
-
-        Raises:
-            UserError: it is not one; names `place` and the field.
-        """
+        """Reads a ``run.json``."""
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
@@ -278,11 +274,7 @@ class RunInfo(Model):
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     def with_changes(self, **changes: Any) -> Self:
-        """Returns a run in which some fields are others.
-
-        Raises:
-            pydantic.ValidationError: an unknown field, or a value of another type.
-        """
+        """Returns a run in which some fields are others."""
         content = {**self.model_dump(exclude_unset=True), **changes, "format": FORMAT}
         text = json.dumps(content, default=Model.model_dump, ensure_ascii=False)
         return self.model_validate_json(text.encode("utf-8", "replace"))  # paths may be no text

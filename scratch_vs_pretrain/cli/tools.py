@@ -66,9 +66,6 @@ def study_sets(file: Path) -> list[DataSet]:
     """Returns every data set of a study file.
 
     Its own COCO files are taken as they are, so that what is wrong with them can be listed.
-
-    Raises:
-        UserError: the study file is wrong, or a data set is not there.
     """
     from scratch_vs_pretrain.data.check import DataSet, registered_set
     from scratch_vs_pretrain.data.datasets import register

@@ -1,4 +1,4 @@
-"""ResNet and ResNeXt backbones that can be trained from random weights.
+"""ResNet and ResNeXt backbones that can be trained from random weights, and one-stage detectors.
 
 Networks, parameter names and initialization are Detectron2's own: convolutions of the bottom-up
 network are filled by fvcore's ``c2_msra_fill`` (std = sqrt(2 / fan_out)), those of the FPN by
@@ -11,10 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from detectron2.layers import ShapeSpec, get_norm
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
-from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet, build_resnet_backbone
+from detectron2.modeling.meta_arch import fcos
 
+from scratch_vs_pretrain.config import flatten
 from scratch_vs_pretrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,12 +27,8 @@ GROUP_NORM_GROUPS = 32
 DEPTHS = (18, 34, 50, 101, 152)
 # Of each part with a NORM, the channels that it normalizes.
 NORMALIZED = (
-    ("RESNETS", ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS")),
-    *(
-        ("FPN", ("OUT_CHANNELS",)),
-        ("ROI_BOX_HEAD", ("CONV_DIM",)),
-        ("ROI_MASK_HEAD", ("CONV_DIM",)),
-    ),
+    *("RESNETS.STEM_OUT_CHANNELS", "RESNETS.RES2_OUT_CHANNELS", "FPN.OUT_CHANNELS"),
+    *("ROI_BOX_HEAD.CONV_DIM", "ROI_MASK_HEAD.CONV_DIM"),
 )
 BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -41,9 +39,6 @@ def build_svp_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
 
     Equal to Detectron2's ``build_resnet_backbone``, beside ``SVP.RESNETS.ALLOW_NARROW``: with it,
     R18 and R34 may have other widths than 64 (res3 to res5 double res2's channels).
-
-    Raises:
-        UserError: a value that this network cannot have; the message names its key.
     """
     resnets = cfg.MODEL.RESNETS
     if resnets.DEPTH not in DEPTHS:
@@ -63,20 +58,54 @@ def build_svp_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Builds :func:`build_svp_resnet_backbone`'s network with a feature pyramid (p2 to p6).
 
     Same parameter names and shapes as Detectron2's ``build_resnet_fpn_backbone``.
-
-    Raises:
-        UserError: a value that this network cannot have; the message names its key.
     """
     return build_pyramid(cfg, build_svp_resnet_backbone(cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_svp_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Builds the same network with RetinaNet's feature pyramid (p3 to p7).
+
+    Same parameter names and shapes as Detectron2's ``build_retinanet_resnet_fpn_backbone``.
+    """
+    bottom_up = build_svp_resnet_backbone(cfg, input_shape)
+    channels = bottom_up.output_shape()["res5"].channels
+    return build_pyramid(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+@META_ARCH_REGISTRY.register()
+def FCOS(cfg: CfgNode) -> fcos.FCOS:
+    """Builds Detectron2's FCOS, which has no config of its own, from ``MODEL.RETINANET``."""
+    retinanet, backbone = cfg.MODEL.RETINANET, build_backbone(cfg)
+    shapes = backbone.output_shape()
+    features = [shapes[name] for name in retinanet.IN_FEATURES]
+    head = fcos.FCOSHead(
+        input_shape=features,
+        num_classes=retinanet.NUM_CLASSES,
+        conv_dims=[features[0].channels] * retinanet.NUM_CONVS,
+        norm=retinanet.NORM,
+        prior_prob=retinanet.PRIOR_PROB,
+    )
+    return fcos.FCOS(
+        backbone=backbone,
+        head=head,
+        head_in_features=list(retinanet.IN_FEATURES),
+        num_classes=retinanet.NUM_CLASSES,
+        focal_loss_alpha=retinanet.FOCAL_LOSS_ALPHA,
+        focal_loss_gamma=retinanet.FOCAL_LOSS_GAMMA,
+        test_score_thresh=retinanet.SCORE_THRESH_TEST,
+        test_topk_candidates=retinanet.TOPK_CANDIDATES_TEST,
+        test_nms_thresh=retinanet.NMS_THRESH_TEST,
+        max_detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+    )
 
 
 def build_pyramid(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None = None) -> FPN:
     """Builds the pyramid that ``MODEL.FPN`` describes over a network's features.
 
     `top_block` makes the coarsest levels; by default one, by pooling.
-
-    Raises:
-        UserError: the network has not all of ``MODEL.FPN.IN_FEATURES``.
     """
     absent = sorted(set(cfg.MODEL.FPN.IN_FEATURES) - set(bottom_up.output_shape()))
     if absent:
@@ -106,8 +135,8 @@ def bottom_up_of(model: nn.Module) -> nn.Module:
 
 def _check_norms(cfg: CfgNode) -> None:
     """Refuses a ``NORM`` that nobody knows, and channels that GroupNorm cannot divide."""
-    model = cfg.MODEL
-    channels = {f"{part}.{key}": model[part][key] for part, keys in NORMALIZED for key in keys}
+    model, values = cfg.MODEL, flatten(cfg.MODEL)
+    channels = {key: values[key] for key in NORMALIZED}
     if model.RESNETS.DEPTH not in BASIC_BLOCKS:
         width = model.RESNETS.NUM_GROUPS * model.RESNETS.WIDTH_PER_GROUP
         channels["RESNETS.NUM_GROUPS x WIDTH_PER_GROUP"] = width

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.unpickling import Refused, read_torch_or_pickle
-from scratch_vs_pretrain.run_folder import write_atomically
+from scratch_vs_pretrain.run_folder import write_for_user
 
 # Where checkpoints keep the state dict among other things.
 CONTAINERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
@@ -35,9 +35,6 @@ def local_file(source: str | Path) -> Path:
 
     Detectron's GroupNorm models are found as ``detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl``,
     too; ``timm://NAME`` is what timm downloads.
-
-    Raises:
-        UserError: there is no such file, or it cannot be fetched or read.
     """
     if "://" in str(source):
         catalogued = _GROUPNORM_MODEL.fullmatch(str(source))
@@ -100,11 +97,7 @@ def _version(path: Path) -> tuple[Path, int, int]:
 
 
 def weights_sha256(source: str | Path) -> str:
-    """Returns the sha256 of a checkpoint file, computed once while it is unchanged.
-
-    Raises:
-        UserError: as :func:`local_file`.
-    """
+    """Returns the sha256 of a checkpoint file, computed once while it is unchanged."""
     return _sha256(*_version(local_file(source)))
 
 
@@ -116,9 +109,6 @@ def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
     Returns:
         Names to tensors on the CPU. A state dict within a container such as "model" or "state_dict"
         has its own names; further nesting is joined by dots ("teacher.backbone.conv1.weight").
-
-    Raises:
-        UserError: missing, truncated, no checkpoint, or something that could execute code.
     """
     tensors, _ = _opened(str(source), *_version(local_file(source)))
     if not tensors:
@@ -127,11 +117,7 @@ def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
 
 
 def read_metadata(source: str | Path) -> dict[str, Any]:
-    """Returns what ``write_backbone`` noted in a file, empty for files of other origin.
-
-    Raises:
-        UserError: as :func:`read_checkpoint`.
-    """
+    """Returns what ``write_backbone`` noted in a file, empty for files of other origin."""
     return dict(_opened(str(source), *_version(local_file(source)))[1])
 
 
@@ -141,29 +127,17 @@ def forget_checkpoints() -> None:
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes tensors and plain values with ``torch.save``, atomically.
-
-    Raises:
-        UserError: `path` cannot be written.
-    """
+    """Writes tensors and plain values with ``torch.save``, atomically."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, buffer.getbuffer())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    write_for_user(path, buffer.getbuffer())
 
 
 def load(path: Path, source: str) -> Any:
     """Returns a checkpoint's content: tensors (arrays are tensors, too) and plain containers.
 
-    Args:
-        path: safetensors, torch's archives of today and files of before 2020, or another pickle.
-        source: what messages call it.
-
-    Raises:
-        UserError: truncated, no checkpoint, or something that could execute code.
+    Read are safetensors, torch's archives of today and files of before 2020, and other pickles;
+    messages call them `source`.
     """
     try:
         with path.open("rb") as file:

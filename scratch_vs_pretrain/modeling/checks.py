@@ -45,9 +45,6 @@ def check_trainable(
         model: as built, before it is wrapped for distributed training.
         images_per_process: in a batch.
         optimizer: if given, it must hold every parameter.
-
-    Raises:
-        UserError: lists everything found, each with what to change.
     """
     pretrained = set(bottom_up_of(model).modules()) if cfg.MODEL.WEIGHTS else set()
     found = {

@@ -213,11 +213,7 @@ def _family_of(network: nn.Module | None) -> str:
 def convert(
     state: Mapping[str, Tensor], architecture: str, source: str = "the checkpoint"
 ) -> BackboneWeights:
-    """Returns the backbone of `state` under Detectron2's names, checked to be `architecture`.
-
-    Raises:
-        UserError: unknown architecture, or the checkpoint is of another one, which is named.
-    """
+    """Returns the backbone of `state` under Detectron2's names, checked to be `architecture`."""
     if architecture not in ARCHITECTURE_NAMES:
         known = ", ".join(ARCHITECTURE_NAMES)
         raise UserError(f"{architecture}: unknown architecture; use one of {known}")

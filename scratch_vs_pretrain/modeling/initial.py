@@ -67,9 +67,6 @@ def match_detector(
     """Returns what loading a detector would do, and the tensors by their names in the model.
 
     The bottom-up network is filled completely, of the rest what fits.
-
-    Raises:
-        UserError: as :func:`match_backbone`; or nothing of the file's heads fits.
     """
     report, backbone = match_backbone(model, state, source, norm_weights)
     own = model.state_dict(keep_vars=True)
@@ -170,9 +167,6 @@ def match_initial(model: nn.Module, cfg: CfgNode) -> tuple[Loaded, nn.Module, di
     """Returns what MODEL.WEIGHTS fills, the part of the model that it fills, and with what.
 
     The model, which may be on the meta device, is not changed.
-
-    Raises:
-        UserError: the file cannot be read, was trained with other pixels, or does not fit.
     """
     weights = cfg.MODEL.WEIGHTS
     check_input(cfg, _origin(weights), weights)
@@ -191,11 +185,7 @@ def _origin(weights: str) -> dict[str, Any]:
 
 
 def load_initial(model: nn.Module, cfg: CfgNode) -> Loaded | None:
-    """Fills a run's model; returns None if its weights are to be random.
-
-    Raises:
-        UserError: as :func:`match_initial`; the model is not changed then.
-    """
+    """Fills a run's model; returns None if its weights are to be random."""
     if not cfg.MODEL.WEIGHTS:
         return None
     report, part, tensors = match_initial(model, cfg)
@@ -204,11 +194,7 @@ def load_initial(model: nn.Module, cfg: CfgNode) -> Loaded | None:
 
 
 def freeze(model: nn.Module, cfg: CfgNode) -> None:
-    """Freezes what SVP.FREEZE names: with "backbone" the bottom-up network, statistics included.
-
-    Raises:
-        UserError: a BatchNorm of timm, which is more than a norm.
-    """
+    """Freezes what SVP.FREEZE names: with "backbone" the bottom-up network, statistics included."""
     if not cfg.SVP.FREEZE:
         return
     bottom_up = bottom_up_of(model)

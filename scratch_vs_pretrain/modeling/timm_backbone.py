@@ -27,11 +27,7 @@ LEVELS = ("res2", "res3", "res4", "res5")
 
 
 class TimmBackbone(Backbone):
-    """The feature maps of a network of timm, with its own normalization or GroupNorm ("GN").
-
-    Raises:
-        UserError: no such network, one without feature maps, or one that cannot have the norm.
-    """
+    """The feature maps of a network of timm, with its own normalization or GroupNorm ("GN")."""
 
     def __init__(self, name: str, norm: str = "") -> None:
         super().__init__()
@@ -67,11 +63,7 @@ class TimmBackbone(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_svp_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Builds ``MODEL.TIMM.NAME`` with a feature pyramid (p2 to p6).
-
-    Raises:
-        UserError: as :class:`TimmBackbone`; or a stage is to be frozen by number.
-    """
+    """Builds ``MODEL.TIMM.NAME`` with a feature pyramid (p2 to p6)."""
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
     if freeze_at:
         raise UserError(
@@ -82,11 +74,7 @@ def build_svp_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 def pixel_settings(name: str) -> dict[str, Any]:
-    """Returns the pixels that a network of timm was trained with, as config keys.
-
-    Raises:
-        UserError: no such network.
-    """
+    """Returns the pixels that a network of timm was trained with, as config keys."""
     _check_known(name)
     from timm.models import get_pretrained_cfg
 

@@ -14,7 +14,6 @@ from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scratch_vs_pretrain.config_checks import norm_problems
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import bottom_up_of
 
@@ -47,12 +46,7 @@ def msra_fill(layer: nn.Conv2d | nn.Linear) -> None:
 
 
 class VGG16(Backbone):
-    """conv1_1 to conv5_3, each with a ReLU; four 2 x 2 max poolings.
-
-    Args:
-        in_channels: of the image.
-        width: channels of the first stage; 64 is VGG-16's.
-    """
+    """conv1_1 to conv5_3, each with a ReLU, and four 2 x 2 max poolings."""
 
     def __init__(self, in_channels: int = 3, width: int = 64) -> None:
         super().__init__()
@@ -82,16 +76,7 @@ class VGG16(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_svp_vgg16_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VGG16:
-    """Builds VGG-16 up to conv5_3, ``SVP.VGG.WIDTH`` channels wide in its first stage.
-
-    Raises:
-        UserError: the config sets a normalization, which this network has no place for.
-    """
-    problems = norm_problems(cfg)
-    if cfg.SVP.VGG.WIDTH < 1:
-        problems.append(f"SVP.VGG.WIDTH is {cfg.SVP.VGG.WIDTH}; VGG-16 has 64, and it needs 1")
-    if problems:
-        raise UserError("; ".join(problems))
+    """Builds VGG-16 up to conv5_3, ``SVP.VGG.WIDTH`` channels wide in its first stage."""
     return VGG16(input_shape.channels, cfg.SVP.VGG.WIDTH)
 
 

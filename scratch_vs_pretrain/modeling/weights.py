@@ -56,13 +56,7 @@ def write_backbone(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str
 def convert_file(source: str | Path, output: Path, architecture: str) -> Loaded:
     """Writes the backbone of a checkpoint under Detectron2's names, for any study's arm.
 
-    Args:
-        source: see :func:`local_file`; any layout that ``to_detectron2`` knows.
-        output: a ``.pth`` file.
-        architecture: what the file must be entirely.
-
-    Raises:
-        UserError: as :func:`read_checkpoint` and ``convert``; nothing is written.
+    The file must be an `architecture` entirely, in any layout that ``to_detectron2`` knows.
     """
     if output.suffix != ".pth":
         raise UserError(f"{output}: name a file that ends in .pth")
@@ -148,11 +142,7 @@ def input_settings(cfg: CfgNode) -> dict[str, Any]:
 
 
 def check_input(cfg: CfgNode, metadata: Mapping[str, Any], source: str) -> None:
-    """Compares a config with the one that a backbone of ours was pre-trained with.
-
-    Raises:
-        UserError: pixel statistics, channel order or stride differ.
-    """
+    """Compares a config with the one that a backbone of ours was pre-trained with."""
     trained = metadata.get("input", {})
     for key, value in input_settings(cfg).items():
         if trained.get(key, value) != value:

@@ -24,14 +24,8 @@ class Classifier(nn.Module):
 
     VGG-16 has its own fully connected layers between the two: the detector takes them over.
 
-    Pixels are normalized, and channels ordered, as the detector of the same config does it.
-
-    Args:
-        cfg: a detector's config; stages that it would freeze are trained.
-        classes: number of classes.
-
-    Raises:
-        UserError: the config's network has FrozenBN.
+    Pixels are normalized, and channels ordered, as the detector of the same config does it; stages
+    that it would freeze are trained.
     """
 
     mean: Tensor

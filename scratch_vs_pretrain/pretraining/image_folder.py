@@ -106,11 +106,7 @@ class ImageBatches:
         return len(self) * self._batch_size
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Yields an epoch's pictures (float, batch x 3 x size x size, RGB, 0 to 255) and labels.
-
-        Raises:
-            UserError: a picture that cannot be decoded; names the file.
-        """
+        """Yields an epoch's pictures (float, batch x 3 x size x size, RGB, 0 to 255) and labels."""
         generator = torch.Generator().manual_seed(self._spec.seed * 1_000_003 + number)
         size, area = self._spec.image_size, self._spec.min_area
         order = torch.randperm(len(self._images.train), generator=generator)

@@ -72,9 +72,6 @@ def pretrain(
         image_folder: ``train/<class>/*`` and ``val/<class>/*``, or ``<class>/*``.
         output_file: written atomically at the end.
         spec: the recipe; None for ImageNet's.
-
-    Raises:
-        UserError: bad spec or pictures, an output that cannot be written, or a loss that diverges.
     """
     spec = spec or PretrainSpec()
     spec.check()
@@ -197,7 +194,7 @@ def _train_epoch(
             group["lr"] = spec.rate(step, steps)
         labels = labels.to(device, non_blocking=True)
         scores = model(images.to(device, non_blocking=True))
-        loss = F.cross_entropy(scores, labels, label_smoothing=spec.label_smoothing)
+        loss = F.cross_entropy(scores, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

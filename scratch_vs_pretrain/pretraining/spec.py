@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from scratch_vs_pretrain.errors import UserError
 
-SCHEDULES = ("cosine", "step")
-# Of the epochs, where the "step" schedule drops the rate to a tenth.
-STEP_DROPS = (0.3, 0.6, 0.9)
 REFERENCE_BATCH, RATE_OF_REFERENCE = 256, 0.1
 
 
@@ -21,11 +18,10 @@ class PretrainSpec:
         epochs: times that the training set is seen.
         image_size: side of the square training pictures, in pixels.
         batch_size: pictures per batch; smaller sets are one batch.
-        learning_rate: largest rate of SGD; None for 0.1 per 256 pictures of a batch.
-        schedule: "cosine" to 0, or "step": a tenth after 30, 60 and 90 % of the epochs.
+        learning_rate: largest rate of SGD, from which it falls as a cosine; None for 0.1 per 256
+            pictures of a batch.
         warmup: fraction of the training over which the rate rises linearly from 0.
         momentum, weight_decay: of SGD, for all parameters.
-        label_smoothing: 0 for none.
         min_area: smallest random crop, as a fraction of the picture's area.
         validation_fraction: held out for measuring the accuracy where there is no ``val`` folder.
         workers: processes that decode pictures; 0 decodes in this one.
@@ -38,11 +34,9 @@ class PretrainSpec:
     image_size: int = 224
     batch_size: int = 256
     learning_rate: float | None = None
-    schedule: str = "cosine"
     warmup: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    label_smoothing: float = 0.0
     min_area: float = 0.08
     validation_fraction: float = 0.1
     workers: int = 0
@@ -52,15 +46,13 @@ class PretrainSpec:
 
     def check(self) -> None:
         """Raises UserError, which names the field, for values that make no training."""
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"schedule: {self.schedule!r}; use {' or '.join(SCHEDULES)}")
         if self.workers < 0:
             raise UserError(f"workers: {self.workers}; it must not be negative")
         for name in ("epochs", "image_size", "batch_size", "largest_rate", "min_area"):
             if not getattr(self, name) > 0:
                 name = name.replace("largest", "learning")
                 raise UserError(f"{name}: {getattr(self, name)}; it must be above 0")
-        for name in ("warmup", "label_smoothing", "min_area", "validation_fraction"):
+        for name in ("warmup", "min_area", "validation_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}: {getattr(self, name)}; it must be between 0 and 1")
 
@@ -75,7 +67,5 @@ class PretrainSpec:
         warmup = round(self.warmup * steps)
         if step < warmup:
             return self.largest_rate * ((step + 1) / warmup)
-        if self.schedule == "step":
-            return self.largest_rate * 0.1 ** sum(step >= drop * steps for drop in STEP_DROPS)
         done = (step - warmup) / max(steps - warmup, 1)
         return self.largest_rate * (1 + math.cos(math.pi * done)) / 2

@@ -6,7 +6,6 @@ built models.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -153,15 +152,6 @@ def recipe_problems(cfg: CfgNode, allowed: Collection[str] = ()) -> list[str]:
         "no-warm-up": missing_warmup(cfg),
     }
     problems = [p for check, each in found.items() if check not in cfg.SVP.ADMIT for p in each]
-    if cfg.SOLVER.AMP.ENABLED:
-        problems.append(
-            "SOLVER.AMP.ENABLED is Detectron2's float16, which this trainer does not do; set it to "
-            "False and SVP.FAST.ENABLED to True for bfloat16"
-        )
-    if cfg.DATALOADER.NUM_WORKERS < 0:
-        problems.append(f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}; 0 is the least")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", cfg.MODEL.DEVICE):
-        problems.append(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; set it to cpu or cuda")
     return [
         *problems,
         *norm_problems(cfg),

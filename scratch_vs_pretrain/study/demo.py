@@ -58,11 +58,7 @@ QUICK = DemoSize(
 def run_demo(output: Path, seeds: int = 1, quick: bool = False, verbose: bool = False) -> int:
     """Runs the demo, or the rest of one that was interrupted, and returns the exit status.
 
-    Args:
-        output: where everything is written: data, backbone, run folders, table and figures.
-        seeds: pairs to train.
-        quick: a much shorter run, whose AP means little.
-        verbose: show Detectron2's log.
+    `seeds` pairs are trained. A `quick` run is much shorter, and its AP means little.
     """
     started = time.monotonic()
     size = QUICK if quick else FULL

@@ -32,14 +32,8 @@ _UNKNOWN = re.compile(r"No object named '(.+)' found in '(.+)' registry")
 def with_origins(study: Study, seed: int, output: Path) -> Study:
     """Returns a study in which arms that start from another run have that run's checkpoint.
 
-    Args:
-        study: arms of ``init: run://STUDY/ARM/SCHEDULE/seed`` start from the run of the same seed,
-            those of ``.../seed0`` from that one.
-        seed: of the runs that are to start.
-        output: below which the run folders lie.
-
-    Raises:
-        UserError: an origin is not there or not finished, or its checkpoint is gone.
+    Arms of ``init: run://STUDY/ARM/SCHEDULE/seed`` start from the run below `output` of the same
+    `seed`, those of ``.../seed0`` from that one.
     """
     arms = tuple(
         dataclasses.replace(arm, init=_origin(study, arm, seed, output))
@@ -63,24 +57,9 @@ def _origin(study: Study, arm: Arm, seed: int, output: Path) -> str:
 
 
 def check_trainable(study: Study) -> None:
-    """Tries what every run of a study needs, before any of them is written."""
-    check_models(study)
-    for arm in study.arms:
-        cfg = arm_config(study, arm, arm.schedules[-1])
-        names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-        # The annotations of the study's own sets were read with it.
-        others = [name for name in names if not origin(cfg, name).own]
-        try:
-            ensure(others)
-            check_files(others)
-            check_own_images(cfg)
-        except UserError as error:
-            raise UserError(f"{study.file}: {error}") from None
-
-
-def check_models(study: Study) -> None:
-    """Checks that every arm's model can be built, that its checkpoint fills its backbone, and that
-    there is what the config names beside it.
+    """Tries what every run of a study needs, before any of them is written: that every arm's model
+    can be built, that its checkpoint fills its backbone, and that there is what the config names
+    beside it.
 
     What becomes of a whole detector's checkpoint is said.
     """
@@ -97,14 +76,21 @@ def check_models(study: Study) -> None:
                     say(f"{study.file}: arms.{arm.name}: {report_text(report, arm.weights)}")
         except UserError as error:
             raise UserError(f"{study.file}: arms.{arm.name}: {error}") from None
+    for arm in study.arms:
+        cfg = arm_config(study, arm, arm.schedules[-1])
+        names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        # The annotations of the study's own sets were read with it.
+        others = [name for name in names if not origin(cfg, name).own]
+        try:
+            ensure(others)
+            check_files(others)
+            check_own_images(cfg)
+        except UserError as error:
+            raise UserError(f"{study.file}: {error}") from None
 
 
 def _build(cfg: CfgNode) -> nn.Module:
-    """Builds a config's model without numbers, unless its parts, which may be a user's, need them.
-
-    Raises:
-        UserError: it cannot be built.
-    """
+    """Builds a config's model, without numbers unless its parts (a user's, say) need them."""
     from detectron2.modeling import build_model
 
     try:

@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,7 +30,7 @@ from scratch_vs_pretrain.study.slurm import Cluster, Submission
 from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study
 from scratch_vs_pretrain.study.tune import search_study, with_recipe
 from scratch_vs_pretrain.training.branch import ENDED, is_ready, trunk_of
-from scratch_vs_pretrain.training.distributed import signals_to
+from scratch_vs_pretrain.training.start import signals_to, start_training
 
 if TYPE_CHECKING:
     from scratch_vs_pretrain.study.adaptive import Adaptive
@@ -133,18 +133,11 @@ class RunQueue:
     def _train(self, folder: RunFolder, number: int) -> subprocess.Popen:
         """Starts the process that trains a run in the slot of this number."""
         slot = self.slots[number]
-        command = [sys.executable, "-m", "scratch_vs_pretrain.training", str(folder.path)]
-        if len(slot) > 1:
-            command += ["--processes", str(len(slot))]
-        if self.verbose:
-            command.append("--verbose")
+        options = ["--processes", str(len(slot))] if len(slot) > 1 else []
         told = environment(os.environ, number, slot, len(self.slots))
         if self.show:
             told["SVP_BARS"] = "0"
-        # Ctrl-C does not reach it: it reaches this process, which passes it on.
-        return subprocess.Popen(
-            command, env={**os.environ, **told}, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+        return start_training(folder, options + ["--verbose"] * self.verbose, told)
 
     def _block(self) -> None:
         """Gives up branches whose trunk came to an end before them."""
@@ -202,13 +195,10 @@ def run_study(
     Args:
         study: what to train.
         output: below which the run folders lie.
-        slots: see :func:`make_slots`.
+        slots: where; see :func:`make_slots`.
         verbose: show Detectron2's log.
         sharing: schedules of one arm and seed share their trunk.
         cluster: runs are submitted as its jobs, and not started in `slots`.
-
-    Raises:
-        UserError: as :func:`prepare`; or jobs that cannot be submitted.
     """
     if missing := missing_weights(study):
         raise UserError(f"{study.file}: {missing[0]}")
@@ -225,10 +215,12 @@ def run_study(
         queue = RunQueue(waiting, list(slots)[: max(1, len(waiting))], verbose)
     else:
         queue = Submission(cluster, output / "jobs", waiting)
-    wanted = bool(waiting) and isinstance(queue, RunQueue)
-    with signals_to(queue.stop), _progress(output / study.name, wanted, verbose) as show:
-        if isinstance(queue, RunQueue):
-            queue.show = show
+    with ExitStack() as held:
+        held.enter_context(signals_to(queue.stop))
+        # Elsewhere the runs' bars are better: lines in a log file, or between lines of one.
+        if isinstance(queue, RunQueue) and waiting and not verbose and sys.stderr.isatty():
+            table = live_table(lambda: status_text(output / study.name), error_output=True)
+            queue.show = held.enter_context(table)
         queue.work()
     runs = [(folder, folder.read()) for folder in folders]
     return [
@@ -287,16 +279,3 @@ def report(
         why = f": {outcome.reason}" if outcome.reason else ""
         say(f"{outcome.folder.path}: {outcome.state}{why}")
     return 1 if unfinished else 0
-
-
-@contextmanager
-def _progress(folder: Path, wanted: bool, verbose: bool) -> Iterator[Callable[[], None] | None]:
-    """Yields what shows a table of all runs, on a terminal; None where the runs' bars are better.
-
-    Those are lines in a log file, or stand between lines of one.
-    """
-    if verbose or not wanted or not sys.stderr.isatty():
-        yield None
-        return
-    with live_table(lambda: status_text(folder), error_output=True) as show:
-        yield show

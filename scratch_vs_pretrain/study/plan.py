@@ -123,11 +123,7 @@ class Plan:
 
 
 def plan(study: Study, sharing: bool = True) -> Plan:
-    """Plans a study; if `sharing`, schedules of one arm and seed share their trunk.
-
-    Raises:
-        UserError: the audit refuses the study, or a run's config cannot be made.
-    """
+    """Plans a study; if `sharing`, schedules of one arm and seed share their trunk."""
     check_parts(study)
     search = plan(search_study(study), sharing) if study.tune else None
     if study.sizes:

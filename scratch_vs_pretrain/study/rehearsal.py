@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,21 +54,13 @@ GB = 1000**3
 
 @dataclass(frozen=True)
 class Measured:
-    """What one part of an arm's training takes here: before a switch, or after it.
-
-    Attributes:
-        cfg: its config.
-        iteration: seconds.
-        evaluation: seconds of detecting on all test images, by the time of a few.
-        checkpoint: bytes of one.
-        memory: bytes at most, of the GPU or of this process.
-    """
+    """What one part of an arm's training takes here: before a switch, or after it."""
 
     cfg: CfgNode
-    iteration: float
-    evaluation: float
-    checkpoint: int
-    memory: int
+    iteration: float  # seconds
+    evaluation: float  # seconds of detecting on all test images, by the time of a few
+    checkpoint: int  # bytes of one
+    memory: int  # bytes at most, of the GPU or of this process
 
 
 def rehearsal_text(study: Study, output: Path, sharing: bool = True) -> str:
@@ -79,9 +71,6 @@ def rehearsal_text(study: Study, output: Path, sharing: bool = True) -> str:
         study: of several sizes the last is tried.
         output: where runs lie that arms start from; nothing is written there.
         sharing: schedules of one arm and seed share their trunk.
-
-    Raises:
-        UserError: what `svp run` would say, or an arm fails in its first iterations.
     """
     if missing := missing_weights(study):
         raise UserError(f"{study.file}: {missing[0]}")
@@ -215,11 +204,13 @@ def _measure(study: Study, arm: Arm, bar: Bar) -> Measured:
         except Exception as error:  # of any kind, from a user's own module
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"fails in its first iterations: {reason}") from error
+    moments = (one for state in trainer.optimizer.state.values() for one in state.values())
+    saved = (*trainer.network.state_dict().values(), *moments)
     return Measured(
         cfg=cfg,
         iteration=statistics.median(seconds[WARM_UP:]),
         evaluation=evaluation,
-        checkpoint=_bytes([trainer.network.state_dict(), trainer.optimizer.state_dict()]),
+        checkpoint=sum(one.nbytes for one in saved if torch.is_tensor(one)),
         memory=torch.cuda.max_memory_reserved()
         if cuda
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -242,9 +233,6 @@ def _evaluation(cfg: CfgNode, model: torch.nn.Module) -> float:
     """Returns the seconds that detecting on all test images takes, by those of the first.
 
     Users' evaluators are given these.
-
-    Raises:
-        UserError: an evaluator returns no numbers.
     """
     seconds = 0.0
     for name in cfg.DATASETS.TEST:
@@ -282,13 +270,3 @@ class _First:
             self.times.append(time.perf_counter())
             yield batch
         self.times.append(time.perf_counter())
-
-
-def _bytes(content: Any) -> int:
-    """Returns the size of the tensors in nested containers."""
-    if isinstance(content, torch.Tensor):
-        return content.nbytes
-    parts: Iterable[Any] = ()
-    if isinstance(content, (dict, list, tuple)):
-        parts = content.values() if isinstance(content, dict) else content
-    return sum(map(_bytes, parts))

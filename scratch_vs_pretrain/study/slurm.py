@@ -8,11 +8,11 @@ A job imports this module for each of its processes, which is why torch is not i
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from typing import Any
 
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import PARENT, SAME_REQUEST, RunFolder
+from scratch_vs_pretrain.training.start import start_training
 
 # A time-out is no failure: a run of several days is put back as often as it takes.
 MOST_REQUEUES = 1000
@@ -131,16 +132,15 @@ class TrainRun:
         return {**self.__dict__, "_training": None}
 
     def __call__(self) -> str:
-        """Trains the run to its end.
-
-        Raises:
-            RuntimeError: it did not finish; the message says why.
-        """
+        """Trains the run to its end."""
         if self.tasks > 1:
             from submitit.helpers import TorchDistributedEnvironment
 
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        self._training = self._start()
+        # A cluster may signal every process of a job. The training stops when this one tells it.
+        told = {PARENT: str(os.getpid()), SAME_REQUEST: str(NOTICE_SECONDS)}
+        deaf = functools.partial(signal.signal, signal.SIGUSR2, signal.SIG_IGN)
+        self._training = start_training(self.folder, (), told, deaf)
         # Not Popen.wait, whose lock the signal handler that calls `checkpoint` would find taken.
         while not self._has_ended():
             time.sleep(POLL_SECONDS)
@@ -166,18 +166,6 @@ class TrainRun:
             while not self._has_ended() and time.monotonic() < end:
                 time.sleep(POLL_SECONDS)
         return DelayedSubmission(TrainRun(self.folder, self.tasks))
-
-    def _start(self) -> subprocess.Popen:
-        command = [sys.executable, "-m", "scratch_vs_pretrain.training", str(self.folder.path)]
-        # A cluster may signal every process of a job. The training stops when this one tells it.
-        told = {PARENT: str(os.getpid()), SAME_REQUEST: str(NOTICE_SECONDS)}
-        return subprocess.Popen(
-            command,
-            env={**os.environ, **told},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
-        )
 
     def _has_ended(self) -> bool:
         assert self._training is not None

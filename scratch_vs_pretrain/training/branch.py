@@ -62,9 +62,6 @@ def take(folder: RunFolder) -> bool:
     """Gives a branch that has not begun what its trunk has; tells whether anything was taken.
 
     The checkpoint comes last and in one step: a branch that is killed before begins anew.
-
-    Raises:
-        OSError: no room, or no permission.
     """
     found = find_origin(folder)
     if found is None or found[0] == folder or _checkpoints(folder):

@@ -36,11 +36,7 @@ class Checkpointer:
         return self.folder / f"{iteration:07d}.pth"
 
     def save(self, iteration: int, state: dict[str, Any]) -> None:
-        """Writes one checkpoint and removes the oldest; every process must call it.
-
-        Raises:
-            OSError: no room, or no permission; the checkpoints before are intact.
-        """
+        """Writes one checkpoint and removes the oldest; every process must call it."""
         states = comm.gather(random_states())
         if not comm.is_main_process():
             return
@@ -63,25 +59,20 @@ class Checkpointer:
 
         The main process decides which it is; every process must call it.
         """
-        content = self._newest_readable() if comm.is_main_process() else None
+        content = None
+        if comm.is_main_process():
+            content = next(filter(None, map(read, self.newest_first())), None)
         iteration = agreed(content and content["iteration"])
         if comm.is_main_process() or iteration is None:
             return content
         return torch.load(self.file(iteration), map_location="cpu", weights_only=True)
 
     def load_model(self) -> dict[str, Any]:
-        """Returns the newest readable checkpoint.
-
-        Raises:
-            UserError: there is none.
-        """
+        """Returns the newest readable checkpoint, or says that there is none."""
         content = self.load_newest()
         if content is None:
             raise UserError(f"{self.folder}: no readable checkpoint; train the run first")
         return content
-
-    def _newest_readable(self) -> dict[str, Any] | None:
-        return next((content for file in self.newest_first() if (content := read(file))), None)
 
 
 def read(path: Path, numbers: bool = True) -> dict[str, Any] | None:

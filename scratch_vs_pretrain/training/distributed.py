@@ -14,11 +14,10 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
 
@@ -30,6 +29,7 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import PARENT, RunFolder
+from scratch_vs_pretrain.training.start import signals_to, start_training
 
 # Detectron2's engine/launch.py: DEFAULT_TIMEOUT.
 TIMEOUT = datetime.timedelta(minutes=30)
@@ -57,14 +57,8 @@ class Ending:
 
 
 def join(device: str) -> None:
-    """Joins the group of the environment, if there is one.
-
-    Args:
-        device: "cuda" for NCCL, on the GPU numbered LOCAL_RANK; "cpu" for gloo.
-
-    Raises:
-        UserError: fewer GPUs than processes on this machine.
-    """
+    """Joins the group of the environment, if there is one: by NCCL, on the GPU numbered LOCAL_RANK,
+    where `device` is "cuda", by gloo where it is "cpu"."""
     _end_with_parent()
     if "RANK" not in os.environ:
         return
@@ -137,13 +131,11 @@ class Endings:
             return ending
         if comm.get_rank() > 0:
             reason = f"process {comm.get_rank()} of {comm.get_world_size()}: {ending.reason}"
-            mine = Ending(ending.state, reason, ending.status)
-        else:
-            mine = ending
+            ending = Ending(ending.state, reason, ending.status)
         try:
-            answer = self._store.compare_set("ending", "", json.dumps(asdict(mine)))
+            answer = self._store.compare_set("ending", "", json.dumps(asdict(ending)))
         except RuntimeError:  # the main process is gone, and the store with it
-            return mine
+            return ending
         return Ending(**json.loads(answer))
 
     @contextlib.contextmanager
@@ -205,111 +197,85 @@ class Vote:
         return agreed
 
 
-@dataclass
-class _Processes:
-    """The processes of one run, the main one first."""
-
-    running: list[subprocess.Popen]
-    asked_to_stop: bool = False
-    ended: list[int] = field(default_factory=list)
-    given_up: set[int] = field(default_factory=set)
-
-    def stop(self, number: int, frame: FrameType | None) -> None:
-        """Passes a request to stop on to each."""
-        self.asked_to_stop = True
-        for process in self.running:
-            process.send_signal(signal.SIGTERM)
-
-    def wait(self) -> None:
-        """Waits for all; those that outlive a failed one for too long are killed."""
-        deadline = float("inf")
-        while len(self.ended) < len(self.running):
-            time.sleep(POLL_SECONDS)
-            for rank, process in enumerate(self.running):
-                if rank not in self.ended and process.poll() is not None:
-                    self.ended.append(rank)
-                    if process.returncode != 0:
-                        deadline = min(deadline, time.monotonic() + END_SECONDS)
-            if time.monotonic() > deadline:
-                self.kill()
-
-    def kill(self) -> None:
-        for rank, process in enumerate(self.running):
-            if process.poll() is None:
-                self.given_up.add(rank)
-                process.kill()
-
-    def ending(self) -> Ending | None:
-        """Returns what the main process cannot have recorded, if anything."""
-        failed = [rank for rank in self.ended if self.running[rank].returncode != 0]
-        if not failed:
-            return None
-        first, status = failed[0], self.running[failed[0]].returncode
-        name = f"process {first} of {len(self.running)}"
-        if self.asked_to_stop and status == -signal.SIGTERM:
-            return Ending("interrupted", "asked to stop before training began", 130)
-        if status < 0:
-            why = " (by the system, if memory ran out)" if status == -signal.SIGKILL else ""
-            return Ending("failed", f"{name} was killed by {signal.Signals(-status).name}{why}", 1)
-        if 0 in self.given_up:
-            return Ending("failed", f"{name} ended with status {status} and the others hung", 1)
-        return None
-
-
 def train_in_processes(folder: RunFolder, count: int, verbose: bool) -> int:
     """Trains a run in several processes, on a GPU each or on an equal share of the cores.
 
     SIGTERM and SIGINT are passed on: all save one checkpoint and stop. If one dies, the run ends
     as failed. If this process dies, they stop as if asked to.
 
-    Args:
-        folder: the run.
-        count: how many processes.
-        verbose: they show Detectron2's log.
-
     Returns:
         The exit status of the run; see ``python -m scratch_vs_pretrain.training``.
     """
-    with contextlib.ExitStack() as held:
-        environment = {**os.environ, **_environment(os.environ, count)}
-        processes = _Processes([])
-        held.enter_context(signals_to(processes.stop))
-        for rank in range(count):
-            processes.running.append(_start(folder, rank, environment, verbose))
-        try:
-            processes.wait()
-        except BaseException:
-            processes.kill()
-            raise
-    ending = processes.ending()
-    if ending is not None and _recorded(folder, ending):
-        return ending.status
-    return processes.running[0].returncode
+    running: list[subprocess.Popen] = []  # the main one first
+    asked_to_stop: list[int] = []
 
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked_to_stop.append(number)
+        for process in running:
+            process.send_signal(signal.SIGTERM)
 
-def _environment(present: Mapping[str, str], count: int) -> dict[str, str]:
-    threads = max(1, len(os.sched_getaffinity(0)) // count)
-    return {
-        "OMP_NUM_THREADS": present.get("OMP_NUM_THREADS", str(threads)),
+    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+    told = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(get_free_port()),
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         PARENT: str(os.getpid()),
     }
+    with signals_to(stop):
+        for rank in map(str, range(count)):
+            told |= {"RANK": rank, "LOCAL_RANK": rank}
+            running.append(start_training(folder, ["--verbose"] * verbose, told))
+        try:
+            failed, hung = _wait(running)
+        except BaseException:
+            for process in running:
+                process.kill()
+            raise
+    ending = _ending(running, failed, hung, bool(asked_to_stop))
+    if ending is not None and _recorded(folder, ending):
+        return ending.status
+    return running[0].returncode
 
 
-def _start(
-    folder: RunFolder, rank: int, environment: dict[str, str], verbose: bool
-) -> subprocess.Popen:
-    command = [sys.executable, "-m", "scratch_vs_pretrain.training", str(folder.path)]
-    return subprocess.Popen(
-        [*command, "--verbose"] if verbose else command,
-        env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        stdin=subprocess.DEVNULL,
-        # Ctrl-C reaches this process alone, which passes it on.
-        start_new_session=True,
-    )
+def _wait(running: list[subprocess.Popen]) -> tuple[list[int], set[int]]:
+    """Waits for all, and returns which failed, in this order, and which of them were killed because
+    they outlived a failed one for too long."""
+    left, deadline = dict(enumerate(running)), float("inf")
+    failed: list[int] = []
+    hung: set[int] = set()
+    while left:
+        time.sleep(POLL_SECONDS)
+        for rank, process in list(left.items()):
+            if process.poll() is not None:
+                del left[rank]
+                if process.returncode != 0:
+                    failed.append(rank)
+                    deadline = min(deadline, time.monotonic() + END_SECONDS)
+        if time.monotonic() > deadline:
+            hung |= left.keys()
+            for process in left.values():
+                process.kill()
+    return failed, hung
+
+
+def _ending(
+    running: list[subprocess.Popen], failed: list[int], hung: set[int], asked_to_stop: bool
+) -> Ending | None:
+    """Returns what the main process cannot have recorded, if anything."""
+    if not failed:
+        return None
+    first, status = failed[0], running[failed[0]].returncode
+    name = f"process {first} of {len(running)}"
+    if asked_to_stop and status == -signal.SIGTERM:
+        return Ending("interrupted", "asked to stop before training began", 130)
+    if status < 0:
+        why = " (by the system, if memory ran out)" if status == -signal.SIGKILL else ""
+        return Ending("failed", f"{name} was killed by {signal.Signals(-status).name}{why}", 1)
+    if 0 in hung:
+        return Ending("failed", f"{name} ended with status {status} and the others hung", 1)
+    return None
 
 
 def _recorded(folder: RunFolder, ending: Ending) -> bool:
@@ -323,14 +289,3 @@ def _recorded(folder: RunFolder, ending: Ending) -> bool:
         say(f"{folder.run_file}: cannot record it: {error}")
     say(f"{folder.path}: {ending.state}: {ending.reason}")
     return True
-
-
-@contextlib.contextmanager
-def signals_to(handler: Any) -> Iterator[None]:
-    """Lets a handler have Ctrl-C and SIGTERM."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

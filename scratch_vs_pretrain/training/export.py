@@ -16,7 +16,7 @@ from scratch_vs_pretrain import modeling as _registers_networks  # noqa: F401
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checkpoint_file import save
-from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
+from scratch_vs_pretrain.run_folder import RunFolder, write_for_user
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 from scratch_vs_pretrain.training.predict import building
 
@@ -49,12 +49,7 @@ class Exported:
 
 
 def export(run: Path, output: Path) -> Exported:
-    """Writes a run's newest checkpoint as Detectron2's DetectionCheckpointer reads it.
-
-    Raises:
-        UserError: no run, no readable checkpoint, one of another model, or a file that cannot be
-            written.
-    """
+    """Writes a run's newest checkpoint as Detectron2's DetectionCheckpointer reads it."""
     folder = RunFolder(run)
     folder.read()
     config = output.with_suffix(".yaml")
@@ -76,10 +71,7 @@ def export(run: Path, output: Path) -> Exported:
                 f"{folder.config_file} describes; restore the config"
             )
     save(output, {"model": checkpoint["model"]})
-    try:
-        write_atomically(config, _text(cfg if modules else plain or cfg, modules))
-    except OSError as error:
-        raise UserError(f"{config}: cannot be written ({error.strerror})") from None
+    write_for_user(config, _text(cfg if modules else plain or cfg, modules))
     return Exported(output, config, checkpoint["iteration"], modules)
 
 

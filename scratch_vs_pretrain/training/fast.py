@@ -1,7 +1,4 @@
-"""The options of ``SVP.FAST``: faster iterations, the same for every arm.
-
-Each function does nothing for an option that is off, so that a trainer calls them all.
-"""
+"""The options of ``SVP.FAST``: faster iterations, the same for every arm."""
 
 from __future__ import annotations
 
@@ -49,14 +46,6 @@ def has_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def prepare_model(model: nn.Module, options: tuple[str, ...]) -> None:
-    """Changes a model in place for the options that concern it; call it before the optimizer."""
-    if "BF16" in options and next(model.parameters()).is_cuda:
-        keep_norms_narrow(model)
-    if "OVERLAP" in options:
-        overlap(model)
-
-
 def keep_norms_narrow(model: nn.Module) -> None:
     """Replaces the GroupNorms in a model by ones that return what they are given, bfloat16 too.
 
@@ -66,17 +55,13 @@ def keep_norms_narrow(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.GroupNorm:
-                setattr(module, name, _NarrowGroupNorm.of(child))
+                sizes = child.num_groups, child.num_channels, child.eps
+                narrow = _NarrowGroupNorm(*sizes, affine=False).train(child.training)
+                narrow.weight, narrow.bias = child.weight, child.bias
+                setattr(module, name, narrow)
 
 
 class _NarrowGroupNorm(nn.GroupNorm):
-    @classmethod
-    def of(cls, norm: nn.GroupNorm) -> _NarrowGroupNorm:
-        """Returns a norm with the parameters of another one."""
-        narrow = cls(norm.num_groups, norm.num_channels, norm.eps, affine=False)
-        narrow.weight, narrow.bias = norm.weight, norm.bias
-        return narrow.train(norm.training)
-
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         # What F.group_norm calls; autocast knows only that one by name.
         output, _, _ = torch.ops.aten.native_group_norm(
@@ -91,25 +76,13 @@ class _NarrowGroupNorm(nn.GroupNorm):
         return output
 
 
-def prepare_optimizer(optimizer: torch.optim.Optimizer, options: tuple[str, ...]) -> None:
-    """Switches an optimizer of torch to its fused form."""
-    if "FUSED_OPTIMIZER" in options:
-        for group in optimizer.param_groups:
-            group["fused"], group["foreach"] = True, False
-
-
-def in_precision(model: nn.Module, device: str, options: tuple[str, ...]) -> nn.Module:
-    """Returns a model that calls `model` in the precision that the options ask for."""
-    return _Autocast(model, torch.device(device).type) if "BF16" in options else model
-
-
-class _Autocast(nn.Module):
+class Autocast(nn.Module):
     """Calls a model under autocast; the backward pass, outside of it, follows by itself."""
 
-    def __init__(self, model: nn.Module, device_type: str) -> None:
+    def __init__(self, model: nn.Module, device: str) -> None:
         super().__init__()
         self._model = model
-        self._device_type = device_type
+        self._device_type = torch.device(device).type
 
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         with torch.autocast(self._device_type, torch.bfloat16):

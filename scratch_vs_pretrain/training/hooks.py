@@ -122,8 +122,7 @@ class CheckpointHook(HookBase):
         at: Collection[int] = (),
         goes_on: bool = False,
     ):
-        """`save` is given the completed iterations; if it `goes_on`, another part follows after
-        the last iteration."""
+        """`save` is given the completed iterations; `goes_on`: another part of the run follows."""
         self._save = save
         self._period = period
         self._at = at

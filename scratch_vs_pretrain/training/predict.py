@@ -21,7 +21,7 @@ from scratch_vs_pretrain.evaluation.evaluator import CocoScoreEvaluator, run_inf
 from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
 from scratch_vs_pretrain.modeling.checks import use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze
-from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
+from scratch_vs_pretrain.run_folder import RunFolder, write_for_user
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 
 if TYPE_CHECKING:
@@ -49,10 +49,6 @@ def predict(
 
     Returns:
         The files, each a list of COCO results.
-
-    Raises:
-        UserError: no run, no readable checkpoint, no such data set, a data set of other classes, or
-            a file that cannot be written; nothing is written then.
     """
     folder = RunFolder(run)
     folder.read()
@@ -72,11 +68,7 @@ def predict(
 
 
 def load_model(folder: RunFolder, cfg: CfgNode) -> nn.Module:
-    """Builds a run's model with the weights of its newest readable checkpoint.
-
-    Raises:
-        UserError: there is none, or it is of another model.
-    """
+    """Builds a run's model with the weights of its newest readable checkpoint."""
     checkpoint = Checkpointer(folder.checkpoints, keep=1).load_model()
     with building(folder.config_file):
         model = build_model(cfg)
@@ -131,9 +123,5 @@ def _check_dataset(cfg: CfgNode, dataset: str) -> None:
 def _write(prefix: Path, task: str, results: Sequence[Mapping[str, Any]]) -> Path:
     keys = ("image_id", "category_id", FIELDS[task], "score")
     path = prefix.with_name(f"{prefix.name}_{task}.json")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps([{key: one[key] for key in keys} for one in results]))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    write_for_user(path, json.dumps([{key: one[key] for key in keys} for one in results]))
     return path

@@ -63,20 +63,12 @@ def check_recipe(cfg: Any) -> None:
 
 
 def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
-    """Returns the optimizer that ``SVP.OPTIMIZER`` names.
-
-    Raises:
-        UserError: nothing of that name is registered.
-    """
+    """Returns the optimizer that ``SVP.OPTIMIZER`` names."""
     return registered(OPTIMIZERS, cfg.SVP.OPTIMIZER, "SVP.OPTIMIZER")(cfg, model)
 
 
 def build_mapper(cfg: Any) -> Callable[[dict[str, Any]], Any]:
-    """Returns the mapper of training that ``SVP.MAPPER`` names.
-
-    Raises:
-        UserError: nothing of that name is registered.
-    """
+    """Returns the mapper of training that ``SVP.MAPPER`` names."""
     mapper = registered(MAPPERS, cfg.SVP.MAPPER, "SVP.MAPPER")(cfg)
     return _with_background(mapper) if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN" else mapper
 

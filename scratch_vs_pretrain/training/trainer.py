@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import functools
 import logging
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -53,29 +53,26 @@ from scratch_vs_pretrain.training.recipe import build_mapper, build_optimizer, r
 
 logger = logging.getLogger(__name__)
 
+# Around the batches of an evaluation.
+EVALUATION_BAR = functools.partial(
+    Bar, desc="  evaluating", unit="image", leave=False, position=BAR_POSITION + 1, disable=NO_BARS
+)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
     """Builds the model of a run, fills it with its initial weights, and freezes what is to be.
 
-    Returns:
-        the model, and what run.json says of it: ``norms``, ``parameters``, ``init_report``.
-
-    Raises:
-        UserError: a config value that makes no model, or weights that do not fill it.
+    Returns it, and what run.json says of it: ``norms``, ``parameters``, ``init_report``.
     """
     seed_all_rng(cfg.SEED)
     model = build_model(cfg)
-    norms = use_runnable_norms(model, cfg.MODEL.DEVICE, comm.get_world_size())
     described: dict[str, Any] = {
-        "norms": norms,
+        "norms": use_runnable_norms(model, cfg.MODEL.DEVICE, comm.get_world_size()),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "init_report": None,
+        "init_report": load_initial(model, cfg),
     }
-    report = load_initial(model, cfg)
     forget_checkpoints()
-    described["init_report"] = report
     freeze(model, cfg)
     # The arms may have drawn differently so far; from here on they draw alike.
     seed_all_rng(cfg.SEED + comm.get_rank())
@@ -86,10 +83,7 @@ class Trainer(SimpleTrainer):
     """Trains one run folder's config from its newest checkpoint, or from the start.
 
     Attributes:
-        cfg: the run's config, with the device that is really there.
-        folder: the run folder.
         described: what run.json is told about the model and the data.
-        resumed: it goes on from a checkpoint.
         totals: samples seen by all processes, as of the last :meth:`count_samples`.
     """
 
@@ -100,13 +94,10 @@ class Trainer(SimpleTrainer):
     ) -> None:
         """
         Args:
-            cfg: the run's config.
+            cfg: the run's config, with the device that is really there.
             folder: the run folder.
             title: in front of the progress bar.
             until: the iteration at which another config takes over, None for the last part.
-
-        Raises:
-            UserError: data, weights or model are not fit for the run.
         """
         self.cfg = cfg
         self.folder = folder
@@ -117,11 +108,16 @@ class Trainer(SimpleTrainer):
         self.network, self.described = build_run_model(cfg)
         options = fast.options_in_force(cfg)
         self.described["fast"] = options
-        fast.prepare_model(self.network, options)
+        if "BF16" in options and next(self.network.parameters()).is_cuda:
+            fast.keep_norms_narrow(self.network)
+        if "OVERLAP" in options:
+            fast.overlap(self.network)
         self.stream = TrainingStream(cfg, build_mapper(cfg), prefetch="PREFETCH" in options)
         self.described["repaired"] = dict(self.stream.repaired)
         optimizer = build_optimizer(cfg, self.network)
-        fast.prepare_optimizer(optimizer, options)
+        if "FUSED_OPTIMIZER" in options:
+            for group in optimizer.param_groups:
+                group["fused"], group["foreach"] = True, False
         share = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         check_trainable(self.network, cfg, share, optimizer)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -133,7 +129,9 @@ class Trainer(SimpleTrainer):
             checkpoint = switched_state(checkpoint, self.network, optimizer)
         # v0.6's SimpleTrainer starts the stream in its constructor.
         self.stream.start_at(checkpoint["iteration"] if checkpoint else 0)
-        model = fast.in_precision(_distributed(cfg, self.network), cfg.MODEL.DEVICE, options)
+        model = _distributed(cfg, self.network)
+        if "BF16" in options:
+            model = fast.Autocast(model, cfg.MODEL.DEVICE)
         super().__init__(model, self.stream, optimizer)
         self.max_iter = until or cfg.SOLVER.MAX_ITER
         self.resumed = checkpoint is not None
@@ -152,9 +150,6 @@ class Trainer(SimpleTrainer):
         """Trains what is left of the run, as Detectron2's ``TrainerBase.train`` does.
 
         That one logs a traceback of whatever ends a training, and keeps all metrics in memory.
-
-        Raises:
-            UserError: a full disk, or one that fails.
         """
         self.start_iter = self.iter
         logger.info("Starting training from iteration %d", self.start_iter)
@@ -231,7 +226,7 @@ class Trainer(SimpleTrainer):
             if dataset == self.cfg.DATASETS.TEST[0]:
                 write_detections(self.folder, completed, dataset, results)
 
-        evaluations, metrics = evaluate_model(self.cfg, self.network, _evaluation_bar, last, keep)
+        evaluations, metrics = evaluate_model(self.cfg, self.network, EVALUATION_BAR, last, keep)
         if comm.is_main_process():
             write_evaluation(self.folder, completed, evaluations)
         return metrics
@@ -269,25 +264,19 @@ class Trainer(SimpleTrainer):
         self._recent = checkpoint["recent"]
         normalizers = checkpoint.get("loss_normalizers", ())
         _detectron2.restore_loss_normalizer(self.network, normalizers, comm.get_rank())
-        self._restore_random_states(checkpoint["random"])
+        states, rank = checkpoint["random"], comm.get_rank()
+        if len(states) == comm.get_world_size():
+            restore_random_states(states[rank])
+        else:  # Another number of processes goes on, though not exactly.
+            seed_all_rng(self.cfg.SEED + self.iter + rank)
         if comm.is_main_process():
             self.stream.samples = Samples(**self.totals)
             self.stream.unreadable = set(checkpoint["unreadable"])
         logger.info("Resumed after %d iterations", self.iter)
 
-    def _restore_random_states(self, states: list[dict[str, Any]]) -> None:
-        if len(states) == comm.get_world_size():
-            restore_random_states(states[comm.get_rank()])
-        else:  # Another number of processes goes on, though not exactly.
-            seed_all_rng(self.cfg.SEED + self.iter + comm.get_rank())
-
     def note_resume(self, inexact: list[str]) -> None:
-        """Records in run.json where this start goes on, if it does; in the main process.
-
-        Args:
-            inexact: why it does not go on exactly; see
-                :func:`scratch_vs_pretrain.training.exactness.inexact_because`.
-        """
+        """Records in run.json where this start goes on, if it does, and why `inexact`; in the main
+        process."""
         if not self.resumed:
             return
         run = self.folder.read()
@@ -304,17 +293,6 @@ class Trainer(SimpleTrainer):
             inexact_because=tuple(inexact),
         )
         self.folder.update(resumes=(*run.resumes, resume))
-
-
-def _evaluation_bar(batches: Iterable) -> Iterable:
-    return Bar(
-        batches,
-        desc="  evaluating",
-        unit="image",
-        leave=False,
-        position=BAR_POSITION + 1,
-        disable=NO_BARS,
-    )
 
 
 def _distributed(cfg: Any, model: nn.Module) -> nn.Module:

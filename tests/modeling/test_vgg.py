@@ -104,16 +104,12 @@ def test_torchs_own_initialization_would_lose_the_signal():
 def test_norm_is_refused_with_its_key(make_vgg_cfg):
     for key in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
         cfg = make_vgg_cfg({f"MODEL.{key}.NORM": "GN"})
-        message = rf"no normalization layers, but the config sets MODEL\.{key}\.NORM GN; set it to"
-        with pytest.raises(UserError, match=message):
-            build_bottom_up(cfg)
-        assert any(f"MODEL.{key}.NORM GN" in problem for problem in recipe_problems(cfg))
+        message = f"no normalization layers, but the config sets MODEL.{key}.NORM GN; set it to"
+        assert any(message in problem for problem in recipe_problems(cfg))
     assert norm_problems(make_vgg_cfg()) == []
 
 
 def test_values_that_make_no_vgg_are_refused(make_vgg_cfg):
-    with pytest.raises(UserError, match=r"SVP\.VGG\.WIDTH is 0"):
-        build_bottom_up(make_vgg_cfg({"SVP.VGG.WIDTH": 0}))
     with pytest.raises(UserError, match=r"NUM_CONV and NUM_FC are 0 and 1, .* set them to 0 and 2"):
         build_model(make_vgg_cfg({"MODEL.ROI_BOX_HEAD.NUM_FC": 1}))
 

@@ -254,19 +254,9 @@ def test_cosine_rises_to_the_rate_and_falls_to_zero():
     assert rates[99] == pytest.approx(0.4 * (1 + math.cos(math.pi * 89 / 90)) / 2)
 
 
-def test_steps_divide_by_ten_at_thirty_sixty_and_ninety_percent():
-    spec = PretrainSpec(learning_rate=0.1, schedule="step", warmup=0)
-    rates = [spec.rate(step, 90) for step in (0, 26, 27, 53, 54, 80, 81, 89)]
-    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
-
-
-@given(
-    steps=st.integers(1, 500),
-    warmup=st.floats(0, 1),
-    schedule=st.sampled_from(["cosine", "step"]),
-)
-def test_rates_are_positive_and_never_above_the_largest(steps, warmup, schedule):
-    spec = PretrainSpec(warmup=warmup, schedule=schedule)
+@given(steps=st.integers(1, 500), warmup=st.floats(0, 1))
+def test_rates_are_positive_and_never_above_the_largest(steps, warmup):
+    spec = PretrainSpec(warmup=warmup)
     assert all(0 < spec.rate(step, steps) <= spec.largest_rate for step in range(steps))
 
 
@@ -276,7 +266,6 @@ def test_rates_are_positive_and_never_above_the_largest(steps, warmup, schedule)
         {"epochs": 0},
         {"batch_size": -1},
         {"learning_rate": math.nan},
-        {"schedule": "poly"},
         {"min_area": 1.5},
         {"warmup": -0.1},
         {"validation_fraction": 2.0},

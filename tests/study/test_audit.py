@@ -143,15 +143,6 @@ class TestRecipeProblems:
     def test_a_fit_recipe_has_none(self, cfg):
         assert recipe_problems(cfg) == []
 
-    @pytest.mark.parametrize(
-        ("key", "value"), [("DATALOADER.NUM_WORKERS", -3), ("MODEL.DEVICE", "banana")]
-    )
-    def test_finds_what_no_machine_has(self, cfg, key, value):
-        merge_overrides(cfg, {key: value}, "test")
-        (problem,) = recipe_problems(cfg)
-        assert problem.startswith(f"{key} is {value!r}; ")
-        assert str(value) in problem
-
     def test_detectron2s_default_has_two(self):
         problems = recipe_problems(default_config())
         assert [problem.split(" is ")[0] for problem in problems] == [
@@ -181,11 +172,6 @@ class TestRecipeProblems:
         cfg.SOLVER.WARMUP_ITERS = 0
         (problem,) = recipe_problems(cfg)
         assert "no warm-up" in problem
-
-    def test_finds_detectron2s_mixed_precision(self, cfg):
-        cfg.SOLVER.AMP.ENABLED = True
-        (problem,) = recipe_problems(cfg)
-        assert "SVP.FAST.ENABLED" in problem
 
     def test_a_network_without_norm_is_allowed(self, cfg):
         # MODEL.RESNETS keeps its default, FrozenBN, and no part of a VGG reads it.

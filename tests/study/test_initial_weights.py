@@ -8,7 +8,7 @@ from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint
 from scratch_vs_pretrain.modeling.weights import write_backbone
-from scratch_vs_pretrain.study.initial_weights import check_models
+from scratch_vs_pretrain.study.initial_weights import check_trainable
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.study.resolve import arm_config
@@ -20,9 +20,9 @@ SCRATCH = {"scratch": {"init": "scratch"}}
 
 @pytest.mark.filterwarnings("error")
 def test_weights_that_fill_the_backbone_pass(write_study, tiny_backbone):
-    check_models(load_study(write_study(arms=SCRATCH)))
+    check_trainable(load_study(write_study(arms=SCRATCH)))
     study = write_study(arms=SCRATCH | {"pretrained": {"init": str(tiny_backbone)}})
-    check_models(load_study(study))
+    check_trainable(load_study(study))
 
 
 def test_weights_of_another_network_stop_the_study_before_it_writes(write_study, tmp_path, capsys):
@@ -49,7 +49,7 @@ def test_weights_of_other_pixels_are_refused(write_study, tiny_backbone, tmp_pat
     write_backbone(weights, read_checkpoint(tiny_backbone), {"input": {"INPUT.FORMAT": "BGR"}})
     study = load_study(write_study(arms={"pretrained": {"init": str(weights)}}))
     with pytest.raises(UserError, match=r"arms\.pretrained: .*bgr\.pth: pre-trained with INPUT"):
-        check_models(study)
+        check_trainable(study)
 
 
 def named(study_file):

@@ -177,13 +177,13 @@ def test_a_run_that_another_holds_is_left_alone(plan_run, train):
 class Fork:
     """A fork of the test, as `train_in_processes` handles the processes that it starts."""
 
-    def __init__(self, folder, rank, environment, verbose):
+    def __init__(self, folder, options, told):
         self.returncode = None
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.environ |= {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            os.environ |= told
             os._exit(worker.main([str(folder.path)]))
 
     def poll(self):
@@ -242,7 +242,7 @@ def test_real_processes(plan_run):
 def test_processes_stop_when_asked_and_when_alone(plan_run, monkeypatch, fork, ended):
     """The request is passed on; and they stop when the process that started them is killed."""
     folder = plan_run("run", 1000)
-    monkeypatch.setattr(distributed, "_start", Fork)
+    monkeypatch.setattr(distributed, "start_training", Fork)
     starter = fork(distributed.train_in_processes, folder, 2, False)
     wait_for(lambda: list(folder.checkpoints.glob("0*.pth")))
     os.kill(starter, signal.SIGTERM)
@@ -262,15 +262,15 @@ def test_a_request_before_training_begins(plan_run, monkeypatch, fork, ended):
     folder = plan_run("run")
 
     class Slow(Fork):
-        def __init__(self, folder, rank, environment, verbose):
+        def __init__(self, folder, options, told):
             self.returncode = None
             self.pid = os.fork()
             if self.pid == 0:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                (folder.path / f"starting{rank}").touch()
+                (folder.path / f"starting{told['RANK']}").touch()
                 time.sleep(60)
 
-    monkeypatch.setattr(distributed, "_start", Slow)
+    monkeypatch.setattr(distributed, "start_training", Slow)
     folder.update(state="running")
     starter = fork(distributed.train_in_processes, folder, 2, False)
     wait_for(lambda: len(list(folder.path.glob("starting*"))) == 2)
