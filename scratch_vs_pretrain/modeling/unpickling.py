@@ -175,6 +175,7 @@ class _Unpickler(pickle._Unpickler):
 
     # What mypy is not told of it.
     stack: list[Any]
+    metastack: list[list[Any]]
     memo: dict[int, Any]
     append: Callable[[Any], None]
     read: Callable[[int], bytes]
@@ -217,21 +218,22 @@ class _Unpickler(pickle._Unpickler):
 
     load_newobj = load_reduce  # calls a class
 
+    def load_setitem(self) -> None:
+        _check_mapping(self.stack[-3])  # numbers of a tensor stay as they are
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        _check_mapping(self.metastack[-1][-1])
+        super().load_setitems()  # type: ignore[misc]
+
     def load_bytearray8(self) -> None:
         # Python's own makes room for as many bytes as are announced.
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
 
 
-def _onto(kind: type, place: int | None, load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Lets an opcode add to what it is for alone: on the stack, or (None) behind a mark."""
-
-    def checked(unpickler: Any) -> None:
-        target = unpickler.metastack[-1][-1] if place is None else unpickler.stack[place]
-        if not isinstance(target, kind):
-            raise _Damaged
-        load(unpickler)
-
-    return checked
+def _check_mapping(target: Any) -> None:
+    if not isinstance(target, dict):
+        raise _Damaged
 
 
 # The others build instances, call the extension registry, or read buffers out of band.
@@ -241,14 +243,6 @@ _Unpickler.dispatch = {
     for code, method in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
     if method.__name__.removeprefix("load_") not in _LEFT_OUT
 }
-for _code, _kind, _place in (
-    (pickle.APPEND, list, -2),
-    (pickle.SETITEM, dict, -3),
-    (pickle.APPENDS, list, None),
-    (pickle.ADDITEMS, set, None),
-    (pickle.SETITEMS, dict, None),
-):
-    _Unpickler.dispatch[_code[0]] = _onto(_kind, _place, _Unpickler.dispatch[_code[0]])
 
 
 # How torch.save's files from before 2020 begin: a number and their version, each a pickle.

@@ -81,7 +81,7 @@ class ImageBatches:
     from the full picture by worker processes in each epoch.
     """
 
-    def __init__(self, images: LabelledImages, spec: PretrainSpec, progress: bool = False) -> None:
+    def __init__(self, images: LabelledImages, spec: PretrainSpec) -> None:
         self._images = images
         self._spec = spec
         self._batch_size = min(spec.batch_size, len(images.train))
@@ -92,7 +92,7 @@ class ImageBatches:
         self._train: Batch | None = None
         self._validation: Batch | None = None
         if self.cached:
-            with Bar(total=count, desc="reading", unit="image", disable=not progress) as bar:
+            with Bar(total=count, desc="reading", unit="image") as bar:
                 self._train = self._decode_all(images.train, bar)
                 self._validation = self._decode_all(images.validation, bar)
 

@@ -59,7 +59,6 @@ def pretrain(
     image_folder: Path,
     output_file: Path,
     spec: PretrainSpec | None = None,
-    progress: bool = True,
 ) -> PretrainResult:
     """Trains a config's backbone as a classifier and writes its weights.
 
@@ -82,7 +81,7 @@ def pretrain(
         torch.default_generator.manual_seed(spec.seed)
         model = Classifier(cfg, len(images.classes))
     norms = use_runnable_norms(model, device, world_size=1)
-    batches = ImageBatches(images, spec, progress)
+    batches = ImageBatches(images, spec)
     metadata = {
         **_describe(images, batches, spec),
         "norms": norms,
@@ -91,7 +90,7 @@ def pretrain(
         "versions": provenance(device.type)["versions"],
     }
     snapshot = _Snapshot(_partial(output_file), metadata)
-    accuracy = _train(model.to(device), batches, spec, snapshot, progress)
+    accuracy = _train(model.to(device), batches, spec, snapshot)
     metadata["accuracy"] = accuracy
     chance, count = 1 / len(images.classes), len(images.validation)
     guessing = 100 * (chance + CHANCE_ERRORS * math.sqrt(chance * (1 - chance) / max(count, 1)))
@@ -158,18 +157,14 @@ class _Snapshot:
 
 
 def _train(
-    model: Classifier,
-    batches: ImageBatches,
-    spec: PretrainSpec,
-    snapshot: _Snapshot,
-    progress: bool,
+    model: Classifier, batches: ImageBatches, spec: PretrainSpec, snapshot: _Snapshot
 ) -> float | None:
     momentum, decay = spec.momentum, spec.weight_decay
     optimizer = torch.optim.SGD(model.parameters(), spec.largest_rate, momentum, weight_decay=decay)
     done = snapshot.restore(model, optimizer)
     accuracy = _accuracy(model, batches) if done else None
     steps = {"total": spec.epochs * len(batches), "initial": done * len(batches)}
-    with Bar(**steps, desc="pre-training", unit="batch", disable=not progress) as bar:
+    with Bar(**steps, desc="pre-training", unit="batch") as bar:
         for epoch in range(done, spec.epochs):
             _train_epoch(model, optimizer, batches, epoch, spec, bar)
             snapshot.save(epoch + 1, model, optimizer)

@@ -60,7 +60,7 @@ def pictures(tmp_path):
 
 
 def test_learns_and_writes_what_a_detector_loads(cfg, pictures, tmp_path, load_backbone):
-    result = pretrain(cfg, pictures, tmp_path / "new" / "w.pth", SPEC, progress=False)
+    result = pretrain(cfg, pictures, tmp_path / "new" / "w.pth", SPEC)
     assert result.accuracy is not None
     assert result.accuracy > 80
     assert result.seconds > 0
@@ -95,11 +95,11 @@ def test_a_cost_that_cannot_be_read_is_left_out_and_said(content, tmp_path, caps
 def test_a_folder_in_the_way_is_found_before_training(cfg, pictures, tmp_path, ending):
     (tmp_path / f"w.pth.{ending}").mkdir()
     with pytest.raises(UserError, match=f"w.pth.{ending}: is a folder; name another file"):
-        pretrain(cfg, pictures, tmp_path / "w.pth", SPEC, progress=False)
+        pretrain(cfg, pictures, tmp_path / "w.pth", SPEC)
 
 
 def test_metadata_says_what_was_seen(cfg, pictures, tmp_path):
-    result = pretrain(cfg, pictures, tmp_path / "w.pth", SPEC, progress=False)
+    result = pretrain(cfg, pictures, tmp_path / "w.pth", SPEC)
     metadata = read_metadata(tmp_path / "w.pth")
     assert metadata == result.metadata
     assert metadata["images"] == 32
@@ -116,21 +116,19 @@ def test_metadata_says_what_was_seen(cfg, pictures, tmp_path):
 
 def test_the_same_seed_gives_the_same_file(cfg, pictures, tmp_path):
     torch.manual_seed(1)
-    first = pretrain(cfg, pictures, tmp_path / "1.pth", SPEC, progress=False)
+    first = pretrain(cfg, pictures, tmp_path / "1.pth", SPEC)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    second = pretrain(cfg, pictures, tmp_path / "2.pth", SPEC, progress=False)
+    second = pretrain(cfg, pictures, tmp_path / "2.pth", SPEC)
     assert torch.equal(torch.get_rng_state(), state)
     assert first.file.read_bytes() == second.file.read_bytes()
-    third = pretrain(
-        cfg, pictures, tmp_path / "3.pth", PretrainSpec(**vars(SPEC) | {"seed": 1}), progress=False
-    )
+    third = pretrain(cfg, pictures, tmp_path / "3.pth", PretrainSpec(**vars(SPEC) | {"seed": 1}))
     one, other = read_checkpoint(first.file), read_checkpoint(third.file)
     assert not torch.equal(one["stem.conv1.weight"], other["stem.conv1.weight"])
 
 
 def test_a_killed_pretraining_goes_on_and_ends_the_same(cfg, pictures, tmp_path, monkeypatch):
-    whole = pretrain(cfg, pictures, tmp_path / "whole.pth", SPEC, progress=False)
+    whole = pretrain(cfg, pictures, tmp_path / "whole.pth", SPEC)
 
     trained = []
     train_epoch = module._train_epoch
@@ -143,9 +141,9 @@ def test_a_killed_pretraining_goes_on_and_ends_the_same(cfg, pictures, tmp_path,
 
     monkeypatch.setattr(module, "_train_epoch", killed_in_second)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(cfg, pictures, tmp_path / "parts.pth", SPEC, progress=False)
+        pretrain(cfg, pictures, tmp_path / "parts.pth", SPEC)
     assert not (tmp_path / "parts.pth").exists()
-    parts = pretrain(cfg, pictures, tmp_path / "parts.pth", SPEC, progress=False)
+    parts = pretrain(cfg, pictures, tmp_path / "parts.pth", SPEC)
     assert trained == [0, 1, 1, 2, 3]
     assert parts.file.read_bytes() == whole.file.read_bytes()
 
@@ -157,43 +155,43 @@ def test_a_snapshot_of_another_recipe_is_not_continued(cfg, pictures, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_accuracy", killed)
         with pytest.raises(KeyboardInterrupt):
-            pretrain(cfg, pictures, tmp_path / "w.pth", SPEC, progress=False)
+            pretrain(cfg, pictures, tmp_path / "w.pth", SPEC)
     assert (tmp_path / "w.pth.partial").exists()
     other = PretrainSpec(**vars(SPEC) | {"learning_rate": 0.01})
-    result = pretrain(cfg, pictures, tmp_path / "w.pth", other, progress=False)
-    fresh = pretrain(cfg, pictures, tmp_path / "fresh.pth", other, progress=False)
+    result = pretrain(cfg, pictures, tmp_path / "w.pth", other)
+    fresh = pretrain(cfg, pictures, tmp_path / "fresh.pth", other)
     assert result.file.read_bytes() == fresh.file.read_bytes()
 
 
 def test_syncbn_backbones_train_in_one_process(cfg, pictures, tmp_path, load_backbone):
     cfg.MODEL.RESNETS.NORM = "SyncBN"
     spec = PretrainSpec(**vars(SPEC) | {"epochs": 1})
-    result = pretrain(cfg, pictures, tmp_path / "w.pth", spec, progress=False)
+    result = pretrain(cfg, pictures, tmp_path / "w.pth", spec)
     assert result.metadata["norms"] == {"SyncBN (as BatchNorm: one process)": 20}
     assert load_backbone(build_bottom_up(cfg), read_checkpoint(result.file)).missing == ()
 
 
 def test_without_validation_pictures_there_is_no_accuracy(cfg, pictures, tmp_path):
     spec = PretrainSpec(**vars(SPEC) | {"epochs": 1, "validation_fraction": 0.0, "cache": False})
-    result = pretrain(cfg, pictures / "train", tmp_path / "w.pth", spec, progress=False)
+    result = pretrain(cfg, pictures / "train", tmp_path / "w.pth", spec)
     assert result.accuracy is None
 
 
 def test_a_backbone_at_chance_level_is_named(cfg, pictures, tmp_path, capfd):
     spec = PretrainSpec(**vars(SPEC) | {"epochs": 1, "learning_rate": 1e-9})
-    result = pretrain(cfg, pictures, tmp_path / "w.pth", spec, progress=False)
+    result = pretrain(cfg, pictures, tmp_path / "w.pth", spec)
     assert result.accuracy < 90
     said = capfd.readouterr().err
     assert said.count("\n") == 1
     assert "w.pth: " in said
     assert "as by guessing among 2 classes" in said
-    pretrain(cfg, pictures, tmp_path / "v.pth", SPEC, progress=False)
+    pretrain(cfg, pictures, tmp_path / "v.pth", SPEC)
     assert capfd.readouterr().err == ""
 
 
 def test_a_progress_bar_shows_loss_and_accuracy(cfg, pictures, tmp_path, capfd):
     spec = PretrainSpec(**vars(SPEC) | {"epochs": 1})
-    pretrain(cfg, pictures, tmp_path / "w.pth", spec, progress=True)
+    pretrain(cfg, pictures, tmp_path / "w.pth", spec)
     shown = capfd.readouterr().err
     assert "pre-training: 4/4 batch" in shown
     assert "accuracy=" in shown
@@ -202,7 +200,7 @@ def test_a_progress_bar_shows_loss_and_accuracy(cfg, pictures, tmp_path, capfd):
 def test_a_diverging_loss_is_an_error_that_writes_nothing(cfg, pictures, tmp_path):
     spec = PretrainSpec(**vars(SPEC) | {"learning_rate": 1e30, "warmup": 0.0})
     with pytest.raises(UserError, match=r"diverged at batch \d+ of 16; lower learning_rate"):
-        pretrain(cfg, pictures, tmp_path / "w.pth", spec, progress=False)
+        pretrain(cfg, pictures, tmp_path / "w.pth", spec)
     assert not (tmp_path / "w.pth").exists()
 
 
@@ -213,16 +211,16 @@ def test_bad_input_is_refused_before_training(cfg, pictures, tmp_path):
         (tmp_path, "is a folder; name another file"),
     ):
         with pytest.raises(UserError, match=message):
-            pretrain(cfg, pictures, output, SPEC, progress=False)
+            pretrain(cfg, pictures, output, SPEC)
     with pytest.raises(UserError, match="no such folder"):
-        pretrain(cfg, tmp_path / "none", tmp_path / "w.pth", SPEC, progress=False)
+        pretrain(cfg, tmp_path / "none", tmp_path / "w.pth", SPEC)
     for field, message in (
         ({"device": "tpu"}, "device: there is no tpu"),
         ({"epochs": 0}, "epochs"),
     ):
         spec = PretrainSpec(**vars(SPEC) | field)
         with pytest.raises(UserError, match=message):
-            pretrain(cfg, pictures, tmp_path / "w.pth", spec, progress=False)
+            pretrain(cfg, pictures, tmp_path / "w.pth", spec)
 
 
 @pytest.mark.skipif(
@@ -238,7 +236,7 @@ def test_real_photographs_are_trained_on(cfg, tmp_path, load_backbone):
                 members.append(member)
         archive.extractall(tmp_path / "imagenette", members, filter="data")
     spec = PretrainSpec(**vars(SPEC) | {"epochs": 1, "image_size": 64, "batch_size": 16})
-    result = pretrain(cfg, tmp_path / "imagenette", tmp_path / "w.pth", spec, progress=False)
+    result = pretrain(cfg, tmp_path / "imagenette", tmp_path / "w.pth", spec)
     assert result.metadata["images"] == 80
     assert result.metadata["validation_images"] == 80
     assert len(result.metadata["classes"]) == 10
