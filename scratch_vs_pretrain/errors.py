@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from scratch_vs_pretrain.text import printable
@@ -32,6 +33,15 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         # torch raises one of a loader's worker again, the worker's traceback before its message.
         super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].rstrip("\n"))
+
+
+@contextlib.contextmanager
+def located(place: object) -> Iterator[None]:
+    """Puts a place in front of what a UserError within says."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 def check_choice(what: str, name: str, choices: Collection[str]) -> None:

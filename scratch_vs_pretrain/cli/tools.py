@@ -38,9 +38,17 @@ if TYPE_CHECKING:
     option("--list", action="store_true", help="print the image ids, one a line"),
 )
 def _subset(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.data.datasets import coco_of, export, subset_text
+    from scratch_vs_pretrain.data.datasets import coco_of, export, register, subset_text
 
-    name = _own(options.study, options.name) if options.study else options.name
+    name = options.name
+    if options.study:
+        from scratch_vs_pretrain.study.parse import load_study
+        from scratch_vs_pretrain.study.resolve import run_config
+
+        study = load_study(options.study)
+        register(run_config(study, study.runs()[0]))
+        if re.match("(train|test)(-|_|$)", name):
+            name = f"{study.name}_{name}"
     file = coco_of(name)
     if options.export:
         print(export(file, options.export))
@@ -49,17 +57,6 @@ def _subset(options: argparse.Namespace) -> int:
     if not (options.export or options.list):
         print(subset_text(name, file))
     return 0
-
-
-def _own(study_file: Path, name: str) -> str:
-    """Registers a study's data sets; returns the name that ``train``, ``test_10`` or such means."""
-    from scratch_vs_pretrain.data.datasets import register
-    from scratch_vs_pretrain.study.parse import load_study
-    from scratch_vs_pretrain.study.resolve import run_config
-
-    study = load_study(study_file)
-    register(run_config(study, study.runs()[0]))
-    return f"{study.name}_{name}" if re.match("(train|test)(-|_|$)", name) else name
 
 
 def study_sets(file: Path) -> list[DataSet]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
@@ -152,15 +153,11 @@ def _reordered(name: str, tensor: Tensor) -> Tensor:
         return tensor
     per_class = 4 if layer == "bbox_pred" else 1
     rows = tensor.unflatten(0, (-1, per_class))
-    classes = _coco_ids() if len(rows) == _COCO_IDS else list(range(1, len(rows)))
+    classes = list(range(1, len(rows)))
+    if len(rows) == _COCO_IDS:
+        classes = [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
     order = [*classes, 0] if layer == "cls_score" else classes
     return rows[torch.tensor(order)].flatten(0, 1)
-
-
-def _coco_ids() -> list[int]:
-    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-
-    return [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
 
 
 def match_initial(model: nn.Module, cfg: CfgNode) -> tuple[Loaded, nn.Module, dict[str, Tensor]]:

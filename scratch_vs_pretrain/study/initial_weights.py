@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from scratch_vs_pretrain.data.datasets import check_files, ensure
-from scratch_vs_pretrain.errors import UserError, say
+from scratch_vs_pretrain.errors import UserError, located, say
 from scratch_vs_pretrain.evaluation.others import check_names
 from scratch_vs_pretrain.modeling.initial import match_initial
 from scratch_vs_pretrain.modeling.weights import report_text
@@ -46,10 +46,8 @@ def with_origins(study: Study, seed: int, output: Path) -> Study:
 
 def _origin(study: Study, arm: Arm, seed: int, output: Path) -> str:
     where = f"{study.file}: arms.{arm.name}.init: {arm.init}"
-    try:
+    with located(where):
         folder = origin_run(arm, seed, output)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
     newest = next(Checkpointer(folder.checkpoints, keep=1).newest_first(), None)
     if newest is None:
         raise UserError(f"{where}: {folder.checkpoints} has no checkpoint left; train it again")
@@ -66,27 +64,23 @@ def check_trainable(study: Study) -> None:
     for arm in study.arms:
         cfg = arm_config(study, arm, arm.schedules[-1]).clone()
         cfg.defrost()
-        try:
+        with located(place := f"{study.file}: arms.{arm.name}"):
             check_recipe(cfg)
             check_names(cfg)
             model = _build(cfg)
             if arm.weights:
                 report, *_ = match_initial(model, cfg)
                 if cfg.SVP.LOAD == "detector":
-                    say(f"{study.file}: arms.{arm.name}: {report_text(report, arm.weights)}")
-        except UserError as error:
-            raise UserError(f"{study.file}: arms.{arm.name}: {error}") from None
+                    say(f"{place}: {report_text(report, arm.weights)}")
     for arm in study.arms:
         cfg = arm_config(study, arm, arm.schedules[-1])
         names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         # The annotations of the study's own sets were read with it.
         others = [name for name in names if not origin(cfg, name).own]
-        try:
+        with located(study.file):
             ensure(others)
             check_files(others)
             check_own_images(cfg)
-        except UserError as error:
-            raise UserError(f"{study.file}: {error}") from None
 
 
 def _build(cfg: CfgNode) -> nn.Module:

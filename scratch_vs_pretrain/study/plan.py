@@ -10,7 +10,7 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 
 from scratch_vs_pretrain.data.coco import read_annotations
 from scratch_vs_pretrain.data.voc import voc_images
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, located
 from scratch_vs_pretrain.study.audit import Audit, audit, joined
 from scratch_vs_pretrain.study.data_sets import origin
 from scratch_vs_pretrain.study.resolve import (
@@ -167,10 +167,8 @@ def check_parts(study: Study) -> None:
     seen: dict[int | None, str] = {None: ""}
     for number, one in enumerate(study.by_size() if study.sizes else ()):
         cfg = arm_config(one, one.arms[0], one.arms[0].schedules[-1])
-        try:
+        with located(f"{study.file}: sizes.{number}"):
             images = training_images(cfg)
-        except UserError as error:
-            raise UserError(f"{study.file}: sizes.{number}: {error}") from None
         if other := seen.get(images):
             raise UserError(
                 f"{study.file}: sizes: {other} and {one.size} are both {images:,} images; remove "

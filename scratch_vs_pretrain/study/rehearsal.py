@@ -26,7 +26,7 @@ from tabulate import tabulate  # type: ignore[import-untyped]
 from scratch_vs_pretrain.config import config_text
 from scratch_vs_pretrain.data.check import check_decodable
 from scratch_vs_pretrain.data.datasets import annotations_of, register
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, located
 from scratch_vs_pretrain.evaluation.evaluator import check_test_sets, run_inference
 from scratch_vs_pretrain.evaluation.others import EVALUATORS, WithOthers
 from scratch_vs_pretrain.progress import Bar
@@ -83,10 +83,8 @@ def rehearsal_text(study: Study, output: Path, sharing: bool = True) -> str:
     with Bar(desc="trying", total=total, unit="it", leave=False) as bar:
         for arm, stage in itertools.product(last.arms, stages):
             bar.set_description_str(arm.name, refresh=False)
-            try:
+            with located(f"{study.file}: arms.{arm.name}"):
                 parts.setdefault(arm.name, []).append(_measure(stage, arm, bar))
-            except UserError as error:
-                raise UserError(f"{study.file}: arms.{arm.name}: {error}") from None
     costs = {arm: np.zeros(2) for arm in parts}
     for name, row in _runs(planned):
         costs[name] += _costs(planned, row, parts[name])

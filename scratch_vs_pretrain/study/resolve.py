@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.config import default_config, flatten, merge_file, merge_overrides
 from scratch_vs_pretrain.config_checks import value_problems
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, located
 from scratch_vs_pretrain.study.data_sets import merge_data
 from scratch_vs_pretrain.study.schedule import Schedule
 from scratch_vs_pretrain.study.spec import FULL, Arm, Run, Study
@@ -94,10 +93,14 @@ def _merged(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
     merge_data(cfg, study, arm)
     merge_overrides(cfg, arm.overrides, f"{study.file}: arms.{arm.name}.overrides")
     if cfg.MODEL.TIMM.NAME:
-        try:
-            _take_pixels_of_timm(cfg, {**study.overrides, **arm.overrides})
-        except UserError as error:
-            raise UserError(f"{study.file}: arms.{arm.name}: {error}") from None
+        from scratch_vs_pretrain.modeling.timm_backbone import pixel_settings
+
+        # The pixels that it was trained with, unless the study states others.
+        stated = {**study.overrides, **arm.overrides}
+        with located(f"{study.file}: arms.{arm.name}"):
+            pixels = pixel_settings(cfg.MODEL.TIMM.NAME)
+            unstated = {key: value for key, value in pixels.items() if key not in stated}
+            merge_overrides(cfg, unstated, "MODEL.TIMM.NAME")
     if study.size and study.size != FULL:
         if len(cfg.DATASETS.TRAIN) != 1:
             raise UserError(
@@ -108,10 +111,8 @@ def _merged(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
     _check_data_names(cfg, study)
     if problems := value_problems(flatten(cfg)):
         raise UserError(f"{study.file}: {'; '.join(problems)}")
-    try:
+    with located(study.file):
         schedule.resolve(cfg.SOLVER.IMS_PER_BATCH, cfg.SVP.REFERENCE_BATCH).apply(cfg)
-    except UserError as error:
-        raise UserError(f"{study.file}: {error}") from None
     cfg.MODEL.WEIGHTS = arm.weights
     if arm.load == "detector" and not arm.weights:
         raise UserError(
@@ -150,15 +151,6 @@ def check_overrides(study: Study) -> None:
             merge_overrides(cfg, overrides, f"{study.file}: {place}")
 
 
-def _take_pixels_of_timm(cfg: CfgNode, stated: Collection[str]) -> None:
-    """Sets the pixels that a network of timm was trained with, unless the study states others."""
-    from scratch_vs_pretrain.modeling.timm_backbone import pixel_settings
-
-    pixels = pixel_settings(cfg.MODEL.TIMM.NAME)
-    unstated = {key: value for key, value in pixels.items() if key not in stated}
-    merge_overrides(cfg, unstated, "MODEL.TIMM.NAME")
-
-
 def _check_data_names(cfg: CfgNode, study: Study) -> None:
     from scratch_vs_pretrain.data.datasets import find_subset, refuse_subsets
 
@@ -170,9 +162,7 @@ def _check_data_names(cfg: CfgNode, study: Study) -> None:
                 f"the overrides (it is {names!r}); for example [coco_2017_{key.lower()}]"
             )
     own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
-    try:
+    with located(study.file):
         for name in cfg.DATASETS.TRAIN:
             find_subset(name, own)
         refuse_subsets(cfg.DATASETS.TEST, own)
-    except UserError as error:
-        raise UserError(f"{study.file}: {error}") from None

@@ -7,14 +7,11 @@ copied when the branch began, so that its cost is counted once.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-from scratch_vs_pretrain.run_folder import RunFolder, replacing, write_atomically
+from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import Taken
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 
@@ -71,7 +68,8 @@ def take(folder: RunFolder) -> bool:
     for file in trunk.evaluations.glob("[0-9]*.json"):
         if int(file.stem) <= iteration:
             write_atomically(folder.evaluations / file.name, file.read_bytes())
-    _copy_metrics(trunk.metrics_file, folder.metrics_file, iteration)
+    # The trainer drops the lines behind the checkpoint, as of every run that goes on.
+    write_atomically(folder.metrics_file, trunk.metrics_file.read_bytes())
     note_taken(folder, iteration)
     folder.checkpoints.mkdir(exist_ok=True)
     _link(*(Checkpointer(run.checkpoints, keep=1).file(iteration) for run in (trunk, folder)))
@@ -83,16 +81,6 @@ def note_taken(folder: RunFolder, iteration: int, seconds: float | None = None) 
     taken = Taken(iteration=iteration, seconds=seconds)
     branch = folder.read().branch
     folder.update(branch=branch and branch.model_copy(update={"taken": taken}))
-
-
-def _copy_metrics(source: Path, target: Path, completed: int) -> None:
-    with source.open("rb") as lines, replacing(target) as copy:
-        for line in lines:
-            # A line that a kill cut short is among the last, and the trunk has come further.
-            with contextlib.suppress(json.JSONDecodeError):
-                row: dict[str, Any] = json.loads(line)
-                if row["iteration"] < completed:
-                    copy.write(line)
 
 
 def _link(source: Path, target: Path) -> None:

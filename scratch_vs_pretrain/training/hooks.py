@@ -37,6 +37,11 @@ BAR_POSITION = int(os.environ.get("SVP_BAR_POSITION", "0"))
 # The launcher may show them all in a table of its own.
 NO_BARS = os.environ.get("SVP_BARS") == "0"
 
+# Around the batches of an evaluation.
+EVALUATION_BAR = functools.partial(
+    Bar, desc="  evaluating", unit="image", leave=False, position=BAR_POSITION + 1, disable=NO_BARS
+)
+
 # torchrun and terminals send the processes of a run the same request twice.
 SAME_REQUEST_SECONDS = float(os.environ.get(SAME_REQUEST, "1"))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import functools
 import logging
 import time
 from typing import Any
 
 import torch
-from detectron2.engine import SimpleTrainer, hooks
+from detectron2.engine import SimpleTrainer
+from detectron2.engine.hooks import IterationTimer, LRScheduler
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -26,37 +26,19 @@ from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evalu
 from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoints
 from scratch_vs_pretrain.modeling.checks import check_trainable, use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze, load_initial
-from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.reproducibility import restore_random_states
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import Resume, Taken
-from scratch_vs_pretrain.training import fast
+from scratch_vs_pretrain.training import fast, hooks
 from scratch_vs_pretrain.training.branch import note_taken
 from scratch_vs_pretrain.training.cascade_switch import switched_state
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
 from scratch_vs_pretrain.training.distributed import share_buffers
 from scratch_vs_pretrain.training.exactness import deterministic_kernels, is_deterministic
-from scratch_vs_pretrain.training.hooks import (
-    BAR_POSITION,
-    NO_BARS,
-    CheckpointHook,
-    EvaluationHook,
-    MetricsHook,
-    ProgressHook,
-    keep_recent,
-    make_writers,
-    recent_values,
-    restore_values,
-    truncate_metrics,
-)
 from scratch_vs_pretrain.training.recipe import build_mapper, build_optimizer, rate_factor
 
 logger = logging.getLogger(__name__)
 
-# Around the batches of an evaluation.
-EVALUATION_BAR = functools.partial(
-    Bar, desc="  evaluating", unit="image", leave=False, position=BAR_POSITION + 1, disable=NO_BARS
-)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -141,7 +123,7 @@ class Trainer(SimpleTrainer):
         if checkpoint:
             self._restore(checkpoint)
         if comm.is_main_process():
-            truncate_metrics(folder.metrics_file, self.iter)
+            hooks.truncate_metrics(folder.metrics_file, self.iter)
         self._started = time.monotonic()
         self._writers: list[EventWriter] = []
         self.register_hooks(self._hooks_of_run(title))
@@ -154,7 +136,8 @@ class Trainer(SimpleTrainer):
         self.start_iter = self.iter
         logger.info("Starting training from iteration %d", self.start_iter)
         with deterministic_kernels(self.cfg), EventStorage(self.iter) as self.storage:
-            keep_recent(self.storage)
+            hooks.keep_recent(self.storage)
+            hooks.restore_values(self.storage, self._recent)
             try:
                 self.before_train()
                 for iteration in range(self.start_iter, self.max_iter):
@@ -172,10 +155,6 @@ class Trainer(SimpleTrainer):
             finally:
                 self.after_train()
                 self.close_writers()
-
-    def before_train(self) -> None:
-        restore_values(self.storage, self._recent)
-        super().before_train()
 
     def count_samples(self) -> dict[str, int]:
         """Updates and returns the totals over all processes, all of which must call it."""
@@ -200,16 +179,18 @@ class Trainer(SimpleTrainer):
 
     def _hooks_of_run(self, title: str) -> list[Any]:
         cfg = self.cfg
-        evaluation = EvaluationHook(self._evaluate, cfg.TEST.EVAL_PERIOD, cfg.SVP.EVAL_ITERATIONS)
+        evaluation = hooks.EvaluationHook(
+            self._evaluate, cfg.TEST.EVAL_PERIOD, cfg.SVP.EVAL_ITERATIONS
+        )
         if comm.is_main_process():
-            self._writers = make_writers(self.folder, cfg, self.iter, self.max_iter)
+            self._writers = hooks.make_writers(self.folder, cfg, self.iter, self.max_iter)
         return [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(self.optimizer, self.scheduler),
+            IterationTimer(),
+            LRScheduler(self.optimizer, self.scheduler),
             evaluation,
-            MetricsHook(self._writers, cfg.SVP.LOG_PERIOD, evaluation),
-            ProgressHook(title, evaluation) if comm.is_main_process() else None,
-            CheckpointHook(
+            hooks.MetricsHook(self._writers, cfg.SVP.LOG_PERIOD, evaluation),
+            hooks.ProgressHook(title, evaluation) if comm.is_main_process() else None,
+            hooks.CheckpointHook(
                 self._save,
                 cfg.SOLVER.CHECKPOINT_PERIOD,
                 self.checkpointer.always,
@@ -226,7 +207,9 @@ class Trainer(SimpleTrainer):
             if dataset == self.cfg.DATASETS.TEST[0]:
                 write_detections(self.folder, completed, dataset, results)
 
-        evaluations, metrics = evaluate_model(self.cfg, self.network, EVALUATION_BAR, last, keep)
+        evaluations, metrics = evaluate_model(
+            self.cfg, self.network, hooks.EVALUATION_BAR, last, keep
+        )
         if comm.is_main_process():
             write_evaluation(self.folder, completed, evaluations)
         return metrics
@@ -244,7 +227,7 @@ class Trainer(SimpleTrainer):
                 "samples": self.totals,
                 "unreadable": sorted(self.stream.unreadable),
                 "seconds": progress["seconds"],
-                "recent": recent_values(self.storage),
+                "recent": hooks.recent_values(self.storage),
                 "loss_normalizers": comm.gather(_detectron2.loss_normalizer(self.network)),
             },
         )

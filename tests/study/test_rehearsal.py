@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import torch
 from detectron2.evaluation import DatasetEvaluator
 
 from scratch_vs_pretrain.cli import main
@@ -11,7 +10,7 @@ from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.evaluation.others import EVALUATORS
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
-from scratch_vs_pretrain.study.rehearsal import Measured, _bytes, _costs
+from scratch_vs_pretrain.study.rehearsal import Measured, _costs
 
 PAIR = {"scratch": {"init": "scratch"}}
 
@@ -73,8 +72,3 @@ def test_costs_of_shared_trunks_evaluations_and_checkpoints(write_study):
     switched = dataclasses.replace(long, switch=500)
     slow = dataclasses.replace(one, iteration=6.0)
     assert _costs(planned, switched, [one, slow])[0] == 500 * 2 + 400 * 6 + 46 * 100
-
-
-def test_sizes_of_nested_tensors():
-    state = {"model": {"a": torch.zeros(3)}, "groups": [{"params": [0]}, torch.zeros(2).double()]}
-    assert _bytes(state) == 12 + 16
