@@ -115,8 +115,8 @@ def _predict(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.training.export import export
 
-    done = export(options.folder, options.output)
-    print(f"{done.checkpoint}: the weights after {done.iteration:,} iterations")
-    needs = f"; needs {', '.join(done.modules)}, see its first lines" if done.modules else ""
-    print(f"{done.config}: for Detectron2's DefaultPredictor{needs}")
+    iteration, modules = export(options.folder, options.output)
+    print(f"{options.output}: the weights after {iteration:,} iterations")
+    needs = f"; needs {', '.join(modules)}, see its first lines" if modules else ""
+    print(f"{options.output.with_suffix('.yaml')}: for Detectron2's DefaultPredictor{needs}")
     return 0

@@ -67,13 +67,10 @@ class Cluster:
                 "change one of them"
             )
         on_each = self.gpus_per_run // self.nodes
-        further: dict[str, Any] = {"kill-on-invalid-dep": "yes"}
         try:
             executor = submitit.AutoExecutor(
                 folder, cluster="slurm", slurm_max_num_timeout=MOST_REQUEUES
             )
-            known = submitit.SlurmExecutor._valid_parameters()
-            further |= {key: v for key, v in self.parameters.items() if key not in known}
             executor.update_parameters(
                 name=name,
                 nodes=self.nodes,
@@ -83,8 +80,7 @@ class Cluster:
                 slurm_partition=self.partition,
                 slurm_signal_delay_s=NOTICE_SECONDS,
                 slurm_dependency=",".join(after) or None,
-                slurm_additional_parameters=further,
-                **{f"slurm_{key}": v for key, v in self.parameters.items() if key in known},
+                slurm_additional_parameters={"kill-on-invalid-dep": "yes", **self.parameters},
             )
         except (NameError, ValueError, RuntimeError) as error:
             raise UserError(f"--launcher slurm: {' '.join(str(error).split())}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,24 +31,15 @@ BUILDERS = {
 PLAIN = ("detectron2", "fvcore", "torch")
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written: ``{"model": state dict}``, and YAML beside it with its MODEL.WEIGHTS.
+def export(run: Path, output: Path) -> tuple[int, tuple[str, ...]]:
+    """Writes a run's newest checkpoint as Detectron2's DetectionCheckpointer reads it.
 
-    Attributes:
-        iteration: after which the weights were saved.
-        modules: to be imported before the config is read, because the model is not Detectron2's
-            alone; the config says how.
+    That is ``{"model": state dict}``, and YAML beside it with its MODEL.WEIGHTS.
+
+    Returns:
+        The iteration after which the weights were saved; and modules to be imported before the
+        config is read, because the model is not Detectron2's alone: the config says how.
     """
-
-    checkpoint: Path
-    config: Path
-    iteration: int
-    modules: tuple[str, ...]
-
-
-def export(run: Path, output: Path) -> Exported:
-    """Writes a run's newest checkpoint as Detectron2's DetectionCheckpointer reads it."""
     folder = RunFolder(run)
     folder.read()
     config = output.with_suffix(".yaml")
@@ -72,7 +62,7 @@ def export(run: Path, output: Path) -> Exported:
             )
     save(output, {"model": checkpoint["model"]})
     write_for_user(config, _text(cfg if modules else plain or cfg, modules))
-    return Exported(output, config, checkpoint["iteration"], modules)
+    return checkpoint["iteration"], modules
 
 
 def _plain(cfg: CfgNode) -> CfgNode | None:
