@@ -106,7 +106,6 @@ def test_seeds_are_shown_where_there_are_several(base):
         ("SVP.ADMIT", [5]),
         ("INPUT.FORMAT", "XYZ"),
         ("DATALOADER.SAMPLER_TRAIN", "x"),
-        ("DATALOADER.NUM_WORKERS", -3),
         ("MODEL.DEVICE", "banana"),
         ("SOLVER.AMP.ENABLED", True),
         ("SVP.VGG.WIDTH", 0),
