@@ -149,9 +149,9 @@ def check(
     report = Report(opened=images)
     for one in sets:
         with without_gc():
-            file, looks, found = _check_set(one, workers, progress, images)
-        report.images[one.name] = len(file.images)
-        report.hints += export_hints(file, {note.kind for note in found})
+            count, hints, looks, found = _check_set(one, workers, progress, images)
+        report.images[one.name] = count
+        report.hints += hints
         notes += [(one.name, note) for note in found]
         for image, look in looks.items():
             if look.digest:
@@ -173,8 +173,8 @@ def check(
 
 def _check_set(
     one: DataSet, workers: int | None, progress: bool, images: bool
-) -> tuple[CocoFile, dict[str, _Look], list[Note]]:
-    """Returns the usable entries, what was seen of each image, by its name, and all findings."""
+) -> tuple[int, list[str], dict[str, _Look], list[Note]]:
+    """Returns how many images are usable, hints, what was seen of each image, and all findings."""
     file = voc_file(one.name, strict=False) if one.voc else open_coco(one.annotations)
     if file.unusable and "it has no list of" in file.unusable[0]:
         raise UserError(f"{one.annotations}: {file.unusable[0]}")
@@ -198,7 +198,8 @@ def _check_set(
         notes += [Note(kind, where) for where in broken]
     facts = {name: look.facts for name, look in looks.items() if look.facts}
     heads = one.heads or Heads(file.facts.masks, len(file.facts.keypoints))
-    return file, looks, notes + judge(file, facts, heads, one.dropped)[1]
+    notes += judge(file, facts, heads, one.dropped)[1]
+    return len(file.images), export_hints(file, {note.kind for note in notes}), looks, notes
 
 
 def check_decodable(names: Sequence[str]) -> None:

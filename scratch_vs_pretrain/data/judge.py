@@ -247,15 +247,19 @@ def _polygons(mask: Any, width: int, height: int) -> list[list[float]]:
 
 
 def surely_filled(masks: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> list[bool]:
-    """Tells which masks are polygons of which each covers pixels, without rasterizing them, which
-    takes ten times as long; False where that is not certain.
+    """Tells which masks are surely polygons of which each covers pixels, in a tenth of the time
+    that rasterizing them takes.
 
     Rasterizing moves an outline by less than 0.3 pixel (it rounds to fifths of a pixel, twice), so
     a disc of radius 1.01 inside a polygon keeps one of 0.71, which holds the centre of a pixel. Of
     a simple polygon without such a disc every point is within 1.01 of the outline, and its area is
-    at most 1.01 times the outline's length (Sz.-Nagy, 1959). `sizes` are width and height of each
-    mask's image."""
-    filled = np.array([type(mask) is list and _are_polygons(mask) for mask in masks], bool)
+    at most 1.01 times the outline's length (Sz.-Nagy, 1959). `sizes` are those of their images."""
+    lists = [mask if type(mask) is list else () for mask in masks]
+    counts = np.fromiter(map(len, lists), int)
+    sides = (len(one) if type(one) is list else 0 for one in chain.from_iterable(lists))
+    lengths = np.fromiter(sides, int)
+    filled = counts > 0
+    filled[np.repeat(np.arange(len(masks)), counts)[(lengths < 6) | (lengths % 2 > 0)]] = False
     polygons = list(chain.from_iterable(compress(masks, filled)))
     values = array("d")  # takes numbers alone, numpy also texts of numbers
     try:
@@ -265,7 +269,7 @@ def surely_filled(masks: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> lis
         return [False] * len(masks)
     if polygons:
         x, y = np.frombuffer(values).reshape(-1, 2).T
-        counts = [len(mask) for mask in compress(masks, filled)]
+        counts = counts[filled]
         most_x, most_y = np.repeat(list(compress(sizes, filled)), counts, axis=0).T
         ends = np.cumsum([len(one) // 2 for one in polygons])
         starts = np.concatenate([[0], ends[:-1]])
@@ -280,8 +284,3 @@ def surely_filled(masks: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> lis
             sure &= np.maximum.reduceat(side, starts) <= most
         filled[filled] = np.logical_and.reduceat(sure, np.cumsum([0, *counts[:-1]]))
     return filled.tolist()
-
-
-def _are_polygons(mask: list[Any]) -> bool:
-    lengths = [len(one) if type(one) is list else 0 for one in mask]
-    return bool(lengths) and min(lengths) >= 6 and not any(length % 2 for length in lengths)
