@@ -15,14 +15,14 @@
 # # Data regimes
 #
 # The same pair with less and more training data, as in the paper's Figures 7 and 8. `RUNS` is any
-# folder that holds a study for each size: set it to your own output. The one here is what
-# `scripts/demo_regimes.sh` trains, recorded without checkpoints (`docs/demo.md` says what one seed
-# shows). Nothing below needs torch or Detectron2.
+# folder that holds a study of several sizes, or a study for each: set it to your own output. The
+# one here is recorded without checkpoints (`docs/miniature.md` says what it shows). Nothing below
+# needs torch or Detectron2.
 
 # %%
 from scratch_vs_pretrain import figure, load_runs, table
 
-RUNS = "data/demo_regimes"
+RUNS = "data/miniature/miniature-less-data"
 
 # %% [markdown]
 # Final box AP of both arms by the number of training images:
@@ -30,6 +30,12 @@ RUNS = "data/demo_regimes"
 # %%
 runs = load_runs(RUNS)
 table(runs, "less-data")
+
+# %% [markdown]
+# Drawn, with what pre-training is worth in images:
+
+# %%
+figure(runs, "sizes")
 
 # %% [markdown]
 # AP and training loss, a row for each size. An arm whose training loss is as low and whose AP is

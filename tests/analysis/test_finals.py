@@ -36,7 +36,9 @@ def test_both_arms_by_size_with_the_worth_in_images(folders):
 def test_nothing_is_extrapolated(folders):
     runs = write(folders, (100, 300, 3000), (10.0, 12.0, 15.0), (20.0, 22.0, 24.0), seeds=2)
     figure = sizes_figure(runs)
-    assert "more than 30 times as many, more than the largest size" in caption(figure)
+    for metric in ("box AP", "mask AP"):
+        said = f"more than 30 times as many, more than the largest size, {metric}."
+        assert said in caption(figure)
     assert len(figure.axes) == 2
     assert "mean of 2 seeds" in caption(figure)
 

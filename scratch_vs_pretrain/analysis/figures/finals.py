@@ -45,6 +45,7 @@ from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, Scores, by_study, final_results
 from scratch_vs_pretrain.analysis.stats.crossing import worth_in_images
 from scratch_vs_pretrain.analysis.stats.samples import Budget, Budgets, budgets
+from scratch_vs_pretrain.analysis.stats.setting import metric_name
 from scratch_vs_pretrain.errors import UserError
 
 # What a setting is called, and the final scores by arm.
@@ -185,13 +186,13 @@ def sizes_figure(runs: Records, *, metrics: Names = None, band: str = "range") -
         raise UserError("fewer than two sizes of training data have a finished run; draw ap")
     arrows: list[str] = []
 
-    def draw_beside(lines: Sequence[Line], ax: Axes) -> None:
+    def draw_beside(metric: str, lines: Sequence[Line], ax: Axes) -> None:
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(FixedLocator(sizes))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         ax.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
-        arrows.extend(_draw_worth(ax, lines, scratch))
+        arrows.extend(f"{said}, {metric_name(metric)}." for said in _draw_worth(ax, lines, scratch))
 
     panels = []
     known = {name for scores in finals.values() for one in scores.values() for name in one}
@@ -201,14 +202,14 @@ def sizes_figure(runs: Records, *, metrics: Names = None, band: str = "range") -
             found = {size: s.of(metric) for (one, size), s in finals.items() if one == arm}
             if found := {size: values for size, values in found.items() if values}:
                 lines.append(line_through(arm, style, found, band))
-        beside = functools.partial(draw_beside, lines)
+        beside = functools.partial(draw_beside, metric, lines)
         title = metric_title(metric)
         panels.append(Panel(title, lines, "training images", left=None, score=True, beside=beside))
 
     def caption() -> Iterator[str]:
         yield f"{', '.join(by_study(runs))}: final AP at each arm's longest schedule."
         yield from sentences(panels, band)
-        yield from arrows[-1:]
+        yield from arrows
 
     return draw_panels(panels, caption())
 
@@ -238,12 +239,11 @@ def _draw_worth(ax: Axes, lines: Sequence[Line], scratch: str) -> Iterator[str]:
     y = float(other.mean[list(other.x).index(one.size)])
     arrow = {"arrowstyle": "->", "color": "0.25", "linewidth": 1.2}
     ax.annotate("", (one.size * ratio, y), (one.size, y), arrowprops=arrow)
-    middle = (one.size * math.sqrt(ratio), y)
-    write(ax, text, middle, (0, -3), ha="center", va="top", color="0.25")
+    write(ax, text, (one.size * math.sqrt(ratio), y), (0, -3), ha="center", va="top", color="0.25")
     more = "" if told else ", more than the largest size"
     yield (
         f"Arrow: what {other.arm} reaches with {one.size:,} images, {scratch} reaches with "
-        f"{text} as many{more}."
+        f"{text} as many{more}"
     )
 
 
