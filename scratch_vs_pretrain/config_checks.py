@@ -98,8 +98,8 @@ def missing_warmup(cfg: CfgNode) -> list[str]:
     solver = cfg.SOLVER
     if solver.WARMUP_ITERS <= 0:
         return [f"no warm-up: SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}; set it above 0"]
-    if solver.WARMUP_FACTOR >= 1:
-        return [f"no warm-up: SOLVER.WARMUP_FACTOR is {solver.WARMUP_FACTOR}; set it below 1"]
+    if (factor := solver.WARMUP_FACTOR) >= 1:
+        return [f"no warm-up: SOLVER.WARMUP_FACTOR is {factor}; set it below 1, for example 0.001"]
     return []
 
 

@@ -172,7 +172,7 @@ def _data_sets(root: Path) -> Iterator[Check]:
     yield Check("DETECTRON2_DATASETS", str(root.resolve()))
     for name, paths in DATASETS.items():
         # An empty folder is none.
-        absent = [one for one in paths if not next((root / one).glob("*"), (root / one).is_file())]
+        absent = [p for p in paths if not ((root / p).is_file() or any((root / p).glob("*")))]
         if absent:
             fetch = " && ".join(dict.fromkeys(_download(path, root) for path in absent))
             yield Check(name, f"no {', '.join(absent)}", "note", fetch)

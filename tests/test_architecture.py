@@ -26,7 +26,7 @@ MAY_IMPORT = {
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
     "": 2_323,
-    "study": 4_298,
+    "study": 4_297,
     "training": 2_043,
     "evaluation": 1_174,
     "pretraining": 606,

@@ -64,7 +64,7 @@ class Report:
             return "no: " + "; ".join(severe)
         mended = sum(n for *_, means, n in rows if means == MENDED)
         unseen = "" if self.opened else ", as far as the annotations tell"
-        repairs = f", with {mended:,} repair{'s' * (mended > 1)}" * bool(mended)
+        repairs = f", with {mended:,} repair{'s' * (mended > 1)}" if mended else ""
         return f"yes{repairs}{unseen}"
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Report:
         ]
         printed = [tuple(map(printable, row)) for row in rows]
         looked = ", ".join(f"{name}: {count:,} images" for name, count in self.images.items())
-        looked += " (annotations alone, no image was opened)" * (not self.opened)
+        looked += "" if self.opened else " (annotations alone, no image was opened)"
         answer = f"Can a number trained on this be trusted? {self.verdict()}"
         if not rows:
             return f"{answer}\n{looked}\nnothing to report"

@@ -174,9 +174,7 @@ class Adaptive:
         found = answer(runs, level=1 - self.error, look=look, looks=self.limits.looks)
         alpha = alpha_of(1 - self.error, look, self.limits.looks) / len(found.parts) / 3
         undecided = [
-            claim
-            for one in found.parts
-            for claim in lacks_of(one.setting.contrast(), one.judged, alpha)
+            claim for one in found.parts for claim in lacks_of(one.contrast, one.judged, alpha)
         ]
         following, why = next_stage(stage, self.limits, undecided)
         self.looks.append(

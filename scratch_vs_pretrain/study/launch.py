@@ -124,8 +124,9 @@ class RunQueue:
         return not locked
 
     def _start(self) -> None:
-        for number in set(range(len(self.slots))) - self.running.keys():
-            ready = None if self.stopping else next(filter(self._can_begin, self.waiting), None)
+        free = [number for number in range(len(self.slots)) if number not in self.running]
+        for number in () if self.stopping else free:
+            ready = next(filter(self._can_begin, self.waiting), None)
             if ready:
                 self.waiting.remove(ready)
                 self.running[number] = ready, self._train(ready, number)

@@ -14,6 +14,7 @@ from pathlib import Path
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import Taken
 from scratch_vs_pretrain.training.checkpoint import Checkpointer
+from scratch_vs_pretrain.training.hooks import truncate_metrics
 
 # States from which a run does not go on by itself.
 ENDED = ("finished", "diverged")
@@ -68,8 +69,8 @@ def take(folder: RunFolder) -> bool:
     for file in trunk.evaluations.glob("[0-9]*.json"):
         if int(file.stem) <= iteration:
             write_atomically(folder.evaluations / file.name, file.read_bytes())
-    # The trainer drops the lines behind the checkpoint, as of every run that goes on.
     write_atomically(folder.metrics_file, trunk.metrics_file.read_bytes())
+    truncate_metrics(folder.metrics_file, iteration)
     note_taken(folder, iteration)
     folder.checkpoints.mkdir(exist_ok=True)
     _link(*(Checkpointer(run.checkpoints, keep=1).file(iteration) for run in (trunk, folder)))

@@ -243,8 +243,7 @@ def _wait(running: list[subprocess.Popen]) -> tuple[list[int], set[int]]:
     """Waits for all, and returns which failed, in this order, and which of them were killed because
     they outlived a failed one for too long."""
     left, deadline = dict(enumerate(running)), float("inf")
-    failed: list[int] = []
-    hung: set[int] = set()
+    failed, hung = list[int](), set[int]()
     while left:
         time.sleep(POLL_SECONDS)
         for rank, process in list(left.items()):

@@ -1,5 +1,7 @@
 """A branch begins where its trunk is, and ends as if it had been trained alone."""
 
+import json
+
 import pytest
 
 from scratch_vs_pretrain.study.parse import load_study
@@ -71,6 +73,10 @@ def test_a_branch_killed_at_its_beginning_begins_anew(plan, monkeypatch, assert_
         patch.setattr(branch, "_link", die)
         assert worker.main([str(short.path)]) == worker.FAILED
     assert "No space left" in short.read().reason
+    # What is there until then is the trunk's up to where it leaves it, for all who read it.
+    lines = [json.loads(line)["iteration"] for line in short.metrics_file.open()]
+    assert lines
+    assert max(lines) < short.read().branch.at
     train(short)
     (alone, _) = plan("alone", sharing=False)
     train(alone)

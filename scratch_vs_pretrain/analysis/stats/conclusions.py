@@ -167,12 +167,12 @@ def conclusions_text(roots: Path | Iterable[Path], form: str = "text") -> str:
         if one.verdict == NOT_ENOUGH:
             said, rest = f"{NOT_ENOUGH}:", one.reading
         lines.append(f"{one.number}. {one.statement}")
-        lines.append(f"   {said.upper()} {rest}" + ", assuming" * bool(one.assuming))
+        lines.append(f"   {said.upper()} {rest}{', assuming' if one.assuming else ''}")
         for f in one.findings:
-            other = f"{f.verdict}: " * (f.verdict != one.verdict)
+            other = f"{f.verdict}: " if f.verdict != one.verdict else ""
             lines.append(f"   - {f.study}: {other}{f.evidence}")
-        lines += [f"   - {one.missing}"] * bool(one.missing)
-        lines += [f"   assuming {one.assuming}"] * bool(one.assuming)
+        lines += [f"   - {one.missing}"] if one.missing else []
+        lines += [f"   assuming {one.assuming}"] if one.assuming else []
     return "\n".join([*lines, "", *level_notes(runs), "The rules: docs/verdicts.md"])
 
 
