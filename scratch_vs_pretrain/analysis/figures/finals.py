@@ -239,11 +239,11 @@ def _draw_worth(ax: Axes, lines: Sequence[Line], scratch: str) -> Iterator[str]:
     y = float(other.mean[list(other.x).index(one.size)])
     arrow = {"arrowstyle": "->", "color": "0.25", "linewidth": 1.2}
     ax.annotate("", (one.size * ratio, y), (one.size, y), arrowprops=arrow)
-    write(ax, text, (one.size * math.sqrt(ratio), y), (0, -3), ha="center", va="top", color="0.25")
-    more = "" if told else ", more than the largest size"
+    ha = "left" if told else "right"  # under scratch's line there is room
+    write(ax, text, (one.size * ratio, y), (4, -4), ha=ha, va="top", color="0.25")
     yield (
         f"Arrow: what {other.arm} reaches with {one.size:,} images, {scratch} reaches with "
-        f"{text} as many{more}"
+        f"{text} as many{'' if told else ', more than the largest size'}"
     )
 
 
