@@ -4,8 +4,8 @@
     uv run python scripts/record_runs.py output/miniature notebooks/data/miniature
 
 A copy is run.json, evaluations/ and metrics.json without what no table or figure reads: single
-losses, times of an iteration, diagnostics. Checkpoints, configs and logs stay behind, and so do the
-host's name and the folder of the initial weights.
+losses, times of an iteration, diagnostics, the samples seen between evaluations. Checkpoints,
+configs and logs stay behind, and so do the host's name and the folder of the initial weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders, write_json
 
-KEPT = ("iteration", "total_loss", "lr", "samples/")
+KEPT = ("iteration", "total_loss", "lr")
 DIGITS = 5
 
 
@@ -45,10 +45,11 @@ def record(runs: Path, destination: Path) -> list[Path]:
 
 def _thinned(line: str) -> str:
     row: dict[str, Any] = json.loads(line)
+    evaluated = any("/AP" in key for key in row)
     kept = {
         key: float(f"{value:.{DIGITS}g}") if key in ("total_loss", "lr") else value
         for key, value in row.items()
-        if key.startswith(KEPT) or "/A" in key
+        if key.startswith(KEPT) or (evaluated and key.startswith("samples/")) or "/A" in key
     }
     return json.dumps(kept) + "\n"
 

@@ -279,9 +279,11 @@ def _notices(
     inits: dict[str, list[str]] = {}
     for arm in study.arms:
         inits.setdefault(arm.weights, []).append(arm.name)
-    for names in inits.values():
+    for weights, names in inits.items():
         if len(names) > 1:
-            yield f"arms {' and '.join(names)} start from the same initial weights"
+            # Of equal seeds, but not of equal weights where the models differ.
+            start = "the same initial weights" if weights else "random weights"
+            yield f"arms {' and '.join(names)} start from {start}"
     yield from dict.fromkeys(notice for arm in study.arms for notice in data_notices(study, arm))
     for (name, schedule), cfg in configs.items():
         first = (*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER)[0]

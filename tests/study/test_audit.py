@@ -104,10 +104,10 @@ class TestAudit:
         with pytest.raises(UserError, match=r"SOLVER\.BASE_LR \(scratch: 0\.002, tuned: 0\.001\)"):
             audit(study)
 
-    def test_equal_initial_weights_are_noted(self, base):
+    def test_arms_without_other_weights_are_noted(self, base):
         arms = tuple(Arm(name, "scratch", (SHORT,)) for name in "ab")
         audited = audit(Study("s", base.parent / "study.yaml", base, arms))
-        assert audited.notices == ("arms a and b start from the same initial weights",)
+        assert audited.notices == ("arms a and b start from random weights",)
         assert audited.text().startswith("arms differ in: nothing")
 
     def test_one_arm_has_nothing_to_compare(self, base):
