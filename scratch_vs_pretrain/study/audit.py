@@ -281,9 +281,7 @@ def _notices(
         inits.setdefault(arm.weights, []).append(arm.name)
     for weights, names in inits.items():
         if len(names) > 1:
-            # Of equal seeds, but not of equal weights where the models differ.
-            start = "the same initial weights" if weights else "random weights"
-            yield f"arms {' and '.join(names)} start from {start}"
+            yield f"arms {' and '.join(names)} start from {weights or 'random weights'}"
     yield from dict.fromkeys(notice for arm in study.arms for notice in data_notices(study, arm))
     for (name, schedule), cfg in configs.items():
         first = (*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER)[0]
