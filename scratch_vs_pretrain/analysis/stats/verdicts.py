@@ -5,9 +5,9 @@ Two null hypotheses belong to it. "It helps" needs the rejection of lead <= 0 (s
 does not" that of lead >= margin (non-inferiority of scratch). The nulls of all claims of an answer
 are tested together by a closed test (Marcus, Peritz and Gabriel 1976, Biometrika 63) with
 Bonferroni's test of every intersection, as Holm's method is, over those sets of nulls that can be
-true at once (Shaffer 1986, JASA 81): no claim has lead <= 0 and lead >= margin, and scratch does
-not fall behind by the margin after a time at which it was not behind at all. So the chance that an
-answer holds any wrong verdict is at most 1 - level.
+true at once (Shaffer 1986, JASA 81): no claim has lead <= 0 and lead >= margin. So the chance that
+an answer holds any wrong verdict is at most 1 - level, however the lead changes with training: a
+lead may well appear only after a time at which neither arm had learned.
 
 Arrays may have leading axes, one entry for each simulated study.
 """
@@ -112,19 +112,17 @@ MOST_NULLS = 4
 def possible_nulls(claims: int, last_free: bool = True) -> np.ndarray:
     """Returns (c, 2 * claims) sets of nulls that can be true at once.
 
-    Columns are lead <= 0 of each claim, then lead >= margin of each, in the order of training.
+    Columns are lead <= 0 of each claim, then lead >= margin of each.
 
     Args:
         claims: their number.
         last_free: the last one may be false for another reason too, training that was too short:
-            both its nulls can then be true, after any others.
+            both its nulls can then be true.
     """
     free = 1 if last_free and claims else 0
     sets = set()
+    # 0: not ahead, 1: between, 2: ahead by the margin.
     for states in itertools.product((0, 1, 2), repeat=claims - free):
-        # 0: not ahead, 1: between, 2: ahead by the margin.
-        if any(b == 2 and 0 in states[:at] for at, b in enumerate(states)):
-            continue
         for ends in itertools.product((False, True), repeat=2 * free):
             at_most = [state == 0 for state in states] + list(ends[:free])
             at_least = [state == 2 for state in states] + list(ends[free:])
@@ -168,6 +166,7 @@ class Gate:
 
     yes: np.ndarray  # (...) p value against "longer training would help scratch by the margin"
     no: np.ndarray  # (...) p value against "longer training would let scratch fall behind"
+    assuming: bool = False  # rests on a noise that the study states
 
 
 OPEN = Gate(np.zeros(()), np.zeros(()))
@@ -191,7 +190,8 @@ def gate(
     ways = [] if other_gains is None else [other_gains.p_below(margin)]
     ways += [] if change is None else [change.p_below(0.0)]
     no = np.minimum(len(ways) * functools.reduce(np.minimum, ways), 1.0) if ways else np.ones(())
-    return Gate(yes, no)
+    known = [one for one in (gains, other_gains, change) if one is not None]
+    return Gate(yes, no, any(math.isinf(one.df) for one in known))
 
 
 @dataclass(frozen=True)
