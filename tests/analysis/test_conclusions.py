@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -249,3 +250,31 @@ def test_json_holds_what_the_text_says(folders):
     content = json.loads(conclusions_text(folders.root, "json"))
     assert [one["number"] for one in content] == [1, 2, 3, 4, 5, 6]
     assert content[2]["reading"] == "supported in 1 of 1 setting"
+
+
+def test_an_interval_that_tells_has_a_verdict(folders):
+    """Rules that could be wrong on both sides divide the error, and so do their intervals."""
+    for seed, off in enumerate((-0.5, 0.0, 0.5)):
+        for name, end in (("scratch", 15.9 + off), ("pretrained", 30.0)):
+            folders.run(name, seed, curve={600: end}, data=data(20_000))
+    (low, high) = re.search(r"\[(.*), (.*)\]", finding(folders, 1).evidence).groups()
+    assert float(low) < 0 < 0.9 < float(high)
+    assert finding(folders, 1).verdict == NOT_ENOUGH
+
+
+def test_why_an_interval_off_zero_decides_nothing_is_said(folders):
+    study(folders, (30.0, 31.0), (33.0, 34.0), images=1000)
+    for number in (3, 5):
+        assert finding(folders, number).verdict == NOT_ENOUGH
+        assert "not shown that training is long enough" in finding(folders, number).evidence
+    for file in folders.root.rglob("scratch/1200it/seed0/metrics.json"):
+        file.write_text(file.read_text().replace('"total_loss": 0.', '"total_loss": 0.00'))
+    assert "not shown that scratch fits" in finding(folders, 5).evidence
+
+
+def test_looks_of_an_adaptive_study_count(folders):
+    study(folders, (28.0, 31.0), (34.0, 34.0), noise=(-3.0, 0.0, 3.0))
+    assert finding(folders, 2).verdict == SUPPORTED
+    told = folders.root / "output/demo/answer.json"
+    told.write_text(json.dumps({"looks": [{"look": 1, "looks": 9}]}))
+    assert finding(folders, 2).verdict == NOT_ENOUGH

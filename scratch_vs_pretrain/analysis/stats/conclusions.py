@@ -12,7 +12,7 @@ from scratch_vs_pretrain.analysis.stats import rules
 from scratch_vs_pretrain.analysis.stats.answer import plain
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
 from scratch_vs_pretrain.analysis.stats.rules import LITTLE, MUCH, Rule
-from scratch_vs_pretrain.analysis.stats.setting import Setting, settings
+from scratch_vs_pretrain.analysis.stats.setting import Setting, looks_at, settings
 from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL, alpha_of, holm
 from scratch_vs_pretrain.errors import UserError
 
@@ -78,8 +78,9 @@ def conclude(runs: Sequence[RunRecord]) -> tuple[Conclusion, ...]:
         except UserError as error:
             unpaired.append(Finding(study, NOT_ENOUGH, str(error)))
     level = max((run.level or LEVEL for run in runs), default=LEVEL)
+    alpha = alpha_of(level, looks=max((looks_at(s.runs) for s in found), default=1))
     return tuple(
-        _conclusion(number, statement, rule, found, unpaired, level)
+        _conclusion(number, statement, rule, found, unpaired, level, alpha)
         for number, (statement, rule) in enumerate(CONCLUSIONS.items(), start=1)
     )
 
@@ -91,8 +92,9 @@ def _conclusion(
     found: Sequence[Setting],
     unpaired: Sequence[Finding],
     level: float,
+    alpha: float,
 ) -> Conclusion:
-    findings = (*_findings(rule, found, alpha_of(level)), *unpaired)
+    findings = (*_findings(rule, found, alpha), *unpaired)
     supported = [f for f in findings if f.verdict == SUPPORTED]
     against = [f for f in findings if f.verdict == CONTRADICTED]
     lacking = [kind for kind in KINDS.get(rule, ("",)) if kind not in {f.kind for f in supported}]
@@ -183,7 +185,8 @@ def level_notes(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     strictest = f", the strictest answer.level ({of})" * (len({*levels.values()}) > 1)
     return (
         f"Level {max(levels.values()):g}{strictest}: the probability that all support of one "
-        "conclusion is right, and likewise all contradiction.",
+        "conclusion in one regime of data (much, little, between) is right, and likewise all "
+        "contradiction.",
         "A number is what its line says before it, with a minus the opposite; in brackets are "
         "one-sided bounds at this level, wider where several settings are judged.",
     )

@@ -22,6 +22,7 @@ from scratch_vs_pretrain.analysis.stats.contrast import (
 from scratch_vs_pretrain.analysis.stats.lines import signed
 from scratch_vs_pretrain.analysis.stats.setting import Setting, metric_name
 from scratch_vs_pretrain.analysis.stats.verdicts import (
+    ALPHA,
     LEAST_SEEDS,
     OPEN,
     SHUT,
@@ -45,6 +46,7 @@ class Test:
     lacks: str = ""  # why the rule cannot be applied, or what would have to be known
     # What is said of a lead that is shown to lie between 0 and the margin, which is not worse.
     within: str = "against"
+    sides: int = 1  # among which the error is divided, where both could be wrong
 
     @property
     def judged(self) -> bool:
@@ -57,7 +59,7 @@ class Test:
             return f"{self.what}: {self.lacks}" if self.what else self.lacks
         text = f"{self.what}: {signed(self.value.mean)}"
         if math.isfinite(self.value.error):
-            low, high = bounds(self.value, alpha)
+            low, high = bounds(self.value, alpha / self.sides)
             text += f" [{signed(low)}, {signed(high)}]"
         text += f" ({self.value.n} seed{'s' * (self.value.n != 1)}"
         text += ", assuming)" if math.isinf(self.value.df) else ")"
@@ -96,7 +98,7 @@ def works(setting: Setting) -> Test:
     against = max(against, float(end_gate(setting.contrast()).yes))
     lost = [run.name for run in setting.of(setting.scratch) if run.state == "diverged"]
     lacks = f"diverged, so not counted: {', '.join(lost)}" if lost else ""
-    return Test(what, value, p_for, against, lacks)
+    return Test(what, value, p_for, against, lacks, sides=2)
 
 
 def needs_longer(setting: Setting) -> Test:
@@ -155,7 +157,7 @@ def helps_localization_less(setting: Setting) -> Test:
     apart = max(float(alike.p_above(-margin)), float(alike.p_below(margin)), float(door.no))
     p_for, p_against = two_sided(value, 0.0)
     lacks = f"at AP50 the lead is {signed(alike.mean)}"
-    return Test(what, value, max(p_for, apart), max(p_against, apart), lacks)
+    return Test(what, value, max(p_for, apart), max(p_against, apart), lacks, sides=2)
 
 
 def _matched(setting: Setting, task: str) -> Test:
@@ -171,7 +173,7 @@ def _matched(setting: Setting, task: str) -> Test:
     if not known:
         raise Lacking(what, "the curves share too little of AP50")
     value = spread(known, _twice(setting.sd))
-    return Test(what, value, *two_sided(value, 0.0))
+    return Test(what, value, *two_sided(value, 0.0), sides=2)
 
 
 def _points(coarse: Curves, fine: Curves, seed: int) -> np.ndarray:
@@ -207,15 +209,19 @@ def _at_the_end(setting: Setting, *, no_worse: bool) -> Test:
     what = f"final {metric_name(setting.metric)} that scratch lacks"
     value = spread(paired(*_finals(setting, what)), setting.sd)
     door = end_gate(contrast)
-    no = max(float(value.p_below(margin)), float(door.no))
-    yes = max(float(value.p_above(0.0)), float(door.yes))
-    if door is not OPEN:  # Of training that is too short, both would be wrong.
-        no, yes = min(1.0, 2 * no), min(1.0, 2 * yes)
-    short = "training too short: no schedule at most half as long shows that it is enough"
-    lacks = short if door is SHUT else ""
+    # Of training that is too short, both would be wrong.
+    sides = 1 if door is OPEN else 2
+    alone = np.array([value.p_below(margin), value.p_above(0.0)])
+    gated = np.maximum(alone, [door.no, door.yes])
+    no, yes = (float(p) for p in np.minimum(1.0, sides * gated))
+    lacks = ""
+    if door is SHUT:
+        lacks = "training too short: no schedule at most half as long shows that it is enough"
+    elif sides * alone.min() <= ALPHA < min(no, yes):
+        lacks = "not shown that training is long enough"
     if no_worse:
-        return Test(what, value, no, yes, lacks, within="for")
-    return Test(what, value, yes, no, lacks)
+        return Test(what, value, no, yes, lacks, "for", sides)
+    return Test(what, value, yes, no, lacks, sides=sides)
 
 
 def _finals(
@@ -268,6 +274,8 @@ def _fits_as_well(setting: Setting) -> tuple[float, str]:
         )
     if ratio.mean() > limit:
         text += ": scratch does not fit its training data as well yet"
+    elif p > ALPHA:
+        text += ": not shown that scratch fits its training data as well"
     return p, text
 
 
