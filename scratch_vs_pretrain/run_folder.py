@@ -33,6 +33,9 @@ from typing import Any, BinaryIO
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_info import RunInfo
 
+# What `svp run --until answered` writes beside the folders of a study's arms.
+ADAPTIVE_FILE = "answer.json"
+
 # What starts training processes sets these in their environment. PARENT: its process id; they stop
 # when it is gone. SAME_REQUEST: for so many seconds a second request to stop is the first again.
 PARENT = "SVP_PARENT"

@@ -21,7 +21,7 @@ from scratch_vs_pretrain.analysis.stats.answer import answer, plain
 from scratch_vs_pretrain.analysis.stats.contrast import Lack, lacks_of
 from scratch_vs_pretrain.analysis.stats.verdicts import alpha_of
 from scratch_vs_pretrain.errors import UserError, say
-from scratch_vs_pretrain.run_folder import RunFolder, write_json
+from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE, RunFolder, write_json
 from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.study.plan import check_parts, plan
 from scratch_vs_pretrain.study.resolve import schedules_of
@@ -127,7 +127,7 @@ class Adaptive:
             raise UserError(
                 f"{self.study.file}: --until answered needs an arm from scratch and another one"
             )
-        self.file = self.output / self.study.name / "answer.json"
+        self.file = self.output / self.study.name / ADAPTIVE_FILE
         asked = self.study.answer or Answer()
         # The largest first: it is what the question is about.
         self.sizes = self.study.by_size()[::-1]

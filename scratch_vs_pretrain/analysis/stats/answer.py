@@ -22,12 +22,13 @@ from scratch_vs_pretrain.analysis.stats.crossing import Worth
 from scratch_vs_pretrain.analysis.stats.lines import (
     Line,
     lines_of,
+    lost_text,
     ranking,
     setting_text,
     worths,
 )
 from scratch_vs_pretrain.analysis.stats.part import Part, part_of
-from scratch_vs_pretrain.analysis.stats.setting import MASKS, settings
+from scratch_vs_pretrain.analysis.stats.setting import MASKS, looks_at, settings
 from scratch_vs_pretrain.analysis.stats.verdicts import UNDECIDED, alpha_of
 
 
@@ -109,7 +110,7 @@ def answer(
     metric: str | None = None,
     level: float | None = None,
     look: int = 1,
-    looks: int = 1,
+    looks: int | None = None,
 ) -> Answer:
     """Answers the question of one study.
 
@@ -117,7 +118,8 @@ def answer(
         runs: of the study.
         metric: that decides; None: the study's own.
         level: of all verdicts together, over all looks; None: the study's own.
-        look: which of so many `looks` at its growing evidence this is.
+        look: which of so many `looks` at its growing evidence this is; None: as many as
+            ``svp run --until answered`` may have taken.
 
     Raises:
         UserError: see :func:`.settings`.
@@ -126,7 +128,7 @@ def answer(
     # Arms beside scratch are ranked among themselves too, which is a family of its own.
     families = len(found) + (len({s.other for s in found}) > 1)
     level = level or found[0].level
-    alpha = alpha_of(level, look, looks) / families
+    alpha = alpha_of(level, look, looks or looks_at(runs)) / families
     parts = tuple(part_of(setting, alpha) for setting in found)
     first = found[0]
     # What mask AP would say is no part of the answer, only what it lacks.
@@ -139,15 +141,16 @@ def answer(
     ]
     worth = worths(found)
     ranks = ranking(found, alpha)
-    assumes = any(v.assuming for part in parts for v in part.judged.verdicts)
-    assuming = " and ".join(first.assumed()) if assumes else ""
+    resting = [part for part in parts if any(v.assuming for v in part.judged.verdicts)]
+    assumed = dict.fromkeys(text for part in resting for text in part.setting.assumed())
+    assuming = " and ".join(assumed)
     return Answer(
         first.study,
         setting_text(first),
         first.metric,
         first.limits.margin,
         parts,
-        lines_of(parts, masks, worth, ranks, assuming, level),
+        lines_of(parts, masks, worth, ranks, lost_text(runs, found), assuming, level),
         assuming,
         worth,
     )

@@ -158,7 +158,8 @@ def judge_contrast(contrast: Contrast, alpha: float = ALPHA) -> Judged:
     door = end_gate(contrast)
     *claims, last = (_claim(name, values, contrast) for name, values in leads.items())
     if door is not SHUT:
-        claims.append(replace(last, gate=door, assuming=last.assuming or door is OPEN))
+        assuming = last.assuming or door is OPEN or door.assuming
+        claims.append(replace(last, gate=door, assuming=assuming))
     # What cannot be judged by design, whatever the numbers are, takes no part of the error.
     testable = [claim for claim in claims if np.isfinite(claim.lead.error)]
     tested = {v.claim: v for v in judge(testable, contrast.limits.margin, alpha)}

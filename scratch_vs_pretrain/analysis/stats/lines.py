@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, paired
 from scratch_vs_pretrain.analysis.stats.cost import on_processors
 from scratch_vs_pretrain.analysis.stats.crossing import Region, Worth, worth_in_images
@@ -70,6 +72,7 @@ def lines_of(
     masks: Sequence[Need],
     worth: Sequence[Worth],
     ranks: str,
+    lost: str,
     assuming: str,
     level: float,
 ) -> tuple[Line, ...]:
@@ -83,7 +86,9 @@ def lines_of(
     lines += [_size_line(part) for part in parts[len(largest) :]]
     if len(parts) > len(largest):
         lines.append(Line("worth", "worth", _worth_text(worth, parts)))
-    lines += [Line("ranks", "ranks", ranks)] if ranks else []
+    if ranks:
+        short = any(part.judged.end.reason == "short" for part in largest)
+        lines.append(Line("ranks", "ranks", ranks + "; training may be too short" * short))
     for part in largest:
         title = "cost" if len(largest) == 1 else f"cost, {part.setting.other}"
         text = _cost_text(part.setting, part.contrast)
@@ -94,6 +99,7 @@ def lines_of(
         absent = ", ".join(map(metric_name, first.without))
         text = f"{metric_name(first.metric)}, since no finished run has a number for {absent}"
         lines.append(Line("setting", "judged by", text))
+    lines += [Line("setting", "left out", lost)] if lost else []
     lines += [Line("setting", "assuming", assuming)] if assuming else []
     other = first.other if len(largest) == 1 else "the other arm"
     text = (
@@ -145,8 +151,9 @@ def _why(part: Part, verdict: Verdict) -> str:
         if contrast.gain < contrast.limits.margin:
             return f"not shown that training is long enough: {part.setting.scratch} {gain}"
         return f"training too short: {part.setting.scratch} still {gain}"
+    nothing = f"has a number for {metric_name(part.setting.metric)}"
     return {
-        "nothing": "no seed of both arms is finished",
+        "nothing": f"no seed of both arms {nothing if all(contrast.arms) else 'is finished'}",
         "unasked": "the arms were not evaluated at the same iterations then",
         "seeds": f"{seeds_text(verdict.seeds)}, a verdict needs {LEAST_SEEDS} or a stated noise",
         "noise": "the interval holds both",
@@ -180,7 +187,9 @@ def _round(iterations: float) -> str:
 
 def _size_line(part: Part) -> Line:
     shown = [
-        f"{_title(part, v.claim)} {v.verdict} {interval_text(v)}".rstrip()
+        f"{_title(part, v.claim)} {v.verdict}"
+        + " (assuming)" * (v.assuming and v.verdict != UNDECIDED)
+        + f" {interval_text(v)}".rstrip()
         + " (training too short)" * (v.reason == "short")
         for v in part.judged.asked
     ]
@@ -243,6 +252,18 @@ def _masks_text(parts: Sequence[Part], masks: Sequence[Need]) -> list[str]:
     return [f"mask AP {need.text('needs about')}"]
 
 
+def lost_text(runs: Sequence[RunRecord], found: Sequence[Setting]) -> str:
+    """Says which runs ended without a result, and at which sizes an arm is missing."""
+    lost: Counter[tuple[str, ...]] = Counter()
+    for run in runs:
+        size = "" if run.size is None else f", {run.size:,} images"
+        if run.size not in {setting.size for setting in found}:
+            lost[f"{run.arm}{size}", "without the other arm"] += 1
+        elif run.state in ("diverged", "failed"):
+            lost[f"{run.arm} {run.schedule}{size}", run.state] += 1
+    return "; ".join(f"{what}: {count} {why}" for (what, why), count in lost.items())
+
+
 def worths(found: Sequence[Setting]) -> tuple[Worth, ...]:
     """Returns what pre-training is worth at each size, for the first other arm."""
     sized = [s for s in reversed(found) if s.other == found[0].other and s.size]
@@ -257,21 +278,25 @@ def worths(found: Sequence[Setting]) -> tuple[Worth, ...]:
 
 
 def _worth_text(worth: Sequence[Worth], parts: Sequence[Part]) -> str:
-    inside = list(itertools.takewhile(lambda part: part.judged.end.verdict == NO, parts))
+    of_one = [part for part in parts if part.setting.other == parts[0].setting.other]
+    inside = list(itertools.takewhile(lambda part: part.judged.end.verdict == NO, of_one))
+    assuming = ", assuming" * any(part.judged.end.assuming for part in of_one)
     margin = f"; inside the margin from {inside[-1].setting.size:,} images on" if inside else ""
     each = [f"{_one_worth(one)} at {one.size:,} images" for one in worth]
-    return ("; ".join(each) or "not known: no seed has both arms at every size") + margin
+    known = "; ".join(each) or "not known: no seed has both arms at every size"
+    return known + margin + assuming
 
 
 def _one_worth(one: Worth) -> str:
-    if math.isinf(one.ratio) or math.isinf(one.low):
-        least = one.low if math.isfinite(one.low) else one.most
-        return f"> {least:.1f} times the training images, beyond the largest size,"
+    if math.isinf(one.low):
+        return f"> {one.most:.1f} times the training images, beyond the largest size,"
+    ratio, high = (
+        f"> {one.most:.1f}" if math.isinf(x) else f"{x:.1f}" for x in (one.ratio, one.high)
+    )
     if math.isnan(one.low):
-        return f"{one.ratio:.1f} times (too few seeds for an interval)"
-    high = f"> {one.most:.1f}" if math.isinf(one.high) else f"{one.high:.1f}"
+        return f"{ratio} times (too few seeds for an interval)"
     low = f"{one.low:.1f}" if one.low else "< 1"
-    return f"{one.ratio:.1f} [{low}, {high}] times the training images"
+    return f"{ratio} [{low}, {high}] times the training images"
 
 
 def ranking(found: Sequence[Setting], alpha: float) -> str:
@@ -293,6 +318,7 @@ def ranking(found: Sequence[Setting], alpha: float) -> str:
     for pair in itertools.pairwise(order):
         low, high = (signed(x) for x in bounds(leads[pair], alpha / 2 / len(pairs)))
         interval = f" [{low}, {high}]" if low != "+nan" else ""
+        interval += ", assuming" * math.isinf(leads[pair].df)
         sign = ">" if p[pair] <= alpha else "~"
         text += f" {sign} {pair[1]} ({signed(leads[pair].mean)}{interval})"
     return text

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 
@@ -12,10 +13,11 @@ import numpy as np
 from scratch_vs_pretrain.analysis.runs.metrics import is_score
 from scratch_vs_pretrain.analysis.runs.numbers import curve, evaluations
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results
+from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, scratch_arm
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, Limits, end_gate
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, OPEN
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE
 from scratch_vs_pretrain.run_info import Noise
 from scratch_vs_pretrain.text import nearest
 
@@ -98,11 +100,11 @@ class Setting:
 
     def assumed(self) -> list[str]:
         """Says what verdicts rest on beside the runs."""
-        seeds = Counter((r.arm, r.schedule) for r in self.runs if r.state == "finished").values()
-        said = []
-        if self.sd is not None and min(seeds, default=0) < LEAST_SEEDS:
+        contrast, said = self.contrast(), []
+        seeds = [{*curves.finals()} for arm in contrast.arms for curves in arm]
+        if self.sd is not None and len(set().union(*seeds).intersection(*seeds)) < LEAST_SEEDS:
             said.append(f"a noise of {self.sd:g} AP ({self.because})")
-        if end_gate(self.contrast()) is OPEN:
+        if end_gate(contrast) is OPEN:
             said.append(f"training that was long enough ({self.converged})")
         return said
 
@@ -140,7 +142,12 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
         UserError: no arm from scratch, none beside it, other test data, limits that differ, or a
             metric that no finished run has.
     """
-    sizes = sorted({run.size or 0 for run in runs}, reverse=True)
+    arms = {run.size or 0: set[str]() for run in runs}
+    for run in runs:
+        arms[run.size or 0].add(run.arm)
+    # A size at which an arm is missing is left out, if there is another one.
+    whole = [size for size, there in arms.items() if len(there) > 1 and scratch_arm(runs) in there]
+    sizes = sorted(whole or arms, reverse=True)
     found = []
     for size in sizes:
         members = tuple(run for run in runs if (run.size or 0) == size)
@@ -166,6 +173,16 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
     if metric and metric not in known:
         raise no_metric([metric], known, "finished run")
     return tuple(found)
+
+
+def looks_at(runs: Sequence[RunRecord]) -> int:
+    """Returns over how many looks a study's error is divided; 1 if it was trained as planned."""
+    level = 2 if runs[0].size is None else 3
+    for study in runs[0].folder.absolute().parents[level : level + 1]:
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+            told = json.loads((study / ADAPTIVE_FILE).read_bytes())
+            return max(1, *(int(look["looks"]) for look in told["looks"]))
+    return 1
 
 
 def no_metric(unknown: Sequence[str], known: Collection[str], runs: str = "run") -> UserError:
