@@ -114,9 +114,10 @@ def test_identical_learners_of_other_lengths_need_no_longer(folders):
     assert "no schedule that both arms" in finding(folders, 2).evidence
 
 
-def test_training_losses_are_compared_with_little_data_too(folders):
-    study(folders, (20.0, 20.1), (31.0, 31.1), images=1000)
-    assert finding(folders, 5).verdict == SUPPORTED
+@pytest.mark.parametrize(("images", "verdict"), [(1000, SUPPORTED), (20_000, CONTRADICTED)])
+def test_training_losses_are_compared_on_both_sides(folders, images, verdict):
+    study(folders, (20.0, 20.1), (31.0, 31.1), images=images)
+    assert finding(folders, 5).verdict == verdict
     for file in folders.root.rglob("scratch/**/metrics.json"):
         file.write_text(file.read_text().replace('"total_loss": ', '"total_loss": 9'))
     assert finding(folders, 5).verdict == NOT_ENOUGH
@@ -210,6 +211,21 @@ def test_scratch_ahead_at_equal_ap50_localizes_better(folders):
     localization(folders, ours, theirs)
     assert finding(folders, 6).verdict == SUPPORTED
     assert "at equal AP50" in finding(folders, 6).evidence
+
+
+@pytest.mark.parametrize(("coarse", "verdict"), [(0.0, SUPPORTED), (5.0, NOT_ENOUGH)])
+def test_ends_are_compared_where_their_ap50_is_alike(folders, coarse, verdict):
+    """Pre-training leads by 2 less at AP75; that may be its stage where it leads at AP50."""
+    for name, lead in (("scratch", 0.0), ("pretrained", 1.0)):
+        for length in (600, 1200):
+            for seed, off in enumerate(NOISE):
+                folder = folders.run(name, seed, iterations=length, curve={}, data=data(20_000))
+                scores = {"AP50": 60 + lead * coarse, "AP75": 40 + lead * (coarse - 2)}
+                scores = {key: value + off * lead for key, value in scores.items()}
+                tasks = {"bbox": {"AP": 40.0 + off, **scores}}
+                folders.evaluation(folder, length, None, tasks=tasks)
+    assert finding(folders, 6).verdict == verdict
+    assert f"at AP50 the lead is +{coarse:.1f}" in finding(folders, 6).evidence
 
 
 def test_recorded_runs_contradict_nothing():

@@ -119,6 +119,16 @@ def test_several_studies_begin_with_an_overview():
     assert "AP against training images" in start
 
 
+def test_the_overview_says_which_verdicts_assume_a_noise(folders):
+    for study in ("one", "other"):
+        for arm, end in (("scratch", 30.0), ("pretrained", 33.0)):
+            noise = {"sd": 0.2, "because": "x"}
+            folders.run(arm, study=study, curve={100: end, 600: end}, noise=noise)
+    overview = report_html(folders.root).split('class="overview"')[1].split("</table>")[0]
+    assert overview.count('<span class="chip yes">yes</span> assuming +3.0 AP') == 2 * 2
+    assert overview.count('<span class="chip undecided">undecided</span> +3.0 AP') == 2
+
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory, folders_in):
     """The report of a study with hostile text in every name."""

@@ -86,9 +86,7 @@ def lines_of(
     lines += [_size_line(part) for part in parts[len(largest) :]]
     if len(parts) > len(largest):
         lines.append(Line("worth", "worth", _worth_text(worth, parts)))
-    if ranks:
-        short = any(part.judged.end.reason == "short" for part in largest)
-        lines.append(Line("ranks", "ranks", ranks + "; training may be too short" * short))
+    lines += [Line("ranks", "ranks", ranks + _doubt(largest))] if ranks else []
     for part in largest:
         title = "cost" if len(largest) == 1 else f"cost, {part.setting.other}"
         text = _cost_text(part.setting, part.contrast)
@@ -284,7 +282,12 @@ def _worth_text(worth: Sequence[Worth], parts: Sequence[Part]) -> str:
     margin = f"; inside the margin from {inside[-1].setting.size:,} images on" if inside else ""
     each = [f"{_one_worth(one)} at {one.size:,} images" for one in worth]
     known = "; ".join(each) or "not known: no seed has both arms at every size"
-    return known + margin + assuming
+    return known + margin + assuming + _doubt(of_one)
+
+
+def _doubt(parts: Sequence[Part]) -> str:
+    """Says of ends that are compared as they are whether training may have been too short."""
+    return "; training may be too short" * any(p.judged.end.reason == "short" for p in parts)
 
 
 def _one_worth(one: Worth) -> str:
