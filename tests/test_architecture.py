@@ -32,7 +32,7 @@ CEILINGS = {
     "pretraining": 606,
     "data": 2_902,
     "modeling": 1_868,
-    "analysis": 6_648,
+    "analysis": 6_651,
     "cli": 1_020,
 }
 MOST_LINES_OF_A_MODULE = 400
