@@ -26,7 +26,6 @@ from scratch_vs_pretrain.analysis.stats.contrast import (
     Curves,
     Judged,
     judge_contrast,
-    lacks_of,
 )
 from scratch_vs_pretrain.analysis.stats.verdicts import NO, UNDECIDED, YES, alpha_of
 from scratch_vs_pretrain.study.adaptive import (
@@ -135,8 +134,7 @@ def adaptive(truth: Truth, rng: np.random.Generator) -> Ending:
         )
         alpha = alpha_of(look=look, looks=limits.looks)
         judged = judge_contrast(contrast, alpha)
-        undecided = lacks_of(contrast, judged, alpha / len(judged.verdicts))
-        following, _ = next_stage(stage, limits, undecided)
+        following, _ = next_stage(stage, limits, judged.lacks)
         if following is None:
             answered = sum(v.verdict != UNDECIDED for v in judged.verdicts)
             spent = cost(stage.schedules, stage.seeds)

@@ -54,12 +54,12 @@ with (Path(root) / "baseline.csv").open("w") as out:
 COLLECT = """
 from pathlib import Path
 from scratch_vs_pretrain.analysis.runs.frame import tidy
-from scratch_vs_pretrain.analysis.runs.records import find_runs
-frame = tidy(find_runs(Path(root)))
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+frame = tidy(load_runs(Path(root), plain=True))
 """
 COMMAND = """
 from pathlib import Path
-from scratch_vs_pretrain.analysis.runs.collect import collect_into
+from scratch_vs_pretrain.analysis.runs.frame import collect_into
 frame = None
 print(collect_into(Path(root) / "study", Path(root) / "runs.csv"), file=sys.stderr)
 """

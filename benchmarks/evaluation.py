@@ -133,7 +133,7 @@ def score_with_ours(
 ) -> tuple[np.ndarray, float]:
     """Returns the same as :func:`score_with_pycocotools`."""
     start = time.process_time()
-    numbers = score(ground_truth, results, task).numbers
+    numbers = score(ground_truth, results, task)
     seconds = time.process_time() - start
     values = [numbers[name] for name in NUMBERS[task]]
     return np.array([-1 if value is None else value / 100 for value in values]), seconds

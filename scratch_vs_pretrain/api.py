@@ -94,7 +94,7 @@ def load_runs(*folders: Path | str) -> Runs:
     Raises:
         UserError: no runs there, a damaged one, one run found twice, or two studies of one name.
     """
-    return Runs(records.find_runs([Path(folder) for folder in folders]))
+    return Runs(records.load_runs([Path(folder) for folder in folders], plain=True))
 
 
 def register_all(cfg: CfgNode) -> None:

@@ -26,13 +26,13 @@ MAY_IMPORT = {
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
     "": 2_326,
-    "study": 4_297,
+    "study": 4_293,
     "training": 2_043,
-    "evaluation": 1_174,
+    "evaluation": 1_140,
     "pretraining": 606,
     "data": 2_902,
     "modeling": 1_868,
-    "analysis": 6_651,
+    "analysis": 6_476,
     "cli": 1_020,
 }
 MOST_LINES_OF_A_MODULE = 400

@@ -27,7 +27,7 @@ TABLES = {
     "gaps": "tables.pairs:gap_table",
     "catch-up": "tables.pairs:catch_up_table",
     "samples": "stats.samples:samples_table",
-    "errors": "tables.errors:errors_table",
+    "errors": "tables.pairs:errors_table",
 }
 # Of all studies together.
 JOINT = {
@@ -86,11 +86,9 @@ def tables(
 def table(
     runs: Records, kind: str = "schedules", *, against: str | None = None, best: bool = False
 ) -> Table:
-    """Returns a table of one study, or of several where its kind is of several.
+    """Returns a table of one study, or of several where its kind, of :data:`KINDS`, is of several.
 
     Args:
-        runs: of any studies.
-        kind: one of :data:`KINDS`.
         against: "paper" or "zoo": our numbers of this kind beside those published.
         best: of each run's best evaluation instead of its final one, and says so.
 
@@ -116,12 +114,9 @@ def tables_text(folders: Path | Sequence[Path], kind: str, form: str, **options:
 
 
 def figure(runs: Records, name: str = "ap", **options: Any) -> Figure:
-    """Draws one of :data:`FIGURES`.
+    """Draws one of :data:`FIGURES`, of which bars stand in the order of `runs`.
 
-    Args:
-        runs: bars stand in their order.
-        name: a key of :data:`FIGURES`.
-        options: of its function; None, or nothing in it, stands for its default.
+    `options` are its function's; None, or nothing in it, stands for its default.
 
     Raises:
         UserError: an unknown name, runs of several studies where the figure is of one, an option

@@ -26,11 +26,10 @@ from scratch_vs_pretrain.analysis.figures.style import arm_styles, figure_bytes,
 from scratch_vs_pretrain.analysis.registry import figure, table
 from scratch_vs_pretrain.analysis.runs.numbers import names
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
-from scratch_vs_pretrain.analysis.stats.answer import answer
+from scratch_vs_pretrain.analysis.stats.answer import Part, answer
 from scratch_vs_pretrain.analysis.stats.comparison import by_setting, by_study, scratch_arm
 from scratch_vs_pretrain.analysis.stats.conclusions import conclude, level_notes
-from scratch_vs_pretrain.analysis.stats.part import Part
-from scratch_vs_pretrain.analysis.tables.errors import COSTS
+from scratch_vs_pretrain.analysis.tables.pairs import COSTS
 from scratch_vs_pretrain.analysis.tables.runs import (
     differences_table,
     provenance_table,
@@ -81,7 +80,7 @@ def report_html(folder: Path) -> str:
     if len(groups) > 1:
         # Where they differ in more than their sizes, there is no such figure.
         with contextlib.suppress(UserError):
-            across.append(("AP against training images", _svg(figure(runs, "sizes"), "across-")))
+            across.append((SIZES, _svg(figure(runs, "sizes"), "across-")))
     template = (importlib.resources.files(__package__) / "report.html").read_text()
     environment = jinja2.Environment(
         autoescape=True,
@@ -144,7 +143,7 @@ def _study(runs: Sequence[RunRecord], prefix: str) -> dict[str, Any]:
             (title, _svg(drawn, f"{prefix}{n}-"))
             for n, (title, drawn) in enumerate(_made(figures, notes))
         ],
-        "tables": list(map(_html, tables)),
+        "tables": [Markup(render(table, "html")) for table in tables],  # it escapes every cell
         "folded": dict(_folded(runs, tables, notes)),
         "notes": list(dict.fromkeys(notes)),
     }
@@ -208,7 +207,7 @@ def _folded(
     for title, made in _made(makers, notes):
         new = tuple(note for note in made.notes if note not in said)
         said.update(new)
-        yield title, _html(dataclasses.replace(made, notes=new))
+        yield title, Markup(render(dataclasses.replace(made, notes=new), "html"))
 
 
 def _figures(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
@@ -247,8 +246,3 @@ def _spark(part: Part, prefix: str) -> Markup:
     ax.set_ylim(bottom=0)
     ax.set_axis_off()
     return _svg(drawn, f"{prefix}s-")
-
-
-def _html(table: Table) -> Markup:
-    # `render` escapes every cell.
-    return Markup(render(table, "html"))

@@ -159,7 +159,7 @@ def _errors(options: argparse.Namespace) -> int:
     ),
 )
 def _collect(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.runs.collect import collect_into
+    from scratch_vs_pretrain.analysis.runs.frame import collect_into
 
     done = collect_into(
         options.folders, options.output, strict=options.strict, restarts=options.restarts
@@ -230,7 +230,7 @@ def _conclude(options: argparse.Namespace) -> int:
     option("--power", type=float, default=0.8, metavar="P", help="chance to see it (default: 0.8)"),
 )
 def _power(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.stats.paired import power_text
+    from scratch_vs_pretrain.analysis.stats.verdicts import power_text
 
     print(power_text(options.gap, options.noise, options.power))
     return 0

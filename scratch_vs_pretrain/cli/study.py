@@ -248,7 +248,7 @@ def _run(options: argparse.Namespace) -> int:
     ),
 )
 def _status(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.tables.live import status_text, watch
+    from scratch_vs_pretrain.analysis.tables.runs import status_text, watch
 
     if options.watch:
         watch(options.folder)

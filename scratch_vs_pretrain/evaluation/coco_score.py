@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,32 +35,17 @@ NUMBERS = {
 IOU_TYPES = tuple(NUMBERS)
 
 
-@dataclass(frozen=True)
-class TaskScore:
-    """Every number of one task, in percent; None where there is no ground truth.
-
-    Attributes:
-        numbers: COCO's summary, 12 numbers for boxes and masks, 10 for keypoints (:data:`NUMBERS`).
-        per_iou: AP at each IoU (or OKS) threshold, "0.50" to "0.95".
-        per_class: AP of each category, by name, in the order of category ids.
-    """
-
-    numbers: Mapping[str, float | None]
-    per_iou: Mapping[str, float | None]
-    per_class: Mapping[str, float | None]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns one task's entry of an evaluation file."""
-        return {**self.numbers, "per_iou": dict(self.per_iou), "per_class": dict(self.per_class)}
-
-
 def score(
     ground_truth: Mapping[str, Any],
     results: Iterable[Mapping[str, Any]],
     iou_type: str,
     keypoint_sigmas: Sequence[float] | None = None,
-) -> TaskScore:
-    """Scores detections.
+) -> dict[str, Any]:
+    """Scores detections: returns one task's entry of an evaluation file.
+
+    In percent, None where there is no ground truth: COCO's summary by the names of
+    :data:`NUMBERS`, AP at each IoU (or OKS) threshold under "per_iou" ("0.50" to "0.95"), and of
+    each category by name, in the order of ids, under "per_class".
 
     For masks the area of a detection is its mask's, also if the result has a box beside it (as
     Detectron2's COCOEvaluator has it). As in pycocotools, results of categories that the ground
@@ -171,25 +155,20 @@ def _shape(result: Mapping[str, Any], iou_type: str) -> dict[str, Any]:
 
 def _read_out(
     evaluation: COCOeval_faster, iou_type: str, categories: Mapping[int, Mapping[str, Any]]
-) -> TaskScore:
+) -> dict[str, Any]:
     params = evaluation.params
     # [thresholds, recalls, categories], over all areas, at the highest limit of detections.
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
     names = NUMBERS[iou_type]
-    return TaskScore(
-        numbers={
-            name: _percent(value)
-            for name, value in zip(names, evaluation.all_stats[: len(names)], strict=True)
-        },
-        per_iou={
-            f"{threshold:.2f}": _mean_percent(precision[t])
-            for t, threshold in enumerate(params.iouThrs)
-        },
-        per_class={
-            name: _mean_percent(precision[:, :, k])
-            for k, name in enumerate(_category_names(categories, params.catIds))
-        },
-    )
+    summary = map(_percent, evaluation.all_stats[: len(names)])
+    thresholds = (f"{threshold:.2f}" for threshold in params.iouThrs)
+    classes = _category_names(categories, params.catIds)
+    of_classes = np.moveaxis(precision, -1, 0)
+    return {
+        **dict(zip(names, summary, strict=True)),
+        "per_iou": dict(zip(thresholds, map(_mean_percent, precision), strict=True)),
+        "per_class": dict(zip(classes, map(_mean_percent, of_classes), strict=True)),
+    }
 
 
 def _category_names(categories: Mapping[int, Mapping[str, Any]], ids: Iterable[int]) -> list[str]:

@@ -11,6 +11,7 @@ from contourpy import contour_generator
 from pycocotools import mask as coco_mask
 
 from scratch_vs_pretrain.data.loading import load_test_records
+from scratch_vs_pretrain.evaluation.error_types import by_image
 from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
 from scratch_vs_pretrain.pictures import DEEP
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
@@ -31,14 +32,9 @@ def write_detections(
     """
     truth = load_ground_truth(dataset)
     names = {one["id"]: str(one["name"]) for one in truth["categories"]}
-    objects: dict[Any, list[Mapping[str, Any]]] = {}
-    for one in truth["annotations"]:
-        if not one.get("iscrowd"):
-            objects.setdefault(one["image_id"], []).append(one)
+    objects = by_image(one for one in truth["annotations"] if not one.get("iscrowd"))
     shown = [one for one in load_test_records(dataset) if one["image_id"] in objects][:PICTURES]
-    found: dict[Any, list[Mapping[str, Any]]] = {one["image_id"]: [] for one in shown}
-    for result in results:
-        found.get(result["image_id"], []).append(result)
+    found = by_image(results)
     pictures = []
     for one in shown:
         size = (one["height"], one["width"])

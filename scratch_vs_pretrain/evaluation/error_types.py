@@ -17,7 +17,7 @@ another.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def error_costs(
 ) -> dict[str, float] | dict[str, None]:
     """Returns the cost of each of :data:`ERROR_TYPES` in percent of AP50, None without objects, of
     COCO results with ``bbox`` on COCO JSON."""
-    objects, found = (_by_image(entries) for entries in (ground_truth["annotations"], results))
+    objects, found = (by_image(entries) for entries in (ground_truth["annotations"], results))
     images = [_image(found[one["id"]], objects[one["id"]]) for one in ground_truth["images"]]
     positives = np.concatenate([np.empty(0, np.int64), *(classes for _, classes, _ in images)])
     if not len(positives):
@@ -54,7 +54,8 @@ def error_costs(
     return _costs(np.concatenate([part for part, _, _ in images]), positives, missed)
 
 
-def _by_image(entries: Entries) -> dict[Any, list[Mapping[str, Any]]]:
+def by_image(entries: Iterable[Mapping[str, Any]]) -> dict[Any, list[Mapping[str, Any]]]:
+    """Groups annotations or results; an image without any has none."""
     found: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for one in entries:
         found[one["image_id"]].append(one)

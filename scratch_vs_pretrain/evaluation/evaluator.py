@@ -200,9 +200,9 @@ class CocoScoreEvaluator(DatasetEvaluator):
         entries: dict[str, Any] = {}
         for task in self._tasks:
             ground_truth = load_ground_truth(self._dataset_name, task)
-            found = score(ground_truth, self.results, task, self._keypoint_sigmas)
-            logger.info("%s of %s: %s", task, self._dataset_name, dict(found.numbers))
-            entries[task] = found.to_json()
+            entries[task] = score(ground_truth, self.results, task, self._keypoint_sigmas)
+            summary = {name: entries[task][name] for name in NUMBERS[task]}
+            logger.info("%s of %s: %s", task, self._dataset_name, summary)
             if task == "bbox":
                 entries[task]["errors"] = error_costs(ground_truth, self.results)
         return entries

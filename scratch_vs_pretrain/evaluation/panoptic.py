@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from scratch_vs_pretrain.evaluation.detections import decoded
+from scratch_vs_pretrain.evaluation.error_types import by_image
 from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
 
 # Of the semantic head, as Detectron2 numbers them: all things are 0.
@@ -32,14 +32,9 @@ class PanopticEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str) -> None:
         truth = load_ground_truth(dataset_name, "segm")
         self._images = {image["id"]: image for image in truth["images"]}
-        classes = {
-            one["id"]: k for k, one in enumerate(sorted(truth["categories"], key=itemgetter("id")))
-        }
-        self._things: tuple[str | int, ...] = tuple(classes.values())
-        self._objects: dict[Any, list[tuple[Any, Any]]] = {}
-        for one in truth["annotations"]:
-            label = None if one.get("iscrowd") else classes[one["category_id"]]
-            self._objects.setdefault(one["image_id"], []).append((label, one["segmentation"]))
+        ids = sorted(category["id"] for category in truth["categories"])
+        self._classes = {category: k for k, category in enumerate(ids)}
+        self._objects = by_image(truth["annotations"])
         self.reset()
 
     def reset(self) -> None:
@@ -66,8 +61,8 @@ class PanopticEvaluator(DatasetEvaluator):
         union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
         iou = confusion.diagonal()[union > 0] / union[union > 0]
         numbers: dict[str, float] = {}
-        everything: tuple[str | int, ...] = (*self._things, STUFF)
-        for suffix, names in {"": everything, "_th": self._things, "_st": (STUFF,)}.items():
+        things: tuple[str | int, ...] = tuple(self._classes.values())
+        for suffix, names in {"": (*things, STUFF), "_th": things, "_st": (STUFF,)}.items():
             found = np.array([panoptic_quality(matched, name) for name in names])
             known = found[np.isfinite(found).all(1)]
             means = known.mean(0) if len(known) else np.full(3, math.nan)
@@ -82,12 +77,12 @@ class PanopticEvaluator(DatasetEvaluator):
         height, width = (self._images[image_id][side] for side in ("height", "width"))
         segments = np.full((height, width), -1, np.int64)
         classes: Segments = {}
-        for label, segmentation in self._objects.get(image_id, ()):
-            free = decoded(segmentation, height, width) & (segments < 0)
-            if label is None:
+        for one in self._objects[image_id]:
+            free = decoded(one["segmentation"], height, width) & (segments < 0)
+            if one.get("iscrowd"):
                 segments[free] = 0
             elif free.any():
-                classes[len(classes) + 1] = label
+                classes[len(classes) + 1] = self._classes[one["category_id"]]
                 segments[free] = len(classes)
         if (segments < 0).any():
             classes[len(classes) + 1] = STUFF

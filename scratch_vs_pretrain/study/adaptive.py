@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answer, plain
-from scratch_vs_pretrain.analysis.stats.contrast import Lack, lacks_of
-from scratch_vs_pretrain.analysis.stats.verdicts import alpha_of
+from scratch_vs_pretrain.analysis.stats.contrast import Lack
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE, RunFolder, write_json
 from scratch_vs_pretrain.run_info import RunInfo
@@ -172,10 +171,7 @@ class Adaptive:
         runs = [run for run in load_runs(self.output / self.study.name) if run.folder in there]
         self.seen |= {run.folder: run for run in runs}
         found = answer(runs, level=1 - self.error, look=look, looks=self.limits.looks)
-        alpha = alpha_of(1 - self.error, look, self.limits.looks) / len(found.parts) / 3
-        undecided = [
-            claim for one in found.parts for claim in lacks_of(one.contrast, one.judged, alpha)
-        ]
+        undecided = [lack for one in found.parts for lack in one.judged.lacks]
         following, why = next_stage(stage, self.limits, undecided)
         self.looks.append(
             {

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from scratch_vs_pretrain.analysis.registry import tables_text
 from scratch_vs_pretrain.analysis.stats.answer import answers_text
-from scratch_vs_pretrain.analysis.tables.live import live_table, status_text
+from scratch_vs_pretrain.analysis.tables.runs import live_table, status_text
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo

@@ -13,14 +13,13 @@ from pandas.testing import assert_frame_equal
 
 from scratch_vs_pretrain.analysis.report import report
 from scratch_vs_pretrain.analysis.runs import metrics
-from scratch_vs_pretrain.analysis.runs.collect import collect_into
-from scratch_vs_pretrain.analysis.runs.frame import tidy
-from scratch_vs_pretrain.analysis.runs.records import find_runs
+from scratch_vs_pretrain.analysis.runs.frame import collect_into, tidy
+from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.errors import UserError
 
 
 def collect(roots):
-    return tidy(find_runs(roots))
+    return tidy(load_runs(roots, plain=True))
 
 
 def assert_holds(output, roots):

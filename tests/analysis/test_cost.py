@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scratch_vs_pretrain.analysis.runs.numbers import curve
-from scratch_vs_pretrain.analysis.runs.records import find_runs, load_runs
+from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.analysis.stats.cost import (
     axis_sentences,
     axis_title,
@@ -18,7 +18,7 @@ from scratch_vs_pretrain.errors import UserError
 
 def at_evaluations(folders, x, run=-1):
     """Returns the cost at each evaluation of a run, the last one by default."""
-    one = find_runs(folders.root)[run]
+    one = load_runs(folders.root, plain=True)[run]
     return cost(one, x, curve(one, "bbox/AP").iterations).tolist()
 
 
@@ -33,16 +33,16 @@ def test_pixels_include_those_of_pretraining(folders):
     folders.metrics(folder, [99, 199], **{"samples/pixels": 1000.0})
     # 0 at 0, 1,000 at 100 and 200, 6,000 at 600; straight between.
     assert at_evaluations(folders, "pixels") == [1_001_000, 1_002_250, 1_006_000]
-    assert list(axis_sentences("pixels", find_runs(folders.root))) == []
+    assert list(axis_sentences("pixels", load_runs(folders.root, plain=True))) == []
 
 
 def test_pixels_of_weights_that_say_nothing_are_assumed(folders):
     folders.run("pretrained", samples={"images": 1, "instances": 1, "pixels": 600})
     assert at_evaluations(folders, "pixels") == [1_281_167 * 100 * 224**2 + 600]
     assert "Assumed of pretrained: pre-training on ImageNet" in " ".join(
-        axis_sentences("pixels", find_runs(folders.root))
+        axis_sentences("pixels", load_runs(folders.root, plain=True))
     )
-    assert list(axis_sentences("images", find_runs(folders.root))) == []
+    assert list(axis_sentences("images", load_runs(folders.root, plain=True))) == []
 
 
 def test_pixels_beyond_what_was_counted_are_unknown(folders):
@@ -60,7 +60,7 @@ def test_hours_are_those_of_all_devices(folders):
     curve = {300: 5.0, 600: 10.0}
     folders.run("scratch", curve=curve, seconds=7200.0, provenance={"processes": 8})
     assert at_evaluations(folders, "gpu-hours") == [8, 16]
-    assert axis_title("gpu-hours", find_runs(folders.root)) == "GPU hours"
+    assert axis_title("gpu-hours", load_runs(folders.root, plain=True)) == "GPU hours"
     folders.run("pretrained", seconds=None)
     (hours,) = at_evaluations(folders, "gpu-hours")
     assert math.isnan(hours)
@@ -68,7 +68,7 @@ def test_hours_are_those_of_all_devices(folders):
 
 def test_hours_of_processors_are_not_called_gpu_hours(folders):
     folders.run("scratch", seconds=60.0, provenance={"device": "cpu"})
-    assert axis_title("gpu-hours", find_runs(folders.root)) == "CPU hours"
+    assert axis_title("gpu-hours", load_runs(folders.root, plain=True)) == "CPU hours"
 
 
 def test_a_trunk_that_is_shared_costs_once(folders):
@@ -104,7 +104,7 @@ def test_axes_that_need_no_clock(folders):
 def test_scores_of_the_log_fill_what_evaluations_lack(folders):
     folder = folders.run("scratch", curve={100: 5.0, 600: None}, losses=False)
     folders.metrics(folder, [299, 599], **{"bbox/AP": 7.0})
-    found = curve(find_runs(folders.root)[0], "bbox/AP")
+    found = curve(load_runs(folders.root, plain=True)[0], "bbox/AP")
     assert (found.iterations.tolist(), found.values.tolist()) == ([100, 300], [5.0, 7.0])
 
 

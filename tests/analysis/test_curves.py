@@ -11,9 +11,9 @@ from scratch_vs_pretrain.analysis.figures.curves import (
     overlay_figure,
 )
 from scratch_vs_pretrain.analysis.figures.style import SCRATCH_COLOR
-from scratch_vs_pretrain.analysis.runs.records import find_runs
+from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.stats.answer import Band
 from scratch_vs_pretrain.analysis.stats.crossing import Region
-from scratch_vs_pretrain.analysis.stats.part import Band
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -22,7 +22,7 @@ def caption(figure):
 
 
 def test_ap_figure(three_pairs):
-    figure = ap_figure(find_runs(three_pairs.root))
+    figure = ap_figure(load_runs(three_pairs.root, plain=True))
     box, mask = figure.axes
     assert (box.get_title("left"), mask.get_title("left")) == ("Box AP (%)", "Mask AP (%)")
     assert [text.get_text() for text in box.texts] == ["scratch", "pretrained"]
@@ -36,21 +36,21 @@ def test_ap_figure(three_pairs):
 
 
 def test_caption_says_which_band(three_pairs):
-    figure = ap_figure(find_runs(three_pairs.root), band="std", metrics=["bbox/AP75"])
+    figure = ap_figure(load_runs(three_pairs.root, plain=True), band="std", metrics=["bbox/AP75"])
     assert "one standard deviation" in caption(figure)
     assert len(figure.axes) == 1
 
 
 def test_one_seed_has_no_band(folders):
     folders.run("scratch")
-    figure = ap_figure(find_runs(folders.root))
+    figure = ap_figure(load_runs(folders.root, plain=True))
     assert not figure.axes[0].collections
     assert "One run per line." in caption(figure)
 
 
 def test_unfinished_runs_are_dashed_and_the_caption_says_so(three_pairs):
     three_pairs.run("scratch", 9, curve={100: 4.0, 300: 3.0}, state="diverged", iteration=320)
-    figure = ap_figure(find_runs(three_pairs.root))
+    figure = ap_figure(load_runs(three_pairs.root, plain=True))
     assert "Dashed" in caption(figure)
     dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
     assert [line.get_ydata().tolist() for line in dashed] == [[4, 3]]
@@ -59,12 +59,12 @@ def test_unfinished_runs_are_dashed_and_the_caption_says_so(three_pairs):
 
 def test_study_that_has_only_begun(folders):
     folders.run("scratch", curve={100: 4.0}, state="failed", iteration=120)
-    figure = ap_figure(find_runs(folders.root))
+    figure = ap_figure(load_runs(folders.root, plain=True))
     assert [text.get_text() for text in figure.axes[0].texts] == ["scratch"]
 
 
 def test_loss_figure(three_pairs):
-    figure = loss_figure(find_runs(three_pairs.root), x="epochs")
+    figure = loss_figure(load_runs(three_pairs.root, plain=True), x="epochs")
     assert [ax.get_title("left") for ax in figure.axes] == ["Box AP (%)", "Training loss"]
     assert {ax.get_xlabel() for ax in figure.axes} == {"epochs"}
     assert "running median" not in caption(figure)  # of 30 points, as they are
@@ -73,7 +73,7 @@ def test_loss_figure(three_pairs):
 def test_a_logged_curve_of_many_points_is_smoothed_and_says_so(folders):
     for arm in ("scratch", "pretrained"):
         folders.run(arm, curve={600: 30.0, 1200: 31.0}, iterations=1200)
-    runs = find_runs(folders.root)
+    runs = load_runs(folders.root, plain=True)
     assert "smoothed by a running median" in caption(loss_figure(runs))
     assert "running median" not in caption(ap_figure(runs))
 
@@ -83,7 +83,7 @@ def test_a_row_for_each_study_with_the_fewest_images_first(folders):
         data = {"train": {"names": ["train"], "images": images}}
         for arm in ("scratch", "pretrained"):
             folders.run(arm, study=f"less-{images}", data=data)
-    figure = loss_figure(find_runs(folders.root))
+    figure = loss_figure(load_runs(folders.root, plain=True))
     assert [ax.get_title("left") for ax in figure.axes] == [
         "Box AP (%), 500 training images", "Training loss, 500 training images",
         "Box AP (%), 2,000 training images", "Training loss, 2,000 training images",
@@ -97,14 +97,14 @@ def test_a_row_for_each_study_with_the_fewest_images_first(folders):
 def test_rows_are_named_by_study_where_their_images_do_not_tell_them_apart(folders):
     for study in ("a", "b"):
         folders.run("scratch", study=study)
-    titles = [ax.get_title("left") for ax in loss_figure(find_runs(folders.root)).axes]
+    titles = [ax.get_title("left") for ax in loss_figure(load_runs(folders.root, plain=True)).axes]
     assert titles[::2] == ["Box AP (%), a", "Box AP (%), b"]
 
 
 def test_keypoint_ap_where_there_is_one(folders):
     folder = folders.run("scratch", curve={})
     folders.evaluation(folder, 600, 60.0, tasks={"keypoints": {"AP": 60.0}, "bbox": {"AP": 50.0}})
-    frame = find_runs(folders.root)
+    frame = load_runs(folders.root, plain=True)
     assert loss_figure(frame).axes[0].get_title("left") == "Keypoint AP (%)"
     assert [ax.get_title("left") for ax in ap_figure(frame).axes] == [
         "Box AP (%)", "Keypoint AP (%)",
@@ -114,7 +114,7 @@ def test_keypoint_ap_where_there_is_one(folders):
 def test_rate_drops_that_arms_do_not_share_have_their_colours(folders):
     folders.run("scratch", iterations=900)
     folders.run("pretrained", iterations=600)
-    (box, _) = ap_figure(find_runs(folders.root)).axes
+    (box, _) = ap_figure(load_runs(folders.root, plain=True)).axes
     dotted = [line for line in box.lines if line.get_linestyle() == ":"]
     assert len({line.get_color() for line in dotted}) == 2
     scratch = [line.get_xdata()[0] for line in dotted if line.get_color() == SCRATCH_COLOR]
@@ -124,7 +124,10 @@ def test_rate_drops_that_arms_do_not_share_have_their_colours(folders):
 def test_line_that_ends_early_is_labelled_at_its_end(folders):
     folders.run("scratch", iterations=1200, curve={100: 5.0, 1200: 30.0})
     folders.run("pretrained", iterations=600, curve={100: 5.0, 600: 31.0})
-    texts = {text.get_text(): text for text in ap_figure(find_runs(folders.root)).axes[0].texts}
+    texts = {
+        text.get_text(): text
+        for text in ap_figure(load_runs(folders.root, plain=True)).axes[0].texts
+    }
     assert texts["pretrained"].xy == (600, 31)
     assert texts["scratch"].xy[0] > 1200
 
@@ -133,21 +136,24 @@ def test_line_that_ends_early_is_labelled_at_its_end(folders):
 def test_costs_need_the_runs(folders, x):
     folders.run("scratch")
     with pytest.raises(UserError, match=f"does not say how many {x} an iteration has"):
-        ap_figure(find_runs(folders.root), x=x)
+        ap_figure(load_runs(folders.root, plain=True), x=x)
 
 
 def test_overlay_shows_every_schedule(folders):
     for iterations in (600, 900):
         folders.run("scratch", iterations=iterations, curve={100: 5.0, iterations: 30.0})
         folders.run("pretrained", iterations=iterations, curve={100: 5.0, iterations: 31.0})
-    texts = [text.get_text() for text in overlay_figure(find_runs(folders.root)).axes[0].texts]
+    texts = [
+        text.get_text()
+        for text in overlay_figure(load_runs(folders.root, plain=True)).axes[0].texts
+    ]
     assert sorted(texts) == ["600it", "600it", "pretrained 900it", "scratch 900it"]
 
 
 def test_overlay_needs_a_finished_run(folders):
     folders.run(state="failed", curve={100: 4.0}, iteration=120)
     with pytest.raises(UserError, match="finished"):
-        overlay_figure(find_runs(folders.root))
+        overlay_figure(load_runs(folders.root, plain=True))
 
 
 def test_what_a_branch_has_from_its_trunk_is_drawn_once(folders):
@@ -156,7 +162,7 @@ def test_what_a_branch_has_from_its_trunk_is_drawn_once(folders):
     for arm in ("scratch", "pretrained"):
         folders.run(arm, iterations=900, curve={**trunk, 900: 30.0})
         folders.run(arm, iterations=600, curve={100: 5.0, 200: 9.0, 600: 25.0}, branch=branch)
-    figure = overlay_figure(find_runs(folders.root))
+    figure = overlay_figure(load_runs(folders.root, plain=True))
     curves = [line.get_xdata().tolist() for line in figure.axes[0].lines if line._x.size > 1]
     assert curves == [[200, 600], [100, 200, 400, 900]] * 2
     assert "leaves the constant-rate trunk" in " ".join(figure.get_supxlabel().split())
@@ -166,13 +172,13 @@ def test_a_branch_is_drawn_whole_while_its_trunk_is_not_finished(folders):
     branch = {"of": "900it", "at": 300, "taken": None}
     folders.run("scratch", iterations=900, curve={100: 5.0}, state="running", iteration=300)
     folders.run("scratch", iterations=600, curve={100: 5.0, 600: 25.0}, branch=branch)
-    figure = overlay_figure(find_runs(folders.root))
+    figure = overlay_figure(load_runs(folders.root, plain=True))
     assert figure.axes[0].lines[0].get_xdata().tolist() == [100, 600]
 
 
 def test_one_panel_for_each_metric(folders):
     folders.run("scratch")
-    figure = overlay_figure(find_runs(folders.root), metrics=["bbox/AP50", "segm/AP"])
+    figure = overlay_figure(load_runs(folders.root, plain=True), metrics=["bbox/AP50", "segm/AP"])
     assert [ax.get_title("left") for ax in figure.axes] == ["Box AP50 (%)", "Mask AP (%)"]
 
 
@@ -216,5 +222,7 @@ def test_the_picture_of_an_answer_marks_where_scratch_catches_up(region, grey, s
 )
 def test_axes_of_ap_begin_at_0_unless_all_is_high_and_close(folders, low, high, begins):
     folders.run("scratch", curve={300: low, 600: high})
-    bottom, _ = ap_figure(find_runs(folders.root), metrics=["bbox/AP"]).axes[0].get_ylim()
+    bottom, _ = (
+        ap_figure(load_runs(folders.root, plain=True), metrics=["bbox/AP"]).axes[0].get_ylim()
+    )
     assert bottom == 0 if begins == 0 else 25 < bottom < low

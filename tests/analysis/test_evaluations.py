@@ -4,7 +4,6 @@ import math
 import pytest
 
 from scratch_vs_pretrain.analysis.runs.numbers import (
-    evaluation_after,
     evaluations,
     read_evaluation,
 )
@@ -13,7 +12,7 @@ from scratch_vs_pretrain.errors import UserError
 
 def test_every_number_has_a_flat_name(folders):
     folder = folders.run(curve={600: 30.0})
-    evaluation = evaluation_after(folder, 600)
+    (evaluation,) = evaluations(folder)
     assert (evaluation.iteration, evaluation.dataset) == (600, "val")
     assert evaluation.scores["bbox/AP"] == 30
     assert evaluation.scores["bbox/AP@0.75"] == 30
@@ -36,7 +35,6 @@ def test_evaluations_come_in_order_and_temporary_files_do_not_count(folders):
     folder = folders.run(curve={600: 3.0, 50: 1.0, 1000000: 4.0, 99: 2.0})
     (folder / "evaluations" / ".0000700.json.x.tmp").write_text("{")
     assert [e.iteration for e in evaluations(folder)] == [50, 99, 600, 1000000]
-    assert evaluation_after(folder, 700) is None
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 import pytest
 
 from scratch_vs_pretrain.analysis.runs.frame import COLUMNS, tidy
-from scratch_vs_pretrain.analysis.runs.records import find_runs, load_runs
+from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.errors import UserError
 
 
 def collect(roots):
-    return tidy(find_runs(roots))
+    return tidy(load_runs(roots, plain=True))
 
 
 def test_frame_is_tidy(folders):

@@ -1,8 +1,8 @@
 import pytest
 
 from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.tables import live
-from scratch_vs_pretrain.analysis.tables.live import score_so_far, seconds_left, status_text, watch
+from scratch_vs_pretrain.analysis.tables import runs as live
+from scratch_vs_pretrain.analysis.tables.runs import score_so_far, seconds_left, status_text, watch
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 

@@ -5,13 +5,13 @@ import sys
 import pytest
 
 from scratch_vs_pretrain.analysis.runs.frame import tidy
-from scratch_vs_pretrain.analysis.runs.records import find_runs, load_runs
+from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 
 
 def collect(roots):
-    return tidy(find_runs(roots))
+    return tidy(load_runs(roots, plain=True))
 
 
 def test_records_carry_what_run_json_says(folders):

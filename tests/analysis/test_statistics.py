@@ -3,14 +3,13 @@ import math
 import numpy as np
 import pytest
 
-from scratch_vs_pretrain.analysis.stats.paired import (
-    bca_interval,
+from scratch_vs_pretrain.analysis.stats.verdicts import (
     half_width,
     paired_power,
     seeds_needed,
-    sign_flip_p,
     t_interval,
 )
+from scratch_vs_pretrain.analysis.tables.pairs import bca_interval, sign_flip_p
 from scratch_vs_pretrain.errors import UserError
 
 

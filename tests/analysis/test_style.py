@@ -19,7 +19,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
     short_number,
     spread,
 )
-from scratch_vs_pretrain.analysis.runs.records import find_runs
+from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.errors import UserError
 
 labels = st.lists(st.tuples(st.floats(-300, 300), st.floats(1, 60)), max_size=12)
@@ -138,7 +138,9 @@ def test_colours_of_arms_differ_for_colour_blind_readers():
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_equal_figures_give_equal_bytes(three_pairs, tmp_path, suffix):
     for name in ("a", "b"):
-        save_figure(ap_figure(find_runs(three_pairs.root)), tmp_path / f"{name}.{suffix}")
+        save_figure(
+            ap_figure(load_runs(three_pairs.root, plain=True)), tmp_path / f"{name}.{suffix}"
+        )
     content = (tmp_path / f"a.{suffix}").read_bytes()
     assert content == (tmp_path / f"b.{suffix}").read_bytes()
     assert content.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
@@ -147,12 +149,12 @@ def test_equal_figures_give_equal_bytes(three_pairs, tmp_path, suffix):
 
 def test_names_from_files_are_drawn_and_not_interpreted(folders, tmp_path):
     folders.run("<b>$x_1$&amp", arm_order=["<b>$x_1$&amp"])
-    save_figure(ap_figure(find_runs(folders.root)), tmp_path / "a.svg")
+    save_figure(ap_figure(load_runs(folders.root, plain=True)), tmp_path / "a.svg")
     ET.parse(tmp_path / "a.svg")
 
 
 def test_figure_that_cannot_be_saved(three_pairs, tmp_path):
-    figure = ap_figure(find_runs(three_pairs.root), metrics=["bbox/AP"])
+    figure = ap_figure(load_runs(three_pairs.root, plain=True), metrics=["bbox/AP"])
     with pytest.raises(UserError, match=r"\.png, \.svg, \.pdf"):
         save_figure(figure, tmp_path / "a.gif")
     with pytest.raises(UserError, match="cannot be written"):

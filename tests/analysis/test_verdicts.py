@@ -128,7 +128,11 @@ def test_the_end_needs_training_that_was_long_enough():
     other = (curves(600, 30 + NOISE), curves(1200, 30.2 + NOISE))
     contrast = Contrast(scratch, other)
     judged = judge_contrast(contrast)
-    assert (judged.at.verdict, judged.end.verdict, judged.end.reason) == (YES, UNDECIDED, "short")
+    assert (judged.verdicts[1].verdict, judged.end.verdict, judged.end.reason) == (
+        YES,
+        UNDECIDED,
+        "short",
+    )
     assert contrast.gain == pytest.approx(3)
 
 
@@ -161,7 +165,8 @@ def test_scratch_that_still_closes_in_ends_no_worse():
 def test_lengths_that_differ_share_no_schedule():
     """Identical learners, planned for other lengths: a phase of the rate is no slowness."""
     judged = judge_contrast(Contrast((curves(900, 31 + NOISE),), (curves(600, 31 + NOISE),)))
-    assert (judged.at.verdict, judged.at.reason, judged.shortest) == (UNDECIDED, "unasked", "")
+    at = judged.verdicts[1]
+    assert (at.verdict, at.reason, judged.shortest) == (UNDECIDED, "unasked", "")
 
 
 def test_early_stops_before_the_first_drop_and_weighs_iterations():
@@ -171,7 +176,7 @@ def test_early_stops_before_the_first_drop_and_weighs_iterations():
     theirs = Curves("s", 600, (0,), at, lead[None], (350,))
     judged = judge_contrast(Contrast((ours,), (theirs,)))
     assert judged.until == 300
-    assert judged.early.mean == pytest.approx(190 * 5 / 200)
+    assert judged.verdicts[0].mean == pytest.approx(190 * 5 / 200)
 
 
 def test_gate_by_hand():

@@ -19,7 +19,6 @@ from scratch_vs_pretrain.analysis.stats.contrast import (
     Curves,
     Lack,
     judge_contrast,
-    lacks_of,
 )
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
@@ -107,7 +106,7 @@ def test_seeds_that_cannot_show_the_end_of_training_are_not_trained():
             for n, values in ((20, short), (40, long + noise))]  # fmt: skip
     theirs = [dataclasses.replace(c, values=np.full((4, 2), 45.0)) for c in ours]
     contrast = Contrast(tuple(ours), tuple(theirs))
-    (end,) = lacks_of(contrast, judge_contrast(contrast, 0.03), 0.01)
+    (end,) = judge_contrast(contrast, 0.03).lacks
     assert (end.claim, end.longer) == ("end", False)
     assert end.seeds > 50
 

@@ -15,7 +15,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from scratch_vs_pretrain.evaluation.coco_score import NUMBERS, TaskScore, score
+from scratch_vs_pretrain.evaluation.coco_score import NUMBERS, score
 
 ANNOTATIONS = Path(__file__).parents[2].parent / "shared" / "datasets" / "coco" / "annotations"
 TASKS = ("bbox", "segm", "keypoints")
@@ -27,7 +27,7 @@ pytestmark = [
 
 
 def reference(ground_truth, results, task, keypoint_sigmas=None, numbered_from=1):
-    """pycocotools' numbers in percent, as a TaskScore (its own code, but for the percent).
+    """pycocotools' numbers in percent, as `score` has them (its own code, but for the percent).
 
     Annotations are numbered anew: it takes a match with one whose id is 0 for none.
     """
@@ -54,14 +54,14 @@ def reference(ground_truth, results, task, keypoint_sigmas=None, numbered_from=1
         evaluation.summarize()
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     names = [truth.cats[number]["name"] for number in evaluation.params.catIds]
-    return TaskScore(
-        numbers=dict(zip(NUMBERS[task], map(percent, evaluation.stats), strict=True)),
-        per_iou={
+    return {
+        **dict(zip(NUMBERS[task], map(percent, evaluation.stats), strict=True)),
+        "per_iou": {
             f"{threshold:.2f}": percent_of_known(precision[index])
             for index, threshold in enumerate(evaluation.params.iouThrs)
         },
-        per_class={name: percent_of_known(precision[:, :, k]) for k, name in enumerate(names)},
-    )
+        "per_class": {name: percent_of_known(precision[:, :, k]) for k, name in enumerate(names)},
+    }
 
 
 def percent(value):
@@ -73,8 +73,8 @@ def percent_of_known(values):
 
 
 def assert_equal(ground_truth, results, task, **options):
-    ours = score(ground_truth, results, task, **options).to_json()
-    theirs = reference(ground_truth, results, task, **options).to_json()
+    ours = score(ground_truth, results, task, **options)
+    theirs = reference(ground_truth, results, task, **options)
     # 1e-9 before the percent scaling
     for group in ("per_iou", "per_class"):
         assert ours.pop(group) == pytest.approx(theirs.pop(group), abs=1e-7)
@@ -144,7 +144,7 @@ def real(name):
 )
 def test_equals_pycocotools_on_real_annotations(name, task):
     ground_truth, results = real(name)
-    assert score(ground_truth, results, task).numbers["AP"] > 5
+    assert score(ground_truth, results, task)["AP"] > 5
     assert_equal(ground_truth, results, task)
 
 
@@ -276,11 +276,11 @@ def one_image(*annotations, categories=({"id": 1, "name": "disc"},)):
 def test_perfect_detections_score_100(task):
     truth = square(1)
     found = score(one_image(truth), [detection(truth)], task)
-    assert found.numbers["AP"] == pytest.approx(100)
-    assert found.numbers["APm"] == pytest.approx(100)
-    assert found.numbers["APl"] is None
-    assert found.per_class == {"disc": pytest.approx(100)}
-    assert list(found.per_iou) == [f"0.{hundredths}" for hundredths in range(50, 100, 5)]
+    assert found["AP"] == pytest.approx(100)
+    assert found["APm"] == pytest.approx(100)
+    assert found["APl"] is None
+    assert found["per_class"] == {"disc": pytest.approx(100)}
+    assert list(found["per_iou"]) == [f"0.{hundredths}" for hundredths in range(50, 100, 5)]
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])
@@ -290,7 +290,7 @@ def test_a_hundred_detections_of_an_image_count(task, false_positives, ar100):
     elsewhere = {"bbox": [60, 60, 9, 9], "segmentation": encode(np.eye(100))}
     results = [detection(truth, score=0.5)]
     results += [detection(truth, **elsewhere) for _ in range(false_positives)]
-    assert score(one_image(truth), results, task).numbers["AR100"] == ar100
+    assert score(one_image(truth), results, task)["AR100"] == ar100
     assert_equal(one_image(truth), results, task)
 
 
@@ -298,15 +298,15 @@ def test_a_hundred_detections_of_an_image_count(task, false_positives, ar100):
 def test_no_detection_at_all_scores_zero(task):
     ground_truth = one_image(square(1), categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "b"}])
     found = score(ground_truth, [], task)
-    assert found.numbers["AP"] == 0
-    assert found.per_class == {"a": 0, "b": None}
+    assert found["AP"] == 0
+    assert found["per_class"] == {"a": 0, "b": None}
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_no_ground_truth_has_no_score(task):
     found = score(one_image(), [detection(square(1))], task)
-    assert set(found.numbers.values()) == {None}
-    assert set(found.per_iou.values()) == {None}
+    assert {found[name] for name in NUMBERS[task]} == {None}
+    assert set(found["per_iou"].values()) == {None}
 
 
 def test_mask_area_decides_the_size_of_a_mask_also_beside_a_box():
@@ -315,7 +315,7 @@ def test_mask_area_decides_the_size_of_a_mask_also_beside_a_box():
     false_positive = detection(truth, segmentation=encode(np.eye(100)), bbox=[60, 60, 40, 40])
     results = [detection(truth, score=0.5), false_positive]
     found = score(one_image(truth), results, "segm")
-    assert found.numbers["APs"] == pytest.approx(50)
+    assert found["APs"] == pytest.approx(50)
     assert_equal(one_image(truth), results, "segm")
 
 
@@ -324,10 +324,8 @@ def test_keypoint_sigmas_replace_cocos():
     off = [value + (index % 3 != 2) for index, value in enumerate(truth["keypoints"])]
     results = [detection(truth, keypoints=off)]
     strict = [0.01] * 17
-    loose = score(one_image(truth), results, "keypoints").numbers["AP"]
-    assert score(one_image(truth), results, "keypoints", keypoint_sigmas=strict).numbers["AP"] < (
-        loose
-    )
+    loose = score(one_image(truth), results, "keypoints")["AP"]
+    assert score(one_image(truth), results, "keypoints", keypoint_sigmas=strict)["AP"] < (loose)
     assert_equal(one_image(truth), results, "keypoints", keypoint_sigmas=strict)
 
 
@@ -342,7 +340,7 @@ def test_categories_of_one_name_stay_apart():
     twins = [{"id": 1, "name": "disc"}, {"id": 2, "name": "disc"}]
     ground_truth = one_image(square(1), square(2, category_id=2), categories=twins)
     found = score(ground_truth, [detection(square(1))], "bbox")
-    assert found.per_class == {"disc (1)": pytest.approx(100), "disc (2)": 0}
+    assert found["per_class"] == {"disc (1)": pytest.approx(100), "disc (2)": 0}
 
 
 def test_prints_nothing(capfd):
@@ -355,7 +353,7 @@ def test_image_ids_may_be_strings_beside_numbers():
     images = [{"id": one, "width": 100, "height": 100} for one in ("1", 1)]
     ground_truth = {**one_image(truth), "images": images}
     found = score(ground_truth, [detection(truth)], "segm")
-    assert found.numbers["AP"] == pytest.approx(100)
+    assert found["AP"] == pytest.approx(100)
 
 
 def test_refuses_results_for_other_images():
@@ -370,7 +368,7 @@ def test_refuses_an_unknown_task():
 
 def test_json_holds_every_number():
     found = score(one_image(square(1)), [], "keypoints")
-    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    content = json.loads(json.dumps(found, allow_nan=False))
     assert set(content) == {*NUMBERS["keypoints"], "per_iou", "per_class"}
 
 
@@ -389,6 +387,6 @@ def test_perfect_detections_score_100_whatever_the_ids():
         {"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9 - k / 10}
         for k, box in enumerate(boxes)
     ]
-    assert score(truth, results, "bbox").numbers["AP"] == pytest.approx(100)
-    theirs = reference(truth, results, "bbox", numbered_from=0).numbers["AP"]
+    assert score(truth, results, "bbox")["AP"] == pytest.approx(100)
+    theirs = reference(truth, results, "bbox", numbered_from=0)["AP"]
     assert theirs == pytest.approx(56.44, abs=0.01)

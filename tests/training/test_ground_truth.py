@@ -155,7 +155,7 @@ def test_another_format_than_coco_is_refused():
 def test_perfect_detections_score_100_whatever_area_is_stated(file, area):
     file.write_text(json.dumps(content(annotation(1, area=area))))
     found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 20], "score": 1.0}]
-    numbers = score(load_ground_truth(NAME), found, "bbox").numbers
+    numbers = score(load_ground_truth(NAME), found, "bbox")
     assert numbers["AP"] == numbers["APs"] == pytest.approx(100)
     assert numbers["APm"] is None
     assert numbers["APl"] is None
@@ -175,5 +175,5 @@ def test_an_area_larger_than_the_picture_does_not_make_a_small_object_large(file
     evaluation.summarize()
     by_size = [round(100 * value) for value in evaluation.stats[3:6]]
     assert by_size == [-100, -100, 100]  # none is small, none is medium
-    ours = score(load_ground_truth(NAME), found, "bbox").numbers
+    ours = score(load_ground_truth(NAME), found, "bbox")
     assert [ours[name] for name in ("APs", "APm", "APl")] == [pytest.approx(100), None, None]

@@ -26,8 +26,7 @@ from scratch_vs_pretrain.evaluation.evaluator import (
     check_test_sets,
     flat_metrics,
 )
-from scratch_vs_pretrain.evaluation.others import WithOthers, others_of
-from scratch_vs_pretrain.evaluation.voc_score import NUMBERS
+from scratch_vs_pretrain.evaluation.others import VOC_NUMBERS, WithOthers, others_of
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 
@@ -116,7 +115,7 @@ def test_the_metric_of_the_year_beside_cocos(registered):
         coco = CocoScoreEvaluator(name, ("bbox",))
         found[year] = score(beside_cocos(name, coco), name)
         theirs = score(PascalVOCDetectionEvaluator(name), name)["bbox"]
-        assert found[year]["voc"] == {number: theirs[number] for number in NUMBERS}
+        assert found[year]["voc"] == {number: theirs[number] for number in VOC_NUMBERS}
         assert found[year]["bbox"] == score(CocoScoreEvaluator(name, ("bbox",)), name)["bbox"]
         assert 5 < found[year]["bbox"]["AP50"] < 100
         assert coco.images == 12
@@ -126,7 +125,7 @@ def test_the_metric_of_the_year_beside_cocos(registered):
 def test_detections_of_a_class_without_objects_leave_no_number(registered):
     name = registered(2012, classes=("ring", "disc", "star"))
     tasks = score(beside_cocos(name), name)
-    assert tasks["voc"] == dict.fromkeys(NUMBERS)
+    assert tasks["voc"] == dict.fromkeys(VOC_NUMBERS)
     metrics = flat_metrics([{"dataset": name, "tasks": tasks}])
     assert "voc/AP50" not in metrics
     assert metrics["bbox/AP50"] > 0

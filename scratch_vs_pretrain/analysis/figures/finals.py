@@ -5,9 +5,10 @@ The paper's Figures 5 (bars) and 2 (samples).
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,10 +33,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
     PAGE_WIDTH,
     TEXT_SIZE,
     Style,
-    add_caption,
     arm_styles,
-    name_axes,
-    new_figure,
     plain,
     short_number,
     shortened,
@@ -44,7 +42,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
 from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, Scores, by_study, final_results
 from scratch_vs_pretrain.analysis.stats.crossing import worth_in_images
-from scratch_vs_pretrain.analysis.stats.samples import Budget, Budgets, budgets
+from scratch_vs_pretrain.analysis.stats.samples import NAMES, Budget, Budgets, budgets
 from scratch_vs_pretrain.analysis.stats.setting import metric_name
 from scratch_vs_pretrain.errors import UserError
 
@@ -59,7 +57,6 @@ TEST_AUG = "+ test aug"
 FILLED = 0.84
 MOST_GROUPS = 4
 
-PANELS = ("images", "instances", "pixels")
 BAR_HEIGHT = 0.7
 # Room at the right of the longest bar for its number.
 ROOM = 1.22
@@ -85,18 +82,15 @@ def bars_figure(
     metrics = choose_metrics(scored, metrics, "finished run")
     arms = dict.fromkeys(arm for _, finals in groups for arm in finals)
     styles = arm_styles(arms, studies[0].scratch if len(studies) == 1 else "scratch")
+    panels = [
+        Panel(metric_title(m), left=None, beside=partial(_draw_bars, groups, m, styles))
+        for m in metrics
+    ]
+    seeds = {len(s.of(m)) for m in metrics for _, finals in groups for s in finals.values()} - {0}
+    layout: dict[str, Any] = {}
     if len(groups) > MOST_GROUPS:
-        height = 2.2 * len(metrics) + 0.7
-        figure, axes = new_figure(1, rows=len(metrics), width=PAGE_WIDTH, height=height)
-    else:
-        figure, axes = new_figure(len(metrics))
-    seeds: set[int] = set()
-    for ax, metric in zip(axes, metrics, strict=True):
-        seeds |= _draw(ax, groups, metric, styles)
-        ax.set_xticks(range(len(groups)), [plain(shortened(label, 14)) for label, _ in groups])
-        name_axes(ax, metric_title(metric), "")
-    add_caption(figure, _caption(studies, groups, sorted(seeds)))
-    return figure
+        layout = {"rows": len(panels), "width": PAGE_WIDTH, "height": 2.2 * len(panels) + 0.7}
+    return draw_panels(panels, _caption(studies, groups, sorted(seeds)), **layout)
 
 
 def _groups(results: Results, labels: Mapping[str, str]) -> Iterator[Group]:
@@ -113,30 +107,27 @@ def _groups(results: Results, labels: Mapping[str, str]) -> Iterator[Group]:
         yield TEST_AUG if label.startswith("+") else f"{label} {TEST_AUG}", augmented
 
 
-def _draw(ax: Axes, groups: Sequence[Group], metric: str, styles: Mapping[str, Style]) -> set[int]:
-    """Draws a panel of bars that begin at zero, and returns of how many seeds they are."""
+def _draw_bars(groups: Sequence[Group], metric: str, styles: Mapping[str, Style], ax: Axes) -> None:
+    """Draws a panel of bars that begin at zero."""
     width = FILLED / len(styles)
-    found = [
-        (at, arm, scores.of(metric))
-        for at, (_, finals) in enumerate(groups)
-        for arm, scores in finals.items()
-    ]
-    drawn = [bar for bar in found if bar[2]]
     named = set()
-    for group, arm, some in drawn:
-        x = group + (list(styles).index(arm) - (len(styles) - 1) / 2) * width
-        mean, low, high = np.mean(some), min(some), max(some)
-        ax.bar(x, mean, 0.94 * width, color=styles[arm].color)
-        if len(some) > 1:
-            ax.vlines(x, low, high, color="black", linewidth=1)
-        write(ax, f"{mean:.1f}", (x, high), (0, 2), **ABOVE)
-        if arm not in named:
-            named.add(arm)
-            write(ax, arm, (x, 0), (0, 4), rotation=90, color="white", **ABOVE)
+    for group, (_, finals) in enumerate(groups):
+        for arm, scores in finals.items():
+            if not (some := scores.of(metric)):
+                continue
+            x = group + (list(styles).index(arm) - (len(styles) - 1) / 2) * width
+            mean, low, high = np.mean(some), min(some), max(some)
+            ax.bar(x, mean, 0.94 * width, color=styles[arm].color)
+            if len(some) > 1:
+                ax.vlines(x, low, high, color="black", linewidth=1)
+            write(ax, f"{mean:.1f}", (x, high), (0, 2), **ABOVE)
+            if arm not in named:
+                named.add(arm)
+                write(ax, arm, (x, 0), (0, 4), rotation=90, color="white", **ABOVE)
     ax.set_ylim(bottom=0)
+    ax.set_xticks(range(len(groups)), [plain(shortened(label, 14)) for label, _ in groups])
     ax.tick_params(axis="x", length=0)
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    return {len(some) for *_, some in drawn}
 
 
 def _caption(
@@ -202,7 +193,7 @@ def sizes_figure(runs: Records, *, metrics: Names = None, band: str = "range") -
             found = {size: s.of(metric) for (one, size), s in finals.items() if one == arm}
             if found := {size: values for size, values in found.items() if values}:
                 lines.append(line_through(arm, style, found, band))
-        beside = functools.partial(draw_beside, metric, lines)
+        beside = partial(draw_beside, metric, lines)
         title = metric_title(metric)
         panels.append(Panel(title, lines, "training images", left=None, score=True, beside=beside))
 
@@ -291,35 +282,33 @@ def samples_figure(runs: Records) -> Figure:
 
 def budget_figure(found: Budgets) -> Figure:
     """Draws a bar for every arm and schedule: images, instances and pixels, pre-training first."""
-    height = 1.5 + 0.3 * len(found.rows) + 0.16 * len(found.notes)
-    figure, axes = new_figure(len(PANELS), width=PAGE_WIDTH, height=height)
     styles = arm_styles(dict.fromkeys(row.arm for row in found.rows))
-    for ax, panel in zip(axes, PANELS, strict=True):
+    names = [plain(" ".join(filter(None, (row.arm, row.schedule, row.size)))) for row in found.rows]
+
+    def draw(count: str, ax: Axes) -> None:
         for place, row in enumerate(found.rows):
-            _draw_bar(ax, place, row, panel, styles[row.arm].color)
-        name_axes(ax, panel, "")
-        longest = max((getattr(row.total, panel) or 0 for row in found.rows), default=0)
+            _draw_bar(ax, place, row, count, styles[row.arm].color)
+        longest = max((getattr(row.total, count) or 0 for row in found.rows), default=0)
         ax.set_xlim(0, (longest or 1) * ROOM)
         ax.set_ylim(len(found.rows) - 0.5, -0.5)
         ax.grid(visible=False)
         ax.spines["bottom"].set_visible(False)
         ax.set_xticks([])
-        ax.set_yticks([])
-    axes[0].set_yticks(
-        range(len(found.rows)),
-        [plain(" ".join(filter(None, (row.arm, row.schedule, row.size)))) for row in found.rows],
-        fontsize=TEXT_SIZE,
-    )
-    axes[0].tick_params(axis="y", length=0)
+        shown = names if count == NAMES[0] else []
+        ax.set_yticks(range(len(shown)), shown)
+        ax.tick_params(axis="y", length=0, labelsize=TEXT_SIZE)
+
     how = "Counted during training." if found.counted else "Expected before training."
     pretrained = any(row.pretraining.images for row in found.rows)
     parts = "Hatched: pre-training; plain: detection training. " if pretrained else ""
-    add_caption(figure, [f"{parts}{how}", *found.notes])
-    return figure
+    panels = [Panel(count, left=None, beside=partial(draw, count)) for count in NAMES]
+    height = 1.5 + 0.3 * len(found.rows) + 0.16 * len(found.notes)
+    caption = [f"{parts}{how}", *found.notes]
+    return draw_panels(panels, caption, width=PAGE_WIDTH, height=height)
 
 
-def _draw_bar(ax: Axes, place: int, row: Budget, panel: str, color: str) -> None:
-    before, training = (getattr(part, panel) for part in (row.pretraining, row.training))
+def _draw_bar(ax: Axes, place: int, row: Budget, count: str, color: str) -> None:
+    before, training = (getattr(part, count) for part in (row.pretraining, row.training))
     if training is None:
         write(ax, "unknown", (0, place), (0, 0), color="0.35")
         return

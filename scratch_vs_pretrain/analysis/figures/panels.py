@@ -81,7 +81,7 @@ class Panel:
     """One pair of axes."""
 
     title: str
-    lines: Sequence[Line]
+    lines: Sequence[Line] = ()
     over: str = ""  # what stands under it
     left: float | None = 0  # where its x axis begins; None leaves that to matplotlib
     score: bool = False  # its y axis is one of AP
@@ -154,7 +154,10 @@ def _line(arm: str, style: Style, runs: Records, metric: str, x: str, band: str)
         return None
     values = np.stack([one.values[np.isin(one.iterations, shared)] for one in found], axis=1)
     if not is_score(metric):
-        values, every = _smoothed(values), -(-len(shared) // MOST_POINTS)
+        import pandas as pd
+
+        window, every = 1 + len(values) // SMOOTH_POINTS, -(-len(shared) // MOST_POINTS)
+        values = pd.DataFrame(values).rolling(window, min_periods=1).median().to_numpy()
         kept = slice((len(shared) - 1) % every, None, every)
         shared, values = shared[kept], values[kept]
     places = np.mean([cost(run, x, shared) for run in runs], axis=0)
@@ -178,13 +181,6 @@ def _line(arm: str, style: Style, runs: Records, metric: str, x: str, band: str)
         trunk=run.branch_of if copied else None,
         own=int(np.searchsorted(shared, run.branch_at, side="right")) if copied else 0,
     )
-
-
-def _smoothed(values: np.ndarray) -> np.ndarray:
-    import pandas as pd
-
-    window = 1 + len(values) // SMOOTH_POINTS
-    return pd.DataFrame(values).rolling(window, min_periods=1).median().to_numpy()
 
 
 def band_of(values: Any, band: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
@@ -233,7 +229,8 @@ def draw_panels(
             ax.set_ylim(bottom=0)
     add_caption(figure, caption)
     for ax, panel in zip(axes, panels, strict=True):
-        (label or label_arms)(ax, panel.lines)
+        if panel.lines:
+            (label or label_arms)(ax, panel.lines)
     return figure
 
 

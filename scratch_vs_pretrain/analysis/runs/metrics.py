@@ -182,32 +182,30 @@ def curves(rows: Sequence[Rows], *, own: bool) -> Metrics:
     completed = [
         one.iterations + (own or one.of_training or one.iterations != last + 1) for one in rows
     ]
-    holders: dict[str, tuple[int, ...]] = {"iteration": ()}
+    columns: dict[str, dict[int, np.ndarray]] = {}
     for index, one in enumerate(rows):
-        for key in one.keys:
-            holders[key] = (*holders.get(key, ()), index)
-    columns = [dict(zip(r.keys, np.ascontiguousarray(r.table.T), strict=True)) for r in rows]
-    chosen: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray | None]] = {}
+        for key, values in zip(one.keys, np.ascontiguousarray(one.table.T), strict=True):
+            columns.setdefault(key, {})[index] = values
+    columns.pop("iteration", None)
+    chosen: dict[tuple[int, ...], tuple[np.ndarray, Any]] = {}
     found = {}
-    del holders["iteration"]
-    for key in sorted(holders, key=is_score, reverse=True):
-        where = holders[key]
+    for key in sorted(columns, key=is_score, reverse=True):
+        where = tuple(columns[key])
         if where not in chosen:
             lines = np.concatenate([rows[i].lines for i in where])
             chosen[where] = _last_wins(lines, np.concatenate([completed[i] for i in where]))
         iterations, kept = chosen[where]
-        values = np.concatenate([columns[i][key] for i in where])
-        values = values if kept is None else values[kept]
+        values = np.concatenate([*columns[key].values()])[kept]
         # pycocotools says -1 where there is no ground truth.
         lacks = (values < 0) & is_score(key)
         found[key] = Curve(iterations, np.where(lacks, np.nan, values))
     return found
 
 
-def _last_wins(lines: np.ndarray, iterations: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the ascending iterations and the rows that count, None for all in their order."""
+def _last_wins(lines: np.ndarray, iterations: np.ndarray) -> tuple[np.ndarray, Any]:
+    """Returns the ascending iterations, and which rows count."""
     if np.all(iterations[1:] > iterations[:-1]):
-        return iterations, None
+        return iterations, slice(None)
     order = np.lexsort((lines, iterations))
     iterations = iterations[order]
     last = np.append(iterations[1:] != iterations[:-1], True)

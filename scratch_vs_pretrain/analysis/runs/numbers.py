@@ -67,12 +67,6 @@ def evaluations(folder: Path) -> tuple[Evaluation, ...]:
     return tuple(map(read_evaluation, sorted(RunFolder(folder).evaluations.glob("*.json"))))
 
 
-def evaluation_after(folder: Path, iteration: int) -> Evaluation | None:
-    """Reads the evaluation after `iteration` completed iterations, None where there is none."""
-    file = RunFolder(folder).evaluation_file(iteration)
-    return read_evaluation(file) if file.exists() else None
-
-
 def read_evaluation(file: Path) -> Evaluation:
     """Reads one evaluation; a file that is none is refused with its name and the key."""
     return _read(file, state_of(file))

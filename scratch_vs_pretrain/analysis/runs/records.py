@@ -39,7 +39,8 @@ def load_runs(
     Args:
         roots: folders.
         skipped: takes the messages about runs that cannot be read, which are then left out.
-        plain: read plain Detectron2 folders too, see :func:`find_runs`.
+        plain: read plain Detectron2 folders too (a ``metrics.json`` without ``run.json``). Their
+            study is the folder's name; arm, schedule and state are "unknown".
 
     Raises:
         UserError: no run there; and unless `skipped` takes it, an unreadable ``run.json``, one run
@@ -66,17 +67,6 @@ def load_runs(
             what = "no run.json and no metrics.json at or below it; is it training's output?"
         raise UserError(f"{names}: {what}")
     return tuple(sorted(_distinct(runs, skipped), key=_sort_key))
-
-
-def find_runs(
-    roots: Path | Iterable[Path], skipped: list[str] | None = None
-) -> tuple[RunRecord, ...]:
-    """Reads what runs there are, plain Detectron2 folders too; otherwise as :func:`load_runs`.
-
-    Of a plain Detectron2 folder (a ``metrics.json`` without ``run.json``) the study is the
-    folder's name; arm, schedule and state are "unknown".
-    """
-    return load_runs(roots, skipped, plain=True)
 
 
 def skip(error: UserError, skipped: list[str] | None) -> None:

@@ -12,10 +12,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from scratch_vs_pretrain.analysis.runs.numbers import Evaluation, evaluation_after, evaluations
+from scratch_vs_pretrain.analysis.runs.numbers import Evaluation, evaluations, read_evaluation
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.stats.paired import half_width
-from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS
+from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, half_width
 from scratch_vs_pretrain.analysis.tables.table import Estimate
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -53,7 +52,7 @@ class Results:
 
     study: str
     runs: tuple[RunRecord, ...]  # every run, in the study's order
-    finals: dict[int, Evaluation]  # final evaluations by position in `runs`, of the finished ones
+    finals: tuple[tuple[RunRecord, Evaluation], ...]  # the finished ones' final evaluations
     scratch: str  # the arm that starts from random weights
     others: tuple[str, ...]  # the arms compared with it, in the study's order
     best: bool = False  # they are not final but the best evaluation of each run
@@ -67,17 +66,17 @@ class Results:
         """Returns an arm's final scores, by default those of its longest schedule."""
         schedule = schedule or self.longest(arm).schedule
         return Scores(
-            (run.seed, self.finals[index].scores)
-            for index, run in enumerate(self.runs)
-            if (run.arm, run.schedule) == (arm, schedule) and index in self.finals
+            (run.seed, final.scores)
+            for run, final in self.finals
+            if (run.arm, run.schedule) == (arm, schedule)
         )
 
     def scored(self, arm: str | None = None, *, finite: bool = True) -> set[str]:
         """Returns the metrics of final evaluations, of an arm or of all, that have a number."""
         return {
             name
-            for index, final in self.finals.items()
-            if arm in (None, self.runs[index].arm)
+            for run, final in self.finals
+            if arm in (None, run.arm)
             for name, value in final.scores.items()
             if math.isfinite(value) or not finite
         }
@@ -140,15 +139,12 @@ def final_results(runs: Sequence[RunRecord], *, best: bool = False) -> Results:
             f"study {study}: arm {scratch} has no partner here; give the folder of "
             f"{' or '.join(absent) or 'a pretrained arm'} too"
         )
-    finals = {}
-    for index, run in enumerate(runs):
-        if run.state == "finished":
-            evaluation = evaluation_after(run.folder, run.iterations)
-            if best and evaluation is not None:
-                evaluation = _best(run)
-            if evaluation is not None:
-                finals[index] = evaluation
-    results = Results(study, tuple(runs), finals, scratch, others, best)
+    finals = []
+    for run in runs:
+        file = RunFolder(run.folder).evaluation_file(run.iterations)
+        if run.state == "finished" and file.exists():
+            finals.append((run, _best(run) if best else read_evaluation(file)))
+    results = Results(study, tuple(runs), tuple(finals), scratch, others, best)
     _refuse_other_test_sets(results)
     return results
 
@@ -164,10 +160,9 @@ def _best(run: RunRecord) -> Evaluation:
 
 def _refuse_other_test_sets(results: Results) -> None:
     seen: dict[str, tuple[str, RunRecord]] = {}
-    for index, evaluation in results.finals.items():
-        run = results.runs[index]
-        digest = run.data.test.sha256
-        for kind, value in (("name", evaluation.dataset), ("content", digest)):
+    for run, evaluation in results.finals:
+        content = run.data.test.sha256
+        for kind, value in (("name", evaluation.dataset), ("content", content)):
             if value is None:
                 continue
             first, other = seen.setdefault(kind, (value, run))
@@ -234,8 +229,9 @@ def _notes_on_recipes(results: Results) -> Iterator[str]:
 
 
 def _notes_on_missing_runs(results: Results) -> Iterator[str]:
-    for index, run in enumerate(results.runs):
-        if index in results.finals:
+    finished = {run.folder for run, _ in results.finals}
+    for run in results.runs:
+        if run.folder in finished:
             continue
         if run.state == "finished":
             file = RunFolder(run.folder).evaluation_file(run.iterations)

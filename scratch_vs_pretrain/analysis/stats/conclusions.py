@@ -11,8 +11,8 @@ from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats import rules
 from scratch_vs_pretrain.analysis.stats.answer import plain
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
-from scratch_vs_pretrain.analysis.stats.rules import LITTLE, MUCH, Rule
-from scratch_vs_pretrain.analysis.stats.setting import Setting, looks_at, settings
+from scratch_vs_pretrain.analysis.stats.rules import Rule
+from scratch_vs_pretrain.analysis.stats.setting import LITTLE, MUCH, Setting, looks_at, settings
 from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL, alpha_of, holm
 from scratch_vs_pretrain.errors import UserError
 
@@ -79,46 +79,31 @@ def conclude(runs: Sequence[RunRecord]) -> tuple[Conclusion, ...]:
             unpaired.append(Finding(study, NOT_ENOUGH, str(error)))
     level = max((run.level or LEVEL for run in runs), default=LEVEL)
     alpha = alpha_of(level, looks=max((looks_at(s.runs) for s in found), default=1))
-    return tuple(
-        _conclusion(number, statement, rule, found, unpaired, level, alpha)
-        for number, (statement, rule) in enumerate(CONCLUSIONS.items(), start=1)
-    )
-
-
-def _conclusion(
-    number: int,
-    statement: str,
-    rule: Rule,
-    found: Sequence[Setting],
-    unpaired: Sequence[Finding],
-    level: float,
-    alpha: float,
-) -> Conclusion:
-    findings = (*_findings(rule, found, alpha), *unpaired)
-    supported = [f for f in findings if f.verdict == SUPPORTED]
-    against = [f for f in findings if f.verdict == CONTRADICTED]
-    lacking = [kind for kind in KINDS.get(rule, ("",)) if kind not in {f.kind for f in supported}]
-    if against:
-        verdict = IN_PART if supported else CONTRADICTED
-    else:
-        verdict = NOT_ENOUGH if lacking else SUPPORTED
-    needed = " and ".join(f"a study with {kind}" for kind in lacking if kind)
-    missing = f"needed: {needed}" if verdict == NOT_ENOUGH and supported and needed else ""
-    return Conclusion(
-        number,
-        statement,
-        verdict,
-        _reading(supported, against, findings),
-        findings,
-        level,
-        missing,
-        _assuming(found, findings),
-    )
+    conclusions = []
+    for number, (statement, rule) in enumerate(CONCLUSIONS.items(), start=1):
+        findings = (*_findings(rule, found, alpha), *unpaired)
+        supported = [f for f in findings if f.verdict == SUPPORTED]
+        against = [f for f in findings if f.verdict == CONTRADICTED]
+        kinds = {f.kind for f in supported}
+        lacking = [kind for kind in KINDS.get(rule, ("",)) if kind not in kinds]
+        if against:
+            verdict = IN_PART if supported else CONTRADICTED
+        else:
+            verdict = NOT_ENOUGH if lacking else SUPPORTED
+        needed = " and ".join(f"a study with {kind}" for kind in lacking if kind)
+        missing = f"needed: {needed}" if verdict == NOT_ENOUGH and supported and needed else ""
+        reading = _reading(supported, against, findings)
+        used = [s for s, f in zip(found, findings, strict=False) if f.verdict != NOT_ENOUGH]
+        assuming = "; ".join(dict.fromkeys(text for setting in used for text in setting.assumed()))
+        conclusions.append(
+            Conclusion(number, statement, verdict, reading, findings, level, missing, assuming)
+        )
+    return tuple(conclusions)
 
 
 def _findings(rule: Rule, found: Sequence[Setting], alpha: float) -> list[Finding]:
     tests = [rules.applied(rule, setting) for setting in found]
-    kinds = list(map(rules.regime, found))
+    kinds = [setting.regime for setting in found]
     decided: dict[int, tuple[str, float]] = {}
     for kind in set(kinds):
         family = [k for k, test in enumerate(tests) if test.judged and kinds[k] == kind]
@@ -132,9 +117,7 @@ def _findings(rule: Rule, found: Sequence[Setting], alpha: float) -> list[Findin
     for k, (setting, test) in enumerate(zip(found, tests, strict=True)):
         verdict, tested = decided.get(k, open_)
         kind = kinds[k] if rule in KINDS else ""
-        findings.append(
-            Finding(setting.name, verdict, test.evidence(tested), kind, rules.scope(setting))
-        )
+        findings.append(Finding(setting.name, verdict, test.evidence(tested), kind, setting.scope))
     return findings
 
 
@@ -150,11 +133,6 @@ def _reading(
         text += f"; {'not for' if supported else 'for'} {', '.join(f.scope for f in against)}"
     open_ = sum(bool(f.scope) for f in findings) - decided
     return text + (f"; {open_} undecided" if open_ else "")
-
-
-def _assuming(found: Sequence[Setting], findings: Sequence[Finding]) -> str:
-    used = [s for s, f in zip(found, findings, strict=False) if f.verdict != NOT_ENOUGH]
-    return "; ".join(dict.fromkeys(text for setting in used for text in setting.assumed()))
 
 
 def conclusions_text(roots: Path | Iterable[Path], form: str = "text") -> str:

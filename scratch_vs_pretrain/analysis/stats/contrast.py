@@ -87,6 +87,11 @@ class Contrast:
         return self.scratch, self.other
 
     @property
+    def sd_of_change(self) -> float | None:
+        """Standard deviation of the difference between two leads, which are of four runs."""
+        return None if self.sd is None else self.sd * math.sqrt(2)
+
+    @property
     def shorter(self) -> Curves | None:
         """Scratch's longest schedule that is at most half as long as its longest."""
         return half_as_long(self.scratch)
@@ -125,27 +130,37 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class Lack:
+    """What would bring a claim its verdict."""
+
+    claim: str  # "early", "at" or "end"
+    # That would, if means and noise stayed as they are; infinite if more than MOST_SEEDS.
+    seeds: float = math.inf
+    # Longer training is lacking; so many seeds tell scratch's gain by it so far from none.
+    longer: bool = False
+    have: int = 0  # seeds so far
+
+
+@dataclass(frozen=True)
 class Judged:
     """What a contrast says."""
 
-    early: Verdict  # whether pre-training helps over the first half of the shortest training
-    at: Verdict  # at the end of the shortest schedule that both arms have
-    end: Verdict  # at the end of each arm's longest schedule, if that is long enough
+    # Whether pre-training helps: "early", over the first half of the shortest training; "at" the
+    # end of the shortest schedule that both arms have; at the "end" of each arm's longest schedule,
+    # if that is long enough.
+    verdicts: tuple[Verdict, ...]
     until: float  # iterations that count as early
-    shortest: str  # schedule of `at`; empty without a common one
+    shortest: str  # schedule of "at"; empty without a common one
     # Where the lead falls to the margin, along the longest schedule that both have; None without
     # one.
     catch_up: Region | None
-    leads: dict[str, np.ndarray]  # (n,) over seeds, that each claim rests on
+    # The verdicts that can have a line: "at" needs a schedule that both arms have.
+    asked: tuple[Verdict, ...]
+    lacks: tuple[Lack, ...]  # of those that are undecided
 
     @property
-    def verdicts(self) -> tuple[Verdict, Verdict, Verdict]:
-        return self.early, self.at, self.end
-
-    @property
-    def asked(self) -> tuple[Verdict, ...]:
-        """Those that can have a line: "at" needs a schedule that both arms have."""
-        return self.verdicts if self.shortest else (self.early, self.end)
+    def end(self) -> Verdict:
+        return self.verdicts[-1]
 
 
 def judge_contrast(contrast: Contrast, alpha: float = ALPHA) -> Judged:
@@ -155,37 +170,24 @@ def judge_contrast(contrast: Contrast, alpha: float = ALPHA) -> Judged:
     at = paired(*(c.finals() for c in common[0])) if common else np.empty(0)
     end = paired(*contrast.ends())
     leads = {"early": early, "at": at, "end": end}
+    claims = [Claim(name, spread(values, contrast.sd)) for name, values in leads.items()]
     door = end_gate(contrast)
-    *claims, last = (_claim(name, values, contrast) for name, values in leads.items())
-    if door is not SHUT:
-        assuming = last.assuming or door is OPEN or door.assuming
-        claims.append(replace(last, gate=door, assuming=assuming))
-    # What cannot be judged by design, whatever the numbers are, takes no part of the error.
-    testable = [claim for claim in claims if np.isfinite(claim.lead.error)]
-    tested = {v.claim: v for v in judge(testable, contrast.limits.margin, alpha)}
-    for claim in (*claims[:2], last):
-        if claim.name not in tested:
-            tested[claim.name] = _untested(claim, contrast, alpha, bool(len(end)))
+    claims[-1] = replace(claims[-1], gate=door)
+    verdicts = judge(claims, contrast.limits.margin, alpha)
+    if (door is OPEN or door.assuming) and verdicts[-1].low is not None:
+        verdicts[-1] = replace(verdicts[-1], assuming=True)
     if len(end) and not contrast.learned:
-        tested = {k: replace(v, verdict=UNDECIDED, reason="short") for k, v in tested.items()}
+        verdicts = [replace(v, verdict=UNDECIDED, reason="short") for v in verdicts]
+    elif len(end):
+        verdicts = [replace(v, reason="unasked") if v.reason == "nothing" else v for v in verdicts]
     shortest = common[0][0].schedule if common else ""
-    verdicts = tested["early"], tested["at"], tested["end"]
-    return Judged(*verdicts, until, shortest, _catch_up(contrast), leads)
-
-
-def _untested(claim: Claim, contrast: Contrast, alpha: float, finished: bool) -> Verdict:
-    (shown,) = judge([claim], contrast.limits.margin, alpha)
-    reason = shown.reason
-    if claim.lead.n == 0:
-        reason = "unasked" if finished else "nothing"
-    elif shown.low is not None:
-        reason = "short"
-    return replace(shown, verdict=UNDECIDED, reason=reason)
-
-
-def _claim(name: str, leads: np.ndarray, contrast: Contrast) -> Claim:
-    found = spread(leads, contrast.sd)
-    return Claim(name, found, OPEN, math.isinf(found.df))
+    asked = tuple(v for v in verdicts if common or v.claim != "at")
+    lacks = tuple(
+        _lack(contrast, v, leads[v.claim], alpha / len(verdicts))
+        for v in asked
+        if v.verdict == UNDECIDED and v.reason != "unasked"
+    )
+    return Judged(tuple(verdicts), until, shortest, _catch_up(contrast), asked, lacks)
 
 
 def paired(scratch: dict[int, float], other: dict[int, float]) -> np.ndarray:
@@ -255,8 +257,7 @@ def end_gate(contrast: Contrast) -> Gate:
     grown, sd = growth(contrast), contrast.sd
     if grown[0] is None and grown[1] is None:
         return OPEN if contrast.converged else SHUT
-    # Four runs make a change of the lead, two a gain.
-    noises = (sd, sd, None if sd is None else sd * math.sqrt(2))
+    noises = (sd, sd, contrast.sd_of_change)
     ours, theirs, change = (
         values if values is None else spread(values, noise)
         for values, noise in zip(grown, noises, strict=True)
@@ -268,39 +269,21 @@ def end_gate(contrast: Contrast) -> Gate:
 MOST_SEEDS = 100
 
 
-@dataclass(frozen=True)
-class Lack:
-    """What would bring a claim its verdict."""
-
-    claim: str  # "early", "at" or "end"
-    # That would, if means and noise stayed as they are; infinite if more than MOST_SEEDS.
-    seeds: float = math.inf
-    # Longer training is lacking; so many seeds tell scratch's gain by it so far from none.
-    longer: bool = False
-    have: int = 0  # seeds so far
-
-
-def lacks_of(contrast: Contrast, judged: Judged, alpha: float) -> list[Lack]:
-    """Returns what the claims without a verdict lack, each tested at about `alpha`."""
-    found = []
-    for verdict in judged.asked:
-        if verdict.verdict != UNDECIDED or verdict.reason == "unasked":
-            continue
-        seeds, longer = float(LEAST_SEEDS), False
-        if verdict.reason == "short":
-            # Without a shorter schedule the gain is not known, and no number.
-            gain, gains = contrast.gain, growth(contrast)[0]
-            longer = not (contrast.learned and gain < contrast.limits.margin)
-            if not longer:
-                seeds = _seeds_to_show_end(contrast, verdict, alpha)
-            elif contrast.learned and gains is not None and len(gains):
-                seeds = _fewest_seeds(gains, gain, contrast.sd, alpha)
-        elif verdict.reason == "noise":
-            leads, margin = judged.leads[verdict.claim], contrast.limits.margin
-            distance = max(leads.mean(), margin - leads.mean())
-            seeds = _fewest_seeds(leads, distance, contrast.sd, alpha)
-        found.append(Lack(verdict.claim, seeds, longer, verdict.seeds))
-    return found
+def _lack(contrast: Contrast, verdict: Verdict, leads: np.ndarray, alpha: float) -> Lack:
+    """Returns what an undecided claim lacks, tested at about `alpha`."""
+    seeds, longer = float(LEAST_SEEDS), False
+    if verdict.reason == "short":
+        # Without a shorter schedule the gain is not known, and no number.
+        gain, gains = contrast.gain, growth(contrast)[0]
+        longer = not (contrast.learned and gain < contrast.limits.margin)
+        if not longer:
+            seeds = _seeds_to_show_end(contrast, verdict, alpha)
+        elif contrast.learned and gains is not None and len(gains):
+            seeds = _fewest_seeds(gains, gain, contrast.sd, alpha)
+    elif verdict.reason == "noise":
+        distance = max(leads.mean(), contrast.limits.margin - leads.mean())
+        seeds = _fewest_seeds(leads, distance, contrast.sd, alpha)
+    return Lack(verdict.claim, seeds, longer, verdict.seeds)
 
 
 def _seeds_to_show_end(contrast: Contrast, verdict: Verdict, alpha: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -60,6 +60,12 @@ def _pixels(run: RunRecord, at: np.ndarray) -> np.ndarray:
     return np.where(at <= x[-1], before + seen, np.nan)
 
 
+def mean_hours(runs: Iterable[RunRecord]) -> float | None:
+    """Returns the mean device hours of finished runs, each alone; None where unknown."""
+    hours = [r.seconds * r.devices / 3600 for r in runs if r.state == "finished" and r.seconds]
+    return float(np.mean(hours)) if hours else None
+
+
 def total_hours(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
     """Returns the GPU hours of runs, a shared trunk counted once, and of each alone, if known."""
     if not runs or any(run.seconds is None for run in runs):
@@ -67,6 +73,14 @@ def total_hours(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
     alone = sum((run.seconds or 0) * run.devices for run in runs)
     shared = sum(run.trunk_seconds * run.devices for run in runs)
     return (alone - shared) / 3600, alone / 3600
+
+
+def hours_text(hours: float, cpu: bool) -> str:
+    """Returns hours as one says them."""
+    unit = "CPU" if cpu else "GPU"
+    if hours < 0.095:
+        return f"{max(1, round(60 * hours))} {unit} minutes"
+    return f"{hours:.1f} {unit} hours" if hours < 100 else f"{hours:,.0f} {unit} hours"
 
 
 def on_processors(runs: Sequence[RunRecord]) -> bool:

@@ -7,14 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.stats.contrast import Contrast, paired
-from scratch_vs_pretrain.analysis.stats.cost import on_processors
+from scratch_vs_pretrain.analysis.stats.contrast import paired
+from scratch_vs_pretrain.analysis.stats.cost import hours_text, mean_hours, on_processors
 from scratch_vs_pretrain.analysis.stats.crossing import Region, Worth, worth_in_images
-from scratch_vs_pretrain.analysis.stats.part import Need, Part, hours_text, mean_hours
 from scratch_vs_pretrain.analysis.stats.setting import Setting, metric_name, score_name
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     LEAST_SEEDS,
@@ -27,6 +27,9 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     two_sided,
 )
 from scratch_vs_pretrain.run_info import Init
+
+if TYPE_CHECKING:
+    from scratch_vs_pretrain.analysis.stats.answer import Need, Part
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def lines_of(
     lines += [Line("ranks", "ranks", ranks + _doubt(largest))] if ranks else []
     for part in largest:
         title = "cost" if len(largest) == 1 else f"cost, {part.setting.other}"
-        text = _cost_text(part.setting, part.contrast)
+        text = _cost_text(part.setting)
         lines += [Line("cost", title, text)] if text else []
     lines.append(Line("next", "next", "; ".join([_next_text(parts), *_masks_text(parts, masks)])))
     first = parts[0].setting
@@ -116,9 +119,9 @@ def _claim_line(part: Part, verdict: Verdict) -> Line:
     shown = interval_text(verdict, metric_name(part.setting.metric) if claim == "early" else "")
     need = next((f"; {need.text()}" for need in part.needs if need.claim == claim), "")
     if claim == "early" and shown:
-        length = min(curves.length for curves in part.contrast.shortest() or ())
+        length = min(curves.length for curves in part.setting.contrast.shortest() or ())
         shown += f" over the first {part.judged.until:,.0f} of {length:,} iterations"
-    longest = part.contrast.scratch[-1].length if part.contrast.scratch else 0
+    longest = part.setting.contrast.scratch[-1].length if part.setting.contrast.scratch else 0
     assuming = ", assuming" * verdict.assuming
     if verdict.reason == "short":
         text = f"undecided, {_why(part, verdict)}{need}"
@@ -138,7 +141,7 @@ def _claim_line(part: Part, verdict: Verdict) -> Line:
 
 def _why(part: Part, verdict: Verdict) -> str:
     """Says why a claim is undecided."""
-    contrast, unit = part.contrast, score_name(part.setting.metric)
+    contrast, unit = part.setting.contrast, score_name(part.setting.metric)
     if verdict.reason == "short":
         if not contrast.learned:
             return f"training too short: both arms end under {contrast.limits.least_ap:g} {unit}"
@@ -194,8 +197,9 @@ def _size_line(part: Part) -> Line:
     return Line("size", part.name, "; ".join(shown), part.judged.end.verdict)
 
 
-def _cost_text(setting: Setting, contrast: Contrast) -> str:
+def _cost_text(setting: Setting) -> str:
     """Says what each arm's shortest schedule costs that ends where the lower arm does."""
+    contrast = setting.contrast
     if not all(contrast.ends()):
         return ""
     target = min(_mean(finals) for finals in contrast.ends())
@@ -265,7 +269,7 @@ def lost_text(runs: Sequence[RunRecord], found: Sequence[Setting]) -> str:
 def worths(found: Sequence[Setting]) -> tuple[Worth, ...]:
     """Returns what pre-training is worth at each size, for the first other arm."""
     sized = [s for s in reversed(found) if s.other == found[0].other and s.size]
-    ends = [s.contrast().ends() for s in sized]
+    ends = [s.contrast.ends() for s in sized]
     seeds = set.intersection(*({*ours} & {*theirs} for ours, theirs in ends)) if ends else set()
     if len(sized) < 2 or not seeds:
         return ()
@@ -311,8 +315,8 @@ def ranking(found: Sequence[Setting], alpha: float) -> str:
     largest = [s for s in found if s.size == found[0].size]
     if len(largest) < 2:
         return ""
-    arms = {s.other: s.contrast().ends()[1] for s in largest}
-    arms[largest[0].scratch] = largest[0].contrast().ends()[0]
+    arms = {s.other: s.contrast.ends()[1] for s in largest}
+    arms[largest[0].scratch] = largest[0].contrast.ends()[0]
     order = sorted(arms, key=lambda arm: -_mean(arms[arm]))
     pairs = list(itertools.combinations(order, 2))
     leads = {(a, b): spread(paired(arms[b], arms[a]), found[0].sd) for a, b in pairs}

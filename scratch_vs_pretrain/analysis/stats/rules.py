@@ -20,7 +20,7 @@ from scratch_vs_pretrain.analysis.stats.contrast import (
     paired,
 )
 from scratch_vs_pretrain.analysis.stats.lines import signed
-from scratch_vs_pretrain.analysis.stats.setting import Setting, metric_name
+from scratch_vs_pretrain.analysis.stats.setting import MUCH, Setting, metric_name
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     ALPHA,
     LEAST_SEEDS,
@@ -31,8 +31,6 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     spread,
     two_sided,
 )
-
-MUCH, LITTLE = "much data", "little data"
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def works(setting: Setting) -> Test:
     ours, theirs = _finals(setting, what)
     value = spread([ours[s] - share * theirs[s] for s in ours if s in theirs], setting.sd)
     p_for, against = two_sided(value, 0.0)
-    against = max(against, float(end_gate(setting.contrast()).yes))
+    against = max(against, float(end_gate(setting.contrast).yes))
     lost = [run.name for run in setting.of(setting.scratch) if run.state == "diverged"]
     lacks = f"diverged, so not counted: {', '.join(lost)}" if lost else ""
     return Test(what, value, p_for, against, lacks, sides=2)
@@ -119,7 +117,7 @@ def ends_no_worse(setting: Setting) -> Test:
 
 def speeds_up(setting: Setting) -> Test:
     """4: early in training scratch is behind."""
-    leads, until = early_leads(setting.contrast())
+    leads, until = early_leads(setting.contrast)
     if not len(leads):
         raise Lacking("", "no evaluations of both arms at the same iterations early on")
     value, margin = spread(leads, setting.sd), setting.limits.margin
@@ -132,7 +130,7 @@ def regularizes_little_data(setting: Setting) -> Test:
     """5: at an equal training loss, no final lead with much data; with very little, a lead."""
     if setting.images is None:
         raise Lacking("", "the number of training images is unknown")
-    kind = regime(setting)
+    kind = setting.regime
     if not kind:
         raise Lacking("", f"{setting.images:,} training images lie between few and many")
     test = _at_the_end(setting, no_worse=kind == MUCH)
@@ -143,16 +141,16 @@ def regularizes_little_data(setting: Setting) -> Test:
 
 def helps_localization_less(setting: Setting) -> Test:
     """6: where the arms' AP50 are alike, scratch is ahead at AP75."""
-    task, door = setting.metric.split("/")[0], end_gate(setting.contrast())
+    task, door = setting.metric.split("/")[0], end_gate(setting.contrast)
     if door is SHUT:
         return _matched(setting, task)
     what = f"lead of {setting.other} at {task}/AP50 less that at AP75"
     coarse, fine = (
-        lead_by_seed(*setting.contrast(f"{task}/{metric}").ends()) for metric in ("AP50", "AP75")
+        lead_by_seed(*setting.contrast_of(f"{task}/{metric}").ends()) for metric in ("AP50", "AP75")
     )
     if not coarse.keys() & fine.keys():
         raise Lacking(what, f"no seed of both arms has {task}/AP50 and AP75")
-    value = spread(paired(fine, coarse), _twice(setting.sd))
+    value = spread(paired(fine, coarse), setting.contrast.sd_of_change)
     alike, margin = spread(list(coarse.values()), setting.sd), setting.limits.margin
     apart = max(float(alike.p_above(-margin)), float(alike.p_below(margin)), float(door.no))
     p_for, p_against = two_sided(value, 0.0)
@@ -172,7 +170,7 @@ def _matched(setting: Setting, task: str) -> Test:
     known = [value for value in values if math.isfinite(value)]
     if not known:
         raise Lacking(what, "the curves share too little of AP50")
-    value = spread(known, _twice(setting.sd))
+    value = spread(known, setting.contrast.sd_of_change)
     return Test(what, value, *two_sided(value, 0.0), sides=2)
 
 
@@ -205,10 +203,10 @@ def _ap75_ahead(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _at_the_end(setting: Setting, *, no_worse: bool) -> Test:
-    contrast, margin = setting.contrast(), setting.limits.margin
+    margin = setting.limits.margin
     what = f"final {metric_name(setting.metric)} that scratch lacks"
     value = spread(paired(*_finals(setting, what)), setting.sd)
-    door = end_gate(contrast)
+    door = end_gate(setting.contrast)
     # Of training that is too short, both would be wrong.
     sides = 1 if door is OPEN else 2
     alone = np.array([value.p_below(margin), value.p_above(0.0)])
@@ -228,7 +226,7 @@ def _finals(
     setting: Setting, what: str, of: tuple[Curves, Curves] | None = None
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Returns both arms' finals by seed, by default each one's at its longest schedule."""
-    contrast = setting.contrast()
+    contrast = setting.contrast
     ours, theirs = (of[0].finals(), of[1].finals()) if of else contrast.ends()
     if not ours.keys() & theirs.keys():
         absent = [f"{r.name} ({r.state})" for r in setting.runs if r.state != "finished"]
@@ -242,15 +240,10 @@ def _finals(
 def _common(
     setting: Setting, metric: str | None = None, what: str = ""
 ) -> tuple[tuple[Curves, Curves], ...]:
-    common = setting.contrast(metric).common()
+    common = setting.contrast_of(metric or setting.metric).common()
     if not common:
         raise Lacking(what, "no schedule that both arms have finished")
     return common
-
-
-def _twice(sd: float | None) -> float | None:
-    """Returns the noise of the difference between two leads."""
-    return None if sd is None else sd * math.sqrt(2)
 
 
 def _fits_as_well(setting: Setting) -> tuple[float, str]:
@@ -258,7 +251,7 @@ def _fits_as_well(setting: Setting) -> tuple[float, str]:
     ours, theirs = (setting.final_losses(arm) for arm in setting.arms)
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
-        if setting.converged and end_gate(setting.contrast()) is OPEN:
+        if setting.converged and end_gate(setting.contrast) is OPEN:
             return 0.0, "training losses assumed alike"
         return 1.0, "the final training loss is not known of both arms"
     ratio = np.array([math.log(ours[seed] / theirs[seed]) for seed in seeds])
@@ -277,26 +270,3 @@ def _fits_as_well(setting: Setting) -> tuple[float, str]:
     elif p > ALPHA:
         text += ": not shown that scratch fits its training data as well"
     return p, text
-
-
-def regime(setting: Setting) -> str:
-    """Returns how much a setting learns from: much or little data; empty for what is between.
-
-    Few instances an image are little data too, however many images there are (VOC).
-    """
-    limits, images = setting.limits, setting.images
-    if images is None:
-        return ""
-    sparse = setting.instances is not None and setting.instances < limits.few_instances
-    if images <= limits.few_images or sparse:
-        return LITTLE
-    return MUCH if images >= limits.many_images else ""
-
-
-def scope(setting: Setting) -> str:
-    """Names a setting by what is particular: its arm, its size, sparse data."""
-    extra = [] if setting.images is None else [f"{setting.images:,} images"]
-    few = setting.limits.few_instances
-    if setting.instances is not None and setting.instances < few:
-        extra.append(f"{setting.instances:.1f} instances an image")
-    return f"{setting.name} ({', '.join(extra)})" if extra else setting.name

@@ -41,15 +41,10 @@ class Counts:
     assumed: bool = False
 
     def __add__(self, other: Counts) -> Counts:
-        def total(a: int | None, b: int | None) -> int | None:
-            return None if a is None or b is None else a + b
-
-        return Counts(
-            self.images + other.images,
-            total(self.instances, other.instances),
-            total(self.pixels, other.pixels),
-            self.assumed or other.assumed,
-        )
+        pairs = [(getattr(self, name), getattr(other, name)) for name in NAMES]
+        sums = [None if None in pair else sum(pair) for pair in pairs]
+        found: dict[str, Any] = dict(zip(NAMES, sums, strict=True))
+        return Counts(**found, assumed=self.assumed or other.assumed)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Collection, Iterable, Sequence
@@ -21,6 +22,7 @@ from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE
 from scratch_vs_pretrain.run_info import Noise
 from scratch_vs_pretrain.text import nearest
 
+MUCH, LITTLE = "much data", "little data"
 MASKS = "segm/AP"
 # The first that both arms have; VOC is scored at one IoU threshold alone.
 METRICS = ("keypoints/AP", "bbox/AP", "bbox/AP50", MASKS)
@@ -94,13 +96,35 @@ class Setting:
         boxes, images = train.annotations, train.labelled or self.images
         return boxes / images if boxes is not None and images else None
 
+    @property
+    def sparse(self) -> bool:
+        """Whether the images have few instances: little data too, however many they are (VOC)."""
+        return self.instances is not None and self.instances < self.limits.few_instances
+
+    @property
+    def regime(self) -> str:
+        """How much there is to learn from: much or little data; empty for what is between."""
+        if self.images is None:
+            return ""
+        if self.images <= self.limits.few_images or self.sparse:
+            return LITTLE
+        return MUCH if self.images >= self.limits.many_images else ""
+
+    @property
+    def scope(self) -> str:
+        """Names it by what is particular: its arm, its size, sparse data."""
+        extra = [] if self.images is None else [f"{self.images:,} images"]
+        if self.sparse:
+            extra.append(f"{self.instances:.1f} instances an image")
+        return f"{self.name} ({', '.join(extra)})" if extra else self.name
+
     def of(self, arm: str) -> tuple[RunRecord, ...]:
         """Returns the arm's runs."""
         return tuple(run for run in self.runs if run.arm == arm)
 
     def assumed(self) -> list[str]:
         """Says what verdicts rest on beside the runs."""
-        contrast, said = self.contrast(), []
+        contrast, said = self.contrast, []
         seeds = [{*curves.finals()} for arm in contrast.arms for curves in arm]
         if self.sd is not None and len(set().union(*seeds).intersection(*seeds)) < LEAST_SEEDS:
             said.append(f"a noise of {self.sd:g} AP ({self.because})")
@@ -115,9 +139,13 @@ class Setting:
         found = {run.seed or 0: _final_loss(run) for run in runs if run.iterations == longest}
         return {seed: loss for seed, loss in found.items() if loss > 0}
 
-    def contrast(self, metric: str | None = None) -> Contrast:
-        """Returns the curves of a metric, by default of the one that decides."""
-        metric = metric or self.metric
+    @functools.cached_property
+    def contrast(self) -> Contrast:
+        """The curves of the metric that decides."""
+        return self.contrast_of(self.metric)
+
+    def contrast_of(self, metric: str) -> Contrast:
+        """Returns the curves of a metric."""
         ours, theirs = (_arm(self.of(arm), metric) for arm in self.arms)
         return Contrast(ours, theirs, self.limits, self.sd, bool(self.converged))
 

@@ -14,6 +14,7 @@ Arrays may have leading axes, one entry for each simulated study.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import math
@@ -23,8 +24,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scratch_vs_pretrain.errors import UserError
+
 LEVEL = 0.95
 LEAST_SEEDS = 3
+MOST_PLANNED = 100_000
 
 # Of the error that is allowed; the rest is for noise that is not quite normal.
 USED = 0.95
@@ -63,6 +67,19 @@ def bounds(found: Spread, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns the two (...) one-sided bounds of the mean, each wrong with probability `alpha`."""
     reach = quantile(1 - alpha, found.df) * found.error
     return found.mean - reach, found.mean + reach
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Returns half the t interval's width for (n,) values, None for fewer than three."""
+    if len(values) < LEAST_SEEDS:
+        return None
+    low, high = t_interval(values)
+    return float(high - low) / 2
+
+
+def t_interval(values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Returns Student's interval of the mean over the last axis of (..., n) values."""
+    return bounds(spread(values), (1 - LEVEL) / 2)
 
 
 def quantile(p: float, df: float) -> float:
@@ -220,7 +237,6 @@ class Claim:
     name: str  # "early", "at" or "end"
     lead: Spread  # over seeds
     gate: Gate = OPEN  # of convergence
-    assuming: bool = False  # rests on what the study states
 
 
 def decide(
@@ -247,18 +263,21 @@ def decide(
     return decided[..., :m], decided[..., m:], tested
 
 
-def judge(claims: Sequence[Claim], margin: float, alpha: float) -> tuple[Verdict, ...]:
-    """Returns the verdicts of one answer, of which any is wrong with at most `alpha`."""
-    if not claims:
-        return ()
-    yes, no, tested = decide(claims, margin, alpha)
-    return tuple(
-        _verdict(claim, bool(yes[at]), bool(no[at]), margin, float(tested[at]))
-        for at, claim in enumerate(claims)
-    )
+def judge(claims: Sequence[Claim], margin: float, alpha: float) -> list[Verdict]:
+    """Returns the verdicts of one answer, of which any is wrong with at most `alpha`.
+
+    What cannot be judged by design, whatever the numbers are, takes no part of the error.
+    """
+    testable = [c for c in claims if np.isfinite(c.lead.error) and c.gate is not SHUT]
+    found = {claim.name: (False, False, alpha) for claim in claims}
+    if testable:
+        yes, no, tested = (values.tolist() for values in decide(testable, margin, alpha))
+        names = [claim.name for claim in testable]
+        found |= zip(names, zip(yes, no, tested, strict=True), strict=True)
+    return [_verdict(claim, *found[claim.name], margin) for claim in claims]
 
 
-def _verdict(claim: Claim, yes: bool, no: bool, margin: float, alpha: float) -> Verdict:
+def _verdict(claim: Claim, yes: bool, no: bool, alpha: float, margin: float) -> Verdict:
     lead = claim.lead
     known = math.isfinite(lead.error)
     low, high = map(float, bounds(lead, alpha)) if known else (None, None)
@@ -269,9 +288,62 @@ def _verdict(claim: Claim, yes: bool, no: bool, margin: float, alpha: float) -> 
             reason = "nothing"
         elif low is None or high is None:
             reason = "seeds"
-        elif (low > 0 and claim.gate.yes > alpha) or (high < margin and claim.gate.no > alpha):
+        elif (
+            claim.gate is SHUT
+            or (low > 0 and claim.gate.yes > alpha)
+            or (high < margin and claim.gate.no > alpha)
+        ):
             reason = "short"
         else:
             reason = "noise"
-    mean = float(lead.mean)
-    return Verdict(claim.name, verdict, mean, low, high, lead.n, claim.assuming, reason)
+    assuming = math.isinf(lead.df)
+    return Verdict(claim.name, verdict, float(lead.mean), low, high, lead.n, assuming, reason)
+
+
+def paired_power(seeds: int, gap: float, noise: float, level: float = LEVEL) -> float:
+    """Returns the chance that the two-sided paired t test of two or more `seeds` finds `gap`.
+
+    `noise` is the standard deviation of the difference over seeds. For arms that vary independently
+    by s each it is s * sqrt(2); what a seed's runs share makes it smaller.
+    """
+    from scipy import stats
+
+    shift = abs(gap) / noise * math.sqrt(seeds)
+    critical = stats.t.ppf(0.5 + level / 2, seeds - 1)
+    wrong_side = stats.nct.cdf(-critical, seeds - 1, shift)  # NaN where it vanishes.
+    return float(stats.nct.sf(critical, seeds - 1, shift) + np.nan_to_num(wrong_side))
+
+
+def seeds_needed(gap: float, noise: float, *, power: float = 0.8, level: float = LEVEL) -> int:
+    """Returns the fewest seeds with which :func:`paired_power` reaches `power`.
+
+    Raises:
+        UserError: a gap or noise that is not above 0, a power or level outside (0, 1), or more
+            than 100,000 seeds.
+    """
+    if not (0 < abs(gap) < math.inf and 0 < noise < math.inf):
+        raise UserError(f"gap {gap} and noise {noise} must both be numbers other than 0")
+    if not (0 < power < 1 and 0 < level < 1):
+        raise UserError(f"power {power} and level {level} must lie between 0 and 1")
+    seeds = range(2, MOST_PLANNED + 1)
+    at = bisect.bisect_left(seeds, power, key=lambda n: paired_power(n, gap, noise, level))
+    if at == len(seeds):
+        raise UserError(f"a gap of {gap} under noise {noise} needs more than {MOST_PLANNED} seeds")
+    return seeds[at]
+
+
+def power_text(gap: float, noise: float, power: float) -> str:
+    """Says how many seeds a gap needs, for a test of it alone and as one claim of an answer.
+
+    Raises:
+        UserError: see :func:`seeds_needed`.
+    """
+    seeds = seeds_needed(gap, noise, power=power)
+    chance = 100 * paired_power(seeds, gap, noise)
+    together = 1 - 2 * ALPHA / MOST_NULLS
+    answer = max(LEAST_SEEDS, seeds_needed(gap, noise, power=power, level=together))
+    return (
+        f"{seeds} seeds per arm: a paired t test at level {1 - LEVEL:.2g} then finds a gap of "
+        f"{gap:g} AP under noise {noise:g} with a chance of {chance:.1f} %; svp answer, which "
+        f"judges several claims together, with {answer} seeds"
+    )

@@ -5,23 +5,18 @@ What their numbers are, and what is refused: :mod:`.stats.comparison`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from scratch_vs_pretrain.analysis.runs.numbers import curve
 from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, notes
 from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, cost, on_processors, total_hours
 from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
-from scratch_vs_pretrain.analysis.stats.paired import (
-    SEEDS_FOR_P,
-    bca_interval,
-    half_width,
-    sign_flip_p,
-    t_interval,
-)
 from scratch_vs_pretrain.analysis.stats.setting import (
     COCO_SD,
     NAMES,
@@ -29,10 +24,16 @@ from scratch_vs_pretrain.analysis.stats.setting import (
     metric_name,
     settings,
 )
-from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS
-from scratch_vs_pretrain.analysis.tables.table import Cell, Estimate, Table
+from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, half_width, t_interval
+from scratch_vs_pretrain.analysis.tables.table import Cell, Estimate, Table, shown
 
 AXES = ("iterations", "images", "pixels", "gpu-hours")
+
+# The smallest two-sided p of n sign flips is 2 / 2^n: 0.0625 for n = 5, 0.031 for n = 6.
+SEEDS_FOR_P = 6
+# All of 16 seeds.
+FLIPS = 2**16
+RESAMPLES = 9999
 
 GAP_NOTES = (
     "t and BCa: 95 % intervals of the mean gap, from three seeds on; BCa is too narrow for few "
@@ -41,13 +42,32 @@ GAP_NOTES = (
     "0.05.",
 )
 
-
 MAIN = ("AP", "AP50", "AP75")
 ALL = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 FULL_COCO = (("coco_2017_train",), ("coco_2017_val",))
 
 # A folder may hold part of COCO under the whole one's name; training drops unlabelled images.
 FULL_COCO_IMAGES = 117_266
+
+# What each type of error costs (``evaluation/error_types.py``).
+ERROR_TYPES = ("classification", "localization", "both", "duplicate", "background", "missed")
+COSTS = tuple(f"bbox/dAP-{kind}" for kind in ERROR_TYPES)
+EXCESS = "bbox/dAP-excess"
+ERROR_ROWS = {
+    "box AP50": "bbox/AP50",
+    **dict(zip(ERROR_TYPES, COSTS, strict=True)),
+    "classification less localization": EXCESS,
+}
+FALLBACK = {"box AP50": "bbox/AP50", "box AP75": "bbox/AP75"}
+
+ERROR_NOTE = (
+    "Costs: by how much box AP50 rises when all errors of a type are mended (TIDE's dAP, "
+    "arXiv 2008.08115). They do not add up."
+)
+NO_ERRORS_NOTE = (
+    "These evaluations were written before they had the costs of errors. A gap that is larger at "
+    "AP75 than at AP50 says that boxes lie less well."
+)
 
 
 def schedules_table(runs: Records, *, best: bool = False) -> Table:
@@ -164,6 +184,45 @@ def _cells(gaps: Sequence[float], run: RunRecord) -> tuple[Cell, ...]:
     return (len(gaps), Estimate(mean, signed=True), *ends, p, noise)
 
 
+def bca_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
+    """Returns the BCa bootstrap interval (Efron 1987) of the mean of (n,) values.
+
+    Values that are all equal, whose bootstrap has no width, give the t interval. Too narrow for
+    few seeds: see docs/verdicts.md.
+    """
+    from scipy import stats
+
+    if np.ptp(values) == 0:
+        low, high = t_interval(values)
+    else:
+        low, high = stats.bootstrap(
+            (values,),
+            np.mean,
+            confidence_level=LEVEL,
+            n_resamples=RESAMPLES,
+            random_state=np.random.default_rng(seed),
+        ).confidence_interval
+    return float(low), float(high)
+
+
+def sign_flip_p(differences: ArrayLike) -> float:
+    """Returns the two-sided p value of a zero mean if every sign were as likely as its opposite.
+
+    Exact, over all 2^n flips, up to 16 values; beyond, over 65,536 random ones.
+    """
+    from scipy import stats
+
+    result = stats.permutation_test(
+        (np.asarray(differences, float),),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=FLIPS,
+        random_state=np.random.default_rng(0),
+    )
+    return float(result.pvalue)
+
+
 def catch_up_table(runs: Records) -> Table:
     """Returns between where and where scratch comes within the study's margin of the other arm.
 
@@ -194,7 +253,7 @@ def _catch_up_rows(setting: Setting, results: Results) -> Iterator[tuple[Cell, .
         if found is None:
             continue
         cells: tuple[Cell, Cell]
-        if not setting.contrast().learned:
+        if not setting.contrast.learned:
             cells = f"nothing: both end under {setting.limits.least_ap:g} AP", None
         elif len(both) < LEAST_SEEDS and setting.sd is None:
             cells = f"needs {LEAST_SEEDS} seeds", None
@@ -255,3 +314,43 @@ def _catch_up_notes(runs: Records) -> Iterator[str]:
         shared = ", a trunk that schedules share counted once; each alone: "
         alone = "" if math.isclose(*hours) else shared + _hours(hours[1])
         yield f"All runs together: {_hours(hours[0])} hours{alone}."
+
+
+def errors_table(runs: Records) -> Table:
+    """Returns what each type of error costs each arm of a study at its longest schedule.
+
+    Evaluations without error costs are compared by what they have, AP at two thresholds.
+    """
+    results = final_results(runs)
+    finals = []
+    for run, final in results.finals:
+        cost, other = (final.scores.get(name, math.nan) for name in COSTS[:2])
+        scores = {**final.scores, EXCESS: cost - other}
+        finals.append((run, dataclasses.replace(final, scores=scores)))
+    results = dataclasses.replace(results, finals=tuple(finals))
+    told = any(cost in final.scores for _, final in finals for cost in COSTS)
+    said = [line for arm in results.others for line in _error_sentence(results, arm)]
+    return Table(
+        f"{results.study}: AP50 that each type of error costs at the longest schedule of each arm",
+        *side_by_side(results, "cost of errors", ERROR_ROWS if told else FALLBACK),
+        (*said, ERROR_NOTE if told else NO_ERRORS_NOTE, *notes(results)),
+    )
+
+
+def _error_sentence(results: Results, arm: str) -> Iterator[str]:
+    costs = (results.of(results.scratch) - results.of(arm)).means([*COSTS[:2], EXCESS])
+    if any(math.isnan(cost.value) for cost in costs):
+        return
+    classification, localization, excess = costs
+    if excess.half_width is None:
+        verdict = "too few seeds to tell which of them pre-training helps more"
+    elif abs(excess.value) <= excess.half_width:
+        verdict = "which of them pre-training helps more is within noise"
+    elif excess.value > 0:
+        verdict = "pre-training helps classification more than localization"
+    else:
+        verdict = "pre-training helps localization more than classification"
+    yield (
+        f"Beyond {arm}, {results.scratch} loses {shown(classification)} AP50 to classification "
+        f"and {shown(localization)} to localization: {verdict}."
+    )

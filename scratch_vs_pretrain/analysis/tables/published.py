@@ -134,27 +134,28 @@ def _of_our_data(
     results: Results, numbers: Sequence[PublishedNumber], experiment: str
 ) -> list[PublishedNumber]:
     """Returns the numbers of our training and evaluation sets; none while nothing is finished."""
-    for index, evaluation in results.finals.items():
-        run, ours = results.runs[index], evaluation.dataset
-        images, whole = run.data.test.images, PAPER_EVAL_IMAGES.get(ours)
-        # As published numbers name them: "coco_10k".
-        names = (TRAIN_SETS.get(name, name) for name in run.data.train.names)
-        trained = "+".join(re.sub("^coco_2017_train_", "coco_", name) for name in names)
-        found = [number for number in numbers if number.eval_set == ours]
-        alike = [number for number in found if number.train_set == trained]
-        there, theirs = f"evaluated on {ours}", {number.eval_set for number in numbers}
-        if found and whole and images != whole:
-            there, theirs = f"{there} of {images} images", {f"the {whole} of the whole"}
-        elif alike:
-            return alike
-        elif found:
-            there = f"trained on {trained or 'unknown data'}"
-            theirs = {number.train_set for number in numbers}
-        raise UserError(
-            f"study {results.study} is {there}, the paper's {experiment} numbers on "
-            f"{', '.join(sorted(theirs)) or 'nothing that fits'}; they cannot be compared"
-        )
-    return []
+    if not results.finals:
+        return []
+    run, evaluation = results.finals[0]
+    ours = evaluation.dataset
+    images, whole = run.data.test.images, PAPER_EVAL_IMAGES.get(ours)
+    # As published numbers name them: "coco_10k".
+    names = (TRAIN_SETS.get(name, name) for name in run.data.train.names)
+    trained = "+".join(re.sub("^coco_2017_train_", "coco_", name) for name in names)
+    found = [number for number in numbers if number.eval_set == ours]
+    alike = [number for number in found if number.train_set == trained]
+    there, theirs = f"evaluated on {ours}", {number.eval_set for number in numbers}
+    if found and whole and images != whole:
+        there, theirs = f"{there} of {images} images", {f"the {whole} of the whole"}
+    elif alike:
+        return alike
+    elif found:
+        there = f"trained on {trained or 'unknown data'}"
+        theirs = {number.train_set for number in numbers}
+    raise UserError(
+        f"study {results.study} is {there}, the paper's {experiment} numbers on "
+        f"{', '.join(sorted(theirs)) or 'nothing that fits'}; they cannot be compared"
+    )
 
 
 def _same_recipe(results: Results, number: PublishedNumber) -> bool:

@@ -114,8 +114,8 @@ def _refuse_other_test_sets(studies: Sequence[Results]) -> None:
     """A data set of a study's own has the study's name, so names count where contents do not."""
     seen: dict[str, tuple[str, str]] = {}
     for results in studies:
-        for index, evaluation in results.finals.items():
-            digest = results.runs[index].data.test.sha256
+        for run, evaluation in results.finals:
+            digest = run.data.test.sha256
             kind, value = ("content", digest) if digest else ("name", evaluation.dataset)
             first, other = seen.setdefault(kind, (value, results.study))
             if first != value:

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,22 +176,17 @@ def shown(cell: Cell) -> str:
 
 
 def _csv(table: Table) -> str:
-    columns = range(len(table.header))
-    wide = [
-        any(getattr(row[k], "half_width", None) is not None for row in table.rows) for k in columns
-    ]
-
-    def flat(cells: Sequence[Cell], *parts: Callable[[Cell], Raw]) -> list[Raw]:
-        return [part(cells[k]) for k in columns for part in parts[: 1 + wide[k]]]
-
+    columns: list[list[Cell]] = []
+    for k, name in enumerate(table.header):
+        cells = [row[k] for row in table.rows]
+        columns.append([name, *cells])
+        widths = [getattr(cell, "half_width", None) for cell in cells]
+        if any(width is not None for width in widths):
+            columns.append([f"{name} half-width", *widths])
+    columns.append(["notes", *[" ".join(table.notes)] * len(table.rows)])
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*flat(table.header, _raw, lambda name: _raw(f"{name} half-width")), "notes"])
-    notes = csv_cell(" ".join(table.notes))
-    for row in table.rows:
-        writer.writerow(
-            [*flat(row, _raw, lambda cell: _raw(getattr(cell, "half_width", None))), notes]
-        )
+    rows = zip(*columns, strict=True)
+    csv.writer(out, lineterminator="\n").writerows(map(_raw, row) for row in rows)
     return out.getvalue()
 
 
