@@ -190,9 +190,9 @@ def content_of_run():
     """Reads all that two equal runs have in common, from a finished run's folder."""
 
     def read(folder):
-        from scratch_vs_pretrain.training.checkpoint import Checkpointer
+        from scratch_vs_pretrain.training.checkpoint import load_newest
 
-        checkpoint = Checkpointer(folder.checkpoints, 1).load_newest()
+        checkpoint = load_newest(folder)
         recent = checkpoint.pop("recent")
         recent = {name: values for name, values in recent.items() if name not in WALL_CLOCK}
         rows = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]

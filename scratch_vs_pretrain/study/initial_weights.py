@@ -18,7 +18,7 @@ from scratch_vs_pretrain.study.data_sets import check_own_images, origin
 from scratch_vs_pretrain.study.inputs import origin_run
 from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import RUN_SCHEME, Arm, Study
-from scratch_vs_pretrain.training.checkpoint import Checkpointer
+from scratch_vs_pretrain.training.checkpoint import newest_first
 from scratch_vs_pretrain.training.recipe import check_recipe
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _origin(study: Study, arm: Arm, seed: int, output: Path) -> str:
     where = f"{study.file}: arms.{arm.name}.init: {arm.init}"
     with located(where):
         folder = origin_run(arm, seed, output)
-    newest = next(Checkpointer(folder.checkpoints, keep=1).newest_first(), None)
+    newest = next(iter(newest_first(folder)), None)
     if newest is None:
         raise UserError(f"{where}: {folder.checkpoints} has no checkpoint left; train it again")
     return str(newest.resolve())

@@ -9,7 +9,7 @@ from pathlib import Path
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders
 from scratch_vs_pretrain.training.branch import ENDED, trunk_of
-from scratch_vs_pretrain.training.checkpoint import Checkpointer, read
+from scratch_vs_pretrain.training.checkpoint import newest_first, read
 
 # Of a run that goes on, the second is there should the newest be damaged.
 NEWEST = 2
@@ -48,13 +48,13 @@ def _origin(folder: RunFolder) -> list[Path]:
     if trunk is None or branch is None or folder.state() in ENDED:
         return []
     # Where that one is missing, the newest before it serves.
-    return _newest([file for file in _newest_first(trunk) if int(file.stem) <= branch.at], 1)
+    return _newest([file for file in newest_first(trunk) if int(file.stem) <= branch.at], 1)
 
 
 def _of_run(folder: RunFolder, final: bool) -> Iterator[tuple[Path, str]]:
     for file in sorted(folder.path.rglob(".*.tmp")):
         yield file, "left by a process that was killed"
-    state, files = folder.state(), _newest_first(folder)
+    state, files = folder.state(), newest_first(folder)
     points = set(folder.read().branch_points)
     keep = {"finished": 1, "diverged": 0}.get(state, NEWEST)
     if state == "diverged" or (final and state == "finished"):
@@ -74,10 +74,6 @@ def _newest(files: list[Path], count: int) -> list[Path]:
             return files[:number]
         readable += read(file, numbers=False) is not None
     return files
-
-
-def _newest_first(folder: RunFolder) -> list[Path]:
-    return list(Checkpointer(folder.checkpoints, keep=1).newest_first())
 
 
 def freed_bytes(paths: Iterable[Path]) -> int:

@@ -29,7 +29,7 @@ from scratch_vs_pretrain.reproducibility import provenance
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.training import branch
-from scratch_vs_pretrain.training.checkpoint import Checkpointer
+from scratch_vs_pretrain.training.checkpoint import load_newest
 from scratch_vs_pretrain.training.distributed import (
     Ending,
     Endings,
@@ -88,7 +88,7 @@ def train(folder: RunFolder) -> None:
 
 def completed(folder: RunFolder) -> int:
     """Returns the iterations after which a run would go on."""
-    newest = Checkpointer(folder.checkpoints, keep=1).load_newest()
+    newest = load_newest(folder)
     return newest["iteration"] if newest else 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import Taken
-from scratch_vs_pretrain.training.checkpoint import Checkpointer
+from scratch_vs_pretrain.training.checkpoint import newest_first, path_of
 from scratch_vs_pretrain.training.hooks import truncate_metrics
 
 # States from which a run does not go on by itself.
@@ -73,7 +73,7 @@ def take(folder: RunFolder) -> bool:
     truncate_metrics(folder.metrics_file, iteration)
     note_taken(folder, iteration)
     folder.checkpoints.mkdir(exist_ok=True)
-    _link(*(Checkpointer(run.checkpoints, keep=1).file(iteration) for run in (trunk, folder)))
+    _link(path_of(trunk, iteration), path_of(folder, iteration))
     return True
 
 
@@ -98,4 +98,4 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _checkpoints(folder: RunFolder) -> list[int]:
-    return [int(file.stem) for file in Checkpointer(folder.checkpoints, keep=1).newest_first()]
+    return [int(file.stem) for file in newest_first(folder)]

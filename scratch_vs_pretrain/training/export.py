@@ -16,7 +16,7 @@ from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checkpoint_file import save
 from scratch_vs_pretrain.run_folder import RunFolder, write_for_user
-from scratch_vs_pretrain.training.checkpoint import Checkpointer
+from scratch_vs_pretrain.training.checkpoint import load_trained
 from scratch_vs_pretrain.training.predict import building
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def export(run: Path, output: Path) -> tuple[int, tuple[str, ...]]:
     config = output.with_suffix(".yaml")
     if output.suffix != ".pth":
         raise UserError(f"-o {output}: a checkpoint's name ends in .pth; write {output}.pth")
-    checkpoint = Checkpointer(folder.checkpoints, keep=1).load_model()
+    checkpoint = load_trained(folder)
     cfg = load_config(folder.config_file).clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(output.absolute())

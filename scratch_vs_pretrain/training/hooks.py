@@ -8,9 +8,9 @@ import importlib.util
 import json
 import logging
 import os
-import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +29,7 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.run_folder import SAME_REQUEST, RunFolder, write_atomically
 from scratch_vs_pretrain.training.distributed import Vote
+from scratch_vs_pretrain.training.start import signals_to
 
 logger = logging.getLogger(__name__)
 
@@ -56,120 +57,114 @@ class Interrupted(Exception):
     """Training was asked to stop, and saved a checkpoint first."""
 
 
-def is_due(completed: int, period: int, at: Iterable[int], last: int) -> bool:
+def is_due(completed: int, period: int, at: Collection[int], last: int) -> bool:
     """Tells whether something is due: every `period` (0: never), at those of `at`, and last."""
     return completed == last or completed in at or (period > 0 and completed % period == 0)
 
 
+@dataclass(eq=False)
 class EvaluationHook(HookBase):
-    """Evaluates after the iterations that are due, and puts the numbers into the storage."""
+    """Evaluates after the iterations that are due, and puts the numbers into the storage.
 
-    def __init__(self, evaluate: Callable[[int], dict[str, float]], period: int, at: Iterable[int]):
-        """`evaluate` maps the completed iterations to flat metrics such as ``bbox/AP``."""
-        self._evaluate = evaluate
-        self._period = period
-        self._at = frozenset(at)
-        self.latest: dict[str, float] = {}
+    `evaluate` maps the completed iterations to flat metrics such as ``bbox/AP``.
+    """
+
+    evaluate: Callable[[int], dict[str, float]]
+    period: int
+    at: Collection[int]
+    latest: dict[str, float] = field(default_factory=dict)
 
     def due(self, completed: int) -> bool:
-        return is_due(completed, self._period, self._at, self.trainer.max_iter)
+        return is_due(completed, self.period, self.at, self.trainer.max_iter)
 
     def after_step(self) -> None:
         completed = self.trainer.iter + 1
         if self.due(completed):
-            self.latest = self._evaluate(completed)
+            self.latest = self.evaluate(completed)
             self.trainer.storage.put_scalars(smoothing_hint=False, **self.latest)
 
 
+@dataclass(eq=False)
 class MetricsHook(HookBase):
     """Writes a line of metrics every period, and at once after an evaluation.
 
     Detectron2's PeriodicWriter keeps only the latest value of each metric, so an evaluation that
-    is no multiple of its period can be lost.
+    is no multiple of its period can be lost. `evaluation` is registered before this hook; only the
+    main process has `writers`.
     """
 
-    def __init__(self, writers: Sequence[EventWriter], period: int, evaluation: EvaluationHook):
-        """`evaluation` is registered before this hook; only the main process has `writers`."""
-        self._writers = writers
-        self._period = period
-        self._evaluation = evaluation
-        self._recorded = time.monotonic()
+    writers: Sequence[EventWriter]
+    period: int
+    evaluation: EvaluationHook
+    recorded: float = field(default_factory=time.monotonic)
 
     def after_step(self) -> None:
         completed = self.trainer.iter + 1
-        due = is_due(completed, self._period, (), self.trainer.max_iter)
-        if not (due or self._evaluation.due(completed)):
+        due = is_due(completed, self.period, (), self.trainer.max_iter)
+        if not (due or self.evaluation.due(completed)):
             return
         totals = self.trainer.count_samples()
         self.trainer.storage.put_scalars(
             smoothing_hint=False, **{f"samples/{name}": count for name, count in totals.items()}
         )
-        if not self._writers:
+        if not self.writers:
             return
-        for writer in self._writers:
+        for writer in self.writers:
             writer.write()
-        if time.monotonic() - self._recorded > RECORD_SECONDS:
-            self._recorded = time.monotonic()
+        if time.monotonic() - self.recorded > RECORD_SECONDS:
+            self.recorded = time.monotonic()
             with contextlib.suppress(UserError):  # a damaged run.json is told of at a checkpoint
                 self.trainer.folder.update(**self.trainer.progress(completed))
 
 
+@dataclass(eq=False)
 class CheckpointHook(HookBase):
     """Saves every period, at given iterations and at the end.
 
-    On SIGTERM or SIGINT it saves at once and stops.
+    On SIGTERM or SIGINT it saves at once and stops. `save` is given the completed iterations;
+    `goes_on`: another part of the run follows.
     """
 
-    def __init__(
-        self,
-        save: Callable[[int], None],
-        period: int,
-        at: Collection[int] = (),
-        goes_on: bool = False,
-    ):
-        """`save` is given the completed iterations; `goes_on`: another part of the run follows."""
-        self._save = save
-        self._period = period
-        self._at = at
-        self._goes_on = goes_on
-        self._asked_to_stop_at: float | None = None
-        self._saved_handlers: dict[int, Any] = {}
+    save: Callable[[int], None]
+    period: int
+    at: Collection[int] = ()
+    goes_on: bool = False
+    asked_to_stop_at: float | None = None
+    signals: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def before_train(self) -> None:
         self._stop = Vote()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._saved_handlers[number] = signal.signal(number, self._ask_to_stop)
+        self.signals.enter_context(signals_to(self._ask_to_stop))
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._asked_to_stop_at is None:
-            self._asked_to_stop_at = now
-        elif now - self._asked_to_stop_at > SAME_REQUEST_SECONDS:
+        if self.asked_to_stop_at is None:
+            self.asked_to_stop_at = now
+        elif now - self.asked_to_stop_at > SAME_REQUEST_SECONDS:
             raise KeyboardInterrupt
 
     def after_step(self) -> None:
         completed = self.trainer.iter + 1
-        stop = self._stop.any(self._asked_to_stop_at is not None)
-        if stop or is_due(completed, self._period, self._at, self.trainer.max_iter):
-            self._save(completed)
-        if stop and (completed < self.trainer.max_iter or self._goes_on):
+        stop = self._stop.any(self.asked_to_stop_at is not None)
+        if stop or is_due(completed, self.period, self.at, self.trainer.max_iter):
+            self.save(completed)
+        if stop and (completed < self.trainer.max_iter or self.goes_on):
             raise Interrupted(f"asked to stop after {completed} iterations")
 
     def after_train(self) -> None:
-        for number, handler in self._saved_handlers.items():
-            signal.signal(number, handler)
+        self.signals.close()
 
 
+@dataclass(eq=False)
 class ProgressHook(HookBase):
     """A progress bar with the loss and the latest box AP."""
 
-    def __init__(self, title: str, evaluation: EvaluationHook):
-        self._title = title
-        self._evaluation = evaluation
+    title: str
+    evaluation: EvaluationHook
 
     def before_train(self) -> None:
         self._bar = Bar(
-            desc=self._title,
+            desc=self.title,
             total=self.trainer.max_iter,
             initial=self.trainer.start_iter,
             unit="it",
@@ -179,8 +174,8 @@ class ProgressHook(HookBase):
 
     def after_step(self) -> None:
         shown = {"loss": f"{self.trainer.storage.history('total_loss').latest():.3f}"}
-        if "bbox/AP" in self._evaluation.latest:
-            shown["box AP"] = f"{self._evaluation.latest['bbox/AP']:.1f}"
+        if "bbox/AP" in self.evaluation.latest:
+            shown["box AP"] = f"{self.evaluation.latest['bbox/AP']:.1f}"
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 

@@ -22,7 +22,7 @@ from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
 from scratch_vs_pretrain.modeling.checks import use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze
 from scratch_vs_pretrain.run_folder import RunFolder, write_for_user
-from scratch_vs_pretrain.training.checkpoint import Checkpointer
+from scratch_vs_pretrain.training.checkpoint import load_trained
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -69,7 +69,7 @@ def predict(
 
 def load_model(folder: RunFolder, cfg: CfgNode) -> nn.Module:
     """Builds a run's model with the weights of its newest readable checkpoint."""
-    checkpoint = Checkpointer(folder.checkpoints, keep=1).load_model()
+    checkpoint = load_trained(folder)
     with building(folder.config_file):
         model = build_model(cfg)
     use_runnable_norms(model, cfg.MODEL.DEVICE, world_size=1)

@@ -29,10 +29,9 @@ from scratch_vs_pretrain.modeling.initial import freeze, load_initial
 from scratch_vs_pretrain.reproducibility import restore_random_states
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import Resume, Taken
-from scratch_vs_pretrain.training import fast, hooks
+from scratch_vs_pretrain.training import checkpoint, fast, hooks
 from scratch_vs_pretrain.training.branch import note_taken
 from scratch_vs_pretrain.training.cascade_switch import switched_state
-from scratch_vs_pretrain.training.checkpoint import Checkpointer
 from scratch_vs_pretrain.training.distributed import share_buffers
 from scratch_vs_pretrain.training.exactness import deterministic_kernels, is_deterministic
 from scratch_vs_pretrain.training.recipe import build_mapper, build_optimizer, rate_factor
@@ -84,9 +83,7 @@ class Trainer(SimpleTrainer):
         self.cfg = cfg
         self.folder = folder
         run = folder.read()
-        self.checkpointer = Checkpointer(
-            folder.checkpoints, cfg.SVP.KEEP_CHECKPOINTS, run.branch_points
-        )
+        self._branch_points = run.branch_points
         self.network, self.described = build_run_model(cfg)
         options = fast.options_in_force(cfg)
         self.described["fast"] = options
@@ -105,23 +102,23 @@ class Trainer(SimpleTrainer):
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda iteration: rate_factor(cfg, iteration)
         )
-        checkpoint = self.checkpointer.load_newest()
+        found = checkpoint.load_newest(folder)
         switch = run.switch
-        if checkpoint and switch and until is None and checkpoint["iteration"] == switch.at:
-            checkpoint = switched_state(checkpoint, self.network, optimizer)
+        if found and switch and until is None and found["iteration"] == switch.at:
+            found = switched_state(found, self.network, optimizer)
         # v0.6's SimpleTrainer starts the stream in its constructor.
-        self.stream.start_at(checkpoint["iteration"] if checkpoint else 0)
+        self.stream.start_at(found["iteration"] if found else 0)
         model = _distributed(cfg, self.network)
         if "BF16" in options:
             model = fast.Autocast(model, cfg.MODEL.DEVICE)
         super().__init__(model, self.stream, optimizer)
         self.max_iter = until or cfg.SOLVER.MAX_ITER
-        self.resumed = checkpoint is not None
+        self.resumed = found is not None
         self.totals: dict[str, int] = {}
         self._recent: dict[str, Any] = {}
         self._seconds_before = 0.0
-        if checkpoint:
-            self._restore(checkpoint)
+        if found:
+            self._restore(found)
         if comm.is_main_process():
             hooks.truncate_metrics(folder.metrics_file, self.iter)
         self._started = time.monotonic()
@@ -193,7 +190,7 @@ class Trainer(SimpleTrainer):
             hooks.CheckpointHook(
                 self._save,
                 cfg.SOLVER.CHECKPOINT_PERIOD,
-                self.checkpointer.always,
+                self._branch_points,
                 goes_on=self.max_iter < cfg.SOLVER.MAX_ITER,
             ),
         ]
@@ -218,7 +215,8 @@ class Trainer(SimpleTrainer):
         self.count_samples()
         self.stream.unreadable = self.stream.unreadable.union(*comm.gather(self.stream.unreadable))
         progress = self.progress(completed)
-        self.checkpointer.save(
+        checkpoint.save(
+            self.folder,
             completed,
             {
                 "model": self.network.state_dict(),
@@ -230,31 +228,33 @@ class Trainer(SimpleTrainer):
                 "recent": hooks.recent_values(self.storage),
                 "loss_normalizers": comm.gather(_detectron2.loss_normalizer(self.network)),
             },
+            self.cfg.SVP.KEEP_CHECKPOINTS,
+            self._branch_points,
         )
         if comm.is_main_process():
             self.folder.update(**progress)
 
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
-        self.network.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scheduler.load_state_dict(checkpoint["scheduler"])
-        self.iter = checkpoint["iteration"]
+    def _restore(self, found: dict[str, Any]) -> None:
+        self.network.load_state_dict(found["model"])
+        self.optimizer.load_state_dict(found["optimizer"])
+        self.scheduler.load_state_dict(found["scheduler"])
+        self.iter = found["iteration"]
         # A trunk's checkpoint holds the trunk's next rate; a branch's may have dropped by then.
         for group, base in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
             group["lr"] = base * rate_factor(self.cfg, self.iter)
-        self.totals = checkpoint["samples"]
-        self._seconds_before = checkpoint["seconds"]
-        self._recent = checkpoint["recent"]
-        normalizers = checkpoint.get("loss_normalizers", ())
+        self.totals = found["samples"]
+        self._seconds_before = found["seconds"]
+        self._recent = found["recent"]
+        normalizers = found.get("loss_normalizers", ())
         _detectron2.restore_loss_normalizer(self.network, normalizers, comm.get_rank())
-        states, rank = checkpoint["random"], comm.get_rank()
+        states, rank = found["random"], comm.get_rank()
         if len(states) == comm.get_world_size():
             restore_random_states(states[rank])
         else:  # Another number of processes goes on, though not exactly.
             seed_all_rng(self.cfg.SEED + self.iter + rank)
         if comm.is_main_process():
             self.stream.samples = Samples(**self.totals)
-            self.stream.unreadable = set(checkpoint["unreadable"])
+            self.stream.unreadable = set(found["unreadable"])
         logger.info("Resumed after %d iterations", self.iter)
 
     def note_resume(self, inexact: list[str]) -> None:

@@ -12,7 +12,7 @@ from scratch_vs_pretrain.modeling.weights import write_backbone
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
-from scratch_vs_pretrain.training.checkpoint import Checkpointer
+from scratch_vs_pretrain.training.checkpoint import load_newest
 
 RECIPE = {"MODEL.RESNETS.NORM": "FrozenBN", "MODEL.BACKBONE.FREEZE_AT": 2}
 
@@ -44,7 +44,7 @@ def test_three_arms_stand_in_one_table_that_says_what_is_frozen(
     }
     before = read_checkpoint(tmp_path / "bn.pth")
     before = {name: tensor for name, tensor in before.items() if "num_batches" not in name}
-    after = Checkpointer(runs["usual"].checkpoints, keep=1).load_newest()["model"]
+    after = load_newest(runs["usual"])["model"]
     names = {name: after[f"backbone.bottom_up.{name}"] for name in before}
     still = {name for name, tensor in names.items() if torch.equal(before[name], tensor)}
     assert {name for name in before if name.startswith(("stem", "res2"))} <= still

@@ -20,7 +20,7 @@ from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training import hooks
-from scratch_vs_pretrain.training.checkpoint import Checkpointer
+from scratch_vs_pretrain.training.checkpoint import load_newest
 from scratch_vs_pretrain.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -161,7 +161,7 @@ def _metrics(folder):
 
 
 def _assert_same(one, other):
-    first, second = (Checkpointer(run.checkpoints, 1).load_newest() for run in (one, other))
+    first, second = map(load_newest, (one, other))
     assert first["iteration"] == second["iteration"]
     assert first["model"].keys() == second["model"].keys()
     for name, tensor in second["model"].items():

@@ -12,8 +12,7 @@ from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
-from scratch_vs_pretrain.training import hooks
-from scratch_vs_pretrain.training.checkpoint import Checkpointer
+from scratch_vs_pretrain.training import checkpoint, hooks
 
 # Runs that nothing happened to, by their overrides: trained once, and read by several tests.
 ALONE = {}
@@ -92,7 +91,7 @@ def test_a_stopped_run_goes_on_exactly(plan_run, assert_same, stop_after, overri
 def test_tensorboard_and_log_after_iterations_that_are_repeated(plan_run, train_until, metrics_of):
     folder = plan_run(overrides={"SVP.TENSORBOARD": True})
     train_until(folder, 4)
-    Checkpointer(folder.checkpoints, 1).file(4).unlink()
+    checkpoint.path_of(folder, 4).unlink()
     assert worker.main([str(folder.path)]) == worker.FINISHED
     losses = {row["iteration"]: row["total_loss"] for row in metrics_of(folder)}
     assert list(losses) == [1, 3, 5]
@@ -163,15 +162,15 @@ def test_weights_that_changed_since_planning_are_refused(write_study, tiny_backb
 
 def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(plan_run, monkeypatch):
     folder = plan_run()
-    save = Checkpointer.save
+    save = checkpoint.save
 
-    def full(self, iteration, state):
+    def full(folder, iteration, *rest):
         if iteration == 4:
             raise OSError(28, "No space left on device")
-        save(self, iteration, state)
+        save(folder, iteration, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "save", full)
+        patch.setattr(checkpoint, "save", full)
         assert worker.main([str(folder.path)]) == worker.FAILED
     assert folder.state() == "failed"
     assert "No space left" in folder.read().reason
@@ -196,7 +195,7 @@ def test_a_run_json_damaged_meanwhile_ends_the_run_in_a_sentence_with_its_remedy
     assert "Traceback" not in said
     assert said.count(f"{folder.run_file}: not valid JSON") == 1
     assert "delete it and start the study again" in said
-    assert Checkpointer(folder.checkpoints, 1).file(4).exists()
+    assert checkpoint.path_of(folder, 4).exists()
     with pytest.raises(UserError, match="delete it and start the study again"):
         prepare(study, tmp_path / "output")
     folder.run_file.unlink()
@@ -232,7 +231,7 @@ def test_a_run_switches_to_cascade_and_resumes_around_the_switch(
     assert run["switch"] == {"at": 3}
     assert run["resumes"] == []
     assert run["iteration"] == 6
-    final = Checkpointer(alone.checkpoints, 1).load_newest()["model"]
+    final = checkpoint.load_newest(alone)["model"]
     assert "roi_heads.box_head.2.fc1.weight" in final
     rows = [json.loads(line) for line in alone.metrics_file.read_text().splitlines()]
     assert [row["iteration"] + 1 for row in rows if "loss_cls" in row][-1] == 3
