@@ -8,20 +8,16 @@ config key where Detectron2 or torch fail on an assertion.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet, build_resnet_backbone
 from detectron2.modeling.meta_arch import fcos
+from torch import nn
 
 from scratch_vs_pretrain.config import flatten
 from scratch_vs_pretrain.errors import UserError
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-    from torch import nn
 
 GROUP_NORM_GROUPS = 32
 DEPTHS = (18, 34, 50, 101, 152)

@@ -13,19 +13,15 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
-from torch import nn
+from torch import nn, optim
 
 from scratch_vs_pretrain.config_checks import SMALLEST_BATCH
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import bottom_up_of
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-    from torch import optim
 
 NAMES_SHOWN = 5
 

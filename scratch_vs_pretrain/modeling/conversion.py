@@ -13,18 +13,15 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
+from torch import Tensor, nn
 
 from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling import vgg
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 # How MODEL.RESNETS describes each architecture. Stride in the 3x3 convolution, as torchvision.
 ARCHITECTURES: dict[str, dict[str, int]] = {

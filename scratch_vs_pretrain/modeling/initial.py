@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
@@ -32,9 +33,6 @@ from scratch_vs_pretrain.modeling.weights import (
     match_backbone,
 )
 from scratch_vs_pretrain.run_info import Loaded
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 # A block's convolution is "0" in it, and its norm "1".
 _NORMED = r"\.((?:1\.\w|[wb])\w+)"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN
@@ -18,9 +19,6 @@ from torch import Tensor, nn
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_pyramid
 from scratch_vs_pretrain.text import nearest
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 BACKBONE = "build_svp_timm_fpn_backbone"
 LEVELS = ("res2", "res3", "res4", "res5")

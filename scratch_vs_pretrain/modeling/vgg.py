@@ -6,8 +6,9 @@ conv1_1 to conv5_3 for the image, fc6 and fc7 for each region. Pre-training fill
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_BOX_HEAD_REGISTRY, Backbone
 from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
@@ -16,9 +17,6 @@ from torch.nn import functional as F
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import bottom_up_of
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 BOX_HEAD = "VGGFC67Head"
 FEATURE = "conv5_3"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor
+from detectron2.config import CfgNode
+from torch import Tensor, nn
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checkpoint_file import (
@@ -26,10 +27,6 @@ from scratch_vs_pretrain.modeling.conversion import (
 from scratch_vs_pretrain.modeling.vgg import pretrained_part
 from scratch_vs_pretrain.run_folder import write_json
 from scratch_vs_pretrain.run_info import Loaded, PretrainingCost
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-    from torch import nn
 
 NAMES_SHOWN = 20
 COUNTER = "num_batches_tracked"

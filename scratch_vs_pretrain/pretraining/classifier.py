@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_box_head
 from torch import Tensor, nn
@@ -14,9 +13,6 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.checks import frozen_norms
 from scratch_vs_pretrain.modeling.vgg import BOX_HEAD, VGGFC67Head, joined
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 
 class Classifier(nn.Module):

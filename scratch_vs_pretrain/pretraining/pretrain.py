@@ -9,9 +9,10 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch.nn import functional as F
 
 from scratch_vs_pretrain.errors import UserError, say
@@ -25,9 +26,6 @@ from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.reproducibility import provenance
 from scratch_vs_pretrain.run_folder import write_json
 from scratch_vs_pretrain.run_info import PretrainingCost
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 _log = logging.getLogger(__name__)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 
 from scratch_vs_pretrain import modeling as _registers_networks  # noqa: F401
@@ -18,9 +17,6 @@ from scratch_vs_pretrain.modeling.checkpoint_file import save
 from scratch_vs_pretrain.run_folder import RunFolder, write_for_user
 from scratch_vs_pretrain.training.checkpoint import load_trained
 from scratch_vs_pretrain.training.predict import building
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 # Ours, which build the same networks and more, and Detectron2's.
 BUILDERS = {

@@ -7,11 +7,13 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from torch import nn
 
 from scratch_vs_pretrain.config import classes_key, flatten, load_config
 from scratch_vs_pretrain.data import datasets as registration
@@ -23,10 +25,6 @@ from scratch_vs_pretrain.modeling.checks import use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze
 from scratch_vs_pretrain.run_folder import RunFolder, write_for_user
 from scratch_vs_pretrain.training.checkpoint import load_trained
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-    from torch import nn
 
 # What a result of each task has beside image, category and score.
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
