@@ -13,8 +13,8 @@ import logging
 import math
 import random
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -77,25 +77,13 @@ def batch_indices(
         epoch += 1
 
 
-@dataclass
-class Samples:
-    """What a run has trained on so far: augmented images, their instances, unpadded pixels."""
-
-    images: int = 0
-    instances: int = 0
-    pixels: int = 0
-
-    def add(self, batch: Sequence[dict[str, Any]]) -> None:
-        for sample in batch:
-            height, width = sample["image"].shape[-2:]
-            self.images += 1
-            self.instances += len(sample["instances"]) if "instances" in sample else 0
-            self.pixels += height * width
-
-    def over_all_processes(self) -> dict[str, int]:
-        """Returns the totals of all processes; every process must call it."""
-        parts = comm.all_gather(asdict(self))
-        return {key: sum(part[key] for part in parts) for key in parts[0]}
+def counted(batch: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Returns what a batch has: augmented images, their instances, unpadded pixels."""
+    return {
+        "images": len(batch),
+        "instances": sum(len(sample.get("instances", ())) for sample in batch),
+        "pixels": sum(math.prod(sample["image"].shape[-2:]) for sample in batch),
+    }
 
 
 @contextlib.contextmanager
@@ -147,14 +135,17 @@ class TrainingStream:
     """An iterable over this process's part of the batches, from any batch on.
 
     Attributes:
-        samples: what this process has handed out.
+        samples: what this process has handed out, see :func:`counted`.
         unreadable: what is wrong with each image that another one had to replace.
         repaired: how many entries were dropped or mended, by what was wrong.
     """
 
-    def __init__(self, cfg: Any, mapper: Callable | None = None, prefetch: bool = False) -> None:
-        """Loads the records of ``cfg.DATASETS.TRAIN``; the mapper is Detectron2's by default, and
-        `prefetch` hands out images on the CUDA device MODEL.DEVICE, copied there ahead.
+    def __init__(
+        self, cfg: Any, mapper: Callable | None = None, prefetch: bool = False, start: int = 0
+    ) -> None:
+        """Loads the records of ``cfg.DATASETS.TRAIN``; the mapper is Detectron2's by default,
+        `prefetch` hands out images on the CUDA device MODEL.DEVICE, copied there ahead, and the
+        first batch of each iteration over the stream is `start`.
 
         Raises:
             UserError: the batch does not divide over the processes, or no record is left.
@@ -167,20 +158,15 @@ class TrainingStream:
             )
         loaded = load_training_records(cfg)
         records, self.repaired = loaded.records, loaded.repaired
-        self.samples = Samples()
+        self.samples = Counter(images=0, instances=0, pixels=0)
         self.unreadable: set[str] = set()
         self._cfg = cfg
         self._prefetch = prefetch
-        self._position = 0
+        self._start = start
         self._limit = cfg.SVP.MAX_UNREADABLE * len(records)
         self._dataset = _SeededSamples(records, mapper or DatasetMapper(cfg, True), cfg.SEED)
         grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
         self._landscape = np.array([grouping and r["width"] > r["height"] for r in records])
-
-    def start_at(self, batch: int) -> TrainingStream:
-        """Makes the next iteration over the stream begin with this batch."""
-        self._position = batch
-        return self
 
     def _items(self) -> Iterator[list[tuple[int, int]]]:
         """Yields this process's (position, index) pairs of each batch."""
@@ -190,7 +176,7 @@ class TrainingStream:
         mine = slice(comm.get_rank() * share, (comm.get_rank() + 1) * share)
         batches = batch_indices(self._landscape, self._cfg.SEED, size, group)
         for number, batch in enumerate(batches):
-            if number >= self._position:
+            if number >= self._start:
                 positions = range(number * size, (number + 1) * size)
                 yield list(zip(positions, batch.tolist(), strict=True))[mine]
 
@@ -210,7 +196,7 @@ class TrainingStream:
             self._count_unreadable(unreadable)
             if not batch:
                 raise UserError(f"no training image can be read, for example {unreadable[0]}")
-            self.samples.add(batch)
+            self.samples.update(counted(batch))
             yield batch
 
     def _count_unreadable(self, files: list[str]) -> None:

@@ -7,6 +7,7 @@ import datetime
 import errno
 import logging
 import time
+from collections import Counter
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from detectron2.utils.events import EventStorage, EventWriter
 from torch import nn
 
 from scratch_vs_pretrain import _detectron2
-from scratch_vs_pretrain.data.stream import Samples, TrainingStream
+from scratch_vs_pretrain.data.stream import TrainingStream
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.detections import write_detections
 from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evaluation
@@ -91,7 +92,9 @@ class Trainer(SimpleTrainer):
             fast.keep_norms_narrow(self.network)
         if "OVERLAP" in options:
             fast.overlap(self.network)
-        self.stream = TrainingStream(cfg, build_mapper(cfg), prefetch="PREFETCH" in options)
+        found = checkpoint.load_newest(folder)
+        start = found["iteration"] if found else 0
+        self.stream = TrainingStream(cfg, build_mapper(cfg), "PREFETCH" in options, start)
         self.described["repaired"] = dict(self.stream.repaired)
         optimizer = build_optimizer(cfg, self.network)
         if "FUSED_OPTIMIZER" in options:
@@ -102,12 +105,8 @@ class Trainer(SimpleTrainer):
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda iteration: rate_factor(cfg, iteration)
         )
-        found = checkpoint.load_newest(folder)
-        switch = run.switch
-        if found and switch and until is None and found["iteration"] == switch.at:
+        if found and run.switch and until is None and start == run.switch.at:
             found = switched_state(found, self.network, optimizer)
-        # v0.6's SimpleTrainer starts the stream in its constructor.
-        self.stream.start_at(found["iteration"] if found else 0)
         model = _distributed(cfg, self.network)
         if "BF16" in options:
             model = fast.Autocast(model, cfg.MODEL.DEVICE)
@@ -155,7 +154,8 @@ class Trainer(SimpleTrainer):
 
     def count_samples(self) -> dict[str, int]:
         """Updates and returns the totals over all processes, all of which must call it."""
-        self.totals = self.stream.samples.over_all_processes()
+        parts = comm.all_gather(dict(self.stream.samples))
+        self.totals = {name: sum(part[name] for part in parts) for name in parts[0]}
         return self.totals
 
     def progress(self, completed: int) -> dict[str, Any]:
@@ -253,7 +253,7 @@ class Trainer(SimpleTrainer):
         else:  # Another number of processes goes on, though not exactly.
             seed_all_rng(self.cfg.SEED + self.iter + rank)
         if comm.is_main_process():
-            self.stream.samples = Samples(**self.totals)
+            self.stream.samples = Counter(self.totals)
             self.stream.unreadable = set(found["unreadable"])
         logger.info("Resumed after %d iterations", self.iter)
 

@@ -14,9 +14,9 @@ from PIL import Image
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.stream import (
-    Samples,
     TrainingStream,
     batch_indices,
+    counted,
     prefetched,
     seeded,
 )
@@ -83,11 +83,8 @@ def test_seeded_leaves_random_states_alone():
 
 
 def test_samples_count_unpadded_pixels():
-    samples = Samples()
-    samples.add(
-        [{"image": torch.zeros(3, 4, 5), "instances": [1, 2]}, {"image": torch.ones(3, 2, 2)}]
-    )
-    assert samples == Samples(images=2, instances=2, pixels=24)
+    batch = [{"image": torch.zeros(3, 4, 5), "instances": [1, 2]}, {"image": torch.ones(3, 2, 2)}]
+    assert counted(batch) == {"images": 2, "instances": 2, "pixels": 24}
 
 
 @pytest.fixture
@@ -120,7 +117,7 @@ def cfg(tmp_path):
 
 
 def batches_of(cfg, start, count):
-    stream = TrainingStream(cfg).start_at(start)
+    stream = TrainingStream(cfg, start=start)
     return list(itertools.islice(iter(stream), count)), stream
 
 
@@ -165,8 +162,8 @@ def test_augmentation_differs_between_epochs(cfg):
     batches, stream = batches_of(cfg, 0, 12)
     sizes = {sample["image"].shape for batch in batches for sample in batch}
     assert len(sizes) > 3
-    assert stream.samples.images == 48
-    assert stream.samples.instances == 48
+    assert stream.samples["images"] == 48
+    assert stream.samples["instances"] == 48
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -128,9 +128,9 @@ def test_expected_and_counted_agree_within_1_percent(write_study, photos, overri
     for _, _batch in zip(range(iterations), stream, strict=False):
         pass
     counted = stream.samples
-    assert expected.training.images == counted.images == 2000
-    assert expected.training.instances == pytest.approx(counted.instances, rel=0.01)
-    assert expected.training.pixels == pytest.approx(counted.pixels, rel=0.01)
+    assert expected.training.images == counted["images"] == 2000
+    assert expected.training.instances == pytest.approx(counted["instances"], rel=0.01)
+    assert expected.training.pixels == pytest.approx(counted["pixels"], rel=0.01)
 
 
 def test_no_image_is_opened(write_study, photos, tmp_path):

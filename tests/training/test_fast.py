@@ -183,7 +183,7 @@ def batch_losses(trainer, batch):
 
 
 def batch_of(trainer):
-    return next(iter(trainer.stream.start_at(0)))
+    return next(iter(trainer.stream))
 
 
 # Fewer images than parts, as many, and more that do not divide.

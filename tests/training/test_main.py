@@ -115,7 +115,7 @@ def test_both_arms_see_the_same_images(write_study, tiny_backbone, tmp_path, mon
     class Recorder(build):
         def run_step(self):
             super().run_step()
-            seen[-1].append(self.stream.samples.instances)
+            seen[-1].append(self.stream.samples["instances"])
 
     monkeypatch.setattr(worker, "Trainer", Recorder)
     for folder in prepare(load_study(study), tmp_path / "output"):
