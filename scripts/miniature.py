@@ -16,7 +16,6 @@ from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data.shapes import (
     ClassificationSpec,
     ShapesSpec,
-    make_classification,
     make_shapes,
 )
 from scratch_vs_pretrain.pretraining.pretrain import pretrain
@@ -58,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     output = options.output
     make_shapes(output / "shapes", PICTURES)
-    make_classification(output / "classification", OBJECTS)
+    make_shapes(output / "classification", OBJECTS)
     backbone = output / ("vgg.pth" if options.vgg else "backbone.pth")
     detector = "faster_rcnn_VGG_16" if options.vgg else "mask_rcnn_R_18_FPN_gn"
     if not backbone.exists():

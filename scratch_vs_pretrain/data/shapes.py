@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -126,6 +126,22 @@ class ClassificationSpec(ShapesSpec):
     object_size: tuple[int, int] = (40, 62)
 
 
+class Pose(NamedTuple):
+    """Where an object is: its circumscribed circle, in which its outline is stretched along one
+    axis, then rotated by `angle` radians."""
+
+    centre: np.ndarray
+    diameter: float
+    stretch: float
+    angle: float
+
+    def placed(self, corners: np.ndarray) -> np.ndarray:
+        """Returns corners (x, y) of the unit circle in pixels."""
+        cosine, sine = math.cos(self.angle), math.sin(self.angle)
+        turn = np.array([[cosine, sine], [-sine, cosine]])
+        return (corners * (1, self.stretch)) @ turn * (self.diameter / 2) + self.centre
+
+
 def draw_scene(
     spec: ShapesSpec, stream: str, index: int, foremost: int | None = None
 ) -> tuple[np.ndarray, list[int], np.ndarray, list[np.ndarray]]:
@@ -149,7 +165,8 @@ def draw_scene(
         diameter = math.exp(rng.uniform(*np.log(spec.object_size)))
         centre = rng.uniform(BORDER * diameter, spec.image_size - BORDER * diameter, 2)
         stretch, angle = rng.uniform(0.8, 1), rng.uniform(-spec.rotation, spec.rotation)
-        mask, area = silhouette(CLASSES[label], centre, diameter, stretch, angle, spec.image_size)
+        pose = Pose(centre, diameter, stretch, angle)
+        mask, area = silhouette(CLASSES[label], pose, spec.image_size)
         mask &= free
         if mask.sum() < LEAST_VISIBLE * area:
             continue
@@ -159,39 +176,26 @@ def draw_scene(
         free &= ~mask
         labels.append(label)
         masks.append(mask)
-        tips.append(_tips(CLASSES[label], centre, diameter, stretch, angle))
+        tips.append(_tips(CLASSES[label], pose))
     return _photograph(rng, spec, image), labels, np.stack(masks), tips
 
 
-def silhouette(
-    name: str, centre: np.ndarray, diameter: float, stretch: float, angle: float, image_size: int
-) -> tuple[np.ndarray, int]:
-    """Returns an object's mask in the image, and its area with what lies outside the image. It is
-    stretched along one axis, then rotated by `angle` radians, within its circumscribed circle."""
-    margin = math.ceil(diameter / 2) + 1
+def silhouette(name: str, pose: Pose, image_size: int) -> tuple[np.ndarray, int]:
+    """Returns an object's mask in the image, and its area with what lies outside the image."""
+    margin = math.ceil(pose.diameter / 2) + 1
     canvas = Image.new("L", (image_size + 2 * margin,) * 2)
     for fill, corners in zip((1, 0), _outline(name), strict=False):
-        points = _placed(corners, centre, diameter, stretch, angle) + margin
+        points = pose.placed(corners) + margin
         ImageDraw.Draw(canvas).polygon(points.ravel().tolist(), fill=fill)
     whole = np.asarray(canvas, bool)
     return whole[margin:-margin, margin:-margin].copy(), int(whole.sum())
 
 
-def _placed(
-    corners: np.ndarray, centre: np.ndarray, diameter: float, stretch: float, angle: float
-) -> np.ndarray:
-    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    return (corners * (1, stretch)) @ turn * (diameter / 2) + centre
-
-
-def _tips(
-    name: str, centre: np.ndarray, diameter: float, stretch: float, angle: float
-) -> np.ndarray:
+def _tips(name: str, pose: Pose) -> np.ndarray:
     """Returns the outline's corners that reach furthest in the directions of :data:`KEYPOINTS`."""
     corners = _outline(name)[0]
     directions = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
-    furthest = corners[(corners @ directions.T).argmax(0)]
-    return _placed(furthest, centre, diameter, stretch, angle)
+    return pose.placed(corners[(corners @ directions.T).argmax(0)])
 
 
 def _visible(tips: np.ndarray, mask: np.ndarray) -> list[float]:
@@ -270,23 +274,6 @@ def _photograph(rng: np.random.Generator, spec: ShapesSpec, image: np.ndarray) -
     return np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8)
 
 
-def make_shapes(folder: Path, spec: ShapesSpec | None = None, progress: bool = True) -> None:
-    """Writes ``annotations/{train,test}.json`` and ``{train,test}/*.jpg`` under `folder`, which is
-    left as it is where it holds this very data set. A killed call leaves no `folder`.
-
-    Raises:
-        UserError: `folder` holds something else, or cannot be written.
-    """
-    _make(folder, spec or ShapesSpec(), "shapes", _write_detection, progress)
-
-
-def make_classification(
-    folder: Path, spec: ClassificationSpec | None = None, progress: bool = True
-) -> None:
-    """Writes ``{train,val}/<class>/*.jpg``, equally many of each class; see :func:`make_shapes`."""
-    _make(folder, spec or ClassificationSpec(), "classification", _write_classes, progress)
-
-
 def _write_detection(folder: Path, spec: ShapesSpec, bar: Bar) -> None:
     from pycocotools import mask as rle
 
@@ -337,14 +324,18 @@ def _write_classes(folder: Path, spec: ShapesSpec, bar: Bar) -> None:
             bar.update()
 
 
-def _make(
-    folder: Path,
-    spec: ShapesSpec,
-    kind: str,
-    write: Callable[[Path, ShapesSpec, Bar], None],
-    progress: bool,
-) -> None:
-    """Writes a data set beside `folder` and moves it there complete, unless it is there."""
+def make_shapes(folder: Path, spec: ShapesSpec, progress: bool = True) -> None:
+    """Writes ``annotations/{train,test}.json`` and ``{train,test}/*.jpg`` under `folder`, or, of a
+    :class:`ClassificationSpec`, ``{train,val}/<class>/*.jpg``, equally many of each class.
+
+    A `folder` that holds this very data set is left as it is. A killed call leaves none.
+
+    Raises:
+        UserError: `folder` holds something else, or cannot be written.
+    """
+    kind, write = "shapes", _write_detection
+    if isinstance(spec, ClassificationSpec):
+        kind, write = "classification", _write_classes
     wanted = json.loads(json.dumps({"generator": GENERATOR, "kind": kind, **asdict(spec)}))
     if not spec.keypoints:
         del wanted["keypoints"]  # as it was before there were any

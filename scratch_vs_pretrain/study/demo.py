@@ -13,7 +13,6 @@ from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data.shapes import (
     ClassificationSpec,
     ShapesSpec,
-    make_classification,
     make_shapes,
 )
 from scratch_vs_pretrain.errors import say
@@ -67,7 +66,7 @@ def run_demo(output: Path, seeds: int = 1, quick: bool = False, verbose: bool = 
     )
     say("1/4 making the data sets")
     make_shapes(data, size.shapes)
-    make_classification(images, size.classification)
+    make_shapes(images, size.classification)
     say("2/4 pre-training the backbone as a classifier")
     if not backbone.exists():
         cfg = load_config(load_study(STUDY_FILE).base)

@@ -31,9 +31,9 @@ from scratch_vs_pretrain.data.shapes import (
     SPEC_FILE,
     STREAMS,
     ClassificationSpec,
+    Pose,
     ShapesSpec,
     draw_scene,
-    make_classification,
     make_shapes,
     silhouette,
 )
@@ -156,7 +156,7 @@ def test_another_data_set_is_not_overwritten(shapes):
         with pytest.raises(UserError, match=f"{shapes}: holds another data set .{key} is"):
             make_shapes(shapes, ShapesSpec(**{**vars(SPEC), **change}), progress=False)
     with pytest.raises(UserError, match="kind is shapes, not classification"):
-        make_classification(shapes, SMALL, progress=False)
+        make_shapes(shapes, SMALL, progress=False)
     assert digests(shapes) == before
 
 
@@ -216,7 +216,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_torchvision_reads_the_classification_set(tmp_path):
     from torchvision.datasets import ImageFolder
 
-    make_classification(tmp_path / "single", SMALL, progress=False)
+    make_shapes(tmp_path / "single", SMALL, progress=False)
     for split, count in (("train", 20), ("val", 9)):
         found = ImageFolder(str(tmp_path / "single" / split))
         assert found.classes == sorted(CLASSES)
@@ -314,7 +314,7 @@ def test_every_labelled_object_shows_a_quarter_of_itself():
     smallest = ShapesSpec(image_size=64, objects=(6, 9), object_size=(12, 12))
     floors = [
         min(
-            silhouette(name, np.array([32.0, 32.0]), 12, 0.8, angle, 64)[1]
+            silhouette(name, Pose(np.array([32.0, 32.0]), 12, 0.8, angle), 64)[1]
             for angle in np.linspace(0, 2 * math.pi, 90)
         )
         for name in CLASSES
@@ -340,14 +340,14 @@ def test_every_labelled_object_shows_a_quarter_of_itself():
 def test_the_foremost_object_is_always_visible_enough(name, diameter, stretch, angle, corner):
     keep = BORDER * diameter
     centre = np.array([64 - keep if far else keep for far in corner])
-    mask, area = silhouette(name, centre, diameter, stretch, angle, 64)
+    mask, area = silhouette(name, Pose(centre, diameter, stretch, angle), 64)
     assert mask.sum() >= LEAST_VISIBLE * area
 
 
 @settings(max_examples=100, deadline=None)
 @given(name=st.sampled_from(CLASSES), angle=st.floats(0, 2 * math.pi))
 def test_an_outline_lies_in_its_circle(name, angle):
-    mask, area = silhouette(name, np.array([32.0, 32.0]), 40, 1.0, angle, 64)
+    mask, area = silhouette(name, Pose(np.array([32.0, 32.0]), 40, 1.0, angle), 64)
     rows, columns = np.nonzero(mask)
     # A pixel whose corner is touched counts: sqrt(2) beyond the radius of 20.
     assert np.hypot(rows - 32, columns - 32).max() <= 20 + math.sqrt(2)
@@ -357,7 +357,7 @@ def test_an_outline_lies_in_its_circle(name, angle):
 def test_areas_of_outlines():
     """Against geometry, for a unit circle of 100 pixels; the perimeter adds at most 3 %."""
     area = {
-        name: silhouette(name, np.array([110.0, 110.0]), 200, 1.0, 0.3, 220)[1] / 100**2
+        name: silhouette(name, Pose(np.array([110.0, 110.0]), 200, 1.0, 0.3), 220)[1] / 100**2
         for name in CLASSES
     }
     assert area["disc"] == pytest.approx(math.pi, rel=0.03)
