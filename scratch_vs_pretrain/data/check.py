@@ -22,13 +22,7 @@ from scratch_vs_pretrain.data.findings import KINDS, MENDED, MOST_DROPPED, SEVER
 from scratch_vs_pretrain.data.judge import judge
 from scratch_vs_pretrain.data.voc import is_voc, voc_file
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.pictures import (
-    ImageFacts,
-    eight_bits,
-    image_errors,
-    image_facts,
-    locate,
-)
+from scratch_vs_pretrain.pictures import ImageFacts, eight_bits, image_errors, image_facts, locate
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.text import printable, printable_lines
 

@@ -18,12 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scratch_vs_pretrain._detectron2 import registered, registered_names
-from scratch_vs_pretrain.data.coco import (
-    AnnotationFile,
-    CocoFile,
-    read_annotations,
-    read_coco,
-)
+from scratch_vs_pretrain.data.coco import AnnotationFile, CocoFile, read_annotations, read_coco
 from scratch_vs_pretrain.data.findings import Case, Heads, size_of
 from scratch_vs_pretrain.data.subsets import ALIASES, Subset, digest, parse_subset, subset_file
 from scratch_vs_pretrain.data.voc import is_voc, voc_file, voc_location
