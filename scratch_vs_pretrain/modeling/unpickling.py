@@ -57,14 +57,6 @@ _STORAGE_TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class _Name:
-    """A name that a pickle may hold, and what stands for calling it."""
-
-    name: str
-    call: Callable[..., Any]
-
-
 @dataclass
 class _Dtype:
     code: str
@@ -136,18 +128,13 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
-def _beside(*_: Any) -> _Name:
+def _beside(*_: Any) -> Callable[..., Any]:
     """Stands for what training scripts keep beside weights, and nobody reads."""
-    return _Name("beside", _beside)
+    return _beside
 
 
-def _call(function: Any, *arguments: Any) -> Any:
-    if not isinstance(function, _Name):
-        raise _Damaged
-    return function.call(*arguments)
-
-
-_CALLS: dict[str, Callable[..., Any]] = {
+# What stands for each name that a pickle may hold; nothing else that it can make is callable.
+_NAMES: dict[str, Any] = {
     "numpy.ndarray": _beside,
     "numpy.dtype": _make_dtype,
     "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
@@ -161,9 +148,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _make_tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
-    "torch._tensor._rebuild_from_type_v2": lambda function, _, args, __: _call(function, *args),
+    "torch._tensor._rebuild_from_type_v2": lambda function, _, args, __: function(*args),
     "torch.storage._load_from_bytes": lambda data: _read_legacy(io.BytesIO(data)),
-    **dict.fromkeys((*_STORAGE_TYPES, *map(str, _STORAGE_TYPES.values())), _beside),
+    **_STORAGE_TYPES,
+    **dict.fromkeys(map(str, _STORAGE_TYPES.values()), _beside),
     **dict.fromkeys(("torch.nn.parameter.Parameter", "torch.device", "torch.Size"), _beside),
     **dict.fromkeys(("builtins.bytearray", "builtins.complex", "builtins.set"), _beside),
     **dict.fromkeys(("collections.Counter", "argparse.Namespace"), _beside),
@@ -184,23 +172,22 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(file, encoding="latin1")  # Detectron's files are from Python 2.
         self._storages = storages
 
-    def find_class(self, module: str, name: str) -> _Name:
+    def find_class(self, module: str, name: str) -> Any:
         # numpy.core is numpy._core since NumPy 2, builtins was __builtin__ in Python 2.
         module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
-        call = _CALLS.get(f"{module}.{name}")
-        if call is None:
+        if f"{module}.{name}" not in _NAMES:
             raise Refused(f"{module}.{name}")
-        return _Name(f"{module}.{name}", call)
+        return _NAMES[f"{module}.{name}"]
 
     def persistent_load(self, reference: Any) -> _Storage:
-        kind, type_, key, _, count, *view = reference
+        kind, dtype, key, _, count, *view = reference
         if kind != "storage" or not isinstance(key, str) or any(view) or self._storages is None:
             raise _Damaged
-        return self._storages.make(key, _STORAGE_TYPES[type_.name], *_sizes((count,)))
+        return self._storages.make(key, dtype, *_sizes((count,)))
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
-        self.stack[-1] = _call(self.stack[-1], *arguments)
+        self.stack[-1] = self.stack[-1](*arguments)
 
     def load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
@@ -213,7 +200,7 @@ class _Unpickler(pickle._Unpickler):
                 if self.memo[place] is target:
                     self.memo[place] = self.stack[-1]
                     break
-        elif not isinstance(target, _Name | collections.OrderedDict):
+        elif not (callable(target) or isinstance(target, collections.OrderedDict)):
             raise _Damaged
 
     load_newobj = load_reduce  # calls a class
