@@ -29,8 +29,8 @@ DEMO_CONFIG = Path(__file__).parents[1] / "configs/demo_mask_rcnn_R_18_FPN_gn.ya
 @pytest.fixture
 def load_backbone():
     """Returns what fills a model's bottom-up network with a checkpoint's tensors and reports."""
+    from scratch_vs_pretrain.modeling.initial import match_backbone
     from scratch_vs_pretrain.modeling.vgg import pretrained_part
-    from scratch_vs_pretrain.modeling.weights import match_backbone
 
     def load(model, state, *arguments, **options):
         report, tensors = match_backbone(model, state, *arguments, **options)
@@ -118,7 +118,7 @@ def tiny_backbone(tmp_path_factory):
     """Weights that fill the backbone of :func:`write_study`'s studies."""
     from scratch_vs_pretrain.config import load_config
     from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-    from scratch_vs_pretrain.modeling.weights import write_backbone
+    from scratch_vs_pretrain.modeling.checkpoint_file import write_backbone
 
     path = tmp_path_factory.mktemp("weights") / "backbone.pth"
     torch.manual_seed(7)

@@ -68,7 +68,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     ),
 )
 def _convert_weights(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.modeling.weights import convert_file
+    from scratch_vs_pretrain.modeling.conversion import convert_file
 
     report = convert_file(options.source, options.output, options.arch)
     print(f"{options.output}: {options.arch}, from {report.layout} names")

@@ -133,6 +133,12 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     write_for_user(path, buffer.getbuffer())
 
 
+def write_backbone(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Writes backbone weights (Detectron2's names) and plain metadata, as :func:`save`."""
+    model = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save(path, {"model": model, "svp": metadata})
+
+
 def load(path: Path, source: str) -> Any:
     """Returns a checkpoint's content: tensors (arrays are tensors, too) and plain containers.
 

@@ -107,7 +107,7 @@ def _norms(model: nn.Module, kind: str, beside: Container[nn.Module] = ()) -> li
     ]
 
 
-def some(names: Sequence[str], shown: int) -> str:
+def some(names: Sequence[str], shown: int = 20) -> str:
     """Returns the first names, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more

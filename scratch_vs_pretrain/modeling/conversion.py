@@ -13,6 +13,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
@@ -22,6 +23,16 @@ from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling import vgg
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+from scratch_vs_pretrain.modeling.checkpoint_file import (
+    local_file,
+    read_checkpoint,
+    read_metadata,
+    weights_sha256,
+    write_backbone,
+)
+from scratch_vs_pretrain.modeling.checks import some
+from scratch_vs_pretrain.run_folder import write_json
+from scratch_vs_pretrain.run_info import Loaded, PretrainingCost
 
 # How MODEL.RESNETS describes each architecture. Stride in the 3x3 convolution, as torchvision.
 ARCHITECTURES: dict[str, dict[str, int]] = {
@@ -225,6 +236,45 @@ def convert(
             f"{describe(weights.tensors)}"
         )
     return weights
+
+
+def convert_file(source: str | Path, output: Path, architecture: str) -> Loaded:
+    """Writes the backbone of a checkpoint under Detectron2's names, for any study's arm.
+
+    The file must be an `architecture` entirely, in any layout that ``to_detectron2`` knows.
+    """
+    if output.suffix != ".pth":
+        raise UserError(f"{output}: name a file that ends in .pth")
+    if output.exists() and output.samefile(local_file(source)):
+        raise UserError(f"{output}: is the checkpoint itself; choose another output file")
+    weights = convert(read_checkpoint(source), architecture, str(source))
+    check_finite(weights.tensors, str(source))
+    converted = {
+        "architecture": architecture,
+        "source": str(source),
+        "sha256": weights_sha256(source),
+    }
+    # What `svp pretrain` noted about pixels still holds.
+    write_backbone(output, weights.tensors, {**read_metadata(source), "converted": converted})
+    # And what it cost, which lies beside the file.
+    cost = PretrainingCost.file(output)
+    cost.unlink(missing_ok=True)
+    if noted := PretrainingCost.of(source):
+        write_json(cost, noted["cost"])
+    return Loaded(
+        loaded=len(weights.tensors),
+        unexpected=weights.others,
+        layout=weights.layout,
+        prefix=weights.prefix,
+    )
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises UserError for a checkpoint with NaN or infinity in it."""
+    unusable = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if unusable:
+        shown = some(unusable)
+        raise UserError(f"{source}: NaN or infinity in {shown}; use another checkpoint")
 
 
 def _expected_shapes(

@@ -1,4 +1,4 @@
-"""A run's initial weights: its backbone, or whatever of a trained detector fits.
+"""A run's initial weights: its backbone, completely or not at all, or what of a detector fits.
 
 Of detectors, Detectron2's names are known and those of torchvision's ``maskrcnn_resnet50_fpn(_v2)``
 (and ``fasterrcnn_``). What does not fit, as the layers of another number of classes, keeps the
@@ -8,7 +8,7 @@ values that the other arms have for the same seed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,16 @@ from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import bottom_up_of
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
-from scratch_vs_pretrain.modeling.checks import norm_layers
-from scratch_vs_pretrain.modeling.conversion import renamed
+from scratch_vs_pretrain.modeling.checks import norm_layers, some
+from scratch_vs_pretrain.modeling.conversion import (
+    BackboneWeights,
+    check_finite,
+    describe,
+    renamed,
+    to_detectron2,
+)
 from scratch_vs_pretrain.modeling.timm_backbone import TimmBackbone
 from scratch_vs_pretrain.modeling.vgg import pretrained_part
-from scratch_vs_pretrain.modeling.weights import (
-    check_finite,
-    check_input,
-    input_settings,
-    match_backbone,
-)
 from scratch_vs_pretrain.run_info import Loaded
 
 # A block's convolution is "0" in it, and its norm "1".
@@ -55,6 +55,110 @@ _TORCHVISION = (
 )
 # torchvision's COCO models have an output for each of the 91 ids, of which 80 are in use.
 _COCO_IDS = 91
+_COUNTER = "num_batches_tracked"
+_STATISTICS = ("running_mean", "running_var", _COUNTER)
+
+
+def match_backbone(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str = "the checkpoint",
+    norm_weights: str = "all",
+) -> tuple[Loaded, dict[str, Tensor]]:
+    """Returns what fills the bottom-up network completely, by its names, and a report on it.
+
+    FPN, RPN and heads keep their initialization, also if the checkpoint is a whole detector; but
+    fc6 and fc7 in the box head of a VGG detector are filled as well (:func:`pretrained_part`).
+
+    Args:
+        model: a detector, its backbone, or a bottom-up network, which may be on the meta device;
+            it is not changed.
+        state: any layout that ``to_detectron2`` knows.
+        norm_weights: "all"; or "affine_only": BatchNorm's scale and shift may initialize
+            GroupNorm's, without running statistics.
+
+    Raises:
+        UserError: anything less than 100 % of the bottom-up's parameters and buffers; a checkpoint
+            of a deeper network; BatchNorm into GroupNorm unless asked for; non-finite weights.
+    """
+    bottom_up = pretrained_part(model)
+    weights = to_detectron2(state, source, bottom_up)
+    statistics = _unused_statistics(weights, bottom_up, norm_weights, source)
+    tensors = {name: t for name, t in weights.tensors.items() if name not in statistics}
+    own = bottom_up.state_dict()
+    common = [name for name in own if name in tensors]
+    mismatched = [name for name in common if own[name].shape != tensors[name].shape]
+    loaded = {name: tensors[name] for name in common if name not in mismatched}
+    report = Loaded(
+        loaded=len(loaded),
+        missing=tuple(n for n in own if n not in tensors and not n.endswith(_COUNTER)),
+        unexpected=(*(n for n in tensors if n not in own), *statistics, *weights.others),
+        mismatched=tuple(
+            f"{name} {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+            for name in mismatched
+        ),
+        layout=weights.layout,
+        prefix=weights.prefix,
+    )
+    more = [name for name in report.unexpected if _changes_network(name, tensors, bottom_up)]
+    _check_complete(report, [*weights.surplus, *more], tensors, source)
+    check_finite(loaded, source)
+    return report, loaded
+
+
+def _unused_statistics(
+    weights: BackboneWeights, bottom_up: nn.Module, norm_weights: str, source: str
+) -> list[str]:
+    """Returns the file's running statistics that GroupNorm has no place for."""
+    found = [name for name in weights.tensors if name.endswith(_STATISTICS)]
+    if not found or "GN" not in {kind for *_, kind in norm_layers(bottom_up)}:
+        return []
+    if norm_weights == "all":
+        raise UserError(
+            f"{source}: trained with BatchNorm, but this backbone has GroupNorm, which normalizes "
+            "by other statistics and keeps none, so the features would not be those of the "
+            "pre-trained network; take a GroupNorm checkpoint, set SyncBN in both arms, or ask for "
+            "scale and shift alone with SVP.NORM_WEIGHTS: affine_only in the overrides"
+        )
+    return found
+
+
+def _check_complete(
+    report: Loaded, surplus: Sequence[str], tensors: Mapping[str, Tensor], source: str
+) -> None:
+    found = [
+        f"{len(names)} {what} ({some(names)})"
+        for what, names in (
+            ("missing", report.missing),
+            ("of another shape", report.mismatched),
+            ("too many", surplus),
+        )
+        if names
+    ]
+    if not found:
+        return
+    needed = report.loaded + len(report.missing) + len(report.mismatched)
+    if report.missing and all(name.endswith(_STATISTICS) for name in report.missing):
+        remedy = "; the checkpoint has no BatchNorm statistics: set NORM to GN in both arms"
+    else:
+        remedy = describe(tensors) or "; give a checkpoint of the config's architecture"
+    raise UserError(
+        f"{source}: fills {report.loaded} of the backbone's {needed} tensors, "
+        f"{', '.join(found)}{remedy}"
+    )
+
+
+def _changes_network(name: str, tensors: Mapping[str, Tensor], bottom_up: nn.Module) -> bool:
+    """Tells whether a surplus tensor says that the file is of another, deeper network.
+
+    Whole stages that this network leaves out, counters, and zero biases (Caffe2) do not.
+    """
+    if name not in tensors or name.endswith(_COUNTER):
+        return False
+    stage = name.split(".")[0].split("_")[0]
+    if not any(child.startswith(stage) for child, _ in bottom_up.named_children()):
+        return False
+    return not (name.endswith(".bias") and not tensors[name].any())
 
 
 def match_detector(
@@ -77,15 +181,17 @@ def match_detector(
         if inside.get(id(tensor)) in backbone
     }
     rest = {name: tensor for name, tensor in own.items() if id(tensor) not in inside}
+    heads = heads_of(state)
     # Heads of users' own have names that nobody knows.
-    found = {name: state[name] for name in rest if name in state} | heads_of(state)
+    found = {name: state[name] for name in rest if name in state}
+    found |= {name: tensor for name, (_, tensor) in heads.items()}
     fitting = {
         name: found[name] for name, tensor in rest.items() if _fits(name, tensor, rest, found)
     }
     if not fitting:
         raise UserError(f"{source}: {_nothing_fits(rest, found)}")
     check_finite(fitting, source)
-    used = {key for key, name in _names(state).items() if name in fitting} | fitting.keys()
+    used = {key for name, (key, _) in heads.items() if name in fitting} | fitting.keys()
     changes = {
         "loaded": report.loaded + len(fitting),
         "reinitialized": tuple(n for n in rest if n not in fitting and "num_batches" not in n),
@@ -116,23 +222,15 @@ def _nothing_fits(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str
     return "nothing of its heads fits this config's (other sizes or norms); use load: backbone"
 
 
-def _names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Returns the name in Detectron2 of each key that is not of the bottom-up network."""
+def heads_of(state: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
+    """Returns by its name in Detectron2 what is not of the bottom-up network: its key, and the
+    tensor with classes in Detectron2's order."""
     if any(key.startswith("backbone.body.") for key in state):
         several = "rpn.head.conv.1.0.weight" in state
         named = {key: _from_torchvision(key, several) for key in state}
-        return {key: name for key, name in named.items() if name}
+        return {name: (key, _reordered(name, state[key])) for key, name in named.items() if name}
     parts = ("backbone.fpn_", "proposal_generator.", "roi_heads.", "head.", "sem_seg_head.")
-    return {key: key for key in state if key.startswith(parts)}
-
-
-def heads_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors of :func:`_names`, classes in Detectron2's order."""
-    of_torchvision = any(key.startswith("backbone.body.") for key in state)
-    return {
-        name: _reordered(name, state[key]) if of_torchvision else state[key]
-        for key, name in _names(state).items()
-    }
+    return {key: (key, tensor) for key, tensor in state.items() if key.startswith(parts)}
 
 
 def _from_torchvision(key: str, several: bool) -> str | None:
@@ -171,6 +269,27 @@ def match_initial(model: nn.Module, cfg: CfgNode) -> tuple[Loaded, nn.Module, di
     return report, model if of_detector else pretrained_part(model), tensors
 
 
+def input_settings(cfg: CfgNode) -> dict[str, Any]:
+    """Returns what pre-training and detection must share beside the network itself."""
+    return {
+        "INPUT.FORMAT": cfg.INPUT.FORMAT,
+        "MODEL.PIXEL_MEAN": list(cfg.MODEL.PIXEL_MEAN),
+        "MODEL.PIXEL_STD": list(cfg.MODEL.PIXEL_STD),
+        "MODEL.RESNETS.STRIDE_IN_1X1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+    }
+
+
+def check_input(cfg: CfgNode, metadata: Mapping[str, Any], source: str) -> None:
+    """Compares a config with the one that a backbone of ours was pre-trained with."""
+    trained = metadata.get("input", {})
+    for key, value in input_settings(cfg).items():
+        if trained.get(key, value) != value:
+            raise UserError(
+                f"{source}: pre-trained with {key} {trained[key]}, but the config has {value}; "
+                "set both arms to the former, or pre-train again"
+            )
+
+
 def _origin(weights: str) -> dict[str, Any]:
     """Returns what is noted of a checkpoint's training; of a run's, that is its config."""
     config = Path(weights).parent.parent / "config.yaml"
@@ -186,6 +305,17 @@ def load_initial(model: nn.Module, cfg: CfgNode) -> Loaded | None:
     report, part, tensors = match_initial(model, cfg)
     part.load_state_dict(tensors, strict=False)
     return report
+
+
+def report_text(report: Loaded, source: str) -> str:
+    """Returns a sentence on what a detector's checkpoint was used for."""
+    said = [f"{report.loaded} tensors are from {source}"]
+    if report.reinitialized:
+        said.append(f"{', '.join(report.reinitialized)} start at random, as in arms from scratch")
+    if report.unexpected:
+        more = some(report.unexpected)
+        said.append(f"{len(report.unexpected)} are left over ({more})")
+    return "; ".join(said)
 
 
 def freeze(model: nn.Module, cfg: CfgNode) -> None:

@@ -16,9 +16,9 @@ from detectron2.config import CfgNode
 from torch.nn import functional as F
 
 from scratch_vs_pretrain.errors import UserError, say
-from scratch_vs_pretrain.modeling.checkpoint_file import load, save
+from scratch_vs_pretrain.modeling.checkpoint_file import load, save, write_backbone
 from scratch_vs_pretrain.modeling.checks import use_runnable_norms
-from scratch_vs_pretrain.modeling.weights import input_settings, write_backbone
+from scratch_vs_pretrain.modeling.initial import input_settings
 from scratch_vs_pretrain.pretraining.classifier import Classifier
 from scratch_vs_pretrain.pretraining.image_folder import ImageBatches, LabelledImages, find_images
 from scratch_vs_pretrain.pretraining.spec import PretrainSpec

@@ -12,8 +12,7 @@ import torch
 from scratch_vs_pretrain.data.datasets import check_files, ensure
 from scratch_vs_pretrain.errors import UserError, located, say
 from scratch_vs_pretrain.evaluation.others import check_names
-from scratch_vs_pretrain.modeling.initial import match_initial
-from scratch_vs_pretrain.modeling.weights import report_text
+from scratch_vs_pretrain.modeling.initial import match_initial, report_text
 from scratch_vs_pretrain.study.data_sets import check_own_images, origin
 from scratch_vs_pretrain.study.inputs import origin_run
 from scratch_vs_pretrain.study.resolve import arm_config

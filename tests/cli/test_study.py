@@ -11,8 +11,7 @@ import yaml
 from PIL import Image
 
 from scratch_vs_pretrain.cli import main
-from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint
-from scratch_vs_pretrain.modeling.weights import write_backbone
+from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, write_backbone
 from scratch_vs_pretrain.run_folder import RunFolder
 
 DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"

@@ -209,6 +209,6 @@ def test_torchvisions_background_goes_last(make_full_cfg):
         "roi_heads.mask_predictor.mask_fcn_logits.bias": torch.arange(4.0),
     }
     heads = heads_of(names)
-    assert heads["roi_heads.box_predictor.cls_score.bias"].tolist() == [1, 2, 3, 0]
-    assert heads["roi_heads.box_predictor.bbox_pred.bias"].tolist() == list(range(4, 16))
-    assert heads["roi_heads.mask_head.predictor.bias"].tolist() == [1, 2, 3]
+    assert heads["roi_heads.box_predictor.cls_score.bias"][1].tolist() == [1, 2, 3, 0]
+    assert heads["roi_heads.box_predictor.bbox_pred.bias"][1].tolist() == list(range(4, 16))
+    assert heads["roi_heads.mask_head.predictor.bias"][1].tolist() == [1, 2, 3]

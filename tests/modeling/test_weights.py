@@ -18,14 +18,10 @@ from scratch_vs_pretrain.modeling.checkpoint_file import (
     read_checkpoint,
     read_metadata,
     weights_sha256,
-)
-from scratch_vs_pretrain.modeling.conversion import ARCHITECTURE_NAMES
-from scratch_vs_pretrain.modeling.weights import (
-    check_input,
-    convert_file,
-    input_settings,
     write_backbone,
 )
+from scratch_vs_pretrain.modeling.conversion import ARCHITECTURE_NAMES, convert_file
+from scratch_vs_pretrain.modeling.initial import check_input, input_settings
 from scratch_vs_pretrain.run_info import PretrainingCost
 
 

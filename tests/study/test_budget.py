@@ -10,7 +10,7 @@ from scratch_vs_pretrain.analysis.stats.samples import Annotated, Counts, InputR
 from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.stream import TrainingStream
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.weights import write_backbone
+from scratch_vs_pretrain.modeling.checkpoint_file import write_backbone
 from scratch_vs_pretrain.study.budget import study_budgets
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.resolve import run_config

@@ -91,8 +91,7 @@ def test_other_weights_are_refused(write_study, tiny_backbone, tmp_path):
     weights.write_bytes(tiny_backbone.read_bytes())
     study = write_study(arms={"pretrained": {"init": str(weights)}})
     prepared(study, tmp_path / "out")
-    from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint
-    from scratch_vs_pretrain.modeling.weights import write_backbone
+    from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, write_backbone
 
     state = {name: tensor + 1 for name, tensor in read_checkpoint(weights).items()}
     write_backbone(weights, state, {})

@@ -12,7 +12,7 @@ from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-from scratch_vs_pretrain.modeling.weights import write_backbone
+from scratch_vs_pretrain.modeling.checkpoint_file import write_backbone
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training.__main__ import train as train_run
 from scratch_vs_pretrain.training.predict import load_model, predict

@@ -13,7 +13,7 @@ from scratch_vs_pretrain.analysis.registry import tables_text
 from scratch_vs_pretrain.analysis.stats.answer import answers_text
 from scratch_vs_pretrain.config import default_config, merge_file, merge_overrides
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-from scratch_vs_pretrain.modeling.weights import write_backbone
+from scratch_vs_pretrain.modeling.checkpoint_file import write_backbone
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training.predict import predict
 
