@@ -26,12 +26,12 @@ MAY_IMPORT = {
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
     "": 2_326,
-    "study": 4_293,
-    "training": 2_043,
+    "study": 4_287,
+    "training": 2_035,
     "evaluation": 1_140,
-    "pretraining": 606,
-    "data": 2_902,
-    "modeling": 1_868,
+    "pretraining": 600,
+    "data": 2_868,
+    "modeling": 1_809,
     "analysis": 6_476,
     "cli": 1_020,
 }
