@@ -32,7 +32,7 @@ CEILINGS = {
     "pretraining": 600,
     "data": 2_868,
     "modeling": 1_809,
-    "analysis": 6_476,
+    "analysis": 6_493,
     "cli": 1_020,
 }
 MOST_LINES_OF_A_MODULE = 400

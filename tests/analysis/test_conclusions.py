@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,21 @@ def test_unlike_models_say_nothing_about_the_architecture(folders):
     differing = {"MODEL.FPN.NORM": {"scratch": "GN", "pretrained": ""}}
     study(folders, (28.0, 31.0), (31.0, 31.0), allowed_differences=differing)
     assert "models differ in MODEL.FPN.NORM" in finding(folders, 1).evidence
+
+
+def test_an_arm_from_random_weights_is_not_pre_training(folders):
+    """It differs in its model: the paper's conclusions are about the arm with a checkpoint."""
+    differing = {"MODEL.BACKBONE.NAME": {"scratch": "a", "plain": "b", "pretrained": "a"}}
+    study(folders, (28.0, 31.0), (31.0, 31.0), allowed_differences=differing)
+    before = verdicts(folders)
+    random = {"name": "scratch", "weights": None}
+    arm(folders, "plain", (0.5, 0.6), allowed_differences=differing, init=random)
+    assert verdicts(folders) == before
+    assert before[0] == SUPPORTED
+    for folder in folders.root.glob("output/demo/pretrained"):
+        shutil.rmtree(folder)
+    assert verdicts(folders) == [NOT_ENOUGH] * 6
+    assert finding(folders, 1).evidence == "all its arms start from random weights"
 
 
 def test_missing_runs_are_named(folders):

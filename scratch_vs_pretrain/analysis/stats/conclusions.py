@@ -74,9 +74,14 @@ def conclude(runs: Sequence[RunRecord]) -> tuple[Conclusion, ...]:
     unpaired: list[Finding] = []
     for study, members in by_study(runs).items():
         try:
-            found += settings(members)
+            pairs = settings(members)
         except UserError as error:
             unpaired.append(Finding(study, NOT_ENOUGH, str(error)))
+            continue
+        pretrained = [s for s in pairs if not s.both_random]
+        found += pretrained
+        if not pretrained:
+            unpaired.append(Finding(study, NOT_ENOUGH, "all its arms start from random weights"))
     level = max((run.level or LEVEL for run in runs), default=LEVEL)
     alpha = alpha_of(level, looks=max((looks_at(s.runs) for s in found), default=1))
     conclusions = []

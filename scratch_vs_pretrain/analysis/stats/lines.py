@@ -84,7 +84,8 @@ def lines_of(
     lines: list[Line] = []
     for part in largest:
         if len(largest) > 1:
-            lines.append(Line("setting", "", f"{part.setting.other}, {part.setting.scratch}"))
+            both = ": both from random weights" * part.setting.both_random
+            lines.append(Line("setting", "", f"{part.setting.other}, {part.setting.scratch}{both}"))
         lines += [_claim_line(part, verdict) for verdict in part.judged.asked]
     lines += [_size_line(part) for part in parts[len(largest) :]]
     if len(parts) > len(largest):

@@ -84,8 +84,12 @@ def applied(rule: Rule, setting: Setting) -> Test:
 
 def works(setting: Setting) -> Test:
     """1: scratch reaches a fair share of the other arm's final AP with the same architecture."""
-    differing = sorted({k for run in setting.runs for k in run.allowed_differences})
-    model = [key for key in differing if key.startswith("MODEL.")]
+    allowed = {key: v for run in setting.runs for key, v in run.allowed_differences.items()}
+    model = [
+        key
+        for key, values in sorted(allowed.items())
+        if key.startswith("MODEL.") and values.get(setting.scratch) != values.get(setting.other)
+    ]
     if model:
         raise Lacking("", f"the arms' models differ in {', '.join(model)}")
     share = setting.limits.working_share

@@ -76,6 +76,11 @@ class Setting:
         return tuple(run for run in self.results.runs if run.arm in self.arms)
 
     @property
+    def both_random(self) -> bool:
+        """The other arm was not pre-trained either: what differs is allowed by the study."""
+        return self.of(self.other)[0].from_scratch
+
+    @property
     def name(self) -> str:
         """Names it among others: "less-data, 300 images"."""
         parts = [self.study]
@@ -164,6 +169,8 @@ def score_name(metric: str) -> str:
 def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Setting, ...]:
     """Returns scratch against each other arm of one study, at each of its sizes, largest first.
 
+    Of one size, arms that were pre-trained come first.
+
     `metric` decides in place of the study's own.
 
     Raises:
@@ -200,7 +207,7 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
     known = {name for one in found for name in one.results.scored()}
     if metric and metric not in known:
         raise no_metric([metric], known, "finished run")
-    return tuple(found)
+    return tuple(sorted(found, key=lambda one: (-(one.size or 0), one.both_random)))
 
 
 def looks_at(runs: Sequence[RunRecord]) -> int:
