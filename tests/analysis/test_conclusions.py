@@ -131,6 +131,14 @@ def test_training_too_short_contradicts_nothing(folders):
     assert verdicts(folders)[4] == NOT_ENOUGH
 
 
+def test_training_too_short_supports_nothing_about_the_end(folders):
+    """Both arms are level and still gain 11, so more training may bring the other one ahead."""
+    study(folders, (20.0, 31.0), (20.0, 31.0))
+    assert finding(folders, 3).verdict == NOT_ENOUGH
+    assert finding(folders, 5).verdict == NOT_ENOUGH
+    assert "not shown that training is long enough" in finding(folders, 3).evidence
+
+
 def test_scratch_at_a_third_does_not_work(folders):
     study(folders, (9.9, 10.0), (31.0, 31.0))
     assert verdicts(folders)[0] == CONTRADICTED
