@@ -150,6 +150,16 @@ def test_no_shorter_schedule_no_end():
     assert judge_contrast(stated).end.assuming
 
 
+def test_a_schedule_nearly_as_long_shows_no_end():
+    arms = [[curves(n, end + NOISE) for n in (1000, 1200)] for end in (28, 30)]
+    contrast = Contrast(*map(tuple, arms))
+    assert contrast.shorter is None
+    assert judge_contrast(contrast).end.reason == "short"
+    halved = Contrast(*((curves(600, arm[0].values[:, 1]), *arm) for arm in arms))
+    assert halved.shorter.length == 600
+    assert judge_contrast(halved).end.verdict == YES
+
+
 def test_both_gain_alike_so_nothing_is_said_of_the_end():
     arms = (curves(600, 20 + NOISE), curves(1200, 30 + NOISE))
     assert judge_contrast(Contrast(arms, arms)).end.verdict == UNDECIDED
