@@ -170,10 +170,10 @@ def test_three_arms_are_ranked(folders):
     for arm, end in (("scratch", 31.0), ("imagenet", 31.01), ("moco", 33.0)):
         three_lengths(folders, arm, (end - 0.1, end), **order)
     (answer,) = answers(load_runs(folders.root))
-    assert re.fullmatch(
-        r"moco > imagenet \(\+2.0 \[\+1.., \+2..\]\) ~ scratch \(\+0.0 \[-.*, \+.*\]\)",
-        said(answer)["ranks"],
-    )
+    # Student's quantile of 0.0475 / 3 families / 2 sides / 3 pairs for two degrees of freedom,
+    # 13.7, times the least error: 0.32.
+    expected = "moco > imagenet (+2.0 [+1.7, +2.3]) ~ scratch (+0.0 [-0.3, +0.3])"
+    assert said(answer)["ranks"] == expected
     assert [part.name for part in answer.parts] == ["imagenet", "moco"]
     assert [verdicts(answer, k)[2] for k in (0, 1)] == [NO, YES]
     # The error is shared, so intervals are wider than those of one other arm.
@@ -181,6 +181,16 @@ def test_three_arms_are_ranked(folders):
     both = [next(p for p in a.parts if p.setting.other == "moco") for a in (answer, alone)]
     widths = [p.judged.end.high - p.judged.end.low for p in both]
     assert widths[0] > widths[1]
+
+
+def test_ranks_are_adjusted_for_all_pairs(folders):
+    """t is 9.92, p 0.01: enough for one pair in a third of the error, not for three."""
+    order = {"arm_order": ["scratch", "imagenet", "moco"]}
+    for arm, end, wide in (("scratch", 30.0, 0), ("imagenet", 30.0, 0), ("moco", 31.0, 1)):
+        for seed in range(3):
+            folders.run(arm, seed, curve={600: end + wide * 0.1746 * (seed - 1)}, **order)
+    (answer,) = answers(load_runs(folders.root))
+    assert said(answer)["ranks"].startswith("moco ~ ")
 
 
 def test_sizes_of_one_study(folders):

@@ -1,6 +1,7 @@
 import itertools
 import math
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,9 @@ def test_early_stops_before_the_first_drop_and_weighs_iterations():
     judged = judge_contrast(Contrast((ours,), (theirs,)))
     assert judged.until == 300
     assert judged.verdicts[0].mean == pytest.approx(190 * 5 / 200)
+    sooner = [(replace(one, drops=(120,)),) for one in (ours, theirs)]
+    judged = judge_contrast(Contrast(*sooner))
+    assert (judged.until, judged.verdicts[0].mean) == (120, 0)
 
 
 def test_gate_by_hand():
