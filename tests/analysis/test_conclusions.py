@@ -139,6 +139,15 @@ def test_training_too_short_supports_nothing_about_the_end(folders):
     assert "not shown that training is long enough" in finding(folders, 3).evidence
 
 
+def test_the_longest_schedule_alone_shows_no_need_of_less(folders):
+    """Level at the only length, which may be a long one; with a longer one it would tell."""
+    study(folders, (31.0,), (31.0,))
+    assert finding(folders, 2).verdict == NOT_ENOUGH
+    assert "it is the longest one too" in finding(folders, 2).evidence
+    study(folders, (31.0, 31.1), (31.0, 31.1), study="longer")
+    assert conclude(load_runs(folders.root))[1].findings[1].verdict == CONTRADICTED
+
+
 def test_scratch_at_a_third_does_not_work(folders):
     study(folders, (9.9, 10.0), (31.0, 31.0))
     assert verdicts(folders)[0] == CONTRADICTED
