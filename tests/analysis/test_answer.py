@@ -183,6 +183,13 @@ def test_three_arms_are_ranked(folders):
     assert widths[0] > widths[1]
 
 
+def test_the_studys_margin_decides(folders):
+    pair(folders, [{600: 30.0}] * 3, [{600: 32.0}] * 3, margin=3.0)
+    (answer,) = answers(load_runs(folders.root))
+    assert said(answer)["at"].startswith("no: +2.0 [")
+    assert answer.setting.endswith("margin 3 box AP")
+
+
 def test_ranks_are_adjusted_for_all_pairs(folders):
     """t is 9.92, p 0.01: enough for one pair in a third of the error, not for three."""
     order = {"arm_order": ["scratch", "imagenet", "moco"]}
