@@ -22,12 +22,13 @@ from matplotlib.figure import Figure
 
 from scratch_vs_pretrain.analysis.figures.curves import answer_figure
 from scratch_vs_pretrain.analysis.figures.finals import by_size
+from scratch_vs_pretrain.analysis.figures.panels import styles_of
 from scratch_vs_pretrain.analysis.figures.style import arm_styles, figure_bytes, new_figure
 from scratch_vs_pretrain.analysis.registry import figure, table
 from scratch_vs_pretrain.analysis.runs.numbers import names
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import Part, answer
-from scratch_vs_pretrain.analysis.stats.comparison import by_setting, by_study, scratch_arm
+from scratch_vs_pretrain.analysis.stats.comparison import by_setting, by_study
 from scratch_vs_pretrain.analysis.stats.conclusions import conclude, level_notes
 from scratch_vs_pretrain.analysis.tables.pairs import COSTS
 from scratch_vs_pretrain.analysis.tables.runs import (
@@ -166,8 +167,7 @@ def _by_title(name: str, runs: Sequence[RunRecord]) -> dict[str, Sequence[RunRec
 
 def _arms(runs: Sequence[RunRecord]) -> Iterator[dict[str, str]]:
     """Yields what the arms differ in, and how many of their runs are finished."""
-    styles = arm_styles(dict.fromkeys(run.arm for run in runs), scratch_arm(runs))
-    for arm, style in styles.items():
+    for arm, style in styles_of(runs).items():
         mine = [run for run in runs if run.arm == arm]
         init = mine[0].init
         start = "random weights" if mine[0].from_scratch else str(init.weights or "a checkpoint")

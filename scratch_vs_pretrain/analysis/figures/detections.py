@@ -15,18 +15,17 @@ from matplotlib.path import Path
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 
+from scratch_vs_pretrain.analysis.figures.panels import styles_of
 from scratch_vs_pretrain.analysis.figures.style import (
     PAGE_WIDTH,
     SMALL_TEXT_SIZE,
     TEXT_SIZE,
     add_caption,
-    arm_styles,
     new_figure,
     plain,
     shortened,
 )
 from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import scratch_arm
 from scratch_vs_pretrain.errors import UserError, from_validation
 from scratch_vs_pretrain.pictures import IMAGE_ERRORS, deep_as_rgb
 from scratch_vs_pretrain.run_folder import RunFolder, read_bytes
@@ -67,7 +66,7 @@ def detections_figure(runs: Records, *, images: int = 6, schedule: str | None = 
         raise UserError(
             "the arms were evaluated on no picture together that can be drawn; draw them apart"
         )
-    styles = arm_styles(dict.fromkeys(run.arm for run in runs), scratch_arm(runs))
+    styles = styles_of(runs)
     columns = 1 + len(shown)
     first = [of_arms[0][file] for file in common[:images]]
     # A higher picture is drawn smaller.

@@ -20,8 +20,8 @@ from scratch_vs_pretrain.analysis.figures.style import (
     add_caption,
     arm_styles,
     label_ends,
-    name_axes,
     new_figure,
+    plain,
     shortened,
     write,
 )
@@ -221,7 +221,8 @@ def draw_panels(
             _draw_drops(ax, panel.lines)
         for line in panel.lines:
             (draw or draw_line)(ax, line)
-        name_axes(ax, panel.title, panel.over)
+        ax.set_title(plain(panel.title), loc="left", fontsize=TEXT_SIZE)
+        ax.set_xlabel(panel.over, fontsize=TEXT_SIZE)
         if panel.left is not None:
             ax.set_xlim(left=panel.left)
         low, high = ax.get_ylim()

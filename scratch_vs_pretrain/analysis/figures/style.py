@@ -129,12 +129,6 @@ def write(
     return ax.annotate(plain(text), at, xytext=away, textcoords="offset points", **look)
 
 
-def name_axes(ax: Axes, title: str, over: str) -> None:
-    """Says above the panel what it shows, and below over what."""
-    ax.set_title(plain(title), loc="left", fontsize=TEXT_SIZE)
-    ax.set_xlabel(over, fontsize=TEXT_SIZE)
-
-
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Writes labels right of the axes, beside their lines' ends, moved apart where they collide.
 

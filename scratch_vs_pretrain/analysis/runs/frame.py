@@ -93,10 +93,9 @@ def _categories(
 ) -> pd.Categorical:
     """Returns each value as often as `lengths` says; categories in order of appearance."""
     shown = dict.fromkeys(v for v, n in zip(values, lengths, strict=True) if n and v is not None)
-    codes = {name: code for code, name in enumerate(shown)}
-    small = np.min_scalar_type(-len(codes) - 1)
-    repeated = np.repeat(np.array([codes.get(v or "", -1) for v in values], small), lengths)
-    return pd.Categorical.from_codes(repeated, categories=pd.Index(list(codes), dtype=object))
+    categories = pd.Index(list(shown), dtype=object)
+    codes = categories.get_indexer(pd.Index(values, dtype=object))
+    return pd.Categorical.from_codes(codes, categories).repeat(lengths)
 
 
 def _numbers(values: Sequence[int | None], lengths: np.ndarray) -> pd.api.extensions.ExtensionArray:
