@@ -187,7 +187,7 @@ def _arms(runs: Sequence[RunRecord]) -> Iterator[dict[str, str]]:
 def _tables(runs: Sequence[RunRecord], notes: list[str]) -> Iterator[Table]:
     for _, schedules in _made({"schedules": partial(table, runs)}, notes):
         yield schedules.without(SCHEDULE_COLUMNS)
-        if any(cost in names(run) for run in runs for cost in COSTS):
+        if any(not names(run).isdisjoint(COSTS) for run in runs):
             yield table(runs, "errors")
         # Most studies are not the paper's.
         with contextlib.suppress(UserError):
