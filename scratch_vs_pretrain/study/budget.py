@@ -14,7 +14,6 @@ from scratch_vs_pretrain.analysis.stats.samples import (
     Budget,
     Budgets,
     Counts,
-    InputRule,
     assumptions,
     expected_instances,
     expected_pixels,
@@ -95,20 +94,8 @@ def annotated(records: list[dict[str, Any]]) -> Annotated:
     )
 
 
-def input_rule(cfg: CfgNode) -> InputRule:
-    """Returns how a config augments training images."""
-    crop = cfg.INPUT.CROP
-    return InputRule(
-        min_sizes=tuple(cfg.INPUT.MIN_SIZE_TRAIN),
-        sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
-        max_size=cfg.INPUT.MAX_SIZE_TRAIN,
-        crop_type=crop.TYPE if crop.ENABLED else None,
-        crop_size=tuple(crop.SIZE),
-    )
-
-
 def _per_image(cfg: CfgNode) -> _PerImage:
-    rule, missing = input_rule(cfg), list(_missing(cfg))
+    rule, missing = cfg.INPUT, list(_missing(cfg))
     if not missing:
         register(cfg)
         data = annotated(load_training_records(cfg).records)
@@ -152,7 +139,7 @@ def _relevant(cfg: CfgNode) -> tuple[Any, ...]:
     """Returns all of a config on which the expectation depends."""
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    return tuple(cfg.DATASETS.TRAIN), cfg.MODEL.MASK_ON, keypoints, empty, input_rule(cfg)
+    return tuple(cfg.DATASETS.TRAIN), cfg.MODEL.MASK_ON, keypoints, empty, str(cfg.INPUT)
 
 
 def _times(mean: float | None, images: int) -> int | None:

@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,13 +9,22 @@ from hypothesis import strategies as st
 
 from scratch_vs_pretrain.analysis.stats.samples import (
     Annotated,
-    InputRule,
     expected_instances,
     expected_pixels,
     resized_area,
 )
 
 SIDES = st.integers(1, 3000)
+
+
+def rule_of(shorter, sampling, longest, crop="relative", size=(0.9, 0.9), enabled=False):
+    """Keys of a config's INPUT."""
+    return SimpleNamespace(
+        MIN_SIZE_TRAIN=shorter,
+        MIN_SIZE_TRAIN_SAMPLING=sampling,
+        MAX_SIZE_TRAIN=longest,
+        CROP=SimpleNamespace(ENABLED=enabled, TYPE=crop, SIZE=size),
+    )
 
 
 def data(sizes, boxes=()):
@@ -36,29 +46,29 @@ def test_areas_are_detectron2s_to_the_pixel(height, width, shorter, longest):
 
 
 def test_side_0_leaves_images_as_they_are():
-    assert expected_pixels(data([(30, 50)]), InputRule((0,), "choice", 1333)) == 1500
+    assert expected_pixels(data([(30, 50)]), rule_of((0,), "choice", 1333)) == 1500
 
 
 def test_a_choice_weighs_its_lengths_by_how_often_they_are_named():
     # 100 x 200 becomes 50 x 100, or 100 x 200 twice as often.
-    rule = InputRule((50, 100, 100), "choice", 1000)
+    rule = rule_of((50, 100, 100), "choice", 1000)
     assert expected_pixels(data([(100, 200)]), rule) == pytest.approx((5_000 + 2 * 20_000) / 3)
 
 
 def test_a_range_includes_both_ends():
-    rule = InputRule((640, 800), "range", 10_000)
+    rule = rule_of((640, 800), "range", 10_000)
     sides = np.arange(640, 801)
     assert expected_pixels(data([(10, 10)]), rule) == pytest.approx((sides**2).mean())
 
 
 def test_the_longer_side_is_bounded():
-    rule = InputRule((800,), "choice", 1333)
+    rule = rule_of((800,), "choice", 1333)
     # 800 x 2400 is too long: it shrinks to 444 x 1333.
     assert expected_pixels(data([(100, 300)]), rule) == 444 * 1333
 
 
 def test_the_mean_is_over_images():
-    rule = InputRule((100,), "choice", 1000)
+    rule = rule_of((100,), "choice", 1000)
     found = expected_pixels(data([(50, 50), (50, 50), (50, 100)]), rule)
     assert found == pytest.approx((10_000 + 10_000 + 20_000) / 3)
 
@@ -71,7 +81,7 @@ def test_instances_without_area_in_the_image_do_not_count():
         (1, (20, 0, 25, 5)),
         (1, (0, -9, 5, -1)),
     ]
-    rule = InputRule((10,), "choice", 100)
+    rule = rule_of((10,), "choice", 100)
     assert expected_instances(data([(10, 10), (10, 20)], boxes), rule) == 2 / 2
 
 
@@ -90,7 +100,7 @@ def test_crops_agree_with_detectron2s_augmentation(kind, size):
     corners = rng.uniform(0, 30, (40, 2))
     owners = rng.integers(6, size=40)
     boxes = np.concatenate([corners, corners + rng.uniform(1, 15, (40, 2))], 1)
-    rule = InputRule((24, 48), "range", 64, kind, size)
+    rule = rule_of((24, 48), "range", 64, kind, size, enabled=True)
     pixels, instances, draws = 0, 0, 500
     augmentation = T.AugmentationList(
         [T.RandomCrop(kind, size), T.ResizeShortestEdge((24, 48), 64, "range"), T.RandomFlip()]

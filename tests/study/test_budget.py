@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.config import get_cfg
 from PIL import Image
 
-from scratch_vs_pretrain.analysis.stats.samples import Annotated, Counts, InputRule, expected_pixels
+from scratch_vs_pretrain.analysis.stats.samples import Annotated, Counts, expected_pixels
 from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.stream import TrainingStream
 from scratch_vs_pretrain.errors import UserError
@@ -209,7 +210,7 @@ def test_what_is_assumed_of_coco_is_near_the_truth(write_study, monkeypatch, tmp
     data = json.loads((DATASETS / "coco/annotations/instances_train2017.json").read_text())
     sizes = np.array([(image["height"], image["width"]) for image in data["images"]])
     photographs = Annotated(sizes[:, 0], sizes[:, 1], np.empty(0, int), np.empty((0, 4)))
-    pixels = expected_pixels(photographs, InputRule((800,), "choice", 1333))
+    pixels = expected_pixels(photographs, get_cfg().INPUT)
     assert assumed.pixels == pytest.approx(12 * pixels, rel=0.05)
     instances = sum(not entry["iscrowd"] for entry in data["annotations"])
     annotated = {entry["image_id"] for entry in data["annotations"] if not entry["iscrowd"]}

@@ -169,27 +169,6 @@ def _mean(counts: Sequence[Counts]) -> Counts:
 
 
 @dataclass(frozen=True)
-class InputRule:
-    """How training images are augmented, as the INPUT keys of a config say it."""
-
-    # MIN_SIZE_TRAIN, lengths of the shorter side; 0 leaves images as they are.
-    min_sizes: tuple[int, ...]
-    sampling: str  # MIN_SIZE_TRAIN_SAMPLING: "choice" of them, or from the "range" between two
-    max_size: int  # MAX_SIZE_TRAIN, the longest that the longer side gets
-    crop_type: str | None = None  # CROP.TYPE; None without crops
-    crop_size: tuple[float, float] = (1.0, 1.0)  # CROP.SIZE
-
-    def shorter_sides(self) -> np.ndarray:
-        """Returns the lengths that are drawn, all equally likely."""
-        if self.sampling == "choice":
-            return np.array(self.min_sizes)
-        lengths = np.arange(self.min_sizes[0], self.min_sizes[-1] + 1)
-        if self.crop_type is None or len(lengths) <= POINTS:
-            return lengths
-        return lengths[((np.arange(POINTS) + 0.5) / POINTS * len(lengths)).astype(int)]
-
-
-@dataclass(frozen=True)
 class Annotated:
     """The training images of a data set."""
 
@@ -199,20 +178,23 @@ class Annotated:
     boxes: np.ndarray  # (m, 4) left, top, right, bottom, pixels
 
 
-def expected_pixels(data: Annotated, rule: InputRule) -> float:
-    """Returns the mean over images of the expected pixels after augmentation, without padding."""
+def expected_pixels(data: Annotated, rule: Any) -> float:
+    """Returns the mean over images of the expected pixels after augmentation, without padding.
+
+    `rule` is the INPUT node of a Detectron2 config.
+    """
     sizes, images = np.unique(np.stack([data.heights, data.widths], 1), axis=0, return_counts=True)
     height, width = sizes.T
     areas = [
-        resized_area(h, w, side, rule.max_size)
-        for h in _cropped(height, 0, rule)
-        for w in _cropped(width, 1, rule)
-        for side in rule.shorter_sides()
+        resized_area(h, w, side, rule.MAX_SIZE_TRAIN)
+        for h in _cropped(height, 0, rule.CROP)
+        for w in _cropped(width, 1, rule.CROP)
+        for side in _shorter_sides(rule)
     ]
     return float(np.mean([np.average(area, weights=images) for area in areas]))
 
 
-def expected_instances(data: Annotated, rule: InputRule) -> float:
+def expected_instances(data: Annotated, rule: Any) -> float:
     """Returns the mean over images of the expected number of instances after augmentation.
 
     An instance counts if its box has an area within the image and, with crops, within the crop.
@@ -221,8 +203,8 @@ def expected_instances(data: Annotated, rule: InputRule) -> float:
     height, width = data.heights[data.owners], data.widths[data.owners]
     left, top, right, bottom = data.boxes.T
     # The crop's two sides and places are drawn independently.
-    across = _visible(left, right, width, _cropped(width, 1, rule))
-    down = _visible(top, bottom, height, _cropped(height, 0, rule))
+    across = _visible(left, right, width, _cropped(width, 1, rule.CROP))
+    down = _visible(top, bottom, height, _cropped(height, 0, rule.CROP))
     return float((across * down).sum() / len(data.heights))
 
 
@@ -238,11 +220,21 @@ def resized_area(height: np.ndarray, width: np.ndarray, shorter: int, longest: i
     return np.floor(tall * shrink + 0.5) * np.floor(wide * shrink + 0.5)
 
 
-def _cropped(lengths: np.ndarray, axis: int, rule: InputRule) -> list[np.ndarray]:
+def _shorter_sides(rule: Any) -> np.ndarray:
+    """Returns the lengths of the shorter side that are drawn, all equally likely."""
+    if rule.MIN_SIZE_TRAIN_SAMPLING == "choice":
+        return np.array(rule.MIN_SIZE_TRAIN)
+    lengths = np.arange(rule.MIN_SIZE_TRAIN[0], rule.MIN_SIZE_TRAIN[-1] + 1)
+    if not rule.CROP.ENABLED or len(lengths) <= POINTS:
+        return lengths
+    return lengths[((np.arange(POINTS) + 0.5) / POINTS * len(lengths)).astype(int)]
+
+
+def _cropped(lengths: np.ndarray, axis: int, crop: Any) -> list[np.ndarray]:
     """Returns equally likely lengths (n,) of the crop along an axis, 0 for the height."""
-    kind, sizes = rule.crop_type, rule.crop_size
+    kind, sizes = crop.TYPE, crop.SIZE
     parts = (np.arange(POINTS) + 0.5) / POINTS
-    if kind is None:
+    if not crop.ENABLED:
         return [lengths]
     if kind == "absolute":
         return [np.minimum(lengths, sizes[axis])]
