@@ -109,12 +109,8 @@ def pieces(
     """Yields what the files of one run hold, none of them empty.
 
     What evaluations measure comes from ``evaluations/``, and from ``metrics.json`` where an
-    iteration has no file there; everything else from ``metrics.json``.
-
-    Args:
-        run: the run.
-        numbers: of its ``metrics.json``; None: all of them.
-        evaluated: read its evaluations too.
+    iteration has no file there; everything else from ``metrics.json``. `numbers` may be only some
+    of those in ``metrics.json``; ``evaluations/`` is read if `evaluated`.
     """
     read = evaluations(run.folder) if run.own and evaluated else ()
     for one in read:
