@@ -26,13 +26,13 @@ MAY_IMPORT = {
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
     "": 2_326,
-    "study": 4_287,
+    "study": 4_274,
     "training": 2_035,
     "evaluation": 1_140,
     "pretraining": 600,
     "data": 2_868,
     "modeling": 1_809,
-    "analysis": 6_493,
+    "analysis": 6_474,
     "cli": 1_020,
 }
 MOST_LINES_OF_A_MODULE = 400
