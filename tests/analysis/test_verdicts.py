@@ -199,6 +199,13 @@ def test_gate_by_hand():
     assert closed.no < 0.01
 
 
+def test_two_ways_through_a_gate_share_the_error():
+    gains, change = spread([0.1, 0.2, 0.0]), spread([0.3, 0.9, 0.6])
+    alone, both = (gate(None, gains, one, 0.5) for one in (None, change))
+    assert alone.no == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.0], 0.5).pvalue / 2)
+    assert both.no == pytest.approx(2 * alone.no)
+
+
 @pytest.mark.parametrize("later", [(0.5, 0.5), (0.5, 0.25), (0.5, 0.0), (0.0, 0.5)])
 def test_a_lead_that_comes_or_goes_is_judged_as_well_in_simulation(later):
     """None early, where neither arm has learned; on the bound of each claim, in 5,000 studies."""
