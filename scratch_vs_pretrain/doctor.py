@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from scratch_vs_pretrain import _detectron2
+from scratch_vs_pretrain.errors import reason_of
 
 DISTRIBUTION = "scratch-vs-pretrain"
 # Detectron2 itself is looked for by module, as it comes under more than one distribution's name.
@@ -66,6 +67,10 @@ class Check:
     remedy: str | None = None  # the command that mends it, None if nothing needs mending
 
 
+def _missing(name: str, found: str) -> Check:
+    return Check(name, found, "missing", _detectron2.INSTALL_COMMAND)
+
+
 def diagnose() -> tuple[Check, ...]:
     """Looks at this Python environment, its device and the data sets at hand."""
     return (
@@ -105,7 +110,7 @@ def _requirements() -> Iterator[Check]:
         yield Check(DISTRIBUTION, importlib.metadata.version(DISTRIBUTION))
     except ImportError as error:  # PackageNotFoundError is one
         name = error.name or DISTRIBUTION
-        yield Check(name, "not installed", "missing", _detectron2.INSTALL_COMMAND)
+        yield _missing(name, "not installed")
         return
     for requirement in map(Requirement, requirements):
         if requirement.marker and not requirement.marker.evaluate({"extra": TRAINING_EXTRA}):
@@ -119,7 +124,7 @@ def _requirements() -> Iterator[Check]:
                 yield Check(requirement.name, version)
                 continue
             found = f"{version} (needs {requirement.specifier})"
-        yield Check(requirement.name, found, "missing", _detectron2.INSTALL_COMMAND)
+        yield _missing(requirement.name, found)
 
 
 def _imports() -> Iterator[Check]:
@@ -131,8 +136,7 @@ def _imports() -> Iterator[Check]:
             with warnings.catch_warnings(action="ignore"):
                 importlib.import_module(module)
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            yield Check(f"import {module}", reason, "missing", _detectron2.INSTALL_COMMAND)
+            yield _missing(f"import {module}", reason_of(error))
         else:
             yield Check(f"import {module}", "works")
 
@@ -140,7 +144,7 @@ def _imports() -> Iterator[Check]:
 def _detectron2_source() -> Check:
     folder = _detectron2.source_folder()
     if folder is None:
-        return Check("Detectron2", "not installed", "missing", _detectron2.INSTALL_COMMAND)
+        return _missing("Detectron2", "not installed")
     if not _detectron2.is_v06(folder):
         return Check("Detectron2", f"upstream main ({folder})")
     digest, modules = _detectron2.modules_digest(folder)

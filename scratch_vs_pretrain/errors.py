@@ -44,6 +44,11 @@ def located(place: object) -> Iterator[None]:
         raise UserError(f"{place}: {error}") from None
 
 
+def reason_of(error: BaseException) -> str:
+    """Returns what somebody else's code raised, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def check_choice(what: str, name: str, choices: Collection[str]) -> None:
     """Raises UserError where a name is none of several."""
     if name not in choices:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, reason_of
 from scratch_vs_pretrain.text import nearest
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -42,7 +42,7 @@ def add_configs(modules: Iterable[ModuleType], cfg: Any) -> None:
         try:
             add_config(cfg)
         except Exception as error:
-            raise UserError(f"{module.__name__}.add_config fails: {_reason(error)}") from error
+            raise UserError(f"{module.__name__}.add_config fails: {reason_of(error)}") from error
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
@@ -78,13 +78,9 @@ def _import(name: str, where: str) -> ModuleType:
                 f"{where}: there is no module {error.name}; install it, or put its folder on "
                 "PYTHONPATH"
             ) from None
-        raise UserError(f"{where}: importing {name} fails: {_reason(error)}") from error
+        raise UserError(f"{where}: importing {name} fails: {reason_of(error)}") from error
     except (Exception, SystemExit) as error:
-        raise UserError(f"{where}: importing {name} fails: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{where}: importing {name} fails: {reason_of(error)}") from error
 
 
 def _version(name: str) -> str:

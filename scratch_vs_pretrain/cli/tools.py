@@ -82,8 +82,6 @@ def study_sets(file: Path) -> list[DataSet]:
         register(cfg)
         limits = dict.fromkeys(cfg.DATASETS.TRAIN, limit) | dict.fromkeys(cfg.DATASETS.TEST, 0.0)
         return [registered_set(name, heads, share, dropped) for name, share in limits.items()]
-    several = len(data.train) > 1
-    sources = {f"train-{n}" if several else "train": one for n, one in enumerate(data.train, 1)}
     return [
         DataSet(
             name,
@@ -93,7 +91,7 @@ def study_sets(file: Path) -> list[DataSet]:
             unreadable=0.0 if name == "test" else limit,
             dropped=dropped,
         )
-        for name, one in {**sources, "test": data.test}.items()
+        for name, one in data.named().items()
         if isinstance(one, DataFiles)
     ]
 

@@ -26,7 +26,7 @@ from scratch_vs_pretrain.study.plan import check_parts, plan
 from scratch_vs_pretrain.study.resolve import schedules_of
 from scratch_vs_pretrain.study.schedule import branches_of
 from scratch_vs_pretrain.study.sections import Answer
-from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study
+from scratch_vs_pretrain.study.spec import SCRATCH, Study
 from scratch_vs_pretrain.study.tune import search_study, with_recipe
 from scratch_vs_pretrain.training.branch import ENDED
 
@@ -204,15 +204,21 @@ class Adaptive:
         done = iterations_of([*self.searched, *self.seen.values()])
         left = 0
         for arm, seed in itertools.product(part.arms, part.seeds):
-            runs = {one.name: Run(part.name, arm, one, seed, part.size) for one in arm.schedules}
-            folders = {name: run.folder(self.output) for name, run in runs.items()}
-            begun = [name for name, folder in folders.items() if folder.state() != "planned"]
+            folders = {
+                one.name: part.run(arm, one, seed).folder(self.output) for one in arm.schedules
+            }
+            states = {name: folder.state() for name, folder in folders.items()}
+            begun = [name for name, state in states.items() if state != "planned"]
             schedules = schedules_of(part, arm)
             branches = branches_of(schedules, part.switch, begun)
             for one in schedules:
-                at = branches[one.name].at if one.name in branches else 0
-                at = folders[one.name].read().iteration if one.name in begun else at
-                left += (one.iterations) - at if folders[one.name].state() not in ENDED else 0
+                if states[one.name] in ENDED:
+                    continue
+                branch = branches.get(one.name)
+                done_of_it = branch.at if branch else 0
+                if one.name in begun:
+                    done_of_it = folders[one.name].read().iteration
+                left += one.iterations - done_of_it
         return left * self.spent() / done if done else 0.0
 
     def text(self) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain.config import ONE_STAGE, default_config, differences, flatten
 from scratch_vs_pretrain.config_checks import (
@@ -23,9 +25,6 @@ from scratch_vs_pretrain.study.data_sets import data_notices, data_problems
 from scratch_vs_pretrain.study.resolve import ORIGINS, PRESETS, arm_config, resolved_schedule
 from scratch_vs_pretrain.study.spec import RUN_SCHEME, Study
 from scratch_vs_pretrain.text import nearest
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 # What arms are meant to differ in.
 INITIAL_WEIGHTS = "MODEL.WEIGHTS"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain.analysis.stats.samples import (
     Annotated,
@@ -27,9 +28,6 @@ from scratch_vs_pretrain.study.data_sets import origin
 from scratch_vs_pretrain.study.plan import OFFICIAL_IMAGES, check_parts
 from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import Arm, Study
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 # COCO without its files. Instances: train2017 has 849,949 that are no crowds, in 117,266 images,
 # as Detectron2 logs it (facebookresearch/detectron2, issue 1134); train2014 and valminusminival

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain._detectron2 import registered
 from scratch_vs_pretrain.config import (
@@ -28,12 +30,9 @@ from scratch_vs_pretrain.data.datasets import check_images, check_names, find_su
 from scratch_vs_pretrain.data.loading import refusal_at_a_look
 from scratch_vs_pretrain.data.subsets import ALIASES, Subset, subset_file
 from scratch_vs_pretrain.data.voc import voc_classes, voc_images
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, located
 from scratch_vs_pretrain.study.sections import Data, DataFiles, VocTree
 from scratch_vs_pretrain.study.spec import Arm, Study
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 # Larger annotation files of built-in names are COCO's own: their names say what they hold.
 OFFICIAL_BYTES = 50_000_000
@@ -61,12 +60,13 @@ class DataFacts:
 
 def data_facts(data: Data) -> DataFacts:
     """Reads a study's annotations."""
+    all_of_it = data.named().values()
     if isinstance(data.test, VocTree):
-        trees = [tree for tree in (*data.train, data.test) if isinstance(tree, VocTree)]
+        trees = [tree for tree in all_of_it if isinstance(tree, VocTree)]
         classes = data.classes or voc_classes((tree.voc, tree.split) for tree in trees)
         boxes = "VOC trees have boxes alone"
         return DataFacts(classes, boxes, boxes)
-    sources = [files for files in (*data.train, data.test) if isinstance(files, DataFiles)]
+    sources = [files for files in all_of_it if isinstance(files, DataFiles)]
     read = [read_annotations(files.annotations) for files in sources]
     for files, found in zip(sources, read, strict=True):
         check_names(files.annotations, files.images, found.file_names)
@@ -95,29 +95,21 @@ def merge_data(cfg: CfgNode, study: Study, arm: Arm) -> None:
     """Writes what follows from a study's data into a config; overrides of heads stay."""
     if study.data is None:
         return
-    data = study.data
-    try:
-        facts = data_facts(data)
-    except UserError as error:
-        raise UserError(f"{study.file}: {error}") from None
+    with located(study.file):
+        facts = data_facts(study.data)
     overrides = {**study.overrides, **arm.overrides}
-    several = len(data.train) > 1
-    named: list[tuple[str, DataFiles | VocTree]] = [
-        (f"{study.name}_train" + (f"-{number}" if several else ""), source)
-        for number, source in enumerate(data.train, 1)
-    ]
-    cfg.DATASETS.TRAIN = tuple(name for name, _ in named)
-    cfg.DATASETS.TEST = (f"{study.name}_test",)
-    named.append((f"{study.name}_test", data.test))
+    named = {f"{study.name}_{part}": source for part, source in study.data.named().items()}
+    *train, test = named
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), (test,)
     # Lists, as they are read again from a run folder.
     cfg.SVP.DATASETS = tuple(
         [name, str(source.annotations), str(source.images)]
-        for name, source in named
+        for name, source in named.items()
         if isinstance(source, DataFiles)
     )
     cfg.SVP.VOC_DATASETS = tuple(
         [name, str(source.voc), source.split, source.year, list(facts.classes)]
-        for name, source in named
+        for name, source in named.items()
         if isinstance(source, VocTree)
     )
     lacks = {"MODEL.MASK_ON": facts.without_masks, "MODEL.KEYPOINT_ON": facts.without_keypoints}
@@ -273,23 +265,17 @@ def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
     file = where.readable
     found = read_annotations(file) if file else None
     heads = (
-        ("segm", "MODEL.MASK_ON", cfg.MODEL.MASK_ON, "masks", "coco_2017_train"),
-        (
-            "keypoints",
-            "MODEL.KEYPOINT_ON",
-            cfg.MODEL.KEYPOINT_ON,
-            "keypoints",
-            "keypoints_coco_2017_train",
-        ),
+        ("segm", "MASK_ON", "masks", "coco_2017_train"),
+        ("keypoints", "KEYPOINT_ON", "keypoints", "keypoints_coco_2017_train"),
     )
     lacking = False
-    for task, key, on, what, example in heads:
-        lack = _lack(found, where, task, part) if on else ""
+    for task, switch, what, example in heads:
+        lack = _lack(found, where, task, part) if cfg.MODEL[switch] else ""
         if lack:
             lacking = True
             yield (
-                f"{name}: {lack}, but {key} is True; choose data with {what}, such as {example}, "
-                "or set it to False"
+                f"{name}: {lack}, but MODEL.{switch} is True; choose data with {what}, such as "
+                f"{example}, or set it to False"
             )
     if found:
         yield from _disagreements(cfg, name, found, part)

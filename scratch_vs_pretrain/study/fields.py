@@ -76,29 +76,21 @@ class Section:
             return value
         content, known = value, {}
         if isinstance(value, Stated):
-            content, known = value.content, dict(value.known)
-        stated = {
-            field.alias or name: field.is_required()
-            for name, field in fields_of(cls).items()
-            if NOT_STATED not in field.metadata
-        }
+            content, known = value.content, value.known
+        fields = cls.__pydantic_fields__  # type: ignore[attr-defined]
+        stated = {key: one for key, one in fields.items() if NOT_STATED not in one.metadata}
         for key in read_mapping(content):
             if key in cls.removed:
                 raise wrong(f"{{key}} {cls.removed[key]}", key=key)
             if key not in stated:
                 expected = nearest(key, stated) or f"; known are {', '.join(stated)}"
                 raise wrong(f"unknown key {{key}}{expected}", key=key)
-            if content[key] is None and not stated[key]:
+            if content[key] is None and not stated[key].is_required():
                 raise wrong("has no value; give it one, or remove the line", key)
-        for key, required in stated.items():
-            if required and key not in content and key not in known:
+        for key, field in stated.items():
+            if field.is_required() and key not in content:
                 raise wrong("{key} is missing", key=key)
         return {**content, **known}
-
-
-def fields_of(model: type) -> Mapping[str, FieldInfo]:
-    """Returns the attributes of a :class:`Section` by name."""
-    return model.__pydantic_fields__  # type: ignore[attr-defined]
 
 
 def read_model(model: type[_Model], content: Any, read: Path, **known: Any) -> _Model:
@@ -123,8 +115,6 @@ def sentence(error: ValidationError, content: Any, file: Path | str) -> str:
     for part in (*first["loc"], *said.get("at", ())):
         if keys == ["arms"] and isinstance(part, int):  # a mapping in the file
             part = list(here)[part]
-        if keys[:1] == ["arms"] and part == "schedules" and part not in here:
-            keys, here = [], content  # the study's, for every arm that states none
         try:
             here = here[part]
         except (LookupError, TypeError):
@@ -165,6 +155,12 @@ def read_mapping(value: Any) -> dict[str, Any]:
         if not isinstance(key, str):
             raise wrong(f"key {shorten(key)} is not text; put it in quotes")
     return value
+
+
+def refuse_nan(value: Any, key: str) -> None:
+    """Refuses what equals nothing: the audit would see arms differ in what they share."""
+    if any(part != part for part in (value if isinstance(value, list) else [value])):
+        raise wrong("is not a number (nan); write one", key)
 
 
 def printable(text: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from fvcore.common.config import CfgNode
+from torch import nn
 
 from scratch_vs_pretrain.data.datasets import check_files, ensure
-from scratch_vs_pretrain.errors import UserError, located, say
+from scratch_vs_pretrain.errors import UserError, located, reason_of, say
 from scratch_vs_pretrain.evaluation.others import check_names
 from scratch_vs_pretrain.modeling.initial import match_initial, report_text
 from scratch_vs_pretrain.study.data_sets import check_own_images, origin
@@ -19,10 +20,6 @@ from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import RUN_SCHEME, Arm, Study
 from scratch_vs_pretrain.training.checkpoint import newest_first
 from scratch_vs_pretrain.training.recipe import check_recipe
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-    from torch import nn
 
 # What fvcore's Registry says of a name that it does not hold.
 _UNKNOWN = re.compile(r"No object named '(.+)' found in '(.+)' registry")
@@ -103,5 +100,6 @@ def _build(cfg: CfgNode) -> nn.Module:
                 f"Detectron2 knows no {name} in its {registry} registry; correct the name, or "
                 "import the module that registers it"
             ) from None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"this model cannot be built ({reason}); correct MODEL") from error
+        raise UserError(
+            f"this model cannot be built ({reason_of(error)}); correct MODEL"
+        ) from error

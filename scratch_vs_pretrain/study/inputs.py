@@ -11,7 +11,8 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain._detectron2 import part_names, registered_names
 from scratch_vs_pretrain.config import flatten
@@ -22,9 +23,6 @@ from scratch_vs_pretrain.study.fields import is_uri
 from scratch_vs_pretrain.study.resolve import ORIGINS, arm_config
 from scratch_vs_pretrain.study.spec import REQUIRED, RUN_SCHEME, Arm, Study
 from scratch_vs_pretrain.text import nearest
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 # Config keys that name a part, and the module and registry that hold it.
 PARTS = {

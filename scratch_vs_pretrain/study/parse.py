@@ -45,7 +45,8 @@ def parse_study(content: Any, file: Path, weights: Mapping[str, str]) -> Study:
     for name in weights:
         if name not in names:
             raise UserError(f"--weights {name}=...: {file} has no arm {name}{nearest(name, names)}")
-    for arm in study.arms:
+    arms = tuple(replace(arm, schedules=arm.schedules or study.schedules) for arm in study.arms)
+    for arm in arms:
         if not arm.schedules:
             raise UserError(
                 f"{file}: arms.{arm.name}: has no schedules, and neither has the study; for "
@@ -53,7 +54,7 @@ def parse_study(content: Any, file: Path, weights: Mapping[str, str]) -> Study:
             )
     _refuse_set_twice(study)
     _check_tune(study)
-    arms = tuple(_with_weights(study, arm, weights.get(arm.name)) for arm in study.arms)
+    arms = tuple(_with_weights(study, arm, weights.get(arm.name)) for arm in arms)
     return replace(study, arms=arms, preset=_preset(study))
 
 
@@ -171,6 +172,10 @@ def schema_markdown(schema: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _refused(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
 class _PlainLoader(yaml.SafeLoader):
     """Plain YAML, where a repeated key is an error, and an alias, which can be made recursive.
 
@@ -180,15 +185,12 @@ class _PlainLoader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not supported", problem_mark=self.peek_event().start_mark
-            )
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused("aliases are not supported", event.start_mark)
         self.depth += 1
         if self.depth > DEEPEST:
-            raise yaml.MarkedYAMLError(
-                problem="nested too deeply", problem_mark=self.peek_event().start_mark
-            )
+            raise _refused("nested too deeply", event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -197,11 +199,9 @@ class _PlainLoader(yaml.SafeLoader):
         seen = set()
         for key, _ in getattr(node, "value", ()):
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key is not text", problem_mark=key.start_mark)
+                raise _refused("a key is not text", key.start_mark)
             if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value} appears twice", problem_mark=key.start_mark
-                )
+                raise _refused(f"{key.value} appears twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from fvcore.common.config import CfgNode
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from scratch_vs_pretrain.data.coco import read_annotations
@@ -23,9 +23,6 @@ from scratch_vs_pretrain.study.resolve import (
 from scratch_vs_pretrain.study.schedule import branches_of
 from scratch_vs_pretrain.study.spec import Study
 from scratch_vs_pretrain.study.tune import search_study
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 # Images that official annotation files list, so that a plan needs neither the files nor the time
 # to read them.

@@ -6,7 +6,9 @@ import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain.config import config_text, differences, load_config
 from scratch_vs_pretrain.errors import UserError, say
@@ -28,9 +30,6 @@ from scratch_vs_pretrain.study.resolve import (
 from scratch_vs_pretrain.study.schedule import branches_of, own_start
 from scratch_vs_pretrain.study.spec import Run, Study
 from scratch_vs_pretrain.training.branch import ENDED
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 # What run.json states of a run before it starts; a folder that differs in these is another run.
 IDENTITY = ("study", "arm", "schedule", "seed")
@@ -96,10 +95,7 @@ def _prepare_run(study: Study, run: Run, audited: Audit, output: Path) -> RunFol
 def _plan_branches(study: Study, output: Path, sharing: bool) -> None:
     """Writes into run.json where the runs that have not begun branch off, and from what."""
     for arm, seed in itertools.product(study.arms, study.seeds):
-        folders = {
-            spec.name: Run(study.name, arm, spec, seed, study.size).folder(output)
-            for spec in arm.schedules
-        }
+        folders = {spec.name: study.run(arm, spec, seed).folder(output) for spec in arm.schedules}
         runs = {name: folder.read() for name, folder in folders.items()}
         begun = [name for name, run in runs.items() if folders[name].state_of(run) != "planned"]
         schedules = {one.name: one for one in schedules_of(study, arm)}

@@ -15,18 +15,19 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.events import EventStorage
+from fvcore.common.config import CfgNode
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from scratch_vs_pretrain.config import config_text
 from scratch_vs_pretrain.data.check import check_decodable
 from scratch_vs_pretrain.data.datasets import annotations_of, register
-from scratch_vs_pretrain.errors import UserError, located
+from scratch_vs_pretrain.errors import UserError, located, reason_of
 from scratch_vs_pretrain.evaluation.evaluator import check_test_sets, run_inference
 from scratch_vs_pretrain.evaluation.others import EVALUATORS, WithOthers
 from scratch_vs_pretrain.progress import Bar
@@ -37,13 +38,10 @@ from scratch_vs_pretrain.study.initial_weights import check_trainable, with_orig
 from scratch_vs_pretrain.study.inputs import missing_weights
 from scratch_vs_pretrain.study.plan import Plan, PlannedRun, plan
 from scratch_vs_pretrain.study.resolve import run_config
-from scratch_vs_pretrain.study.spec import Arm, Run, Study
+from scratch_vs_pretrain.study.spec import Arm, Study
 from scratch_vs_pretrain.training.exactness import deterministic_kernels
 from scratch_vs_pretrain.training.predict import config_of
 from scratch_vs_pretrain.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 # Iterations of each arm. The first allocate memory and choose kernels.
 WARM_UP, TIMED = 3, 5
@@ -173,7 +171,7 @@ def _measure(study: Study, arm: Arm, bar: Bar) -> Measured:
         # Of Detectron2 v0.6's calls of a newer torch; training's go into its log.
         warnings.filterwarnings("ignore", module=r"(torch|detectron2)\b")
         folder = RunFolder(Path(name))
-        run = Run(study.name, arm, arm.schedules[-1], study.seeds[0])
+        run = study.run(arm, arm.schedules[-1], study.seeds[0])
         folder.config_file.write_text(config_text(run_config(study, run)))
         folder.write(RunInfo(study=study.name, arm=arm.name, schedule="", seed=0, iterations=0))
         cfg = config_of(folder.config_file)
@@ -200,8 +198,7 @@ def _measure(study: Study, arm: Arm, bar: Bar) -> Measured:
                 "size of images (INPUT.MIN_SIZE_TRAIN)"
             ) from None
         except Exception as error:  # of any kind, from a user's own module
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"fails in its first iterations: {reason}") from error
+            raise UserError(f"fails in its first iterations: {reason_of(error)}") from error
     moments = (one for state in trainer.optimizer.state.values() for one in state.values())
     saved = (*trainer.network.state_dict().values(), *moments)
     return Measured(

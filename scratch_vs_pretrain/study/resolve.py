@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain.config import default_config, flatten, merge_file, merge_overrides
 from scratch_vs_pretrain.config_checks import value_problems
@@ -10,9 +12,6 @@ from scratch_vs_pretrain.errors import UserError, located
 from scratch_vs_pretrain.study.data_sets import merge_data
 from scratch_vs_pretrain.study.schedule import Schedule
 from scratch_vs_pretrain.study.spec import FULL, Arm, Run, Study
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 # What the pixels of a pre-trained backbone looked like, and where its stages halve the resolution.
 # The three belong together, and to both arms. Sources: comments in Detectron2's

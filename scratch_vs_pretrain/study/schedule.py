@@ -27,7 +27,6 @@ from scratch_vs_pretrain.study.fields import (
     Iterations,
     Name,
     Section,
-    Stated,
     shorten,
     wrong,
 )
@@ -73,9 +72,9 @@ class Schedule(Section):
         if isinstance(value, (ArgsKwargs, cls)):
             return value
         if isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,3}x", value, re.ASCII):
-            return Stated({}, vars(paper_schedule(int(value[:-1]))))
+            return ArgsKwargs((), vars(paper_schedule(int(value[:-1]))))
         if isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,8}it", value, re.ASCII):
-            return Stated({}, vars(short_schedule(int(value[:-2]))))
+            return ArgsKwargs((), vars(short_schedule(int(value[:-2]))))
         if not isinstance(value, dict):
             raise wrong(
                 f"{shorten(value)} is no schedule; write 2x (twice 90,000 iterations of 16 "

@@ -31,6 +31,7 @@ from scratch_vs_pretrain.study.fields import (
     matching,
     read_mapping,
     real,
+    refuse_nan,
     refuse_repeated,
     shorten,
     whole,
@@ -62,9 +63,8 @@ def _read_grid(value: Any) -> dict[str, tuple[Any, ...]]:
             raise wrong("the list is empty", key)
         if not key:
             raise wrong("a config key is empty; for example SOLVER.BASE_LR: [0.02, 0.04]")
-        for item in values:  # as in overrides
-            if any(part != part for part in (item if isinstance(item, list) else [item])):
-                raise wrong("is not a number (nan); write one", key)
+        for item in values:
+            refuse_nan(item, key)
         if any(isinstance(item, dict) for item in values):
             raise wrong("list the values to try, and write dotted keys", key)
         grid[key] = refuse_repeated(tuple(values), key)
@@ -148,9 +148,15 @@ class Data(Section):
     classes: Annotated[tuple[Text, ...], Distinct] = ()
     """of VOC trees. Default: those of their objects."""
 
+    def named(self) -> dict[str, DataFiles | VocTree]:
+        """Returns all of it: ``train``, or ``train-1`` and so on, and ``test``."""
+        several = len(self.train) > 1
+        names = (f"train-{n}" if several else "train" for n in range(1, len(self.train) + 1))
+        return {**dict(zip(names, self.train, strict=True)), "test": self.test}
+
     @model_validator(mode="after")
     def _alike(self) -> Data:
-        if len({type(source) for source in (*self.train, self.test)}) > 1:
+        if len({type(source) for source in self.named().values()}) > 1:
             raise wrong("COCO files and VOC trees cannot be mixed; convert one of them")
         if self.classes and not isinstance(self.test, VocTree):
             raise wrong("the categories of COCO files are stated there; remove it", "classes")

@@ -36,6 +36,7 @@ from scratch_vs_pretrain.study.fields import (
     folder_of,
     matching,
     read_mapping,
+    refuse_nan,
     shorten,
     whole,
     wrong,
@@ -75,9 +76,7 @@ def _read_overrides(value: Any) -> dict[str, Any]:
             raise wrong(f"cannot be overridden; use {OWNED_KEYS[key]}", key)
         if isinstance(item, dict):
             raise wrong(f"write dotted keys, such as {key}.{next(iter(item), 'KEY')}", key)
-        # NaN equals nothing: the audit would see arms differ in what they share.
-        if any(part != part for part in (item if isinstance(item, list) else [item])):
-            raise wrong("is not a number (nan); write one", key)
+        refuse_nan(item, key)
     return overrides
 
 
@@ -96,11 +95,6 @@ def _read_init(init: str, info: ValidationInfo) -> str:
     return encodable(absolute(init, folder_of(info)))
 
 
-def _joined(value: Any) -> Any:
-    """Joins the lines of a text."""
-    return " ".join(value.split()) if isinstance(value, str) else value
-
-
 def _read_base(value: Any) -> Any:
     if isinstance(value, str) and value.endswith(".py"):
         raise wrong(
@@ -111,10 +105,12 @@ def _read_base(value: Any) -> Any:
 
 
 def _read_arms(value: Any) -> tuple[Any, ...]:
+    """Gives each arm of a mapping its name."""
     if isinstance(value, tuple):
         return value
-    read_mapping(value)
-    raise wrong("names no arm; for example scratch: {init: scratch}")
+    if not read_mapping(value):
+        raise wrong("names no arm; for example scratch: {init: scratch}")
+    return tuple(Stated(arm, {"name": name}) for name, arm in value.items())
 
 
 def _read_size(value: Any) -> str:
@@ -238,7 +234,10 @@ class Study(Section):
     """arms by name, in the order of tables."""
     seeds: Annotated[tuple[Annotated[int, whole(0, 2**32 - 1)], ...], NotEmpty, Distinct] = (0,)
     """one run of every arm and schedule for each."""
-    description: Annotated[Line, BeforeValidator(_joined)] = ""
+    description: Annotated[
+        Line,
+        BeforeValidator(lambda text: " ".join(text.split()) if isinstance(text, str) else text),
+    ] = ""
     """for people."""
     preset: Preset | None = None
     """what the pixels of the pre-trained backbone looked like and where its stages halve the
@@ -274,29 +273,14 @@ class Study(Section):
     size: Annotated[str | None, NOT_STATED] = None
     """of the training data, in a study of one of another's `sizes`."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _share_schedules(cls, value: Any) -> Any:
-        """Gives the study's schedules to arms that state none."""
-        if not isinstance(value, Stated) or not isinstance(value.content, dict):
-            return value
-        content, arms = value.content, value.content.get("arms")
-        if not isinstance(arms, dict) or not arms:
-            return value
-        shared = {"schedules": content["schedules"]} if "schedules" in content else {}
-        named = tuple(
-            Stated(
-                arm,
-                {**({} if isinstance(arm, dict) and "schedules" in arm else shared), "name": name},
-            )
-            for name, arm in arms.items()
-        )
-        return Stated(content, {**value.known, "arms": named})
+    def run(self, arm: Arm, schedule: Schedule, seed: int) -> Run:
+        """Returns one run."""
+        return Run(self.name, arm, schedule, seed, self.size)
 
     def runs(self) -> tuple[Run, ...]:
         """Returns every run, by size, arm, schedule and seed."""
         return tuple(
-            Run(one.name, arm, schedule, seed, one.size)
+            one.run(arm, schedule, seed)
             for one in self.by_size()
             for arm in one.arms
             for schedule in arm.schedules
