@@ -20,9 +20,10 @@ from scratch_vs_pretrain.cli.options import (
     FOLDERS,
     FORMAT,
     command,
+    count,
+    flag,
     option,
     pairs,
-    positive,
     written,
 )
 from scratch_vs_pretrain.errors import say
@@ -51,9 +52,8 @@ TEXT_OR_JSON = option("--format", choices=("text", "json"), default="text")
     ),
     FORMAT,
     option("--against", choices=PUBLISHED, help="beside the numbers that were published"),
-    option(
+    flag(
         "--best",
-        action="store_true",
         help="of each run's best evaluation, not its final one; the table says so",
     ),
 )
@@ -97,7 +97,7 @@ def _table(options: argparse.Namespace) -> int:
         metavar="NAME",
         help="of ap, loss and detections (default: each arm's longest)",
     ),
-    option("--images", type=positive, metavar="N", help="of detections (default: 6, at most 12)"),
+    count("--images", help="of detections (default: 6, at most 12)"),
     pairs("--label", "STUDY=TEXT", "what a study is called under its bars"),
     written("curves.png", "a .png, .svg or .pdf file (default: %(default)s)"),
 )
@@ -152,9 +152,8 @@ def _errors(options: argparse.Namespace) -> int:
         help="a log in which training begins again: last: what the last start went on from and "
         "wrote; split: each start as a run of its own (default: %(default)s)",
     ),
-    option(
+    flag(
         "--strict",
-        action="store_true",
         help="refuse all for one folder that cannot be read, instead of leaving it out",
     ),
 )

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 OUTPUT = Path("output")
 
-# Adds an option to a parser.
-Option = Callable[[argparse.ArgumentParser], Any]
+# Adds an option, or a group of them, to a parser.
+Option = Callable[[Any], Any]
 Handler = Callable[[argparse.Namespace], int]
 
 COMMANDS: list[tuple[str, str, str, tuple[Option, ...], Handler]] = []
@@ -63,14 +63,36 @@ def option(*names: str, **settings: Any) -> Option:
     return lambda parser: parser.add_argument(*names, **settings)
 
 
+def flag(*names: str, help: str) -> Option:
+    """Returns an option that is True where it is given."""
+    return option(*names, action="store_true", help=help)
+
+
+def count(*names: str, help: str, default: int | None = None, metavar: str = "N") -> Option:
+    """Returns an option of a whole number above 0."""
+    return option(*names, type=positive, default=default, metavar=metavar, help=help)
+
+
+def group(title: str, *options: Option) -> Option:
+    """Returns options under a title of their own."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        titled = parser.add_argument_group(title)
+        for add_to in options:
+            add_to(titled)
+
+    return add
+
+
 def written(default: str | None, help: str, metavar: str = "FILE") -> Option:
     """Returns ``--output`` of a command that writes a file."""
     path = default and Path(default)
     return option("-o", "--output", type=Path, default=path, metavar=metavar, help=help)
 
 
-VERBOSE = option("-v", "--verbose", action="store_true", help="show Detectron2's log")
-JSON = option("--json", action="store_true", help="as JSON")
+VERBOSE = flag("-v", "--verbose", help="show Detectron2's log")
+JSON = flag("--json", help="as JSON")
+STUDY = option("study", type=Path, metavar="STUDY", help="a study file (YAML)")
 FORMAT = option("--format", choices=FORMATS, default="text")
 FOLDER = option("folder", type=Path, metavar="DIR", help="holds run folders")
 FOLDERS = option("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
@@ -94,11 +116,7 @@ def pairs(name: str, metavar: str, help: str) -> Option:
     return option(name, action=_Pairs, default={}, metavar=metavar, help=help)
 
 
-def add_study(parser: argparse.ArgumentParser) -> None:
-    """Adds the study file and ``--weights``."""
-    parser.add_argument("study", type=Path, metavar="STUDY", help="a study file (YAML)")
-    weights = "the checkpoint of an arm, in place of the study file's"
-    pairs("--weights", "ARM=PATH", weights)(parser)
+WEIGHTS = pairs("--weights", "ARM=PATH", "the checkpoint of an arm, in place of the study file's")
 
 
 def output(default: Path = OUTPUT) -> Option:
@@ -114,7 +132,7 @@ def output(default: Path = OUTPUT) -> Option:
 
 
 def read_study(options: argparse.Namespace) -> Study:
-    """Reads the study that :func:`add_study`'s options name."""
+    """Reads the study that :data:`STUDY` and :data:`WEIGHTS` name."""
     from scratch_vs_pretrain.study.parse import load_study
 
     for path in (options.study, getattr(options, "output", None) or options.study):

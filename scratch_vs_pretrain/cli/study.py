@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING
 from scratch_vs_pretrain.cli.options import (
     FOLDER,
     FORMAT,
+    STUDY,
     VERBOSE,
-    add_study,
+    WEIGHTS,
     command,
+    count,
+    flag,
+    group,
     option,
     output,
-    positive,
     read_study,
     written,
 )
 from scratch_vs_pretrain.errors import UserError, say
+from scratch_vs_pretrain.study.slurm import Cluster, minutes_of, parameter
 
 if TYPE_CHECKING:
     from scratch_vs_pretrain.study.launch import Outcome
@@ -43,49 +47,16 @@ def _hours(text: str) -> float:
     raise UserError(f"--budget {text}: is no number of hours such as 40h")
 
 
-def _add_cluster(parser: argparse.ArgumentParser) -> None:
-    from scratch_vs_pretrain.study.slurm import minutes_of, parameter
-
-    group = parser.add_argument_group("a cluster's jobs (docs/clusters.md)")
-    group.add_argument("--launcher", choices=("slurm",), help="submit every run as a job")
-    group.add_argument("--partition", metavar="P", help="of SLURM")
-    group.add_argument(
-        "--nodes",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="machines that train one run together (default: %(default)s)",
-    )
-    group.add_argument(
-        "--time",
-        type=minutes_of,
-        default=24 * 60,
-        metavar="24:00:00",
-        help="after which a job is stopped and put back into the queue (default: a day)",
-    )
-    group.add_argument(
-        "--max-parallel", type=positive, metavar="N", help="jobs at the same time (default: all)"
-    )
-    group.add_argument(
-        "--slurm",
-        type=parameter,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a further option of sbatch, such as account=A or mem=64GB; may be repeated",
-    )
-
-
 @command(
     "plan",
     "show every run of a study, and what its arms differ in; with --check, what it will take",
     "svp plan configs/studies/paper/baseline_r50_gn.yaml\n"
     "svp plan my_study.yaml --weights pretrained=backbone.pth --check",
-    add_study,
+    STUDY,
+    WEIGHTS,
     SHARING,
-    option(
+    flag(
         "--check",
-        action="store_true",
         help="also try what `svp run` would refuse and a few iterations of each arm, and print "
         "hours, disk and memory of the whole study; writes nothing",
     ),
@@ -131,7 +102,8 @@ def _schema(options: argparse.Namespace) -> int:
     "svp budget configs/studies/paper/baseline_r50_gn.yaml\n"
     "svp budget my_study.yaml --format csv > budget.csv\n"
     "svp budget my_study.yaml --weights pretrained=backbone.pth -o budget.svg",
-    add_study,
+    STUDY,
+    WEIGHTS,
     FORMAT,
     written(None, "also draw it, into a .png, .svg or .pdf file"),
 )
@@ -164,7 +136,8 @@ def _budget(options: argparse.Namespace) -> int:
     "svp run my_study.yaml --until answered --budget 40h\n"
     "svp run my_study.yaml -o /shared/runs --launcher slurm --partition P --gpus-per-run 8 \\\n"
     "    --time 24:00:00 --max-parallel 4 --slurm account=A",
-    add_study,
+    STUDY,
+    WEIGHTS,
     output(),
     option(
         "--until",
@@ -178,12 +151,10 @@ def _budget(options: argparse.Namespace) -> int:
         metavar="40h",
         help="hours of all jobs that --until answered may spend (default: no end)",
     ),
-    option(
+    count(
         "-j",
         "--jobs",
-        type=positive,
         default=1,
-        metavar="N",
         help="runs that train at the same time, sharing the processor (default: %(default)s)",
     ),
     option(
@@ -193,16 +164,39 @@ def _budget(options: argparse.Namespace) -> int:
         metavar="0,1,...",
         help="GPUs to train on, each run on its own (default: every run on the first)",
     ),
-    option(
+    count(
         "--gpus-per-run",
-        type=positive,
         default=1,
-        metavar="N",
         help="GPUs that train one run together (default: %(default)s)",
     ),
     SHARING,
     VERBOSE,
-    _add_cluster,
+    group(
+        "a cluster's jobs (docs/clusters.md)",
+        option("--launcher", choices=("slurm",), help="submit every run as a job"),
+        option("--partition", metavar="P", help="of SLURM"),
+        count(
+            "--nodes",
+            default=1,
+            help="machines that train one run together (default: %(default)s)",
+        ),
+        option(
+            "--time",
+            type=minutes_of,
+            default=24 * 60,
+            metavar="24:00:00",
+            help="after which a job is stopped and put back into the queue (default: a day)",
+        ),
+        count("--max-parallel", help="jobs at the same time (default: all)"),
+        option(
+            "--slurm",
+            type=parameter,
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="a further option of sbatch, such as account=A or mem=64GB; may be repeated",
+        ),
+    ),
 )
 def _run(options: argparse.Namespace) -> int:
     study = read_study(options)  # before torch is imported
@@ -210,7 +204,6 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError("--budget goes with --until answered; add it, or leave the budget out")
     from scratch_vs_pretrain.study.adaptive import Adaptive
     from scratch_vs_pretrain.study.launch import ENDED, make_slots, report, run_study
-    from scratch_vs_pretrain.study.slurm import Cluster
 
     cluster = None
     if options.launcher:
@@ -243,9 +236,7 @@ def _run(options: argparse.Namespace) -> int:
     "show the state of every run in a folder, from its files alone",
     "svp status output\nsvp status output/demo --watch",
     FOLDER,
-    option(
-        "--watch", action="store_true", help="show it anew until nothing runs or waits any more"
-    ),
+    flag("--watch", help="show it anew until nothing runs or waits any more"),
 )
 def _status(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.tables.runs import status_text, watch
@@ -262,13 +253,12 @@ def _status(options: argparse.Namespace) -> int:
     "list what no unfinished or future run needs, above all old checkpoints; deletes it with --yes",
     "svp prune output\nsvp prune output --yes",
     FOLDER,
-    option(
+    flag(
         "--final",
-        action="store_true",
         help="also the final models of finished runs, which can then be neither exported nor "
         "made longer",
     ),
-    option("--yes", action="store_true", help="delete it"),
+    flag("--yes", help="delete it"),
 )
 def _prune(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.prune import delete, find_waste, freed_bytes

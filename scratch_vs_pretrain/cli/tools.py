@@ -9,7 +9,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scratch_vs_pretrain.cli.options import JSON, OUTPUT, VERBOSE, command, option, output, positive
+from scratch_vs_pretrain.cli.options import (
+    JSON,
+    OUTPUT,
+    VERBOSE,
+    command,
+    count,
+    flag,
+    option,
+    output,
+)
 from scratch_vs_pretrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +44,7 @@ if TYPE_CHECKING:
         help="a study file; its own data sets are called train and test",
     ),
     option("--export", type=Path, metavar="FILE.json", help="write COCO JSON"),
-    option("--list", action="store_true", help="print the image ids, one a line"),
+    flag("--list", help="print the image ids, one a line"),
 )
 def _subset(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.data.datasets import coco_of, export, register, subset_text
@@ -104,11 +113,9 @@ def study_sets(file: Path) -> list[DataSet]:
     "svp check-data coco_2017_train --no-images\n"
     "svp check-data my_study.yaml --json > report.json",
     option("what", metavar="NAME-or-STUDY", help="a data set's name, or a study file (.yaml)"),
-    option("--json", action="store_true", help="as JSON, with every finding"),
-    option("--no-images", action="store_true", help="look at the annotations alone, in seconds"),
-    option(
-        "-j", "--jobs", type=positive, metavar="N", help="threads that decode (default: one a core)"
-    ),
+    flag("--json", help="as JSON, with every finding"),
+    flag("--no-images", help="look at the annotations alone, in seconds"),
+    count("-j", "--jobs", help="threads that decode (default: one a core)"),
 )
 def _check_data(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.data.check import check, registered_set
@@ -127,12 +134,8 @@ def _check_data(options: argparse.Namespace) -> int:
     "train a scratch/pretrained pair on a built-in data set and show the comparison",
     "svp demo\nsvp demo --quick\nsvp demo --seeds 3 -o demo-output",
     output(OUTPUT / "demo"),
-    option("--seeds", type=positive, default=1, metavar="N", help="pairs (default: %(default)s)"),
-    option(
-        "--quick",
-        action="store_true",
-        help="a much shorter run, in a minute or two: that everything works",
-    ),
+    count("--seeds", default=1, help="pairs (default: %(default)s)"),
+    flag("--quick", help="a much shorter run, in a minute or two: that everything works"),
     VERBOSE,
 )
 def _demo(options: argparse.Namespace) -> int:

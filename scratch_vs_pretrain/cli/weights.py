@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from scratch_vs_pretrain.cli.options import command, option, positive, written
+from scratch_vs_pretrain.cli.options import command, count, option, written
 
 
 @command(
@@ -21,9 +21,9 @@ from scratch_vs_pretrain.cli.options import command, option, positive, written
         "images", type=Path, metavar="DIR", help="train/<class>/* and val/<class>/*, or <class>/*"
     ),
     option("-o", "--output", type=Path, required=True, metavar="FILE.pth"),
-    option("--epochs", type=positive, metavar="N", help="default: 100"),
-    option("--image-size", type=positive, metavar="PIXELS", help="default: 224"),
-    option("--batch-size", type=positive, metavar="N", help="default: 256"),
+    count("--epochs", help="default: 100"),
+    count("--image-size", help="default: 224", metavar="PIXELS"),
+    count("--batch-size", help="default: 256"),
     option(
         "--learning-rate",
         type=float,

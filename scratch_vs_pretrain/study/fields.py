@@ -74,12 +74,11 @@ class Section:
     def _read(cls, value: Any) -> Any:
         if isinstance(value, (ArgsKwargs, cls)):
             return value
-        content, known = value, {}
-        if isinstance(value, Stated):
-            content, known = value.content, value.known
+        given = value if isinstance(value, Stated) else Stated(value, {})
         fields = cls.__pydantic_fields__  # type: ignore[attr-defined]
         stated = {key: one for key, one in fields.items() if NOT_STATED not in one.metadata}
-        for key in read_mapping(content):
+        content = read_mapping(given.content)
+        for key in content:
             if key in cls.removed:
                 raise wrong(f"{{key}} {cls.removed[key]}", key=key)
             if key not in stated:
@@ -90,7 +89,7 @@ class Section:
         for key, field in stated.items():
             if field.is_required() and key not in content:
                 raise wrong("{key} is missing", key=key)
-        return {**content, **known}
+        return {**content, **given.known}
 
 
 def read_model(model: type[_Model], content: Any, read: Path, **known: Any) -> _Model:

@@ -172,7 +172,7 @@ def schema_markdown(schema: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _refused(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+def _refused(problem: str, mark: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 

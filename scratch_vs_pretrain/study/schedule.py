@@ -18,18 +18,7 @@ from pydantic_core import ArgsKwargs
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_info import Branch
-from scratch_vs_pretrain.study.fields import (
-    MOST_ITERATIONS,
-    NOT_STATED,
-    STRICT,
-    Distinct,
-    ExistingFile,
-    Iterations,
-    Name,
-    Section,
-    shorten,
-    wrong,
-)
+from scratch_vs_pretrain.study import fields
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -42,26 +31,28 @@ DROPS_BEFORE_END = (60_000, 20_000)
 
 def _read_drops(drops: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
     if list(drops) != sorted(drops, reverse=True):
-        raise wrong("write the earliest drop first, such as [200, 67]")
-    if drops and drops[0] >= info.data.get("iterations", MOST_ITERATIONS):
-        raise wrong(f"{drops[0]:,} iterations before the end is no later than the begin")
+        raise fields.wrong("write the earliest drop first, such as [200, 67]")
+    if drops and drops[0] >= info.data.get("iterations", fields.MOST_ITERATIONS):
+        raise fields.wrong(f"{drops[0]:,} iterations before the end is no later than the begin")
     return drops
 
 
-@dataclass(frozen=True, config=STRICT)
-class Schedule(Section):
+@dataclass(frozen=True, config=fields.STRICT)
+class Schedule(fields.Section):
     """How long one run trains and when its rate drops."""
 
-    name: Name
+    name: fields.Name
     """names the run folder. Default: 600it."""
-    iterations: Iterations
+    iterations: fields.Iterations
     """the length, whatever the batch size."""
-    drops_before_end: Annotated[tuple[Iterations, ...], Distinct, AfterValidator(_read_drops)] = ()
+    drops_before_end: Annotated[
+        tuple[fields.Iterations, ...], fields.Distinct, AfterValidator(_read_drops)
+    ] = ()
     """the rate drops to a tenth so many iterations before the end. Default: the proportions of 2x,
     a third and a ninth of the length."""
-    rate_factor: Annotated[float, NOT_STATED] = 1.0
+    rate_factor: Annotated[float, fields.NOT_STATED] = 1.0
     """multiplies SOLVER.BASE_LR and divides SOLVER.WARMUP_ITERS (linear scaling)."""
-    per_batch: Annotated[bool, NOT_STATED] = False
+    per_batch: Annotated[bool, fields.NOT_STATED] = False
     """whether its numbers are those of SVP.REFERENCE_BATCH images a batch, as those of the paper's
     multiples; see :meth:`resolve`."""
 
@@ -76,15 +67,15 @@ class Schedule(Section):
         if isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,8}it", value, re.ASCII):
             return ArgsKwargs((), vars(short_schedule(int(value[:-2]))))
         if not isinstance(value, dict):
-            raise wrong(
-                f"{shorten(value)} is no schedule; write 2x (twice 90,000 iterations of 16 "
+            raise fields.wrong(
+                f"{fields.shorten(value)} is no schedule; write 2x (twice 90,000 iterations of 16 "
                 "images), or {iterations: 600} for a literal length"
             )
         name, length = value.get("name"), value.get("iterations")
         if isinstance(name, str) and re.fullmatch(r"[0-9]+x", name):
-            raise wrong(f"{name} would read like a multiple of 90,000 iterations", "name")
+            raise fields.wrong(f"{name} would read like a multiple of 90,000 iterations", "name")
         proportions = short_schedule(
-            length if type(length) is int and 0 < length <= MOST_ITERATIONS else 1
+            length if type(length) is int and 0 < length <= fields.MOST_ITERATIONS else 1
         )
         usual = {"name": proportions.name, "drops_before_end": proportions.drops_before_end}
         return {**usual, **value}
@@ -117,10 +108,10 @@ class Schedule(Section):
         shrink = reference_batch / images_per_batch
         length = round(self.iterations * shrink)
         drops = tuple(round(before * shrink) for before in self.drops_before_end)
-        if length > MOST_ITERATIONS:
+        if length > fields.MOST_ITERATIONS:
             raise UserError(
                 f"schedule {self.name}: {length:,} iterations at {images_per_batch} images per "
-                f"batch are more than {MOST_ITERATIONS:,}; choose a shorter schedule"
+                f"batch are more than {fields.MOST_ITERATIONS:,}; choose a shorter schedule"
             )
         if any(longer <= shorter for longer, shorter in itertools.pairwise((length, *drops, 0))):
             raise UserError(
@@ -150,13 +141,13 @@ def short_schedule(iterations: int, name: str | None = None) -> Schedule:
     return Schedule(name or f"{iterations}it", iterations, tuple(drop for drop in last if drop))
 
 
-@dataclass(frozen=True, config=STRICT)
-class Switch(Section):
+@dataclass(frozen=True, config=fields.STRICT)
+class Switch(fields.Section):
     """Another config for the end of every run, such as that of Cascade R-CNN."""
 
-    config: ExistingFile
+    config: fields.ExistingFile
     """the config that takes the place of base."""
-    last: Iterations
+    last: fields.Iterations
     """iterations that it has; with Nx schedules at the reference batch."""
 
     def start(self, schedule: Schedule) -> int:

@@ -18,25 +18,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from scratch_vs_pretrain.study.fields import (
-    MOST_ITERATIONS,
-    STRICT,
-    Distinct,
-    ExistingFile,
-    ExistingFolder,
-    Iterations,
-    NotEmpty,
-    Section,
-    Text,
-    matching,
-    read_mapping,
-    real,
-    refuse_nan,
-    refuse_repeated,
-    shorten,
-    whole,
-    wrong,
-)
+from scratch_vs_pretrain.study import fields
 from scratch_vs_pretrain.text import nearest
 
 TASKS = ("bbox", "segm", "keypoints")
@@ -50,66 +32,66 @@ def _read_metric(metric: str) -> str:
     task, _, number = metric.partition("/")
     if not number or (task in TASKS and number not in NUMBERS):
         known = nearest(metric, METRICS) or f"; for example {METRICS[0]}"
-        raise wrong(f"unknown metric {metric}{known}")
+        raise fields.wrong(f"unknown metric {metric}{known}")
     return metric
 
 
 def _read_grid(value: Any) -> dict[str, tuple[Any, ...]]:
     grid = {}
-    for key, values in read_mapping(value).items():
+    for key, values in fields.read_mapping(value).items():
         if not isinstance(values, (list, tuple)):
-            raise wrong(f"must be a list in brackets, not {shorten(values)}", key)
+            raise fields.wrong(f"must be a list in brackets, not {fields.shorten(values)}", key)
         if not values:
-            raise wrong("the list is empty", key)
+            raise fields.wrong("the list is empty", key)
         if not key:
-            raise wrong("a config key is empty; for example SOLVER.BASE_LR: [0.02, 0.04]")
+            raise fields.wrong("a config key is empty; for example SOLVER.BASE_LR: [0.02, 0.04]")
         for item in values:
-            refuse_nan(item, key)
+            fields.refuse_nan(item, key)
         if any(isinstance(item, dict) for item in values):
-            raise wrong("list the values to try, and write dotted keys", key)
-        grid[key] = refuse_repeated(tuple(values), key)
+            raise fields.wrong("list the values to try, and write dotted keys", key)
+        grid[key] = fields.refuse_repeated(tuple(values), key)
     if not grid:
-        raise wrong("has nothing to try; for example SOLVER.BASE_LR: [0.02, 0.04]")
+        raise fields.wrong("has nothing to try; for example SOLVER.BASE_LR: [0.02, 0.04]")
     points = math.prod(len(values) for values in grid.values())
     if points > MOST_POINTS:
-        raise wrong(f"has {points:,} points, more than {MOST_POINTS:,}; try fewer values")
+        raise fields.wrong(f"has {points:,} points, more than {MOST_POINTS:,}; try fewer values")
     return grid
 
 
 def _read_split(split: str, info: ValidationInfo) -> str:
     listing = info.data.get("voc", Path()) / "ImageSets" / "Main" / f"{split}.txt"
     if info.context and "voc" in info.data and not listing.is_file():
-        raise wrong(f"{listing}: no such file")
+        raise fields.wrong(f"{listing}: no such file")
     return split
 
 
-Metric = Annotated[Text, AfterValidator(_read_metric), Field(examples=METRICS)]
+Metric = Annotated[fields.Text, AfterValidator(_read_metric), Field(examples=METRICS)]
 Split = Annotated[
-    Text,
-    matching("[A-Za-z0-9][A-Za-z0-9._-]*", "names no list; such as trainval or val"),
+    fields.Text,
+    fields.matching("[A-Za-z0-9][A-Za-z0-9._-]*", "names no list; such as trainval or val"),
     AfterValidator(_read_split),
 ]
 
 
-@dataclass(frozen=True, config=STRICT)
-class DataFiles(Section):
+@dataclass(frozen=True, config=fields.STRICT)
+class DataFiles(fields.Section):
     """One COCO-format data set: its annotation file and the folder of its images."""
 
     removed: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("split", "year"), "is of VOC trees; give annotations and images, or voc and split"
     )
 
-    annotations: ExistingFile
+    annotations: fields.ExistingFile
     """a COCO annotation file."""
-    images: ExistingFolder
+    images: fields.ExistingFolder
     """what its file names are relative to."""
 
 
-@dataclass(frozen=True, config=STRICT)
-class VocTree(Section):
+@dataclass(frozen=True, config=fields.STRICT)
+class VocTree(fields.Section):
     """One PASCAL VOC data set."""
 
-    voc: ExistingFolder
+    voc: fields.ExistingFolder
     """holds Annotations, ImageSets and JPEGImages."""
     split: Split
     """ImageSets/Main/<split>.txt."""
@@ -129,14 +111,14 @@ Source = Annotated[
 ]
 
 
-@dataclass(frozen=True, config=STRICT)
-class Data(Section):
+@dataclass(frozen=True, config=fields.STRICT)
+class Data(fields.Section):
     """A study's own data: COCO files or VOC trees."""
 
     train: Annotated[
         tuple[Source, ...],
-        NotEmpty,
-        Distinct,
+        fields.NotEmpty,
+        fields.Distinct,
         BeforeValidator(
             lambda value: value if isinstance(value, (list, tuple)) else (value,),
             json_schema_input_type=Source | list[Source],
@@ -145,7 +127,7 @@ class Data(Section):
     """what to train on, all of it: one data set, or a list of several."""
     test: Source
     """what to evaluate on."""
-    classes: Annotated[tuple[Text, ...], Distinct] = ()
+    classes: Annotated[tuple[fields.Text, ...], fields.Distinct] = ()
     """of VOC trees. Default: those of their objects."""
 
     def named(self) -> dict[str, DataFiles | VocTree]:
@@ -157,29 +139,31 @@ class Data(Section):
     @model_validator(mode="after")
     def _alike(self) -> Data:
         if len({type(source) for source in self.named().values()}) > 1:
-            raise wrong("COCO files and VOC trees cannot be mixed; convert one of them")
+            raise fields.wrong("COCO files and VOC trees cannot be mixed; convert one of them")
         if self.classes and not isinstance(self.test, VocTree):
-            raise wrong("the categories of COCO files are stated there; remove it", "classes")
+            raise fields.wrong(
+                "the categories of COCO files are stated there; remove it", "classes"
+            )
         return self
 
 
-@dataclass(frozen=True, config=STRICT)
-class Evaluation(Section):
+@dataclass(frozen=True, config=fields.STRICT)
+class Evaluation(fields.Section):
     """When to evaluate; the last iteration always is."""
 
-    period: Annotated[int, whole(0, MOST_ITERATIONS)] | None = None
+    period: Annotated[int, fields.whole(0, fields.MOST_ITERATIONS)] | None = None
     """every so many iterations. Default: as the config says."""
     at: Annotated[
-        tuple[Iterations, ...], Distinct, AfterValidator(lambda at: tuple(sorted(at)))
+        tuple[fields.Iterations, ...], fields.Distinct, AfterValidator(lambda at: tuple(sorted(at)))
     ] = ()
     """and after so many."""
 
 
-@dataclass(frozen=True, config=STRICT)
-class Tune(Section):
+@dataclass(frozen=True, config=fields.STRICT)
+class Tune(fields.Section):
     """A search for the recipe on one arm alone, whose winner every arm then trains with."""
 
-    on: Text
+    on: fields.Text
     """the arm."""
     grid: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_read_grid)]
     """the values to try of each config key, all combinations of them."""
@@ -187,43 +171,43 @@ class Tune(Section):
     """what decides; larger is better."""
 
 
-@dataclass(frozen=True, config=STRICT)
-class Noise(Section):
+@dataclass(frozen=True, config=fields.STRICT)
+class Noise(fields.Section):
     """The noise between seeds that is assumed where too few were trained to estimate it."""
 
-    sd: Annotated[float, real(0, 100)]
+    sd: Annotated[float, fields.real(0, 100)]
     """standard deviation of the AP between two runs of one config."""
-    because: Text
+    because: fields.Text
     """where the number is from; shown with verdicts."""
 
 
-@dataclass(frozen=True, config=STRICT)
-class SeedRange(Section):
+@dataclass(frozen=True, config=fields.STRICT)
+class SeedRange(fields.Section):
     """How many seeds an answer may rest on."""
 
-    least: Annotated[int, whole(1, 1000)] = 3
+    least: Annotated[int, fields.whole(1, 1000)] = 3
     """no verdict from fewer."""
-    most: Annotated[int, whole(1, 1000)] = 10
+    most: Annotated[int, fields.whole(1, 1000)] = 10
     """no more are trained."""
 
     @model_validator(mode="after")
     def _ordered(self) -> SeedRange:
         if self.most < self.least:
-            raise wrong(f"is {self.most}, less than least, {self.least}", "most")
+            raise fields.wrong(f"is {self.most}, less than least, {self.least}", "most")
         return self
 
 
-@dataclass(frozen=True, config=STRICT)
-class Answer(Section):
+@dataclass(frozen=True, config=fields.STRICT)
+class Answer(fields.Section):
     """What the study asks, and how sure it wants to be."""
 
-    margin: Annotated[float, real(0, 100)] = 0.5
+    margin: Annotated[float, fields.real(0, 100)] = 0.5
     """AP by which an arm may be behind and be no worse."""
     seeds: SeedRange = SeedRange()
     """how many seeds."""
-    level: Annotated[float, real(0.5, 0.9999)] = 0.95
+    level: Annotated[float, fields.real(0.5, 0.9999)] = 0.95
     """how often all verdicts together are right."""
     metric: Metric | None = None
     """what is compared; larger is better. Default: keypoint AP, or else box AP."""
-    converged: Text | None = None
+    converged: fields.Text | None = None
     """why the longest schedule is long enough, where no shorter one shows it."""

@@ -20,27 +20,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.study.fields import (
-    NOT_STATED,
-    STRICT,
-    Distinct,
-    ExistingFile,
-    Line,
-    Name,
-    NotEmpty,
-    Section,
-    Stated,
-    Text,
-    absolute,
-    encodable,
-    folder_of,
-    matching,
-    read_mapping,
-    refuse_nan,
-    shorten,
-    whole,
-    wrong,
-)
+from scratch_vs_pretrain.study import fields
 from scratch_vs_pretrain.study.schedule import Schedule, Switch
 from scratch_vs_pretrain.study.sections import Answer, Data, Evaluation, Noise, Tune
 from scratch_vs_pretrain.text import nearest
@@ -70,34 +50,34 @@ OWNED_BY_DATA = (
 
 
 def _read_overrides(value: Any) -> dict[str, Any]:
-    overrides = read_mapping(value)
+    overrides = fields.read_mapping(value)
     for key, item in overrides.items():
         if key in OWNED_KEYS:
-            raise wrong(f"cannot be overridden; use {OWNED_KEYS[key]}", key)
+            raise fields.wrong(f"cannot be overridden; use {OWNED_KEYS[key]}", key)
         if isinstance(item, dict):
-            raise wrong(f"write dotted keys, such as {key}.{next(iter(item), 'KEY')}", key)
-        refuse_nan(item, key)
+            raise fields.wrong(f"write dotted keys, such as {key}.{next(iter(item), 'KEY')}", key)
+        fields.refuse_nan(item, key)
     return overrides
 
 
 def _read_init(init: str, info: ValidationInfo) -> str:
     words = (SCRATCH, REQUIRED)
     near = nearest(init.lower(), words) if init not in words and init.isalpha() else ""
-    if near and not (folder_of(info) / init).exists():
-        raise wrong(f"{init} is no file{near}")
+    if near and not (fields.folder_of(info) / init).exists():
+        raise fields.wrong(f"{init} is no file{near}")
     if init.startswith(RUN_SCHEME) and not _RUN.fullmatch(init):
-        raise wrong(
+        raise fields.wrong(
             f"{init} names no run; write run://STUDY/ARM/SCHEDULE/seed for the run of each "
             "seed, or run://STUDY/ARM/SCHEDULE/seed0 for one of them"
         )
     if init in (SCRATCH, REQUIRED) or info.context is None:
         return init
-    return encodable(absolute(init, folder_of(info)))
+    return fields.encodable(fields.absolute(init, fields.folder_of(info)))
 
 
 def _read_base(value: Any) -> Any:
     if isinstance(value, str) and value.endswith(".py"):
-        raise wrong(
+        raise fields.wrong(
             f"{value} is a LazyConfig, which is Python and would be executed; write the same model "
             "as a YAML config, and register its parts in a module that imports names"
         )
@@ -108,17 +88,17 @@ def _read_arms(value: Any) -> tuple[Any, ...]:
     """Gives each arm of a mapping its name."""
     if isinstance(value, tuple):
         return value
-    if not read_mapping(value):
-        raise wrong("names no arm; for example scratch: {init: scratch}")
-    return tuple(Stated(arm, {"name": name}) for name, arm in value.items())
+    if not fields.read_mapping(value):
+        raise fields.wrong("names no arm; for example scratch: {init: scratch}")
+    return tuple(fields.Stated(arm, {"name": name}) for name, arm in value.items())
 
 
 def _read_size(value: Any) -> str:
     name = str(value) if type(value) is int and 0 < value < 10**12 else value
     if name != FULL and not (isinstance(name, str) and _SIZE.fullmatch(name)):
-        raise wrong(
-            f"{shorten(value)} is no size; write a number of images (300), of thousands of them "
-            f"(3.5k), a percentage (10pct), or {FULL}"
+        raise fields.wrong(
+            f"{fields.shorten(value)} is no size; write a number of images (300), of thousands of "
+            f"them (3.5k), a percentage (10pct), or {FULL}"
         )
     return name
 
@@ -128,10 +108,10 @@ _RUN = re.compile(r"run://[^/]+/[^/]+/[^/]+/seed(?P<seed>0|[1-9][0-9]{0,9})?", r
 _SIZE = re.compile(r"(?!0+(\.0+)?(k|pct)?$)[0-9]{1,12}(\.[0-9]{1,12})?(k|pct)?", re.ASCII)
 
 Overrides = Annotated[dict[str, Any], BeforeValidator(_read_overrides)]
-Schedules = Annotated[tuple[Schedule, ...], NotEmpty, Distinct]
+Schedules = Annotated[tuple[Schedule, ...], fields.NotEmpty, fields.Distinct]
 Module = Annotated[
-    Text,
-    matching(
+    fields.Text,
+    fields.matching(
         r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*",
         "is no module; write the dotted name of one that is installed or on PYTHONPATH, such as "
         "my_project.parts, and no path",
@@ -141,8 +121,8 @@ Module = Annotated[
 Preset = Literal["detectron2", "detectron2-gn", "torchvision"]
 
 
-@dataclass(frozen=True, config=STRICT)
-class Size(Section):
+@dataclass(frozen=True, config=fields.STRICT)
+class Size(fields.Section):
     """One size of the training data, with what its recipe has of its own."""
 
     images: Annotated[str, BeforeValidator(_read_size)]
@@ -151,7 +131,7 @@ class Size(Section):
     """config keys of this size alone."""
     schedules: Schedules = ()
     """in place of the study's and the arms'."""
-    tuned_on: Annotated[str | None, NOT_STATED] = None
+    tuned_on: Annotated[str | None, fields.NOT_STATED] = None
     """as the study's."""
 
     @property
@@ -166,12 +146,12 @@ class Size(Section):
         return value if isinstance(value, (ArgsKwargs, dict, cls)) else {"images": value}
 
 
-@dataclass(frozen=True, config=STRICT)
-class Arm(Section):
+@dataclass(frozen=True, config=fields.STRICT)
+class Arm(fields.Section):
     """One side of the comparison."""
 
-    name: Annotated[Name, NOT_STATED]
-    init: Annotated[Text, AfterValidator(_read_init)]
+    name: Annotated[fields.Name, fields.NOT_STATED]
+    init: Annotated[fields.Text, AfterValidator(_read_init)]
     """the initial weights: scratch (random ones), a checkpoint's path or URI,
     run://STUDY/ARM/SCHEDULE/seed (what another run of the output folder ended with), or required
     (given with --weights ARM=PATH)."""
@@ -208,8 +188,8 @@ class Run:
         return RunFolder(study / self.arm.name / self.schedule.name / f"seed{self.seed}")
 
 
-@dataclass(frozen=True, config=STRICT)
-class Study(Section):
+@dataclass(frozen=True, config=fields.STRICT)
+class Study(fields.Section):
     """One question: arms that are to differ in their initial weights and their schedules alone."""
 
     removed: ClassVar[Mapping[str, str]] = {
@@ -219,11 +199,11 @@ class Study(Section):
         )
     }
 
-    name: Name
+    name: fields.Name
     """names the output folder."""
-    file: Annotated[Path, NOT_STATED]
+    file: Annotated[Path, fields.NOT_STATED]
     """where it was read; messages name it."""
-    base: Annotated[ExistingFile, BeforeValidator(_read_base)]
+    base: Annotated[fields.ExistingFile, BeforeValidator(_read_base)]
     """the Detectron2 config (YAML) that every arm starts from."""
     schedules: Schedules = Field(default=(), kw_only=True)
     """of every arm that states none: 2x (twice 90,000 iterations of 16 images, scaled with the
@@ -232,10 +212,12 @@ class Study(Section):
         tuple[Arm, ...], BeforeValidator(_read_arms, json_schema_input_type=dict[str, Arm])
     ]
     """arms by name, in the order of tables."""
-    seeds: Annotated[tuple[Annotated[int, whole(0, 2**32 - 1)], ...], NotEmpty, Distinct] = (0,)
+    seeds: Annotated[
+        tuple[Annotated[int, fields.whole(0, 2**32 - 1)], ...], fields.NotEmpty, fields.Distinct
+    ] = (0,)
     """one run of every arm and schedule for each."""
     description: Annotated[
-        Line,
+        fields.Line,
         BeforeValidator(lambda text: " ".join(text.split()) if isinstance(text, str) else text),
     ] = ""
     """for people."""
@@ -249,9 +231,9 @@ class Study(Section):
     """when to evaluate."""
     data: Data | None = None
     """your own data, in place of the config's; classes and heads follow."""
-    allow_differences: Annotated[tuple[Text, ...], Distinct] = ()
+    allow_differences: Annotated[tuple[fields.Text, ...], fields.Distinct] = ()
     """config keys that arms may differ in; every table names them."""
-    admit: Annotated[tuple[Text, ...], Distinct] = ()
+    admit: Annotated[tuple[fields.Text, ...], fields.Distinct] = ()
     """checks to switch off, for a study of mistakes: frozen-stages-from-scratch,
     frozen-norm-from-scratch, small-batch-norm, no-warm-up; every table names them."""
     switch: Switch | None = None
@@ -259,18 +241,18 @@ class Study(Section):
     tune: Tune | None = None
     """the search that has to come first; with sizes, one for each whose overrides do not set its
     keys."""
-    imports: Annotated[tuple[Module, ...], Distinct] = ()
+    imports: Annotated[tuple[Module, ...], fields.Distinct] = ()
     """your own modules, installed or on PYTHONPATH: imported in every process before configs are
     read, for what they register with Detectron2."""
-    sizes: Annotated[tuple[Size, ...], Distinct] = ()
+    sizes: Annotated[tuple[Size, ...], fields.Distinct] = ()
     """nested subsets of the training data; every arm trains on each."""
     answer: Answer | None = None
     """what counts as an answer."""
     noise: Noise | None = None
     """assumed where seeds are too few to estimate it."""
-    tuned_on: Annotated[str | None, NOT_STATED] = None
+    tuned_on: Annotated[str | None, fields.NOT_STATED] = None
     """the arm on which a search found the recipe, whose winner `overrides` holds."""
-    size: Annotated[str | None, NOT_STATED] = None
+    size: Annotated[str | None, fields.NOT_STATED] = None
     """of the training data, in a study of one of another's `sizes`."""
 
     def run(self, arm: Arm, schedule: Schedule, seed: int) -> Run:
