@@ -20,7 +20,7 @@ from scratch_vs_pretrain.modeling.checkpoint_file import (
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import Init, Noise, PretrainingCost, RunInfo, Switch
 from scratch_vs_pretrain.study.audit import Audit, audit, switched_study
-from scratch_vs_pretrain.study.initial_weights import check_trainable, with_origins
+from scratch_vs_pretrain.study.inputs import check_trainable, with_origins
 from scratch_vs_pretrain.study.plan import training_images
 from scratch_vs_pretrain.study.resolve import (
     resolved_schedule,

@@ -34,8 +34,7 @@ from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.study.audit import switched_study
-from scratch_vs_pretrain.study.initial_weights import check_trainable, with_origins
-from scratch_vs_pretrain.study.inputs import missing_weights
+from scratch_vs_pretrain.study.inputs import check_trainable, missing_weights, with_origins
 from scratch_vs_pretrain.study.plan import Plan, PlannedRun, plan
 from scratch_vs_pretrain.study.resolve import run_config
 from scratch_vs_pretrain.study.spec import Arm, Study
