@@ -36,6 +36,10 @@ V06_DIGEST = "f90ff86f075832a6a74662327b068865732064a1e3333161b2354cafb0d43a44"
 # How a module registers what it defines, or something else.
 _REGISTERS = re.compile(r"\n@?([A-Z][A-Z_]+)\.register(?:\(\)\n(?:def|class) (\w+)|\((\w+)\))")
 
+# How data/datasets/builtin.py lists data sets: name, images and annotations; name, tree and split.
+_COCO_SET = re.compile(r'"([^"]+)": \(\s*"([^"]+)",\s*"([^"]+\.json)",?\s*\)')
+_VOC_SET = re.compile(r'\("(voc_[^"]+)", "([^"]+)", "([^"]+)"\)')
+
 
 def source_folder() -> Path | None:
     """Returns the folder of the installed ``detectron2`` package, None if there is none.
@@ -189,27 +193,14 @@ def registered(name: str) -> dict[str, Any] | None:
 @functools.cache
 def _built_in_sets() -> dict[str, dict[str, Any]]:
     """Reads data/datasets/builtin.py (v0.6: lines 33-135 and 211-224), without running it."""
-    import ast
-
-    root = os.getenv("DETECTRON2_DATASETS", "datasets")
-    source = source_folder()
-    if source is None:
-        return {}
+    source, root = source_folder(), os.getenv("DETECTRON2_DATASETS", "datasets")
+    text = (source / "data/datasets/builtin.py").read_text() if source else ""
     found: dict[str, dict[str, Any]] = {}
-    for node in ast.walk(ast.parse((source / "data/datasets/builtin.py").read_text())):
-        if isinstance(node, ast.Dict):
-            for key, value in zip(node.keys, node.values, strict=True):
-                match key, value:
-                    case (
-                        ast.Constant(str(name)),
-                        ast.Tuple([ast.Constant(str(images)), ast.Constant(str(file))]),
-                    ) if file.endswith(".json"):
-                        paths = {"image_root": images, "json_file": file}
-                        found[name] = {k: os.path.join(root, path) for k, path in paths.items()}
-        match node:
-            case ast.Tuple([ast.Constant(str(name)), ast.Constant(str(tree)), ast.Constant(split)]):
-                if name.startswith("voc_"):
-                    found[name] = {"dirname": os.path.join(root, tree), "split": split}
+    for name, images, file in _COCO_SET.findall(text):
+        paths = {"image_root": images, "json_file": file}
+        found[name] = {key: os.path.join(root, path) for key, path in paths.items()}
+    for name, tree, split in _VOC_SET.findall(text):
+        found[name] = {"dirname": os.path.join(root, tree), "split": split}
     return found
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scratch_vs_pretrain.analysis.registry import draw, tables_text
-from scratch_vs_pretrain.analysis.stats.answer import answers_text
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data.shapes import (
     ClassificationSpec,
@@ -19,7 +18,7 @@ from scratch_vs_pretrain.errors import say
 from scratch_vs_pretrain.pretraining.pretrain import pretrain
 from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 from scratch_vs_pretrain.run_folder import write_atomically
-from scratch_vs_pretrain.study.launch import make_slots, run_study
+from scratch_vs_pretrain.study.launch import make_slots, report, run_study
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.schedule import Schedule, short_schedule
 from scratch_vs_pretrain.study.sections import Data, DataFiles, Evaluation
@@ -75,13 +74,15 @@ def run_demo(output: Path, seeds: int = 1, quick: bool = False, verbose: bool = 
     study = demo_study(size, data, backbone, seeds)
     say(f"3/4 training both arms, {len(study.runs())} runs")
     outcomes = run_study(study, output, make_slots(2), verbose)
-    failed = [outcome for outcome in outcomes if outcome.state != "finished"]
-    for outcome in failed:
-        say(f"{outcome.folder.path}: {outcome.state}: {outcome.reason}")
-    if failed:
-        return 1
     say("4/4 table and figures")
-    show(output, output / study.name)
+    if report(study, output, outcomes):
+        return 1
+    runs = output / study.name
+    write_atomically(output / "table.md", tables_text(runs, "schedules", "markdown"))
+    write_atomically(output / "table.csv", tables_text(runs, "schedules", "csv"))
+    draw(runs, "ap", [output / "curves.png", output / "curves.svg"])
+    for name in ("table.md", "table.csv", "curves.png", "curves.svg"):
+        print(output / name)
     say(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
     if quick:
         print("this shows that everything works; for numbers: svp demo, in about 7 minutes")
@@ -106,14 +107,3 @@ def demo_study(size: DemoSize, data: Path, backbone: Path, seeds: int) -> Study:
         data=Data((files["train"],), files["test"]),
         evaluation=size.evaluation or study.evaluation,
     )
-
-
-def show(output: Path, runs: Path) -> None:
-    """Prints the table of finished runs and writes table and curves into `output`."""
-    print(tables_text(runs, "schedules", "text"))
-    print(answers_text(runs))
-    for name, form in (("table.md", "markdown"), ("table.csv", "csv")):
-        write_atomically(output / name, tables_text(runs, "schedules", form))
-    draw(runs, "ap", [output / "curves.png", output / "curves.svg"])
-    for name in ("table.md", "table.csv", "curves.png", "curves.svg"):
-        print(output / name)
