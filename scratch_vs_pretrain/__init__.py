@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from scratch_vs_pretrain.analysis.report import report
     from scratch_vs_pretrain.analysis.stats.answer import answer
     from scratch_vs_pretrain.analysis.stats.conclusions import conclude
-    from scratch_vs_pretrain.api import load_runs, load_study, register_all, run
+    from scratch_vs_pretrain.api import load_runs, register_all, run
     from scratch_vs_pretrain.config import add_svp_config
     from scratch_vs_pretrain.errors import UserError
+    from scratch_vs_pretrain.study.parse import load_study
     from scratch_vs_pretrain.study.plan import plan
 
 __version__ = "0.2.0"
@@ -45,6 +46,7 @@ _ELSEWHERE = {
     "answer": "analysis.stats.answer",
     "conclude": "analysis.stats.conclusions",
     "figure": "analysis.registry",
+    "load_study": "study.parse",
     "plan": "study.plan",
     "report": "analysis.report",
     "table": "analysis.registry",

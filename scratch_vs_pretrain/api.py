@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,21 +41,6 @@ class Runs(tuple[records.RunRecord, ...]):
         from scratch_vs_pretrain.analysis.tables.runs import runs_table
 
         return "".join(runs_table(members)._repr_html_() for members in self.studies())
-
-
-def load_study(path: Path | str, weights: Mapping[str, str] | None = None) -> Study:
-    """Reads a study file.
-
-    Args:
-        path: the file; paths in it are relative to its folder.
-        weights: checkpoints by arm, in place of the file's; relative to the current folder.
-
-    Raises:
-        UserError: whatever is wrong with the file, in one sentence that names file and key.
-    """
-    from scratch_vs_pretrain.study import parse
-
-    return parse.load_study(path, weights)
 
 
 def run(

@@ -115,16 +115,14 @@ def _requirements() -> Iterator[Check]:
     for requirement in map(Requirement, requirements):
         if requirement.marker and not requirement.marker.evaluate({"extra": TRAINING_EXTRA}):
             continue
+        name, needed = requirement.name, requirement.specifier
         try:
-            version = importlib.metadata.version(requirement.name)
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found = f"not installed (needs {requirement.specifier})"
-        else:
-            if requirement.specifier.contains(version, prereleases=True):
-                yield Check(requirement.name, version)
-                continue
-            found = f"{version} (needs {requirement.specifier})"
-        yield _missing(requirement.name, found)
+            yield _missing(name, f"not installed (needs {needed})")
+            continue
+        fits = needed.contains(version, prereleases=True)
+        yield Check(name, version) if fits else _missing(name, f"{version} (needs {needed})")
 
 
 def _imports() -> Iterator[Check]:

@@ -57,9 +57,13 @@ def registered(registry: Any, name: str, key: str) -> Any:
     """Returns what one of Detectron2's kind of registries holds under a config value."""
     if name in registry:
         return registry.get(name)
-    near = nearest(name, (known for known, _ in registry))
-    raise UserError(
-        f"{key}: no {name!r} is registered{near}; if it is your own, "
+    raise UserError(unknown_part(name, key, (known for known, _ in registry)))
+
+
+def unknown_part(name: str, key: str, known: Iterable[str]) -> str:
+    """Returns what is wrong with a config value that names none of these."""
+    return (
+        f"{key}: no {name!r} is registered{nearest(name, known)}; if it is your own, "
         "name its module under `imports`"
     )
 

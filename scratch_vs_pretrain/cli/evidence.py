@@ -15,25 +15,15 @@ from scratch_vs_pretrain.analysis.registry import (
     tables_text,
 )
 from scratch_vs_pretrain.analysis.runs import RESTARTS
-from scratch_vs_pretrain.cli.options import (
-    FOLDER,
-    FOLDERS,
-    FORMAT,
-    command,
-    count,
-    flag,
-    option,
-    pairs,
-    written,
-)
+from scratch_vs_pretrain.cli import options as opt
 from scratch_vs_pretrain.errors import say
 from scratch_vs_pretrain.run_folder import is_replaced
 from scratch_vs_pretrain.text import printable, printable_lines
 
-TEXT_OR_JSON = option("--format", choices=("text", "json"), default="text")
+TEXT_OR_JSON = opt.option("--format", choices=("text", "json"), default="text")
 
 
-@command(
+@opt.command(
     "table",
     "print the comparison of finished runs",
     "svp table output/demo\n"
@@ -42,17 +32,17 @@ TEXT_OR_JSON = option("--format", choices=("text", "json"), default="text")
     "svp table output/demo --kind gaps --format csv > gaps.csv\n"
     "svp table output/demo --kind metrics --format latex > table.tex\n"
     "svp table output/less-data-* --kind less-data",
-    FOLDERS,
-    option(
+    opt.FOLDERS,
+    opt.option(
         "--kind",
         choices=KINDS,
         default="schedules",
         help=f"of each study: {', '.join(TABLES)}; of all together: the others "
         "(default: %(default)s)",
     ),
-    FORMAT,
-    option("--against", choices=PUBLISHED, help="beside the numbers that were published"),
-    flag(
+    opt.FORMAT,
+    opt.option("--against", choices=PUBLISHED, help="beside the numbers that were published"),
+    opt.flag(
         "--best",
         help="of each run's best evaluation, not its final one; the table says so",
     ),
@@ -63,7 +53,7 @@ def _table(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
+@opt.command(
     "plot",
     "draw AP versus the length of training, and other figures",
     "svp plot output/demo -o curves.png\n"
@@ -75,31 +65,31 @@ def _table(options: argparse.Namespace) -> int:
     "svp plot output/demo --figure samples -o samples.svg\n"
     "svp plot output/demo --figure iou -o iou.svg\n"
     "svp plot output/demo --figure detections --images 6 -o detections.png",
-    FOLDERS,
-    option(
+    opt.FOLDERS,
+    opt.option(
         "--figure",
         choices=FIGURES,
         default="ap",
         help="; ".join(f"{name}: {what}" for name, (_, what) in FIGURES.items())
         + " (default: %(default)s)",
     ),
-    option(
+    opt.option(
         "--x",
         choices=AXES,
         help="of curves; pixels include those of pre-training (default: iterations)",
     ),
-    option(
+    opt.option(
         "--metric", action="append", metavar="NAME", help="such as keypoints/AP; may be repeated"
     ),
-    option("--band", choices=BANDS, help="of curves over seeds (default: range)"),
-    option(
+    opt.option("--band", choices=BANDS, help="of curves over seeds (default: range)"),
+    opt.option(
         "--schedule",
         metavar="NAME",
         help="of ap, loss and detections (default: each arm's longest)",
     ),
-    count("--images", help="of detections (default: 6, at most 12)"),
-    pairs("--label", "STUDY=TEXT", "what a study is called under its bars"),
-    written("curves.png", "a .png, .svg or .pdf file (default: %(default)s)"),
+    opt.count("--images", help="of detections (default: 6, at most 12)"),
+    opt.pairs("--label", "STUDY=TEXT", "what a study is called under its bars"),
+    opt.written("curves.png", "a .png, .svg or .pdf file (default: %(default)s)"),
 )
 def _plot(options: argparse.Namespace) -> int:
     draw(
@@ -117,42 +107,44 @@ def _plot(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
+@opt.command(
     "errors",
     "say what each type of error costs each arm: classification, localization, both, "
     "duplicate, background, missed",
     "svp errors output/demo\n"
     "svp errors output/demo --format markdown\n"
     "svp errors output/demo --json > errors.json",
-    FOLDERS,
-    FORMAT,
-    option("--json", dest="format", action="store_const", const="json", help="as --format json"),
+    opt.FOLDERS,
+    opt.FORMAT,
+    opt.option(
+        "--json", dest="format", action="store_const", const="json", help="as --format json"
+    ),
 )
 def _errors(options: argparse.Namespace) -> int:
     print(tables_text(options.folders, "errors", options.format))
     return 0
 
 
-@command(
+@opt.command(
     "collect",
     "write every number of run folders, also of plain Detectron2 ones, as one tidy table",
     "svp collect output/demo -o runs.csv\n"
     "svp collect /data/other_detectron2_runs --restarts split -o runs.csv\n"
     "svp collect output /data/other_detectron2_runs -o runs.parquet",
-    FOLDERS,
-    written(
+    opt.FOLDERS,
+    opt.written(
         "runs.csv",
         "a .csv or .parquet file; beside it FILE.index makes the next time fast "
         "(default: %(default)s)",
     ),
-    option(
+    opt.option(
         "--restarts",
         choices=RESTARTS,
         default="last",
         help="a log in which training begins again: last: what the last start went on from and "
         "wrote; split: each start as a run of its own (default: %(default)s)",
     ),
-    flag(
+    opt.flag(
         "--strict",
         help="refuse all for one folder that cannot be read, instead of leaving it out",
     ),
@@ -178,14 +170,14 @@ def _wrote(output: Path, about: str = "") -> None:
         say(f"{output}{about}")
 
 
-@command(
+@opt.command(
     "answer",
     "say whether pre-training helps: early, at the end, for what it costs",
     "svp answer output/demo\nsvp answer output/demo --format json\n"
     "svp answer output/demo --metric segm/AP",
-    FOLDERS,
+    opt.FOLDERS,
     TEXT_OR_JSON,
-    option(
+    opt.option(
         "--metric",
         metavar="NAME",
         help="what decides, more of which is better (default: the study's answer.metric, or the "
@@ -199,12 +191,12 @@ def _answer(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
+@opt.command(
     "conclude",
     "judge the paper's six conclusions by your own runs",
     "svp conclude output/demo\nsvp conclude output/baseline-r50-gn output/less-data\n"
     "svp conclude output/demo --format json",
-    FOLDERS,
+    opt.FOLDERS,
     TEXT_OR_JSON,
 )
 def _conclude(options: argparse.Namespace) -> int:
@@ -214,19 +206,21 @@ def _conclude(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
+@opt.command(
     "power",
     "say how many seeds a difference needs to be seen",
     "svp power --gap 0.5 --noise 0.2\nsvp power --gap 0.5 --noise 0.2 --power 0.9",
-    option("--gap", type=float, required=True, metavar="AP", help="true difference"),
-    option(
+    opt.option("--gap", type=float, required=True, metavar="AP", help="true difference"),
+    opt.option(
         "--noise",
         type=float,
         required=True,
         metavar="AP",
         help="standard deviation of the difference between paired runs over seeds",
     ),
-    option("--power", type=float, default=0.8, metavar="P", help="chance to see it (default: 0.8)"),
+    opt.option(
+        "--power", type=float, default=0.8, metavar="P", help="chance to see it (default: 0.8)"
+    ),
 )
 def _power(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.verdicts import power_text
@@ -235,12 +229,12 @@ def _power(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
+@opt.command(
     "report",
     "write one HTML file with tables, figures, conclusions and provenance",
     "svp report output/demo\nsvp report output -o report.html",
-    FOLDER,
-    written("report.html", "(default: %(default)s)"),
+    opt.FOLDER,
+    opt.written("report.html", "(default: %(default)s)"),
 )
 def _report(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.report import report

@@ -8,21 +8,7 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from scratch_vs_pretrain.cli.options import (
-    FOLDER,
-    FORMAT,
-    STUDY,
-    VERBOSE,
-    WEIGHTS,
-    command,
-    count,
-    flag,
-    group,
-    option,
-    output,
-    read_study,
-    written,
-)
+from scratch_vs_pretrain.cli import options as opt
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.study.slurm import Cluster, minutes_of, parameter
 
@@ -31,7 +17,7 @@ if TYPE_CHECKING:
     from scratch_vs_pretrain.study.spec import Study
 
 
-SHARING = option(
+SHARING = opt.option(
     "--no-sharing",
     dest="sharing",
     action="store_false",
@@ -47,26 +33,26 @@ def _hours(text: str) -> float:
     raise UserError(f"--budget {text}: is no number of hours such as 40h")
 
 
-@command(
+@opt.command(
     "plan",
     "show every run of a study, and what its arms differ in; with --check, what it will take",
     "svp plan configs/studies/paper/baseline_r50_gn.yaml\n"
     "svp plan my_study.yaml --weights pretrained=backbone.pth --check",
-    STUDY,
-    WEIGHTS,
+    opt.STUDY,
+    opt.WEIGHTS,
     SHARING,
-    flag(
+    opt.flag(
         "--check",
         help="also try what `svp run` would refuse and a few iterations of each arm, and print "
         "hours, disk and memory of the whole study; writes nothing",
     ),
-    output(),
+    opt.output(),
 )
 def _plan(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.inputs import missing_data, missing_weights, unfit
     from scratch_vs_pretrain.study.plan import plan
 
-    study = read_study(options)
+    study = opt.read_study(options)
     print(plan(study, sharing=options.sharing).text())
     if options.check:
         from scratch_vs_pretrain.study.rehearsal import rehearsal_text
@@ -80,11 +66,11 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
+@opt.command(
     "schema",
     "print the JSON schema of study files, for editors",
     "svp schema > study.schema.json",
-    option("--format", choices=("json", "markdown"), default="json"),
+    opt.option("--format", choices=("json", "markdown"), default="json"),
 )
 def _schema(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.parse import schema_markdown, study_schema
@@ -95,17 +81,17 @@ def _schema(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
+@opt.command(
     "budget",
     "show the images, instances and pixels that each arm will see, pre-training included; "
     "trains nothing",
     "svp budget configs/studies/paper/baseline_r50_gn.yaml\n"
     "svp budget my_study.yaml --format csv > budget.csv\n"
     "svp budget my_study.yaml --weights pretrained=backbone.pth -o budget.svg",
-    STUDY,
-    WEIGHTS,
-    FORMAT,
-    written(None, "also draw it, into a .png, .svg or .pdf file"),
+    opt.STUDY,
+    opt.WEIGHTS,
+    opt.FORMAT,
+    opt.written(None, "also draw it, into a .png, .svg or .pdf file"),
 )
 def _budget(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.samples import budget_table
@@ -113,7 +99,7 @@ def _budget(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.budget import study_budgets
     from scratch_vs_pretrain.study.inputs import missing_data, missing_weights
 
-    study = read_study(options)
+    study = opt.read_study(options)
     found = study_budgets(study)
     for missing in (*missing_weights(study), *missing_data(study)):
         say(f"note: before it runs: {missing}")
@@ -127,7 +113,7 @@ def _budget(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
+@opt.command(
     "run",
     "train a study: finished runs are skipped, interrupted ones resumed",
     "svp run configs/studies/coco_smoke.yaml --weights pretrained=backbone.pth\n"
@@ -136,59 +122,59 @@ def _budget(options: argparse.Namespace) -> int:
     "svp run my_study.yaml --until answered --budget 40h\n"
     "svp run my_study.yaml -o /shared/runs --launcher slurm --partition P --gpus-per-run 8 \\\n"
     "    --time 24:00:00 --max-parallel 4 --slurm account=A",
-    STUDY,
-    WEIGHTS,
-    output(),
-    option(
+    opt.STUDY,
+    opt.WEIGHTS,
+    opt.output(),
+    opt.option(
         "--until",
         choices=("answered",),
         help="train no more than the study's question needs: first few seeds of the shortest "
         "schedule, then more, then longer schedules (docs/answer.md)",
     ),
-    option(
+    opt.option(
         "--budget",
         type=_hours,
         metavar="40h",
         help="hours of all jobs that --until answered may spend (default: no end)",
     ),
-    count(
+    opt.count(
         "-j",
         "--jobs",
         default=1,
         help="runs that train at the same time, sharing the processor (default: %(default)s)",
     ),
-    option(
+    opt.option(
         "--gpus",
         type=lambda text: [gpu.strip() for gpu in text.split(",") if gpu.strip()],
         default=[],
         metavar="0,1,...",
         help="GPUs to train on, each run on its own (default: every run on the first)",
     ),
-    count(
+    opt.count(
         "--gpus-per-run",
         default=1,
         help="GPUs that train one run together (default: %(default)s)",
     ),
     SHARING,
-    VERBOSE,
-    group(
+    opt.VERBOSE,
+    opt.group(
         "a cluster's jobs (docs/clusters.md)",
-        option("--launcher", choices=("slurm",), help="submit every run as a job"),
-        option("--partition", metavar="P", help="of SLURM"),
-        count(
+        opt.option("--launcher", choices=("slurm",), help="submit every run as a job"),
+        opt.option("--partition", metavar="P", help="of SLURM"),
+        opt.count(
             "--nodes",
             default=1,
             help="machines that train one run together (default: %(default)s)",
         ),
-        option(
+        opt.option(
             "--time",
             type=minutes_of,
             default=24 * 60,
             metavar="24:00:00",
             help="after which a job is stopped and put back into the queue (default: a day)",
         ),
-        count("--max-parallel", help="jobs at the same time (default: all)"),
-        option(
+        opt.count("--max-parallel", help="jobs at the same time (default: all)"),
+        opt.option(
             "--slurm",
             type=parameter,
             action="append",
@@ -199,7 +185,7 @@ def _budget(options: argparse.Namespace) -> int:
     ),
 )
 def _run(options: argparse.Namespace) -> int:
-    study = read_study(options)  # before torch is imported
+    study = opt.read_study(options)  # before torch is imported
     if options.budget is not None and not options.until:
         raise UserError("--budget goes with --until answered; add it, or leave the budget out")
     from scratch_vs_pretrain.study.adaptive import Adaptive
@@ -231,12 +217,12 @@ def _run(options: argparse.Namespace) -> int:
     return report(study, options.output, outcomes, search)
 
 
-@command(
+@opt.command(
     "status",
     "show the state of every run in a folder, from its files alone",
     "svp status output\nsvp status output/demo --watch",
-    FOLDER,
-    flag("--watch", help="show it anew until nothing runs or waits any more"),
+    opt.FOLDER,
+    opt.flag("--watch", help="show it anew until nothing runs or waits any more"),
 )
 def _status(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.tables.runs import status_text, watch
@@ -248,17 +234,17 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
-@command(
+@opt.command(
     "prune",
     "list what no unfinished or future run needs, above all old checkpoints; deletes it with --yes",
     "svp prune output\nsvp prune output --yes",
-    FOLDER,
-    flag(
+    opt.FOLDER,
+    opt.flag(
         "--final",
         help="also the final models of finished runs, which can then be neither exported nor "
         "made longer",
     ),
-    flag("--yes", help="delete it"),
+    opt.flag("--yes", help="delete it"),
 )
 def _prune(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.prune import delete, find_waste, freed_bytes

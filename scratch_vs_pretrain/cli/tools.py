@@ -9,42 +9,33 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scratch_vs_pretrain.cli.options import (
-    JSON,
-    OUTPUT,
-    VERBOSE,
-    command,
-    count,
-    flag,
-    option,
-    output,
-)
+from scratch_vs_pretrain.cli import options as opt
 from scratch_vs_pretrain.errors import UserError
 
 if TYPE_CHECKING:
     from scratch_vs_pretrain.data.check import DataSet
 
 
-@command(
+@opt.command(
     "subset",
     "show what is in a data set or a subset of one, or write it to a file",
     "svp subset coco_2017_train_10k\n"
     "svp subset coco_2017_train_1k_s3 --list\n"
     "svp subset coco_2017_train_10pct --export train_10pct.json\n"
     "svp subset train_500 --study my_study.yaml",
-    option(
+    opt.option(
         "name",
         metavar="NAME",
         help="DATASET_SIZE or DATASET_SIZE_sSEED; a size is 500, 3.5k, 10pct, ...",
     ),
-    option(
+    opt.option(
         "--study",
         type=Path,
         metavar="FILE",
         help="a study file; its own data sets are called train and test",
     ),
-    option("--export", type=Path, metavar="FILE.json", help="write COCO JSON"),
-    flag("--list", help="print the image ids, one a line"),
+    opt.option("--export", type=Path, metavar="FILE.json", help="write COCO JSON"),
+    opt.flag("--list", help="print the image ids, one a line"),
 )
 def _subset(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.data.datasets import coco_of, export, register, subset_text
@@ -105,17 +96,17 @@ def study_sets(file: Path) -> list[DataSet]:
     ]
 
 
-@command(
+@opt.command(
     "check-data",
     "read data sets once, images included; say whether a number trained on them can be trusted "
     "(exit 1 if not), and list what is wrong or odd",
     "svp check-data coco_2017_val\n"
     "svp check-data coco_2017_train --no-images\n"
     "svp check-data my_study.yaml --json > report.json",
-    option("what", metavar="NAME-or-STUDY", help="a data set's name, or a study file (.yaml)"),
-    flag("--json", help="as JSON, with every finding"),
-    flag("--no-images", help="look at the annotations alone, in seconds"),
-    count("-j", "--jobs", help="threads that decode (default: one a core)"),
+    opt.option("what", metavar="NAME-or-STUDY", help="a data set's name, or a study file (.yaml)"),
+    opt.flag("--json", help="as JSON, with every finding"),
+    opt.flag("--no-images", help="look at the annotations alone, in seconds"),
+    opt.count("-j", "--jobs", help="threads that decode (default: one a core)"),
 )
 def _check_data(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.data.check import check, registered_set
@@ -129,14 +120,14 @@ def _check_data(options: argparse.Namespace) -> int:
     return int(report.breaks)
 
 
-@command(
+@opt.command(
     "demo",
     "train a scratch/pretrained pair on a built-in data set and show the comparison",
     "svp demo\nsvp demo --quick\nsvp demo --seeds 3 -o demo-output",
-    output(OUTPUT / "demo"),
-    count("--seeds", default=1, help="pairs (default: %(default)s)"),
-    flag("--quick", help="a much shorter run, in a minute or two: that everything works"),
-    VERBOSE,
+    opt.output(opt.OUTPUT / "demo"),
+    opt.count("--seeds", default=1, help="pairs (default: %(default)s)"),
+    opt.flag("--quick", help="a much shorter run, in a minute or two: that everything works"),
+    opt.VERBOSE,
 )
 def _demo(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.demo import run_demo
@@ -144,11 +135,11 @@ def _demo(options: argparse.Namespace) -> int:
     return run_demo(options.output, options.seeds, options.quick, options.verbose)
 
 
-@command(
+@opt.command(
     "doctor",
     "show versions, device and data sets, and what is missing with the command that mends it",
     "svp doctor\nDETECTRON2_DATASETS=/data svp doctor",
-    JSON,
+    opt.JSON,
 )
 def _doctor(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.doctor import diagnose, report

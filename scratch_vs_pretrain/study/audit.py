@@ -12,7 +12,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_vs_pretrain.config import ONE_STAGE, default_config, differences, flatten
+from scratch_vs_pretrain.config import ONE_STAGE, differences, flatten
 from scratch_vs_pretrain.config_checks import (
     ADMISSIBLE,
     SMALLEST_BATCH,
@@ -22,7 +22,13 @@ from scratch_vs_pretrain.config_checks import (
 )
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.data_sets import data_notices, data_problems
-from scratch_vs_pretrain.study.resolve import ORIGINS, PRESETS, arm_config, resolved_schedule
+from scratch_vs_pretrain.study.resolve import (
+    ORIGINS,
+    PRESETS,
+    arm_config,
+    base_config,
+    resolved_schedule,
+)
 from scratch_vs_pretrain.study.spec import RUN_SCHEME, Study
 from scratch_vs_pretrain.text import nearest
 
@@ -87,7 +93,8 @@ def audit(study: Study) -> Audit:
         for arm in study.arms
         for schedule in arm.schedules
     }
-    known = flatten(default_config())
+    base = base_config(study)
+    known = flatten(base)
     for key in study.allow_differences:
         if key not in known:
             near = nearest(key, known)
@@ -122,7 +129,7 @@ def audit(study: Study) -> Audit:
     return Audit(
         differing=tuple(key for key in (*expected, *confounders) if key in found),
         allowed=confounders,
-        notices=tuple(_notices(study, confounders, configs)),
+        notices=tuple(_notices(study, confounders, configs, base)),
         admitted=tuple(dict.fromkeys(check for cfg in configs.values() for check in cfg.SVP.ADMIT)),
     )
 
@@ -271,6 +278,7 @@ def _notices(
     study: Study,
     confounders: Mapping[str, Any],
     configs: Mapping[tuple[str, str], CfgNode],
+    base: CfgNode,
 ) -> Iterator[str]:
     for key in study.allow_differences:
         if key not in confounders:
@@ -281,7 +289,8 @@ def _notices(
     for weights, names in inits.items():
         if len(names) > 1:
             yield f"arms {' and '.join(names)} start from {weights or 'random weights'}"
-    yield from dict.fromkeys(notice for arm in study.arms for notice in data_notices(study, arm))
+    told = (notice for arm in study.arms for notice in data_notices(study, arm, base))
+    yield from dict.fromkeys(told)
     for (name, schedule), cfg in configs.items():
         first = (*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER)[0]
         if first <= cfg.SOLVER.WARMUP_ITERS:

@@ -13,13 +13,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain._detectron2 import registered
-from scratch_vs_pretrain.config import (
-    ONE_STAGE,
-    classes_key,
-    default_config,
-    flatten,
-    merge_file,
-)
+from scratch_vs_pretrain.config import ONE_STAGE, classes_key, flatten
 from scratch_vs_pretrain.data.coco import (
     COCO_KEYPOINTS,
     USUAL_SIGMA,
@@ -125,13 +119,11 @@ def merge_data(cfg: CfgNode, study: Study, arm: Arm) -> None:
                 cfg.merge_from_list([key, value])
 
 
-def data_notices(study: Study, arm: Arm) -> Iterator[str]:
-    """Says what follows from a study's data, for an arm, in another way than its base has it."""
+def data_notices(study: Study, arm: Arm, base: CfgNode) -> Iterator[str]:
+    """Says what follows from a study's data, for an arm, in another way than `base` has it."""
     if study.data is None:
         return
     facts = data_facts(study.data)
-    base = default_config()
-    merge_file(base, study.base)
     overrides = {**study.overrides, **arm.overrides}
     follows = _head_keys(facts, overrides)
     reasons = {"MASK_ON": facts.without_masks, "KEYPOINT_ON": facts.without_keypoints}

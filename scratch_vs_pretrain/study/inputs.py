@@ -21,6 +21,7 @@ from fvcore.common.config import CfgNode
 from scratch_vs_pretrain._detectron2 import part_names, registered_names
 from scratch_vs_pretrain.config import flatten
 from scratch_vs_pretrain.errors import UserError, located, reason_of, say
+from scratch_vs_pretrain.plugins import unknown_part
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.data_sets import check_own_images, origin
 from scratch_vs_pretrain.study.fields import is_uri
@@ -155,10 +156,7 @@ def _unknown_parts(cfg: CfgNode) -> Iterator[str]:
         known = part_names(module, registry)
         for name in values[key] if isinstance(values[key], (tuple, list)) else [values[key]]:
             if name not in known:
-                yield (
-                    f"{key}: no {name!r} is registered{nearest(name, known)}; if it is your own, "
-                    "name its module under `imports`"
-                )
+                yield unknown_part(name, key, known)
 
 
 def with_origins(study: Study, seed: int, output: Path) -> Study:

@@ -90,24 +90,21 @@ def rehearsal_text(study: Study, output: Path, sharing: bool = True) -> str:
 
 
 def _table(parts: Mapping[str, list[Measured]], costs: Mapping[str, np.ndarray]) -> str:
-    memory = {arm: max(part.memory for part in found) for arm, found in parts.items()}
-    rows = [
-        {
-            "arm": arm,
-            "s/iteration": " then ".join(f"{part.iteration:.3g}" for part in found),
-            "s/evaluation": f"{found[-1].evaluation:.3g}",
-            "hours": f"{costs[arm][0] / 3600:.3g}",
-            "disk GB": f"{costs[arm][1] / GB:.2f}",
-            "memory GB": f"{memory[arm] / GB:.2f}",
-        }
-        for arm, found in parts.items()
-    ]
-    seconds, disk = np.sum(list(costs.values()), axis=0)
-    total = {"hours": f"{seconds / 3600:.3g}", "disk GB": f"{disk / GB:.2f}"}
-    rows.append(
-        dict.fromkeys(rows[0], "")
-        | {"arm": "in all", **total, "memory GB": f"{max(memory.values()) / GB:.2f}"}
-    )
+    rows = []
+    for arm in (*parts, "in all"):
+        found = parts.get(arm, [])
+        seconds, disk = costs[arm] if found else np.sum(list(costs.values()), axis=0)
+        measured = found or itertools.chain(*parts.values())
+        rows.append(
+            {
+                "arm": arm,
+                "s/iteration": " then ".join(f"{part.iteration:.3g}" for part in found),
+                "s/evaluation": f"{found[-1].evaluation:.3g}" if found else "",
+                "hours": f"{seconds / 3600:.3g}",
+                "disk GB": f"{disk / GB:.2f}",
+                "memory GB": f"{max(part.memory for part in measured) / GB:.2f}",
+            }
+        )
     align = ["left", *["right"] * (len(rows[0]) - 1)]
     return tabulate(rows, "keys", tablefmt="plain", disable_numparse=True, colalign=align)
 

@@ -79,9 +79,15 @@ def arm_config(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
     return made[key][-1]
 
 
-def _merged(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
+def base_config(study: Study) -> CfgNode:
+    """Returns what all runs begin with: the default, with the keys of own modules, and the base."""
     cfg = default_config(study.imports, f"{study.file}: imports")
     merge_file(cfg, study.base)
+    return cfg
+
+
+def _merged(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
+    cfg = base_config(study)
     if study.preset:
         merge_overrides(cfg, PRESETS[study.preset], f"preset {study.preset}")
     merge_overrides(cfg, study.overrides, f"{study.file}: overrides")
@@ -144,8 +150,7 @@ def check_overrides(study: Study) -> None:
         grid = study.tune.grid
         places += [("tune.grid", {key: value}) for key in grid for value in grid[key]]
     if any(overrides for _, overrides in places):
-        cfg = default_config(study.imports, f"{study.file}: imports")
-        merge_file(cfg, study.base)
+        cfg = base_config(study)
         for place, overrides in places:
             merge_overrides(cfg, overrides, f"{study.file}: {place}")
 

@@ -10,6 +10,7 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.audit import audit, recipe_problems
 from scratch_vs_pretrain.study.inputs import missing_data, missing_weights
 from scratch_vs_pretrain.study.launch import run_study
+from scratch_vs_pretrain.study.parse import parse_study
 from scratch_vs_pretrain.study.resolve import PRESETS
 from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
 from scratch_vs_pretrain.study.sections import Answer, Tune
@@ -334,3 +335,31 @@ class TestWhatIsNotThere:
         with pytest.raises(UserError, match=r"tuned\.init: .* --weights tuned=PATH"):
             run_study(required, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_keys_of_own_modules_may_be_in_the_base_and_differ(tmp_path, monkeypatch, tiny_shapes):
+    (tmp_path / "own_keys.py").write_text("def add_config(cfg):\n    cfg.MODEL.OWN = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    network = Path(__file__).parents[2] / "configs" / "mask_rcnn_R_50_FPN_gn.yaml"
+    (tmp_path / "base.yaml").write_text(f'_BASE_: "{network}"\nMODEL: {{OWN: 4}}\n')
+    data = {
+        part: {
+            "annotations": f"{tiny_shapes}/annotations/{part}.json",
+            "images": f"{tiny_shapes}/{part}",
+        }
+        for part in ("train", "test")
+    }
+    content = {
+        "name": "own",
+        "base": "base.yaml",
+        "imports": ["own_keys"],
+        "arms": {
+            "scratch": {"init": "scratch", "overrides": {"MODEL.OWN": 5}},
+            "pretrained": {"init": "w.pth"},
+        },
+        "schedules": ["600it"],
+        "data": data,
+        "allow_differences": ["MODEL.OWN"],
+    }
+    study = parse_study(content, tmp_path / "study.yaml", {})
+    assert audit(study).allowed == {"MODEL.OWN": {"scratch": 5, "pretrained": 4}}
