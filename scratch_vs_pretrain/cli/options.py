@@ -142,7 +142,7 @@ def read_study(options: argparse.Namespace) -> Study:
             raise UserError(f"{path}: is not UTF-8, which run folders are; rename it") from None
     study = load_study(options.study, options.weights)
     imports = tuple(dict.fromkeys((*study.imports, *options.imports)))
-    return study if imports == study.imports else replace(study, imports=imports)
+    return replace(study, imports=imports, sharing=getattr(options, "sharing", True))
 
 
 def positive(text: str) -> int:

@@ -53,11 +53,11 @@ def _plan(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.plan import plan
 
     study = opt.read_study(options)
-    print(plan(study, sharing=options.sharing).text())
+    print(plan(study).text())
     if options.check:
         from scratch_vs_pretrain.study.rehearsal import rehearsal_text
 
-        print(rehearsal_text(study, options.output, options.sharing))
+        print(rehearsal_text(study, options.output))
         return 0
     for missing in (*missing_weights(study), *missing_data(study), *unfit(study, options.output)):
         print(f"note: before it runs: {missing}")
@@ -204,7 +204,7 @@ def _run(options: argparse.Namespace) -> int:
     slots = make_slots(options.jobs, options.gpus, options.gpus_per_run)
 
     def train(part: Study) -> list[Outcome]:
-        return run_study(part, options.output, slots, options.verbose, options.sharing, cluster)
+        return run_study(part, options.output, slots, options.verbose, cluster)
 
     search = None
     if options.until:

@@ -23,8 +23,7 @@ from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE, RunFolder, write_json
 from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.study.plan import check_parts, plan
-from scratch_vs_pretrain.study.resolve import schedules_of
-from scratch_vs_pretrain.study.schedule import branches_of
+from scratch_vs_pretrain.study.resolve import arm_branches, schedules_of
 from scratch_vs_pretrain.study.sections import Answer
 from scratch_vs_pretrain.study.spec import SCRATCH, Study
 from scratch_vs_pretrain.study.tune import search_study, with_recipe
@@ -209,9 +208,8 @@ class Adaptive:
             }
             states = {name: folder.state() for name, folder in folders.items()}
             begun = [name for name, state in states.items() if state != "planned"]
-            schedules = schedules_of(part, arm)
-            branches = branches_of(schedules, part.switch, begun)
-            for one in schedules:
+            branches = arm_branches(part, arm, begun)
+            for one in schedules_of(part, arm):
                 if states[one.name] in ENDED:
                     continue
                 branch = branches.get(one.name)

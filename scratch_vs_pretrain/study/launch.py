@@ -181,7 +181,6 @@ def run_study(
     output: Path,
     slots: Sequence[Slot] = ((),),
     verbose: bool = False,
-    sharing: bool = True,
     cluster: Cluster | None = None,
 ) -> list[Outcome]:
     """Trains every run of a study that is not finished, and returns how each ended.
@@ -198,18 +197,17 @@ def run_study(
         output: below which the run folders lie.
         slots: where; see :func:`make_slots`.
         verbose: show Detectron2's log.
-        sharing: schedules of one arm and seed share their trunk.
         cluster: runs are submitted as its jobs, and not started in `slots`.
     """
     if missing := missing_weights(study):
         raise UserError(f"{study.file}: {missing[0]}")
     check_parts(study)
     if study.tune is not None:
-        outcomes = run_study(search_study(study), output, slots, verbose, sharing, cluster)
+        outcomes = run_study(search_study(study), output, slots, verbose, cluster)
         if any(outcome.state not in ENDED for outcome in outcomes):
             return outcomes
         study = with_recipe(study, output)
-    folders = prepare(study, output, sharing)
+    folders = prepare(study, output)
     waiting = [folder for folder in in_order(study, folders) if folder.state() not in ENDED]
     queue: RunQueue | Submission
     if cluster is None:

@@ -14,13 +14,12 @@ from scratch_vs_pretrain.errors import UserError, located
 from scratch_vs_pretrain.study.audit import Audit, audit, joined
 from scratch_vs_pretrain.study.data_sets import origin
 from scratch_vs_pretrain.study.resolve import (
+    arm_branches,
     arm_config,
     check_overrides,
     resolved_schedule,
     run_config,
-    schedules_of,
 )
-from scratch_vs_pretrain.study.schedule import branches_of
 from scratch_vs_pretrain.study.spec import Study
 from scratch_vs_pretrain.study.tune import search_study
 
@@ -119,19 +118,16 @@ class Plan:
                 )
 
 
-def plan(study: Study, sharing: bool = True) -> Plan:
-    """Plans a study; if `sharing`, schedules of one arm and seed share their trunk."""
+def plan(study: Study) -> Plan:
+    """Plans a study."""
     check_parts(study)
-    search = plan(search_study(study), sharing) if study.tune else None
+    search = plan(search_study(study)) if study.tune else None
     if study.sizes:
-        parts = [plan(one, sharing) for one in study.by_size()]
+        parts = [plan(one) for one in study.by_size()]
         rows = tuple(row for part in parts for row in part.rows)
         return Plan(study.name, rows, joined([part.audit for part in parts]), search)
     audited = audit(study)
-    branches = {
-        arm.name: branches_of(schedules_of(study, arm), study.switch) if sharing else {}
-        for arm in study.arms
-    }
+    branches = {arm.name: arm_branches(study, arm) for arm in study.arms}
     planned = []
     for run in study.runs():
         cfg = run_config(study, run)

@@ -23,11 +23,12 @@ from scratch_vs_pretrain.study.audit import Audit, audit, switched_study
 from scratch_vs_pretrain.study.inputs import check_trainable, with_origins
 from scratch_vs_pretrain.study.plan import training_images
 from scratch_vs_pretrain.study.resolve import (
+    arm_branches,
     resolved_schedule,
     run_config,
     schedules_of,
 )
-from scratch_vs_pretrain.study.schedule import branches_of, own_start
+from scratch_vs_pretrain.study.schedule import own_start
 from scratch_vs_pretrain.study.spec import Run, Study
 from scratch_vs_pretrain.training.branch import ENDED
 
@@ -37,11 +38,10 @@ IDENTITY = ("study", "arm", "schedule", "seed")
 JUDGED_BY = ("noise", "margin", "level", "metric", "converged")
 
 
-def prepare(study: Study, output: Path, sharing: bool = True) -> list[RunFolder]:
+def prepare(study: Study, output: Path) -> list[RunFolder]:
     """Writes the run folders of a study that are not there yet, and checks those that are.
 
-    If `sharing`, schedules of one arm and seed share their trunk; a run that has begun stays as it
-    is.
+    A run that has begun stays as it is.
 
     Raises:
         UserError: the arms differ in more than the study allows; as :func:`with_origins` and
@@ -61,7 +61,7 @@ def prepare(study: Study, output: Path, sharing: bool = True) -> list[RunFolder]
         for run in one.runs():
             begun = dataclasses.replace(run, arm=arms[run.arm.name, run.seed])
             folders.append(_prepare_run(one, begun, audited, output))
-        _plan_branches(one, output, sharing)
+        _plan_branches(one, output)
     forget_checkpoints()
     return folders
 
@@ -92,23 +92,21 @@ def _prepare_run(study: Study, run: Run, audited: Audit, output: Path) -> RunFol
     return folder
 
 
-def _plan_branches(study: Study, output: Path, sharing: bool) -> None:
+def _plan_branches(study: Study, output: Path) -> None:
     """Writes into run.json where the runs that have not begun branch off, and from what."""
     for arm, seed in itertools.product(study.arms, study.seeds):
         folders = {spec.name: study.run(arm, spec, seed).folder(output) for spec in arm.schedules}
         runs = {name: folder.read() for name, folder in folders.items()}
         begun = [name for name, run in runs.items() if folders[name].state_of(run) != "planned"]
-        schedules = {one.name: one for one in schedules_of(study, arm)}
-        branches = branches_of(schedules.values(), study.switch, begun) if sharing else {}
-        for name, folder in folders.items():
-            run = runs[name]
-            points = {branch.at for branch in branches.values() if branch.of == name}
+        branches = arm_branches(study, arm, begun)
+        for schedule in schedules_of(study, arm):
+            name = schedule.name
+            run, points = runs[name], {one.at for one in branches.values() if one.of == name}
             # From its first rate drop, a schedule that is longer can begin on another day.
-            own = own_start(schedules[name], study.switch)
-            points.update([own] if own > 0 else [])
+            own = own_start(schedule, study.switch)
+            points.update(run.branch_points, [own] if own > 0 else [])
             branch = run.branch if name in begun else branches.get(name)
-            points.update(run.branch_points)
-            _update_idle(folder, run, branch=branch, branch_points=sorted(points))
+            _update_idle(folders[name], run, branch=branch, branch_points=sorted(points))
 
 
 def _update_idle(folder: RunFolder, there: RunInfo, **changes: Any) -> None:

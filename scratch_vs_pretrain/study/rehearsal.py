@@ -60,18 +60,17 @@ class Measured:
     memory: int  # bytes at most, of the GPU or of this process
 
 
-def rehearsal_text(study: Study, output: Path, sharing: bool = True) -> str:
+def rehearsal_text(study: Study, output: Path) -> str:
     """Tries all that `svp run` would refuse and a few iterations of each arm, and returns hours,
     disk and memory of the whole study.
 
     Args:
         study: of several sizes the last is tried.
         output: where runs lie that arms start from; nothing is written there.
-        sharing: schedules of one arm and seed share their trunk.
     """
     if missing := missing_weights(study):
         raise UserError(f"{study.file}: {missing[0]}")
-    planned = plan(study, sharing=sharing)
+    planned = plan(study)
     last = with_origins(study.by_size()[-1], study.seeds[0], output)
     check_trainable(last)
     stages = [last, switched_study(last)] if last.switch else [last]

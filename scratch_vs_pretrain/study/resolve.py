@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -9,8 +10,9 @@ from fvcore.common.config import CfgNode
 from scratch_vs_pretrain.config import default_config, flatten, merge_file, merge_overrides
 from scratch_vs_pretrain.config_checks import value_problems
 from scratch_vs_pretrain.errors import UserError, located
+from scratch_vs_pretrain.run_info import Branch
 from scratch_vs_pretrain.study.data_sets import merge_data
-from scratch_vs_pretrain.study.schedule import Schedule
+from scratch_vs_pretrain.study.schedule import Schedule, branches_of
 from scratch_vs_pretrain.study.spec import FULL, Arm, Run, Study
 
 # What the pixels of a pre-trained backbone looked like, and where its stages halve the resolution.
@@ -141,6 +143,11 @@ def resolved_schedule(study: Study, arm: Arm, schedule: Schedule) -> Schedule:
 def schedules_of(study: Study, arm: Arm) -> list[Schedule]:
     """Returns an arm's schedules, in the study's order."""
     return [resolved_schedule(study, arm, schedule) for schedule in arm.schedules]
+
+
+def arm_branches(study: Study, arm: Arm, begun: Collection[str] = ()) -> dict[str, Branch]:
+    """Returns where an arm's runs of one seed branch off, by schedule; see :func:`branches_of`."""
+    return branches_of(schedules_of(study, arm), study.switch, begun) if study.sharing else {}
 
 
 def check_overrides(study: Study) -> None:

@@ -254,6 +254,8 @@ class Study(fields.Section):
     """the arm on which a search found the recipe, whose winner `overrides` holds."""
     size: Annotated[str | None, fields.NOT_STATED] = None
     """of the training data, in a study of one of another's `sizes`."""
+    sharing: Annotated[bool, fields.NOT_STATED] = True
+    """whether schedules of one arm and seed share their trunk."""
 
     def run(self, arm: Arm, schedule: Schedule, seed: int) -> Run:
         """Returns one run."""

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,7 +180,7 @@ class TestOrder:
     @pytest.mark.parametrize("sharing", [True, False])
     def test_pairs_come_first(self, study, tmp_path, worker, slots, sharing):
         """Both arms of a schedule and seed begin before anything that could begin later."""
-        queue = in_order(study, prepare(study, tmp_path, sharing))
+        queue = in_order(study, prepare(replace(study, sharing=sharing), tmp_path))
         RunQueue(list(queue), make_slots(slots)).work()
         runs = [folder.read() for folder in worker[1]]
         began = [(run.schedule, run.seed, run.arm) for run in runs]

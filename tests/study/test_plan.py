@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_rows_hold_length_rate_drops_images_and_epochs(base):
 
 def test_text_is_a_table_and_the_audit(base):
     study = pair(base, (TWICE, SHORT))
-    text = plan(study, sharing=False).text()
+    text = plan(replace(study, sharing=False)).text()
     assert text.splitlines() == [
         "arm         schedule      iterations  rate drops at       images    epochs",
         "scratch     2x               180,000  120,000 160,000  2,880,000      24.3",

@@ -1,6 +1,7 @@
 """A branch begins where its trunk is, and ends as if it had been trained alone."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -20,7 +21,8 @@ SCHEDULES = [
 def plan(write_study, tmp_path):
     def plan(output, sharing=True, **fields):
         fields = {"schedules": SCHEDULES, "evaluation": {"period": 3, "at": [1]}, **fields}
-        return prepare(load_study(write_study(**fields)), tmp_path / output, sharing)
+        study = replace(load_study(write_study(**fields)), sharing=sharing)
+        return prepare(study, tmp_path / output)
 
     return plan
 
