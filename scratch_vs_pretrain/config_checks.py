@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
+from fvcore.common.config import CfgNode
 
 # The checks that `admit` may name, each of which finds a mistake that trains without complaint.
 ADMISSIBLE = (

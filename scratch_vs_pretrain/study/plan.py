@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fvcore.common.config import CfgNode
 from tabulate import tabulate  # type: ignore[import-untyped]
 
+from scratch_vs_pretrain.config import merge_overrides
 from scratch_vs_pretrain.data.coco import read_annotations
 from scratch_vs_pretrain.data.voc import voc_images
 from scratch_vs_pretrain.errors import UserError, located
@@ -16,7 +17,7 @@ from scratch_vs_pretrain.study.data_sets import origin
 from scratch_vs_pretrain.study.resolve import (
     arm_branches,
     arm_config,
-    check_overrides,
+    base_config,
     resolved_schedule,
     run_config,
 )
@@ -156,7 +157,14 @@ def plan(study: Study) -> Plan:
 
 def check_parts(study: Study) -> None:
     """Refuses overrides of sizes or of a search that are none, and sizes of equally many images."""
-    check_overrides(study)
+    places = [(f"sizes.{n}.overrides", size.overrides) for n, size in enumerate(study.sizes)]
+    if study.tune:
+        grid = study.tune.grid
+        places += [("tune.grid", {key: value}) for key in grid for value in grid[key]]
+    if places:
+        cfg = base_config(study)  # in a run's, what is wrong would be another place's
+        for place, overrides in places:
+            merge_overrides(cfg, overrides, f"{study.file}: {place}")
     seen: dict[int | None, str] = {None: ""}
     for number, one in enumerate(study.by_size() if study.sizes else ()):
         cfg = arm_config(one, one.arms[0], one.arms[0].schedules[-1])

@@ -150,18 +150,6 @@ def arm_branches(study: Study, arm: Arm, begun: Collection[str] = ()) -> dict[st
     return branches_of(schedules_of(study, arm), study.switch, begun) if study.sharing else {}
 
 
-def check_overrides(study: Study) -> None:
-    """Refuses what sizes and a search override by their own names: it is merged into others'."""
-    places = [(f"sizes.{n}.overrides", size.overrides) for n, size in enumerate(study.sizes)]
-    if study.tune:
-        grid = study.tune.grid
-        places += [("tune.grid", {key: value}) for key in grid for value in grid[key]]
-    if any(overrides for _, overrides in places):
-        cfg = base_config(study)
-        for place, overrides in places:
-            merge_overrides(cfg, overrides, f"{study.file}: {place}")
-
-
 def _check_data_names(cfg: CfgNode, study: Study) -> None:
     from scratch_vs_pretrain.data.datasets import find_subset, refuse_subsets
 
