@@ -25,15 +25,15 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_326,
-    "study": 4_274,
+    "": 2_310,
+    "study": 4_178,
     "training": 2_035,
     "evaluation": 1_140,
     "pretraining": 600,
     "data": 2_868,
     "modeling": 1_809,
     "analysis": 6_474,
-    "cli": 1_020,
+    "cli": 999,
 }
 MOST_LINES_OF_A_MODULE = 400
 FEW_LINES = 60
