@@ -21,7 +21,7 @@ from scratch_vs_pretrain.config_checks import (
     norm_problems,
 )
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.data_sets import data_notices, data_problems
+from scratch_vs_pretrain.study.data_sets import HEADS, data_notices, data_problems
 from scratch_vs_pretrain.study.resolve import (
     ORIGINS,
     PRESETS,
@@ -202,7 +202,7 @@ def _preset_problems(cfg: CfgNode) -> Iterator[str]:
 
 def _metric_problems(study: Study, cfg: CfgNode) -> Iterator[str]:
     """Finds metrics by which a config's model is not evaluated."""
-    heads = {"segm": "MODEL.MASK_ON", "keypoints": "MODEL.KEYPOINT_ON"}
+    heads = {task: key for key, task, *_ in HEADS}
     known = (*heads, "bbox", "voc", "panoptic_seg", "sem_seg")
     other = "; choose another, such as bbox/AP, or name what measures it in SVP.EVALUATORS"
     for key, part in (("answer.metric", study.answer), ("tune.metric", study.tune)):

@@ -38,14 +38,20 @@ COCO_PERSON_KEYPOINTS = (
     *(f"{side}_{part}" for part in _PAIRED for side in ("left", "right")),
 )
 
+# What a model learns beside boxes: its key, COCO's task, its name, and a data set that has it.
+HEADS = (
+    ("MODEL.MASK_ON", "segm", "masks", "coco_2017_train"),
+    ("MODEL.KEYPOINT_ON", "keypoints", "keypoints", "keypoints_coco_2017_train"),
+)
+BOXES_ALONE = "VOC trees have boxes alone"
+
 
 @dataclass(frozen=True)
 class DataFacts:
     """What a study's files say."""
 
     classes: tuple[str, ...]  # names, in the order that the model numbers them
-    without_masks: str  # why these cannot be learnt and scored; empty if they can
-    without_keypoints: str
+    lacks: Mapping[str, str]  # by key of a head, why it cannot be learnt and scored, if it cannot
     keypoints: tuple[str, ...] = ()  # their names
     sigmas: tuple[float, ...] = ()  # of each keypoint; empty for those of COCO's persons
     stated_sigmas: bool = True  # whether the files state them
@@ -58,8 +64,7 @@ def data_facts(data: Data) -> DataFacts:
     if isinstance(data.test, VocTree):
         trees = [tree for tree in all_of_it if isinstance(tree, VocTree)]
         classes = data.classes or voc_classes((tree.voc, tree.split) for tree in trees)
-        boxes = "VOC trees have boxes alone"
-        return DataFacts(classes, boxes, boxes)
+        return DataFacts(classes, {key: BOXES_ALONE for key, *_ in HEADS})
     sources = [files for files in all_of_it if isinstance(files, DataFiles)]
     read = [read_annotations(files.annotations) for files in sources]
     for files, found in zip(sources, read, strict=True):
@@ -76,8 +81,7 @@ def data_facts(data: Data) -> DataFacts:
     *train, test = read
     return DataFacts(
         classes=test.categories,
-        without_masks=_missing(sources, train, test, "segm"),
-        without_keypoints=_missing(sources, train, test, "keypoints"),
+        lacks={key: _missing(sources, train, test, task) for key, task, *_ in HEADS},
         keypoints=test.keypoints,
         sigmas=_sigmas(test),
         stated_sigmas=bool(test.sigmas) or not _sigmas(test),
@@ -106,8 +110,7 @@ def merge_data(cfg: CfgNode, study: Study, arm: Arm) -> None:
         for name, source in named.items()
         if isinstance(source, VocTree)
     )
-    lacks = {"MODEL.MASK_ON": facts.without_masks, "MODEL.KEYPOINT_ON": facts.without_keypoints}
-    for key, reason in lacks.items():
+    for key, reason in facts.lacks.items():
         if overrides.get(key) and reason:
             raise UserError(f"{study.file}: {key} is True, but {reason}; remove the override")
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(facts.classes)
@@ -126,14 +129,12 @@ def data_notices(study: Study, arm: Arm, base: CfgNode) -> Iterator[str]:
     facts = data_facts(study.data)
     overrides = {**study.overrides, **arm.overrides}
     follows = _head_keys(facts, overrides)
-    reasons = {"MASK_ON": facts.without_masks, "KEYPOINT_ON": facts.without_keypoints}
-    for key, reason in reasons.items():
-        on = follows[f"MODEL.{key}"]
-        if f"MODEL.{key}" not in overrides and on != base.MODEL[key]:
-            found = "masks" if key == "MASK_ON" else "keypoints"
+    for key, _, what, _ in HEADS:
+        on = follows[key]
+        if key not in overrides and on != flatten(base)[key]:
             yield (
-                f"the data turn MODEL.{key} {'on' if on else 'off'}, unlike {study.base.name}: "
-                + (f"they have {found} (override it to keep it off)" if on else reason)
+                f"the data turn {key} {'on' if on else 'off'}, unlike {study.base.name}: "
+                + (f"they have {what} (override it to keep it off)" if on else facts.lacks[key])
             )
     if "TEST.KEYPOINT_OKS_SIGMAS" in follows.keys() - overrides and not facts.stated_sigmas:
         yield (
@@ -144,10 +145,7 @@ def data_notices(study: Study, arm: Arm, base: CfgNode) -> Iterator[str]:
 
 def _head_keys(facts: DataFacts, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the config keys of the heads, as they follow from the files."""
-    keys: dict[str, Any] = {
-        "MODEL.MASK_ON": not facts.without_masks,
-        "MODEL.KEYPOINT_ON": not facts.without_keypoints,
-    }
+    keys: dict[str, Any] = {key: not reason for key, reason in facts.lacks.items()}
     if overrides.get("MODEL.MASK_ON", keys["MODEL.MASK_ON"]) and facts.run_lengths:
         keys["INPUT.MASK_FORMAT"] = "bitmask"
     if overrides.get("MODEL.KEYPOINT_ON", keys["MODEL.KEYPOINT_ON"]):
@@ -256,18 +254,14 @@ def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
             voc_images(root, split)  # refuses a list that cannot be used
     file = where.readable
     found = read_annotations(file) if file else None
-    heads = (
-        ("segm", "MASK_ON", "masks", "coco_2017_train"),
-        ("keypoints", "KEYPOINT_ON", "keypoints", "keypoints_coco_2017_train"),
-    )
     lacking = False
-    for task, switch, what, example in heads:
-        lack = _lack(found, where, task, part) if cfg.MODEL[switch] else ""
+    for key, task, what, example in HEADS:
+        lack = _lack(found, where, task, part) if flatten(cfg)[key] else ""
         if lack:
             lacking = True
             yield (
-                f"{name}: {lack}, but MODEL.{switch} is True; choose data with {what}, such as "
-                f"{example}, or set it to False"
+                f"{name}: {lack}, but {key} is True; choose data with {what}, such as {example}, "
+                "or set it to False"
             )
     if found:
         yield from _disagreements(cfg, name, found, part)
@@ -281,7 +275,7 @@ def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
 def _lack(found: AnnotationFile | None, where: Origin, task: str, part: str) -> str:
     """Returns why a task cannot be learnt from a set or scored on it, as its name says."""
     if where.tree:
-        return "VOC trees have boxes alone"
+        return BOXES_ALONE
     if found or task == "segm":
         return _lack_of(found, task, part) if found else ""
     known = registered(where.base) or {}
