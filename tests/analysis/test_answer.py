@@ -8,6 +8,7 @@ import pytest
 from scratch_vs_pretrain.analysis.registry import figure, tables
 from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answers, answers_text
+from scratch_vs_pretrain.analysis.stats.conclusions import conclude
 from scratch_vs_pretrain.analysis.stats.lines import signed
 from scratch_vs_pretrain.analysis.stats.verdicts import NO, UNDECIDED, YES
 from scratch_vs_pretrain.errors import UserError
@@ -270,6 +271,18 @@ def test_arms_that_have_learned_nothing_are_not_alike(folders):
     (answer,) = answers(load_runs(folders.root))
     assert verdicts(answer) == (UNDECIDED,) * 3
     assert "training too short: both arms end under 5 AP" in said(answer)["end"]
+
+
+def test_arms_that_have_not_learned_yet_do_not_tell_of_no_lead(folders):
+    for arm in ("scratch", "pretrained"):
+        three_lengths(folders, arm, (30.0, 30.1), early=-0.5)
+    (answer,) = answers(load_runs(folders.root))
+    assert verdicts(answer) == (UNDECIDED, NO, NO)
+    assert said(answer)["early"].endswith("; both arms are under 5 AP until then")
+    fourth = conclude(load_runs(folders.root))[3].findings[0]
+    assert (fourth.verdict, fourth.evidence[-37:]) == (
+        "not enough evidence", "; both arms are under 5 AP until then"
+    )  # fmt: skip
 
 
 STATED = {"noise": {"sd": 0.2, "because": "two runs differed by that"}}

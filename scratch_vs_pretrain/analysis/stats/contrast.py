@@ -14,6 +14,7 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     ALPHA,
     LEAST_SD,
     LEAST_SEEDS,
+    NO,
     OPEN,
     SHUT,
     UNDECIDED,
@@ -176,6 +177,11 @@ def judge_contrast(contrast: Contrast, alpha: float = ALPHA) -> Judged:
     verdicts = judge(claims, contrast.limits.margin, alpha)
     if (door is OPEN or door.assuming) and verdicts[-1].low is not None:
         verdicts[-1] = replace(verdicts[-1], assuming=True)
+    low = {"early": under_least(contrast, until), "at": under_least(contrast)}
+    verdicts = [
+        replace(v, verdict=UNDECIDED, reason="low") if v.verdict == NO and low.get(v.claim) else v
+        for v in verdicts
+    ]
     if len(end) and not contrast.learned:
         verdicts = [replace(v, verdict=UNDECIDED, reason="short") for v in verdicts]
     elif len(end):
@@ -185,7 +191,7 @@ def judge_contrast(contrast: Contrast, alpha: float = ALPHA) -> Judged:
     lacks = tuple(
         _lack(contrast, v, leads[v.claim], alpha / len(verdicts))
         for v in asked
-        if v.verdict == UNDECIDED and v.reason != "unasked"
+        if v.verdict == UNDECIDED and v.reason not in ("unasked", "low")
     )
     return Judged(tuple(verdicts), until, shortest, _catch_up(contrast), asked, lacks)
 
@@ -217,6 +223,12 @@ def early_leads(contrast: Contrast) -> tuple[np.ndarray, float]:
     if len(at) < 2:
         return leads.mean(axis=1) if len(at) else np.empty(0), until
     return np.trapezoid(leads, at, axis=1) / (at[-1] - at[0]), until
+
+
+def under_least(contrast: Contrast, until: float = math.inf) -> bool:
+    """Returns whether no run of the shortest schedule has learned enough by then for a lead."""
+    seen = [c.values[:, c.iterations <= until].ravel() for c in contrast.shortest() or ()]
+    return bool(np.nanmax(np.concatenate([*seen, [-math.inf]])) < contrast.limits.least_ap)
 
 
 def shared_leads(ours: Curves, theirs: Curves) -> tuple[np.ndarray, np.ndarray]:

@@ -159,6 +159,7 @@ def _why(part: Part, verdict: Verdict) -> str:
         "unasked": "the arms were not evaluated at the same iterations then",
         "seeds": f"{seeds_text(verdict.seeds)}, a verdict needs {LEAST_SEEDS} or a stated noise",
         "noise": "the interval holds both",
+        "low": f"both arms are under {contrast.limits.least_ap:g} {unit} until then",
     }[verdict.reason]
 
 

@@ -18,6 +18,7 @@ from scratch_vs_pretrain.analysis.stats.contrast import (
     end_gate,
     lead_by_seed,
     paired,
+    under_least,
 )
 from scratch_vs_pretrain.analysis.stats.lines import signed
 from scratch_vs_pretrain.analysis.stats.setting import MUCH, Setting, metric_name
@@ -108,7 +109,7 @@ def needs_longer(setting: Setting) -> Test:
     (ours, theirs), *_ = _common(setting)
     what = f"{metric_name(setting.metric)} that scratch lacks at {ours.schedule}"
     value = spread(paired(*_finals(setting, what, (ours, theirs))), setting.sd)
-    against, lacks = float(value.p_below(setting.limits.margin)), ""
+    against, lacks = _no_lead(setting, value)
     if ours.length == max(run.iterations for run in setting.runs if run.state == "finished"):
         against, lacks = 1.0, "it is the longest one too, so only being behind would tell"
     return Test(what, value, float(value.p_above(0.0)), against, lacks)
@@ -124,10 +125,17 @@ def speeds_up(setting: Setting) -> Test:
     leads, until = early_leads(setting.contrast)
     if not len(leads):
         raise Lacking("", "no evaluations of both arms at the same iterations early on")
-    value, margin = spread(leads, setting.sd), setting.limits.margin
+    value = spread(leads, setting.sd)
     what = f"mean {metric_name(setting.metric)} that scratch lacks up to iteration {until:,.0f}"
     _finals(setting, what)
-    return Test(what, value, float(value.p_above(0.0)), float(value.p_below(margin)))
+    return Test(what, value, float(value.p_above(0.0)), *_no_lead(setting, value, until))
+
+
+def _no_lead(setting: Setting, lead: Spread, until: float = math.inf) -> tuple[float, str]:
+    """Tests that a lead on the shortest schedule is none; of what, where it could not be any."""
+    if under_least(setting.contrast, until):
+        return 1.0, f"both arms are under {setting.limits.least_ap:g} AP until then"
+    return float(lead.p_below(setting.limits.margin)), ""
 
 
 def regularizes_little_data(setting: Setting) -> Test:
