@@ -32,7 +32,7 @@ CEILINGS = {
     "pretraining": 600,
     "data": 2_868,
     "modeling": 1_809,
-    "analysis": 6_474,
+    "analysis": 6_462,
     "cli": 999,
 }
 MOST_LINES_OF_A_MODULE = 400

@@ -120,7 +120,7 @@ def test_latex(tmp_path):
     if shutil.which("pdflatex") is None:
         pytest.skip("no pdflatex here")
     (tmp_path / "t.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs,graphicx}\\usepackage[T1]{fontenc}"
+        "\\documentclass{article}\\usepackage{booktabs,adjustbox}\\usepackage[T1]{fontenc}"
         f"\\begin{{document}}{text}\\end{{document}}"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]

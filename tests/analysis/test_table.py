@@ -123,29 +123,9 @@ def test_json():
     assert content["notes"] == list(TABLE.notes)
 
 
-def test_latex_fits_the_page_by_leaving_columns_out():
-    """The article class's text is 345 points wide, a digit of the smallest size 3.8."""
-    numbers = [f"box AP{k}" for k in range(8)]
-    row = ("scratch - pretrained", 540_000, *[Estimate(-41.3, 2.5)] * 8)
-    table = Table("t", ("arm", "iterations", *numbers), (row,), (), ("iterations", *numbers[:1:-1]))
-    text = render(table, "latex")
-    assert text.startswith(
-        "% Needs \\usepackage{booktabs}.\n% Left out for the width of the page: "
-    )
-    kept = text.splitlines()
-    (body,) = [line for line in kept if line.lstrip().startswith("scratch")]
-    cells = [
-        cell.replace("$-$", "-").replace("$\\pm$", "±") for cell in body.rstrip("\\").split("&")
-    ]
-    assert 3 <= len(cells) < 10
-    assert sum(3.8 * len(cell.strip()) + 6 for cell in cells) < 345
-    assert "box AP0" not in kept[1]
-    assert "resizebox" not in text
-
-
-def test_latex_that_cannot_fit_is_scaled():
+def test_latex_that_is_too_wide_is_scaled():
     table = Table("t", ("a", "b"), (("x" * 80, "y" * 80),))
     text = render(table, "latex")
-    assert "\\usepackage{booktabs,graphicx}" in text
-    assert "\\resizebox{\\textwidth}{!}{%" in text
+    assert "\\usepackage{booktabs,adjustbox}" in text
+    assert "\\begin{adjustbox}{max width=\\textwidth}" in text
     assert text.count("{") == text.count("}")

@@ -101,7 +101,6 @@ def schedules_table(runs: Records, *, best: bool = False) -> Table:
         (*header, *map(metric_name, metrics)),
         tuple(rows),
         (*notes(results), *alone),
-        details=(*header[2:], "mask AP50", "mask AP75", "box AP50", "box AP75"),
     )
 
 
@@ -167,7 +166,6 @@ def gap_table(runs: Records, *, best: bool = False) -> Table:
         (*header, "within noise"),
         tuple(rows),
         (*notes(results), *GAP_NOTES),
-        details=(*(("arms",) if len(results.others) == 1 else ()), "BCa low", "BCa high"),
     )
 
 
@@ -237,7 +235,6 @@ def catch_up_table(runs: Records) -> Table:
         ("arms", "in", "seeds", "from", "to"),
         tuple(row for setting in found for row in _catch_up_rows(setting, results)),
         (*notes(results), *_catch_up_notes(runs)),
-        details=("arms",),
     )
 
 

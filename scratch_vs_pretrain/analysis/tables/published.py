@@ -126,7 +126,6 @@ def published_table(runs: Records, by: str = "paper", kind: str = "schedules") -
             *notes(results),
             *([ZOO_NOTE] if by == "zoo" else []),
         ),
-        details=("schedule", "source"),
     )
 
 

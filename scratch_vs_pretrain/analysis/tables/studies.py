@@ -34,7 +34,6 @@ def large_table(runs: Records, *, best: bool = False) -> Table:
         ("study", "arm", "schedule", "test aug", "seeds", *map(metric_name, MAIN)),
         tuple(rows),
         said,
-        details=("seeds", "schedule", "mask AP50", "mask AP75", "box AP50", "box AP75"),
     )
 
 
@@ -78,7 +77,6 @@ def _beside(
         (*header, "pretrained", "pretrained value", "gap"),
         tuple(rows),
         said,
-        details=("seeds", "scratch", "pretrained", "training images"),
     )
 
 

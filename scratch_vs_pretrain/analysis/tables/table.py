@@ -21,11 +21,6 @@ LAYOUTS = {"text": "simple", "markdown": "pipe", "latex": "latex_raw", "html": "
 NO_ROWS = "No run here has finished with what this table needs; svp status shows how far all are."
 MISSING = "\N{EN DASH}"
 
-# Points: LaTeX's article class's text, room at a column's sides, and digits in legible sizes.
-PAGE = 345
-SEPARATION = 3
-SIZES = {"small": 4.7, "footnotesize": 4.3, "scriptsize": 3.8}
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -55,8 +50,6 @@ class Table:
     header: tuple[str, ...]  # column names
     rows: tuple[tuple[Cell, ...], ...]  # cells; None is a missing value
     notes: tuple[str, ...] = ()  # sentences printed under the table
-    # Columns that LaTeX leaves out, the first ones first, where a page is too narrow.
-    details: tuple[str, ...] = ()
 
     def without(self, columns: Collection[str]) -> Table:
         """Returns the table without some columns."""
@@ -78,9 +71,9 @@ class Table:
 def render(table: Table, form: str = "text") -> str:
     """Returns the table as text of one of :data:`FORMATS`, ending in a line end.
 
-    Whatever came from users' files is escaped. LaTeX says which packages it needs, and leaves out
-    columns that a page has no room for, which it says. In CSV numbers have six decimals, half-width
-    columns of their own, and notes the last one. In JSON a mean is its value and its half-width.
+    Whatever came from users' files is escaped. LaTeX says which packages it needs. In CSV numbers
+    have six decimals, half-width columns of their own, and notes the last one. In JSON a mean is
+    its value and its half-width.
 
     Raises:
         UserError: unknown format.
@@ -101,35 +94,15 @@ def render(table: Table, form: str = "text") -> str:
 
 
 def _latex(table: Table) -> str:
-    dropped: list[str] = []
-    for column in (*table.details, None):
-        small = table.without(dropped)
-        size = next((size for size, at in SIZES.items() if _width(small, at) < PAGE), None)
-        if size is not None or column is None:
-            break
-        dropped.append(column)
-    body, packages = _body(small, "latex"), "booktabs"
-    if size is None:
-        packages = "booktabs,graphicx"
-        body = f"\\resizebox{{\\textwidth}}{{!}}{{%\n{body}}}"
-    left_out = f"% Left out for the width of the page: {', '.join(dropped)}.\n" if dropped else ""
     below = "".join(f"\\par\\footnotesize {clean(note, 'latex')}\n" for note in table.notes)
     text = (
-        f"{left_out}\\begin{{table}}\n\\centering\n\\{size or 'small'}\n"
-        f"\\setlength{{\\tabcolsep}}{{{SEPARATION:g}pt}}\n"
-        f"\\caption{{{clean(table.title, 'latex')}}}\n{body}\n{below}\\end{{table}}\n"
+        f"\\begin{{table}}\n\\centering\n\\caption{{{clean(table.title, 'latex')}}}\n"
+        "\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
+        f"\\begin{{adjustbox}}{{max width=\\textwidth}}\n{_body(table, 'latex')}\n"
+        f"\\end{{adjustbox}}\n{below}\\end{{table}}\n"
     )
     letters = "" if text.isascii() else " and \\usepackage[T1]{fontenc}"
-    return f"% Needs \\usepackage{{{packages}}}{letters}.\n{text}"
-
-
-def _width(table: Table, character: float) -> float:
-    """Returns about how many points a LaTeX table is wide, at a width of its digits."""
-    total = 0.0
-    for k, column in enumerate(table.header):
-        lines = [*column.rsplit(" ", 1), *(shown(row[k]) for row in table.rows)]
-        total += character * max(map(len, lines)) + 2 * SEPARATION
-    return total
+    return f"% Needs \\usepackage{{booktabs,adjustbox}}{letters}.\n{text}"
 
 
 def _body(table: Table, form: str) -> str:
