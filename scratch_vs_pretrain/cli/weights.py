@@ -95,7 +95,7 @@ def _convert_weights(options: argparse.Namespace) -> int:
 )
 def _predict(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.progress import Bar
-    from scratch_vs_pretrain.training.predict import predict
+    from scratch_vs_pretrain.training.trained import predict
 
     def bar(batches: Iterable) -> Iterable:
         return Bar(batches, desc="predicting", unit="image")
@@ -113,7 +113,7 @@ def _predict(options: argparse.Namespace) -> int:
     option("-o", "--output", type=Path, required=True, metavar="FILE.pth"),
 )
 def _export(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.training.export import export
+    from scratch_vs_pretrain.training.trained import export
 
     iteration, modules = export(options.folder, options.output)
     print(f"{options.output}: the weights after {iteration:,} iterations")

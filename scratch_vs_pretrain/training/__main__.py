@@ -40,7 +40,7 @@ from scratch_vs_pretrain.training.distributed import (
 )
 from scratch_vs_pretrain.training.exactness import inexact_because, numerics
 from scratch_vs_pretrain.training.hooks import Interrupted
-from scratch_vs_pretrain.training.predict import config_of
+from scratch_vs_pretrain.training.trained import config_of
 from scratch_vs_pretrain.training.trainer import Trainer
 
 logger = logging.getLogger("scratch_vs_pretrain")

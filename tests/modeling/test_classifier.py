@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.pretraining.classifier import Classifier
+from scratch_vs_pretrain.pretraining.pretrain import Classifier
 
 
 def test_scores_are_those_of_detectron2s_layers(make_cfg):

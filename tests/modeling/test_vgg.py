@@ -11,7 +11,7 @@ from scratch_vs_pretrain.config_checks import norm_problems
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.vgg import LAYERS, VGG16, pretrained_part
-from scratch_vs_pretrain.pretraining.classifier import Classifier
+from scratch_vs_pretrain.pretraining.pretrain import Classifier
 from scratch_vs_pretrain.study.audit import recipe_problems
 
 

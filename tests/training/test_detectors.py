@@ -15,7 +15,7 @@ from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.checkpoint_file import write_backbone
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training.__main__ import train as train_run
-from scratch_vs_pretrain.training.predict import load_model, predict
+from scratch_vs_pretrain.training.trained import load_model, predict
 
 COCO = Path(__file__).parents[2].parent / "shared" / "datasets" / "coco"
 ITERATIONS = 3

@@ -14,7 +14,7 @@ from PIL import Image
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.config import config_text
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.training.export import export
+from scratch_vs_pretrain.training.trained import export
 
 # It begins with what Detectron2 v0.6 needs on today's Pillow and NumPy, where it was not compiled.
 UPSTREAM = """

@@ -7,7 +7,7 @@ from detectron2.data.datasets import register_coco_instances
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.config import config_text, merge_overrides
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.training.predict import predict
+from scratch_vs_pretrain.training.trained import predict
 
 
 def test_needs_no_annotations(shapes, tmp_path, config_of, train):

@@ -13,7 +13,7 @@ from scratch_vs_pretrain.evaluation.evaluator import check_test_sets, evaluate_m
 from scratch_vs_pretrain.evaluation.tta import mirror_back, with_augmentation
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.audit import recipe_problems
-from scratch_vs_pretrain.training.predict import predict
+from scratch_vs_pretrain.training.trained import predict
 
 # pycocotools' masks under NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")

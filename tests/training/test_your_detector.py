@@ -15,7 +15,7 @@ from scratch_vs_pretrain.config import default_config, merge_file, merge_overrid
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.checkpoint_file import write_backbone
 from scratch_vs_pretrain.training import __main__ as worker
-from scratch_vs_pretrain.training.predict import predict
+from scratch_vs_pretrain.training.trained import predict
 
 PROJECT = Path(__file__).parents[1] / "plugin_project"
 CONFIG = Path(__file__).parents[2] / "configs" / "demo_mask_rcnn_R_18_FPN_gn.yaml"
