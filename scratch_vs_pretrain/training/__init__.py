@@ -1,1 +1,1 @@
-"""One run: trainer, hooks, evaluation, checkpoints; classifier pre-training."""
+"""One run: trainer, metrics, checkpoints, several processes."""

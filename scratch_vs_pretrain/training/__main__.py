@@ -33,13 +33,13 @@ from scratch_vs_pretrain.training.checkpoint import load_newest
 from scratch_vs_pretrain.training.distributed import (
     Ending,
     Endings,
+    Interrupted,
     agreed,
     join,
     leave,
     train_in_processes,
 )
 from scratch_vs_pretrain.training.exactness import inexact_because, numerics
-from scratch_vs_pretrain.training.hooks import Interrupted
 from scratch_vs_pretrain.training.trained import config_of
 from scratch_vs_pretrain.training.trainer import Trainer
 

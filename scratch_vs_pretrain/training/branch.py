@@ -14,7 +14,7 @@ from pathlib import Path
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import Taken
 from scratch_vs_pretrain.training.checkpoint import newest_first, path_of
-from scratch_vs_pretrain.training.hooks import truncate_metrics
+from scratch_vs_pretrain.training.metrics import truncate_metrics
 
 # States from which a run does not go on by itself.
 ENDED = ("finished", "diverged")

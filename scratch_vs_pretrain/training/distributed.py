@@ -28,7 +28,7 @@ from torch import nn
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from scratch_vs_pretrain.errors import UserError, say
-from scratch_vs_pretrain.run_folder import PARENT, RunFolder
+from scratch_vs_pretrain.run_folder import PARENT, SAME_REQUEST, RunFolder
 from scratch_vs_pretrain.training.start import signals_to, start_training
 
 # Detectron2's engine/launch.py: DEFAULT_TIMEOUT.
@@ -43,8 +43,15 @@ POLL_SECONDS = 0.1
 # After a process has failed: its own time to hang, and the main one's to record it.
 END_SECONDS = GRACE_SECONDS + 10
 
+# torchrun and terminals send the processes of a run the same request twice.
+SAME_REQUEST_SECONDS = float(os.environ.get(SAME_REQUEST, "1"))
+
 # Linux's prctl(2): PR_SET_PDEATHSIG.
 _PARENT_DEATH_SIGNAL = 1
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and saved a checkpoint first."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +202,23 @@ class Vote:
         work = dist.all_reduce(answers, group=self._group, async_op=True)
         self._pending = work, answers
         return agreed
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Takes SIGTERM and SIGINT as a wish to stop; a second one raises KeyboardInterrupt.
+
+    Yields what tells, in every iteration and every process, whether some process was asked to.
+    """
+    vote, asked = Vote(), list[float]()
+
+    def take(number: int, frame: FrameType | None) -> None:
+        if asked and time.monotonic() - asked[0] > SAME_REQUEST_SECONDS:
+            raise KeyboardInterrupt
+        asked.append(time.monotonic())
+
+    with signals_to(take):
+        yield lambda: vote.any(bool(asked))
 
 
 def train_in_processes(folder: RunFolder, count: int, verbose: bool) -> int:

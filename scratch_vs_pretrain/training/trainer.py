@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import functools
 import logging
+import os
 import time
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -27,18 +30,25 @@ from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evalu
 from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoints
 from scratch_vs_pretrain.modeling.checks import check_trainable, use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze, load_initial
+from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.reproducibility import restore_random_states
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import Resume, Taken
-from scratch_vs_pretrain.training import checkpoint, fast, hooks
+from scratch_vs_pretrain.training import checkpoint, fast, metrics
 from scratch_vs_pretrain.training.branch import note_taken
 from scratch_vs_pretrain.training.cascade_switch import switched_state
-from scratch_vs_pretrain.training.distributed import share_buffers
+from scratch_vs_pretrain.training.distributed import Interrupted, share_buffers, stop_requests
 from scratch_vs_pretrain.training.exactness import deterministic_kernels, is_deterministic
 from scratch_vs_pretrain.training.recipe import build_mapper, build_optimizer, rate_factor
 
 logger = logging.getLogger(__name__)
 
+# Runs that train side by side each have a line.
+BAR_POSITION = int(os.environ.get("SVP_BAR_POSITION", "0"))
+# The launcher may show them all in a table of its own.
+NO_BARS = os.environ.get("SVP_BARS") == "0"
+# How often run.json is told the progress, at most.
+RECORD_SECONDS = 10
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -59,6 +69,11 @@ def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
     # The arms may have drawn differently so far; from here on they draw alike.
     seed_all_rng(cfg.SEED + comm.get_rank())
     return model, described
+
+
+def is_due(completed: int, period: int, at: Collection[int], last: int) -> bool:
+    """Tells whether something is due: every `period` (0: never), at those of `at`, and last."""
+    return completed == last or completed in at or (period > 0 and completed % period == 0)
 
 
 class Trainer(SimpleTrainer):
@@ -84,6 +99,7 @@ class Trainer(SimpleTrainer):
         self.cfg = cfg
         self.folder = folder
         run = folder.read()
+        self._title = title
         self._branch_points = run.branch_points
         self.network, self.described = build_run_model(cfg)
         options = fast.options_in_force(cfg)
@@ -118,11 +134,14 @@ class Trainer(SimpleTrainer):
         self._seconds_before = 0.0
         if found:
             self._restore(found)
-        if comm.is_main_process():
-            hooks.truncate_metrics(folder.metrics_file, self.iter)
-        self._started = time.monotonic()
         self._writers: list[EventWriter] = []
-        self.register_hooks(self._hooks_of_run(title))
+        if comm.is_main_process():
+            metrics.truncate_metrics(folder.metrics_file, self.iter)
+            self._writers = metrics.make_writers(folder, cfg, self.iter, self.max_iter)
+        self._latest: dict[str, float] = {}
+        self._while_training = contextlib.ExitStack()
+        self._started = self._recorded = time.monotonic()
+        self.register_hooks([IterationTimer(), LRScheduler(optimizer, self.scheduler)])
 
     def train(self) -> None:  # type: ignore[override]
         """Trains what is left of the run, as Detectron2's ``TrainerBase.train`` does.
@@ -132,8 +151,8 @@ class Trainer(SimpleTrainer):
         self.start_iter = self.iter
         logger.info("Starting training from iteration %d", self.start_iter)
         with deterministic_kernels(self.cfg), EventStorage(self.iter) as self.storage:
-            hooks.keep_recent(self.storage)
-            hooks.restore_values(self.storage, self._recent)
+            metrics.keep_recent(self.storage)
+            metrics.restore_values(self.storage, self._recent)
             try:
                 self.before_train()
                 for iteration in range(self.start_iter, self.max_iter):
@@ -151,6 +170,67 @@ class Trainer(SimpleTrainer):
             finally:
                 self.after_train()
                 self.close_writers()
+
+    def before_train(self) -> None:
+        super().before_train()
+        bar = Bar(
+            desc=self._title,
+            total=self.max_iter,
+            initial=self.start_iter,
+            unit="it",
+            position=BAR_POSITION,
+            disable=NO_BARS or not comm.is_main_process(),
+        )
+        self._bar = self._while_training.enter_context(bar)
+        self._asked_to_stop = self._while_training.enter_context(stop_requests())
+
+    def after_train(self) -> None:
+        super().after_train()
+        self._while_training.close()
+
+    def after_step(self) -> None:
+        """Evaluates, logs and saves as it is due; on SIGTERM or SIGINT saves at once and stops."""
+        super().after_step()
+        cfg, completed = self.cfg, self.iter + 1
+        evaluates = self._is_due(cfg.TEST.EVAL_PERIOD, cfg.SVP.EVAL_ITERATIONS)
+        if evaluates:
+            self._latest = self._evaluate(completed)
+            self.storage.put_scalars(smoothing_hint=False, **self._latest)
+        if evaluates or self._is_due(cfg.SVP.LOG_PERIOD):
+            self._log(completed)
+        self._show_progress()
+        stops = self._asked_to_stop()
+        if stops or self._is_due(cfg.SOLVER.CHECKPOINT_PERIOD, self._branch_points):
+            self._save(completed)
+        if stops and completed < cfg.SOLVER.MAX_ITER:
+            raise Interrupted(f"asked to stop after {completed} iterations")
+
+    def _is_due(self, period: int, at: Collection[int] = ()) -> bool:
+        return is_due(self.iter + 1, period, at, self.max_iter)
+
+    def _log(self, completed: int) -> None:
+        """Writes a line of metrics.
+
+        Detectron2's PeriodicWriter keeps only the latest value of each metric, so an evaluation
+        that is no multiple of its period can be lost.
+        """
+        samples = {f"samples/{name}": count for name, count in self.count_samples().items()}
+        self.storage.put_scalars(smoothing_hint=False, **samples)
+        for writer in self._writers:
+            writer.write()
+        if self._writers and time.monotonic() - self._recorded > RECORD_SECONDS:
+            self._recorded = time.monotonic()
+            with contextlib.suppress(UserError):  # a damaged run.json is told of at a checkpoint
+                self.folder.update(**self.progress(completed))
+
+    def _show_progress(self) -> None:
+        if not comm.is_main_process():
+            return
+        shown = {"loss": f"{self.storage.history('total_loss').latest():.3f}"}
+        if "bbox/AP" in self._latest:
+            shown["box AP"] = f"{self._latest['bbox/AP']:.1f}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
 
     def count_samples(self) -> dict[str, int]:
         """Updates and returns the totals over all processes, all of which must call it."""
@@ -174,27 +254,6 @@ class Trainer(SimpleTrainer):
             with contextlib.suppress(OSError):
                 writer.close()
 
-    def _hooks_of_run(self, title: str) -> list[Any]:
-        cfg = self.cfg
-        evaluation = hooks.EvaluationHook(
-            self._evaluate, cfg.TEST.EVAL_PERIOD, cfg.SVP.EVAL_ITERATIONS
-        )
-        if comm.is_main_process():
-            self._writers = hooks.make_writers(self.folder, cfg, self.iter, self.max_iter)
-        return [
-            IterationTimer(),
-            LRScheduler(self.optimizer, self.scheduler),
-            evaluation,
-            hooks.MetricsHook(self._writers, cfg.SVP.LOG_PERIOD, evaluation),
-            hooks.ProgressHook(title, evaluation) if comm.is_main_process() else None,
-            hooks.CheckpointHook(
-                self._save,
-                cfg.SOLVER.CHECKPOINT_PERIOD,
-                self._branch_points,
-                goes_on=self.max_iter < cfg.SOLVER.MAX_ITER,
-            ),
-        ]
-
     def _evaluate(self, completed: int) -> dict[str, float]:
         # Test augmentation takes many times as long: at the end alone, not at a switch.
         last = completed == self.cfg.SOLVER.MAX_ITER
@@ -204,12 +263,18 @@ class Trainer(SimpleTrainer):
             if dataset == self.cfg.DATASETS.TEST[0]:
                 write_detections(self.folder, completed, dataset, results)
 
-        evaluations, metrics = evaluate_model(
-            self.cfg, self.network, hooks.EVALUATION_BAR, last, keep
+        bar = functools.partial(
+            Bar,
+            desc="  evaluating",
+            unit="image",
+            leave=False,
+            position=BAR_POSITION + 1,
+            disable=NO_BARS,
         )
+        evaluations, flat = evaluate_model(self.cfg, self.network, bar, last, keep)
         if comm.is_main_process():
             write_evaluation(self.folder, completed, evaluations)
-        return metrics
+        return flat
 
     def _save(self, completed: int) -> None:
         self.count_samples()
@@ -225,7 +290,7 @@ class Trainer(SimpleTrainer):
                 "samples": self.totals,
                 "unreadable": sorted(self.stream.unreadable),
                 "seconds": progress["seconds"],
-                "recent": hooks.recent_values(self.storage),
+                "recent": metrics.recent_values(self.storage),
                 "loss_normalizers": comm.gather(_detectron2.loss_normalizer(self.network)),
             },
             self.cfg.SVP.KEEP_CHECKPOINTS,

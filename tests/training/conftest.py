@@ -19,7 +19,6 @@ from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
-from scratch_vs_pretrain.training import hooks
 from scratch_vs_pretrain.training.checkpoint import load_newest
 from scratch_vs_pretrain.training.trainer import Trainer
 
@@ -195,15 +194,15 @@ def train_until(monkeypatch):
     """Trains a run folder and sends SIGTERM after so many completed iterations."""
 
     def train_until(folder, completed):
-        after_step = hooks.ProgressHook.after_step
+        show_progress = Trainer._show_progress
 
-        def stop(hook):
-            after_step(hook)
-            if hook.trainer.iter + 1 == completed:
+        def stop(trainer):
+            show_progress(trainer)
+            if trainer.iter + 1 == completed:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         with monkeypatch.context() as patch:
-            patch.setattr(hooks.ProgressHook, "after_step", stop)
+            patch.setattr(Trainer, "_show_progress", stop)
             assert worker.main([str(folder.path)]) == worker.INTERRUPTED
 
     return train_until

@@ -12,7 +12,7 @@ from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.training import __main__ as worker
-from scratch_vs_pretrain.training import checkpoint, hooks
+from scratch_vs_pretrain.training import checkpoint, trainer
 
 # Runs that nothing happened to, by their overrides: trained once, and read by several tests.
 ALONE = {}
@@ -186,7 +186,7 @@ def test_a_run_json_damaged_meanwhile_ends_the_run_in_a_sentence_with_its_remedy
     [folder] = prepare(study, tmp_path / "output")
 
     def child():
-        hooks.RECORD_SECONDS = -1  # tells run.json the progress with every line of metrics
+        trainer.RECORD_SECONDS = -1  # tells run.json the progress with every line of metrics
         at_iteration(2, lambda: folder.run_file.write_text('{"format": 2, "stu'))
         return worker.main([str(folder.path)])
 

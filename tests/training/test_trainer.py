@@ -1,25 +1,25 @@
+import contextlib
 import json
 import math
 import signal
-from types import SimpleNamespace
 
 import pytest
+from detectron2.engine import TrainerBase
 from detectron2.utils.events import EventStorage, JSONWriter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.training import hooks
-from scratch_vs_pretrain.training.hooks import (
+from scratch_vs_pretrain.config import default_config
+from scratch_vs_pretrain.training import distributed
+from scratch_vs_pretrain.training.distributed import Interrupted
+from scratch_vs_pretrain.training.metrics import (
     WINDOW,
-    CheckpointHook,
-    EvaluationHook,
-    Interrupted,
-    is_due,
     keep_recent,
     recent_values,
     restore_values,
     truncate_metrics,
 )
+from scratch_vs_pretrain.training.trainer import Trainer, is_due
 
 
 @given(st.integers(1, 500), st.integers(0, 50), st.sets(st.integers(1, 500)), st.integers(1, 500))
@@ -28,71 +28,78 @@ def test_due(completed, period, at, last):
     assert is_due(completed, period, at, last) == expected
 
 
-def trained(hook, last, stop_at=None):
-    """Calls a hook as Detectron2's loop does; returns the storage's scalars by iteration."""
-    scalars = {}
-    trainer = SimpleNamespace(max_iter=last, storage=SimpleNamespace())
-    trainer.storage.put_scalars = lambda smoothing_hint, **kw: scalars.update({trainer.iter: kw})
-    hook.trainer = trainer
-    hook.before_train()
-    try:
-        for trainer.iter in range(last):
-            if trainer.iter == stop_at:
-                signal.raise_signal(signal.SIGTERM)
-            hook.after_step()
-    finally:
-        hook.after_train()
-    return scalars
+class Steps(Trainer):
+    """Training without a network, which notes after how many iterations it did what."""
+
+    def __init__(self, last, period=0, at=(), stop_in=()):
+        TrainerBase.__init__(self)
+        self.max_iter, self.stop_in = last, list(stop_in)
+        self.cfg = default_config()
+        self.cfg.MODEL.DEVICE = "cpu"
+        self.cfg.SOLVER.MAX_ITER = last
+        self.cfg.SOLVER.CHECKPOINT_PERIOD = self.cfg.TEST.EVAL_PERIOD = period
+        self.cfg.SVP.EVAL_ITERATIONS = at
+        self._title, self._branch_points, self._recent, self._latest = "", (), {}, {}
+        self._writers, self._while_training = [], contextlib.ExitStack()
+        self.evaluated, self.saved, self.logged = [], [], []
+        self._save, self._log = self.saved.append, self.logged.append
+
+    def run_step(self):
+        self.storage.put_scalar("total_loss", 1.0)
+        for iteration, number in self.stop_in:
+            if iteration == self.iter:
+                signal.raise_signal(number)
+
+    def _evaluate(self, completed):
+        self.evaluated.append(completed)
+        return {"bbox/AP": float(completed)}
 
 
-def test_evaluates_when_due_and_after_the_last_iteration():
-    hook = EvaluationHook(lambda completed: {"bbox/AP": float(completed)}, period=4, at=[1])
-    assert trained(hook, 10) == {n - 1: {"bbox/AP": float(n)} for n in (1, 4, 8, 10)}
-    assert hook.latest == {"bbox/AP": 10.0}
-
-
-def test_checkpoints_each_period_and_at_the_end():
-    saved = []
-    trained(CheckpointHook(saved.append, period=3), 7)
-    assert saved == [3, 6, 7]
+def test_evaluates_and_saves_when_due_and_after_the_last_iteration():
+    steps = Steps(10, period=4, at=(1,))
+    steps.cfg.SVP.LOG_PERIOD = 3
+    steps.train()
+    assert steps.evaluated == [1, 4, 8, 10]
+    assert steps.logged == [1, 3, 4, 6, 8, 9, 10]
+    assert steps.saved == [4, 8, 10]
+    assert steps.storage.latest()["bbox/AP"] == (10.0, 9)
 
 
 def test_a_signal_saves_and_stops():
-    saved = []
+    steps = Steps(9, stop_in=[(4, signal.SIGTERM)])
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="after 5 iterations"):
-        trained(CheckpointHook(saved.append, period=100), 9, stop_at=4)
-    assert saved == [5]
+        steps.train()
+    assert steps.saved == [5]
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_signal_in_the_last_iteration_lets_the_run_finish():
-    saved = []
-    trained(CheckpointHook(saved.append, period=100), 3, stop_at=2)
-    assert saved == [3]
+    steps = Steps(3, stop_in=[(2, signal.SIGTERM)])
+    steps.train()
+    assert steps.saved == [3]
+
+
+def test_a_signal_at_a_switch_stops():
+    steps = Steps(3, stop_in=[(2, signal.SIGTERM)])
+    steps.cfg.SOLVER.MAX_ITER = 9
+    with pytest.raises(Interrupted, match="after 3 iterations"):
+        steps.train()
 
 
 def test_the_same_request_twice_is_one():
     """torchrun passes Ctrl-C on, which the terminal has sent to the processes, too."""
-    hook = CheckpointHook(lambda completed: None, period=1)
-    hook.before_train()
-    try:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-    finally:
-        hook.after_train()
+    steps = Steps(9, stop_in=[(4, signal.SIGINT), (4, signal.SIGTERM)])
+    with pytest.raises(Interrupted, match="after 5 iterations"):
+        steps.train()
 
 
 def test_a_second_signal_stops_at_once(monkeypatch):
-    monkeypatch.setattr(hooks, "SAME_REQUEST_SECONDS", -1)
-    hook = CheckpointHook(lambda completed: None, period=1)
-    hook.before_train()
-    try:
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        hook.after_train()
+    monkeypatch.setattr(distributed, "SAME_REQUEST_SECONDS", -1)
+    steps = Steps(9, stop_in=[(4, signal.SIGINT), (4, signal.SIGINT)])
+    with pytest.raises(KeyboardInterrupt):
+        steps.train()
+    assert steps.saved == []
 
 
 def test_smoothed_values_do_not_notice_a_resume(tmp_path):
