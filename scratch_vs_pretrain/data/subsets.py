@@ -25,16 +25,8 @@ from typing import Any
 
 import msgspec
 
-from scratch_vs_pretrain.data.coco import (
-    Entry,
-    Identity,
-    coco_file,
-    id_order,
-    parse,
-    read_annotations,
-    readable,
-    without_gc,
-)
+from scratch_vs_pretrain.data import coco
+from scratch_vs_pretrain.data.coco import Entry, Identity
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import write_atomically
 
@@ -128,7 +120,7 @@ def draw(ids: Sequence[int | str], count: int, seed: int) -> list[int | str]:
 
 def digest(ids: Iterable[int | str]) -> str:
     """Returns the SHA-256 of an id list: ascending, one a line (numbers before texts)."""
-    lines = "".join(f"{identity}\n" for identity in sorted(ids, key=id_order))
+    lines = "".join(f"{identity}\n" for identity in sorted(ids, key=coco.id_order))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -162,7 +154,7 @@ def subset_file(subset: Subset, annotations: Path) -> Path:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content)
-        read_annotations(file)
+        coco.read_annotations(file)
     except OSError as error:
         raise UserError(
             f"{file.parent}: cannot keep subsets there ({error.strerror}); set SVP_CACHE to "
@@ -185,7 +177,7 @@ def _is_whole(file: Path) -> bool:
 
 def _fingerprint(annotations: Path) -> str:
     # No program can set a change time, so a file that was changed never keeps its fingerprint.
-    with readable(annotations):
+    with coco.readable(annotations):
         path = annotations.resolve()
         state = path.stat()
     facts = [CACHE_FORMAT, str(path), state.st_ino, state.st_size]
@@ -207,11 +199,11 @@ def extract(path: Path, draw: Callable[[list[Identity]], list[Identity]]) -> byt
     """Returns a COCO file of the images that `draw` takes of all ids: ascending, with their
     annotations in the order of the file, which alone are parsed, and all categories. Raises
     UserError for an annotation of an image that is not listed."""
-    with readable(path), without_gc():
+    with coco.readable(path), coco.without_gc():
         content, owners = _outline(path, path.read_bytes())
     entries = content.get("annotations") if isinstance(content, dict) else None
     listed = {**content, "annotations": []} if isinstance(entries, list) else content
-    file = coco_file(path, "", listed)
+    file = coco.coco_file(path, "", listed)
     for problem in file.unusable:
         raise UserError(f"{path}: {problem}")
     known = {image["id"] for image in file.images}
@@ -234,7 +226,7 @@ def _outline(path: Path, data: bytes) -> tuple[Any, list[Any]]:
         owners: list[Any] = [owner(entry).image_id for entry in found.annotations]
         return msgspec.structs.asdict(found), owners
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        content = parse(path, data)
+        content = coco.parse(path, data)
     entries = content.get("annotations") if isinstance(content, dict) else None
     owners = [one.get("image_id") if isinstance(one, dict) else None for one in entries or ()]
     return content, [one if isinstance(one, (int, float, str)) else None for one in owners]

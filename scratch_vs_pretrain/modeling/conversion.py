@@ -21,15 +21,8 @@ from torch import Tensor, nn
 
 from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling import vgg
+from scratch_vs_pretrain.modeling import checkpoint_file, vgg
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-from scratch_vs_pretrain.modeling.checkpoint_file import (
-    local_file,
-    read_checkpoint,
-    read_metadata,
-    weights_sha256,
-    write_backbone,
-)
 from scratch_vs_pretrain.modeling.checks import some
 from scratch_vs_pretrain.run_folder import write_json
 from scratch_vs_pretrain.run_info import Loaded, PretrainingCost
@@ -245,17 +238,19 @@ def convert_file(source: str | Path, output: Path, architecture: str) -> Loaded:
     """
     if output.suffix != ".pth":
         raise UserError(f"{output}: name a file that ends in .pth")
-    if output.exists() and output.samefile(local_file(source)):
+    if output.exists() and output.samefile(checkpoint_file.local_file(source)):
         raise UserError(f"{output}: is the checkpoint itself; choose another output file")
-    weights = convert(read_checkpoint(source), architecture, str(source))
+    weights = convert(checkpoint_file.read_checkpoint(source), architecture, str(source))
     check_finite(weights.tensors, str(source))
     converted = {
         "architecture": architecture,
         "source": str(source),
-        "sha256": weights_sha256(source),
+        "sha256": checkpoint_file.weights_sha256(source),
     }
     # What `svp pretrain` noted about pixels still holds.
-    write_backbone(output, weights.tensors, {**read_metadata(source), "converted": converted})
+    checkpoint_file.write_backbone(
+        output, weights.tensors, {**checkpoint_file.read_metadata(source), "converted": converted}
+    )
     # And what it cost, which lies beside the file.
     cost = PretrainingCost.file(output)
     cost.unlink(missing_ok=True)

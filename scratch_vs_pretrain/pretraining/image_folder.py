@@ -6,10 +6,10 @@ Batch k of an epoch is a function of (seed, epoch, k) alone, whatever the number
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +24,6 @@ from scratch_vs_pretrain.pictures import deep_as_rgb
 from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 from scratch_vs_pretrain.progress import Bar
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Transform = Callable[[Any], Tensor]
-
 # Pictures are shown to a classifier at 7/8 of the size they were resized to: 224 of 256.
 RESIZE_FACTOR = 8 / 7
 CACHE_BYTES = 2**30
@@ -37,6 +32,7 @@ ASPECT_RATIOS = (3 / 4, 4 / 3)
 Sample = tuple[str, int]
 Key = tuple[int, int]
 Batch = tuple[Tensor, Tensor]
+Transform = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)

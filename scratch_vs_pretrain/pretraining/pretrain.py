@@ -120,10 +120,7 @@ class PretrainResult:
 
 
 def pretrain(
-    cfg: CfgNode,
-    image_folder: Path,
-    output_file: Path,
-    spec: PretrainSpec | None = None,
+    cfg: CfgNode, image_folder: Path, output_file: Path, spec: PretrainSpec
 ) -> PretrainResult:
     """Trains a config's backbone as a classifier and writes its weights.
 
@@ -135,9 +132,8 @@ def pretrain(
         cfg: the detector's config; backbone, pixel statistics and channel order are its own.
         image_folder: ``train/<class>/*`` and ``val/<class>/*``, or ``<class>/*``.
         output_file: written atomically at the end.
-        spec: the recipe; None for ImageNet's.
+        spec: the recipe.
     """
-    spec = spec or PretrainSpec()
     spec.check()
     _check_writable(output_file)
     device = _device(spec.device)

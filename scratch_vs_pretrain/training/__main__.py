@@ -28,17 +28,9 @@ from scratch_vs_pretrain.modeling.checkpoint_file import weights_sha256
 from scratch_vs_pretrain.reproducibility import provenance
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo
-from scratch_vs_pretrain.training import branch
+from scratch_vs_pretrain.training import branch, distributed
 from scratch_vs_pretrain.training.checkpoint import load_newest
-from scratch_vs_pretrain.training.distributed import (
-    Ending,
-    Endings,
-    Interrupted,
-    agreed,
-    join,
-    leave,
-    train_in_processes,
-)
+from scratch_vs_pretrain.training.distributed import Ending, Endings, Interrupted
 from scratch_vs_pretrain.training.exactness import inexact_because, numerics
 from scratch_vs_pretrain.training.trained import config_of
 from scratch_vs_pretrain.training.trainer import Trainer
@@ -197,14 +189,14 @@ def train_folder(folder: RunFolder, verbose: bool) -> int:
     with contextlib.ExitStack() as held:
         problem = state = None
         try:
-            join(config_of(folder.config_file).MODEL.DEVICE)
+            distributed.join(config_of(folder.config_file).MODEL.DEVICE)
             if comm.is_main_process():
                 held.enter_context(folder.lock())
                 folder.remove_leftovers()
                 state = folder.read().state
         except UserError as error:
             problem = str(error)
-        problem, state = agreed((problem, state))
+        problem, state = distributed.agreed((problem, state))
         if problem is not None:
             if comm.is_main_process():
                 say(problem)
@@ -214,7 +206,7 @@ def train_folder(folder: RunFolder, verbose: bool) -> int:
         held.enter_context(logging_to(folder if comm.is_main_process() else None, verbose))
         status = run_and_record(folder)
     if status == FINISHED:
-        leave()
+        distributed.leave()
     return status
 
 
@@ -240,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder = RunFolder(options.folder)
     if options.processes > 1:
-        return train_in_processes(folder, options.processes, options.verbose)
+        return distributed.train_in_processes(folder, options.processes, options.verbose)
     return train_folder(folder, options.verbose)
 
 
