@@ -10,13 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from detectron2.utils.events import (
-    CommonMetricPrinter,
-    EventStorage,
-    EventWriter,
-    JSONWriter,
-    TensorboardXWriter,
-)
+from detectron2.utils import events
 from fvcore.common.history_buffer import HistoryBuffer
 
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
@@ -27,7 +21,7 @@ logger = logging.getLogger(__name__)
 WINDOW = 20
 
 
-class _Events(TensorboardXWriter):
+class _Events(events.TensorboardXWriter):
     """TensorBoard's events, on disk when a write returns, as metrics.json is."""
 
     def __init__(self, folder: Path, completed: int) -> None:
@@ -40,24 +34,26 @@ class _Events(TensorboardXWriter):
         self._writer.flush()
 
 
-def make_writers(folder: RunFolder, cfg: Any, completed: int, last: int) -> list[EventWriter]:
+def make_writers(
+    folder: RunFolder, cfg: Any, completed: int, last: int
+) -> list[events.EventWriter]:
     """Returns what writes a run's metrics: metrics.json, TensorBoard's events, log.txt.
 
     `completed` is the iterations before this start, `last` those at the end, for the log's ETA.
     """
-    writers: list[EventWriter] = [JSONWriter(str(folder.metrics_file))]
+    writers: list[events.EventWriter] = [events.JSONWriter(str(folder.metrics_file))]
     if cfg.SVP.TENSORBOARD and importlib.util.find_spec("tensorboard"):
         writers.append(_Events(folder.path / "tensorboard", completed))
     # The last, because it puts the ETA among the metrics.
-    return [*writers, CommonMetricPrinter(last)]
+    return [*writers, events.CommonMetricPrinter(last)]
 
 
-def keep_recent(storage: EventStorage) -> None:
+def keep_recent(storage: events.EventStorage) -> None:
     """Lets a fresh storage keep of each metric the values that are smoothed over, not all."""
     storage.histories().default_factory = functools.partial(HistoryBuffer, WINDOW)
 
 
-def recent_values(storage: EventStorage) -> dict[str, list[list[float]]]:
+def recent_values(storage: events.EventStorage) -> dict[str, list[list[float]]]:
     """Returns the last values of each metric as [value, iteration] pairs, for a checkpoint."""
     return {
         name: [[float(value), float(iteration)] for value, iteration in history.values()[-WINDOW:]]
@@ -65,7 +61,7 @@ def recent_values(storage: EventStorage) -> dict[str, list[list[float]]]:
     }
 
 
-def restore_values(storage: EventStorage, values: dict[str, list[list[float]]]) -> None:
+def restore_values(storage: events.EventStorage, values: dict[str, list[list[float]]]) -> None:
     """Puts the values of :func:`recent_values` into a fresh storage."""
     for name, pairs in values.items():
         for value, iteration in pairs:

@@ -1,4 +1,4 @@
-"""One run's trainer: Detectron2's loop with this package's stream, hooks and exact checkpoints."""
+"""One run's trainer: Detectron2's loop with this package's stream and exact checkpoints."""
 
 from __future__ import annotations
 
@@ -47,6 +47,10 @@ logger = logging.getLogger(__name__)
 BAR_POSITION = int(os.environ.get("SVP_BAR_POSITION", "0"))
 # The launcher may show them all in a table of its own.
 NO_BARS = os.environ.get("SVP_BARS") == "0"
+# Around the batches of an evaluation.
+EVALUATION_BAR = functools.partial(
+    Bar, desc="  evaluating", unit="image", leave=False, position=BAR_POSITION + 1, disable=NO_BARS
+)
 # How often run.json is told the progress, at most.
 RECORD_SECONDS = 10
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -263,15 +267,7 @@ class Trainer(SimpleTrainer):
             if dataset == self.cfg.DATASETS.TEST[0]:
                 write_detections(self.folder, completed, dataset, results)
 
-        bar = functools.partial(
-            Bar,
-            desc="  evaluating",
-            unit="image",
-            leave=False,
-            position=BAR_POSITION + 1,
-            disable=NO_BARS,
-        )
-        evaluations, flat = evaluate_model(self.cfg, self.network, bar, last, keep)
+        evaluations, flat = evaluate_model(self.cfg, self.network, EVALUATION_BAR, last, keep)
         if comm.is_main_process():
             write_evaluation(self.folder, completed, evaluations)
         return flat
