@@ -68,8 +68,8 @@ class ShapesSpec:
     Attributes:
         train, test: images.
         image_size: pixels a side.
-        objects: fewest and most objects in an image, before hidden ones are left out.
-        object_size: smallest and largest diameter of an object's circumscribed circle, in pixels;
+        objects: fewest (at least 1) and most in an image, before hidden ones are left out.
+        object_size: smallest (at least 6) and largest diameter of the circumscribed circle, pixels;
             log-uniform between them.
         rotation: largest to either side, in radians.
         typical: share of the objects that wear their class's coat; the others wear any texture.
@@ -96,22 +96,6 @@ class ShapesSpec:
     blur: float = 0.8
     keypoints: bool = False
     classes: int = len(CLASSES)
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if min(value if isinstance(value, tuple) else (value,)) < 0:
-                raise UserError(f"shapes: {name} is {value}; it cannot be negative")
-            if name in ("typical", "texture", "background") and value > 1:
-                raise UserError(f"shapes: {name} is {value}; give 0 to 1")
-        if not 1 <= self.objects[0] <= self.objects[1]:
-            raise UserError(f"shapes: objects is {self.objects}; give fewest (at least 1) and most")
-        if not 1 <= self.classes <= len(CLASSES):
-            raise UserError(f"shapes: classes is {self.classes}; give 1 to {len(CLASSES)}")
-        if not 6 <= self.object_size[0] <= self.object_size[1] <= self.image_size:
-            raise UserError(
-                f"shapes: object_size is {self.object_size}; give smallest (at least 6) and "
-                f"largest (at most image_size, {self.image_size})"
-            )
 
 
 @dataclass(frozen=True)
