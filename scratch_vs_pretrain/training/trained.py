@@ -31,12 +31,7 @@ from scratch_vs_pretrain.training.checkpoint import load_trained
 # What a result of each task has beside image, category and score.
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
-# Ours, which build the same networks and more, and Detectron2's.
-BUILDERS = {
-    "build_svp_resnet_backbone": "build_resnet_backbone",
-    "build_svp_resnet_fpn_backbone": "build_resnet_fpn_backbone",
-    "build_svp_retinanet_resnet_fpn_backbone": "build_retinanet_resnet_fpn_backbone",
-}
+# Where the modules of a plain Detectron2 model are.
 PLAIN = ("detectron2", "fvcore", "torch")
 
 
@@ -175,8 +170,8 @@ def _plain(cfg: CfgNode) -> CfgNode | None:
     plain = get_cfg()
     try:
         _copy(cfg, plain)
-        name = plain.MODEL.BACKBONE.NAME
-        plain.MODEL.BACKBONE.NAME = BUILDERS.get(name, name)
+        # Our builders of ResNets make the same networks as Detectron2's, and more.
+        plain.MODEL.BACKBONE.NAME = plain.MODEL.BACKBONE.NAME.replace("build_svp_", "build_")
         return None if _network(plain)[1] else plain
     except Exception:  # of any kind, from a builder that needs what is not there
         return None
