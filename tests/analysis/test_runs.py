@@ -147,7 +147,7 @@ def test_reading_imports_neither_torch_nor_detectron2():
         "heavy = {'pandas', 'matplotlib', 'scipy'} & set(sys.modules); assert not heavy, heavy;"
         "from scratch_vs_pretrain.analysis.runs import frame;"
         "from scratch_vs_pretrain.analysis.figures import curves;"
-        "from scratch_vs_pretrain.analysis.stats import paired;"
+        "from scratch_vs_pretrain.analysis.stats import conclusions;"
         "from scratch_vs_pretrain.analysis.tables import published;"
         "wrong = {'torch', 'detectron2', 'matplotlib.pyplot'} & set(sys.modules);"
         "assert not wrong, wrong"
