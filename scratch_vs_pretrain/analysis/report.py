@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from scratch_vs_pretrain.analysis.figures.curves import answer_figure
 from scratch_vs_pretrain.analysis.figures.finals import by_size
 from scratch_vs_pretrain.analysis.figures.panels import styles_of
-from scratch_vs_pretrain.analysis.figures.style import arm_styles, figure_bytes, new_figure
+from scratch_vs_pretrain.analysis.figures.style import figure_bytes, new_figure
 from scratch_vs_pretrain.analysis.registry import figure, table
 from scratch_vs_pretrain.analysis.runs.numbers import names
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
@@ -240,7 +240,7 @@ def _svg(figure: Figure, prefix: str) -> Markup:
 def _spark(part: Part, prefix: str) -> Markup:
     """Returns both arms' curves as an SVG of the size of a word."""
     drawn, (ax,) = new_figure(1, width=1.2, height=0.4)
-    styles = arm_styles(part.curves, next(iter(part.curves), None))
+    styles = styles_of(part.setting.results.runs)
     for arm, band in part.curves.items():
         ax.plot(band.iterations, band.mean, color=styles[arm].color, linewidth=1.5)
     ax.set_ylim(bottom=0)

@@ -10,9 +10,10 @@ from scratch_vs_pretrain.analysis.figures.curves import (
     loss_figure,
     overlay_figure,
 )
+from scratch_vs_pretrain.analysis.figures.panels import styles_of
 from scratch_vs_pretrain.analysis.figures.style import SCRATCH_COLOR
 from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.stats.answer import Band
+from scratch_vs_pretrain.analysis.stats.answer import Band, answer
 from scratch_vs_pretrain.analysis.stats.crossing import Region
 from scratch_vs_pretrain.errors import UserError
 
@@ -186,9 +187,12 @@ def picture(low, high, seeds=3):
     x = np.array([100, 300, 600])
     band = Band(x, np.array([5.0, 15.0, 30.0]), x / 100, x / 10, seeds)
     region = Region(low, high, low, 600.0)
+    runs = [
+        SimpleNamespace(study="demo", arm=a, from_scratch=a == "random") for a in ("random", "moco")
+    ]
     return SimpleNamespace(
         title="demo",
-        setting=SimpleNamespace(metric="bbox/AP"),
+        setting=SimpleNamespace(metric="bbox/AP", results=SimpleNamespace(runs=runs)),
         judged=SimpleNamespace(catch_up=region),
         curves={"random": band, "moco": band},
         drops=(400,),
@@ -215,6 +219,17 @@ def test_the_picture_of_an_answer_marks_where_scratch_catches_up(region, grey, s
     assert "with its 95 % interval" in caption(figure)
     marked = [(p.get_x(), p.get_x() + p.get_width()) for p in ax.patches]
     assert [tuple(round(x, -1) for x in one) for one in marked] == ([grey] if grey else [])
+
+
+def test_an_arm_has_one_color_in_all_pictures_of_a_study(folders):
+    arms = ("scratch", "imagenet", "moco")
+    for arm in arms:
+        folders.run(arm, curve={300: 15.0, 600: 30.0}, arm_order=list(arms))
+    runs = load_runs(folders.root)
+    styles = styles_of(runs)
+    for part in answer(runs).parts:
+        drawn = [line for line in answer_figure(part).axes[0].lines if line.get_linestyle() == "-"]
+        assert [line.get_color() for line in drawn] == [styles[arm].color for arm in part.curves]
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,13 @@ from scratch_vs_pretrain.analysis.figures.panels import (
     metric_title,
     of_schedule,
     sentences,
+    styles_of,
     subject,
 )
 from scratch_vs_pretrain.analysis.figures.style import (
     ON_LINES,
     PAGE_WIDTH,
     ROW_HEIGHT,
-    arm_styles,
     label_ends,
     write,
 )
@@ -125,7 +125,7 @@ def _figure(rows: Mapping[str, Records], metrics: Sequence[str], x: str, band: s
 def answer_figure(part: Part) -> Figure:
     """Draws an answer: both arms' curves with 95 % bands, and where scratch catches up."""
     scratch = next(iter(part.curves), None)
-    styles = arm_styles(part.curves, scratch)
+    styles = styles_of(part.setting.results.runs)
     lines = [
         Line(arm, styles[arm], "", b.iterations, b.mean, b.low, b.high, b.seeds, drops=part.drops)
         for arm, b in part.curves.items()
