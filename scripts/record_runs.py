@@ -60,6 +60,8 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="holds run folders")
     parser.add_argument("destination", type=Path, help="what is there already is left as it is")
     options = parser.parse_args()
+    if not options.runs.is_dir():
+        parser.error(f"{options.runs}: no such folder")
     for path in record(options.runs, options.destination):
         print(path)
 
