@@ -53,6 +53,12 @@ PAPER = {
 }
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    """Data of a demo or a miniature that was run in the repository are not looked at."""
+    monkeypatch.chdir(tmp_path)
+
+
 def study_named(name: str):
     return load_study(STUDIES / f"{name}.yaml")
 
