@@ -4,22 +4,22 @@
     uv run python scripts/record_runs.py output/miniature notebooks/data/miniature
 
 A copy is run.json, evaluations/ and metrics.json without what no table or figure reads: single
-losses, times of an iteration, diagnostics, the samples seen between evaluations. Checkpoints,
-configs and logs stay behind, and so do the host's name and the folder of the initial weights.
+losses, times of an iteration, diagnostics, the samples seen between evaluations. AP keeps six
+decimals, losses and rates five digits. Checkpoints, configs and logs stay behind, and so do the
+host's name and the folder of the initial weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders, write_json
 
 KEPT = ("iteration", "total_loss", "lr")
-DIGITS = 5
+DIGITS, DECIMALS = 5, 6
 
 
 def record(runs: Path, destination: Path) -> list[Path]:
@@ -35,7 +35,10 @@ def record(runs: Path, destination: Path) -> list[Path]:
         if init["weights"]:
             init["weights"] = Path(init["weights"]).name
             (init["pretraining"] or {}).pop("config", None)
-        shutil.copytree(folder.path / "evaluations", copy.path / "evaluations")
+        copy.evaluations.mkdir(parents=True)
+        for file in sorted(folder.evaluations.iterdir()):
+            numbers = json.dumps(_rounded(json.loads(file.read_text())))
+            (copy.evaluations / file.name).write_text(f"{numbers}\n")
         lines = folder.metrics_file.read_text().splitlines()
         copy.metrics_file.write_text("".join(map(_thinned, lines)))
         write_json(copy.run_file, run)
@@ -43,11 +46,17 @@ def record(runs: Path, destination: Path) -> list[Path]:
     return copied
 
 
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return round(value, DECIMALS) if isinstance(value, float) else value
+
+
 def _thinned(line: str) -> str:
     row: dict[str, Any] = json.loads(line)
     evaluated = any("/AP" in key for key in row)
     kept = {
-        key: float(f"{value:.{DIGITS}g}") if key in ("total_loss", "lr") else value
+        key: float(f"{value:.{DIGITS}g}") if key in ("total_loss", "lr") else _rounded(value)
         for key, value in row.items()
         if key.startswith(KEPT) or (evaluated and key.startswith("samples/")) or "/A" in key
     }
