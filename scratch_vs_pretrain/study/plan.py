@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fvcore.common.config import CfgNode
 from tabulate import tabulate  # type: ignore[import-untyped]
@@ -72,24 +72,27 @@ class Plan:
 
     def text(self) -> str:
         """Returns the plan as `svp plan` prints it."""
+        seeds: dict[PlannedRun, list[str]] = {}
+        for row in self.rows:
+            seeds.setdefault(replace(row, seed=0), []).append(str(row.seed))
         columns = {
-            "size": [row.size or "-" for row in self.rows],
-            "arm": [row.arm for row in self.rows],
-            "schedule": [row.schedule for row in self.rows],
-            "seed": [str(row.seed) for row in self.rows],
-            "iterations": [f"{row.iterations:,}" for row in self.rows],
-            "rate drops at": [" ".join(f"{drop:,}" for drop in row.drops) for row in self.rows],
-            "switches at": ["-" if row.switch is None else f"{row.switch:,}" for row in self.rows],
-            "shares trunk to": [f"{row.shared:,}" if row.trunk else "-" for row in self.rows],
-            "images": [f"{row.images:,}" for row in self.rows],
-            "epochs": ["-" if row.epochs is None else f"{row.epochs:,.1f}" for row in self.rows],
+            "size": [row.size or "-" for row in seeds],
+            "arm": [row.arm for row in seeds],
+            "schedule": [row.schedule for row in seeds],
+            "seeds": [" ".join(of_row) for of_row in seeds.values()],
+            "iterations": [f"{row.iterations:,}" for row in seeds],
+            "rate drops at": [" ".join(f"{drop:,}" for drop in row.drops) for row in seeds],
+            "switches at": ["-" if row.switch is None else f"{row.switch:,}" for row in seeds],
+            "shares trunk to": [f"{row.shared:,}" if row.trunk else "-" for row in seeds],
+            "images": [f"{row.images:,}" for row in seeds],
+            "epochs": ["-" if row.epochs is None else f"{row.epochs:,.1f}" for row in seeds],
         }
-        if len(set(columns["seed"])) == 1:
-            del columns["seed"]
+        if len({row.seed for row in self.rows}) == 1:
+            del columns["seeds"]
         for name in ("size", "switches at", "shares trunk to"):
             if set(columns[name]) == {"-"}:
                 del columns[name]
-        texts = ("arm", "schedule", "rate drops at")
+        texts = ("arm", "schedule", "seeds", "rate drops at")
         table = tabulate(
             columns,
             headers="keys",

@@ -81,10 +81,15 @@ def test_the_papers_schedules_cost_less_than_half(base):
     assert "scratch: 780,000 iterations instead of 1,800,000 (0.433x)" in planned.text()
 
 
-def test_seeds_are_shown_where_there_are_several(base):
-    text = plan(pair(base, (SHORT,), seeds=(0, 12))).text()
-    assert text.splitlines()[2].split()[:3] == ["scratch", "short", "12"]
-    assert text.splitlines()[-2] == "4 runs, 2,400 iterations"
+def test_runs_that_differ_by_seed_alone_are_one_row(base):
+    heading, scratch, pretrained, runs, _ = (
+        plan(pair(base, (SHORT,), seeds=(0, 12))).text().splitlines()
+    )
+    assert heading.split()[2] == "seeds"
+    assert scratch.split()[:4] == ["scratch", "short", "0", "12"]
+    assert pretrained.split()[:4] == ["pretrained", "short", "0", "12"]
+    assert runs == "4 runs, 2,400 iterations"
+    assert "seeds" not in plan(pair(base, (SHORT,))).text()
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ def hours_text(hours: float, cpu: bool) -> str:
     """Returns hours as one says them."""
     unit = "CPU" if cpu else "GPU"
     if hours < 0.095:
-        return f"{max(1, round(60 * hours))} {unit} minutes"
+        minutes = max(1, round(60 * hours))
+        return f"{minutes} {unit} minute{'s' * (minutes != 1)}"
     return f"{hours:.1f} {unit} hours" if hours < 100 else f"{hours:,.0f} {unit} hours"
 
 
