@@ -4,8 +4,6 @@ Everything below is imported when it is first used: neither this import nor that
 torch, and reading runs never does.
 """
 
-from __future__ import annotations
-
 import pkgutil
 from typing import TYPE_CHECKING, Any
 

@@ -11,8 +11,6 @@ imports this package (packaging/detectron2-build-stub), so that there plain
 Python has not imported when it starts.
 """
 
-from __future__ import annotations
-
 import builtins
 import functools
 import importlib.util

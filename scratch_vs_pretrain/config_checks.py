@@ -3,8 +3,6 @@
 Configs are all that is looked at, without torch; modeling/checks.py looks at built models.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 It works where torch and Detectron2 are absent: saying so is its purpose.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import importlib.util

@@ -1,7 +1,5 @@
 """Image files: where they are, what their headers say, and how deep ones become 8 bits."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -6,8 +6,6 @@ nothing that is not installed. A run's config.yaml carries their names (``SVP.IM
 every process of the run imports them before it reads anything.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib

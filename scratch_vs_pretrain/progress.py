@@ -1,7 +1,5 @@
 """One rule for all progress bars: a bar on a terminal, now and then a line in a log file."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a result depends on: random states, and where it comes from (versions, commit, machine)."""
 
-from __future__ import annotations
-
 import datetime
 import importlib.metadata
 import platform

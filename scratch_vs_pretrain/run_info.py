@@ -4,8 +4,6 @@ Format 1, of which format 2 has every field and more, is read as well. Numbers e
 which a float64 holds every integer, so that no sum or square of a few leaves its range.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

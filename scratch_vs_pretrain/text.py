@@ -4,8 +4,6 @@ Names, reasons and paths may hold what a terminal obeys (escapes), what turns th
 (bidirectional marks), what a spreadsheet computes, or what LaTeX and HTML take for commands.
 """
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Iterable

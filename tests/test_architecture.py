@@ -25,15 +25,15 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_310,
-    "study": 4_159,
-    "training": 1_931,
-    "evaluation": 1_140,
-    "pretraining": 581,
-    "data": 2_844,
-    "modeling": 1_804,
-    "analysis": 6_462,
-    "cli": 999,
+    "": 2_290,
+    "study": 4_139,
+    "training": 1_907,
+    "evaluation": 1_124,
+    "pretraining": 582,
+    "data": 2_832,
+    "modeling": 1_790,
+    "analysis": 6_423,
+    "cli": 991,
 }
 MOST_LINES_OF_A_MODULE = 400
 FEW_LINES = 60

@@ -4,8 +4,6 @@ First the answer with its picture and setting, then a section for each study; wh
 is folded.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import importlib.resources

@@ -1,7 +1,5 @@
 """``svp``: thin commands over the package's parts, a module for each group of them."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

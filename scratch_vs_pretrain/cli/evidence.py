@@ -1,7 +1,5 @@
 """The commands that read run folders: tables, figures, the answer, the conclusions, the report."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

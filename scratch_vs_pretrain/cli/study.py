@@ -1,7 +1,5 @@
 """``svp plan``, ``budget``, ``run``, ``status`` and ``prune``."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

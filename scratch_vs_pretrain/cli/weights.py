@@ -1,7 +1,5 @@
 """``svp pretrain``, ``convert-weights``, ``predict`` and ``export``."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Iterable

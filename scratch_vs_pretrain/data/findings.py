@@ -4,8 +4,6 @@ More than a little of what is dropped, and what shows that numbers mean somethin
 is never harmless.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -5,8 +5,6 @@ a little of that, and what shows that numbers mean something else than COCO's, i
 `svp check-data` lists the same findings, because it calls the same function.
 """
 
-from __future__ import annotations
-
 import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence

@@ -10,8 +10,6 @@ has a hole, which polygons cannot hold. Detectron2 reads them with ``INPUT.MASK_
 (its polygon mode takes no run lengths). Boxes and areas are those of the masks.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

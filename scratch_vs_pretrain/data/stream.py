@@ -6,8 +6,6 @@ where training was resumed. Here indices are grouped before anything is loaded, 
 augmentation draws from (seed, its position in the stream).
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

@@ -9,8 +9,6 @@ A subset's file is an ordinary COCO file, made once, so whatever reads data sets
 lies in a folder named by the fingerprint of the file that it was drawn from.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """PASCAL VOC trees as COCO annotations, boxes as Detectron2's ``load_voc_instances`` has them."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

@@ -7,8 +7,6 @@ order of tied scores. Three things differ from calling pycocotools by hand: no r
 pycocotools takes a match with one whose id is 0 for none.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a detector finds in the first test pictures, kept for `svp plot --figure detections`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

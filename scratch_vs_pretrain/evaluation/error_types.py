@@ -14,8 +14,6 @@ mended: TIDE's dAP. Costs do not add up to what AP50 lacks, because one mended e
 another.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Runs a model over the test data sets of a config and scores it."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

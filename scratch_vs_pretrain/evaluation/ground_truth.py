@@ -5,8 +5,6 @@ anew (its matching takes id 0 for no match), and annotations that no detection c
 out, by the rules by which training drops them.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path

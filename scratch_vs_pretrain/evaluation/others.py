@@ -1,7 +1,5 @@
 """Evaluators beside COCO's: users' (``SVP.EVALUATORS``), VOC's, and a Panoptic FPN's."""
 
-from __future__ import annotations
-
 import functools
 import math
 import tempfile

@@ -4,8 +4,6 @@ The objects are the things; what no object covers is one class of stuff, ``backg
 void. Definitions: Kirillov et al., "Panoptic Segmentation" (arXiv 1801.00868), Section 4.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from typing import Any

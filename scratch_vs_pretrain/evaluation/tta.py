@@ -1,7 +1,5 @@
 """Test augmentation: detections merged over several scales and mirror images (``TEST.AUG``)."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

@@ -6,8 +6,6 @@ network are filled by fvcore's ``c2_msra_fill`` (std = sqrt(2 / fan_out)), those
 config key where Detectron2 or torch fail on an assertion.
 """
 
-from __future__ import annotations
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone

@@ -1,7 +1,5 @@
 """Checkpoint files: found, opened and hashed once, and read without executing what they hold."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import io

@@ -8,8 +8,6 @@ usual recipe with pre-trained ones, whose backbone may be frozen in part or as a
 in one process it is a BatchNorm. A run records what it had, not what its config asked for.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence

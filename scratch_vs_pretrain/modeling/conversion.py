@@ -7,8 +7,6 @@ their own names. Names are matched exactly once the prefix is known; Detectron2'
 heuristic is not used, because it may match a wrong layer without saying so.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ Of detectors, Detectron2's names are known and those of torchvision's ``maskrcnn
 values that the other arms have for the same seed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

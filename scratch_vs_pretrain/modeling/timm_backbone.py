@@ -4,8 +4,6 @@ Their maps at strides 4, 8, 16 and 32 are called res2 to res5, so that configs f
 other change. Needs timm, the extra ``timm`` of this package.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any

@@ -4,8 +4,6 @@ Simonyan & Zisserman, "Very Deep Convolutional Networks", configuration D, as Fa
 conv1_1 to conv5_3 for the image, fc6 and fc7 for each region. Pre-training fills both.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from detectron2.config import CfgNode

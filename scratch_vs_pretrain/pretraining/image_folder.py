@@ -3,8 +3,6 @@
 Batch k of an epoch is a function of (seed, epoch, k) alone, whatever the number of workers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Classifier pre-training of a config's own backbone, on a folder of class folders."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import math

@@ -1,7 +1,5 @@
 """How a classifier is pre-trained."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

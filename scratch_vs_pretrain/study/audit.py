@@ -4,8 +4,6 @@ Reads merged configs alone, so it runs before anything is built; modeling/checks
 built models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

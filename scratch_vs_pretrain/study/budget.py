@@ -1,7 +1,5 @@
 """What each arm of a study will see, from its configs and annotation files alone."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 All of it is asked before anything is written: class count, heads, keypoints, evaluation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

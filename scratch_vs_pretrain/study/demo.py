@@ -1,7 +1,5 @@
 """``svp demo``: data, pre-training, both arms, table and curves, in one command."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A study's classes are pydantic's; what does not fit them is told as ``file: key:
 what to write``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

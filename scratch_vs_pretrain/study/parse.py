@@ -1,7 +1,5 @@
 """Reads a study file: safe, strict, and with a sentence for everything that is wrong."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Mapping

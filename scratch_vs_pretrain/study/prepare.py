@@ -1,7 +1,5 @@
 """Writes the run folders of a study, and checks those that are there."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Mapping

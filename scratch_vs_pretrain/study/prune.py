@@ -1,7 +1,5 @@
 """``svp prune``: what no unfinished or future run needs, listed, and deleted on demand."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 Trains in a temporary folder, with the very trainer of a run; the output folder stays as it is.
 """
 
-from __future__ import annotations
-
 import itertools
 import resource
 import shutil

@@ -1,7 +1,5 @@
 """The final config of a run: Detectron2's default, the base, and what the study says."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any
 

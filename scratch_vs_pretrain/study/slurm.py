@@ -6,8 +6,6 @@ and puts it back into the cluster's queue, where it goes on exactly.
 A job imports this module for each of its processes, which is why torch is not imported here.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import re

@@ -4,8 +4,6 @@ The search is a study of its own, ``<study>-tune``, with an arm for each point o
 run, resumed and read like any other.
 """
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 from operator import itemgetter

@@ -5,8 +5,6 @@ or in torchrun's environment, several processes train one run: the main one alon
 folder's lock and writes its files.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import logging

@@ -5,8 +5,6 @@ run of that schedule with the same arm and seed, in the folder beside it. ``take
 copied when the branch began, so that its cost is counted once.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

@@ -15,8 +15,6 @@ The momentum of a copied parameter goes with it. Averaged and new parameters sta
 the beginning of a training. Learning rate, iteration, random states and counters go on.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Atomic checkpoints that hold everything an exact resume needs."""
 
-from __future__ import annotations
-
 import io
 import logging
 from collections.abc import Collection

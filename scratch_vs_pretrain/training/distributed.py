@@ -5,8 +5,6 @@ LOCAL_RANK, MASTER_ADDR, MASTER_PORT), which :func:`train_in_processes` and subm
 Without RANK there is one process and nothing to join.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import datetime

@@ -1,7 +1,5 @@
 """What makes a resumed run equal to an uninterrupted one bit for bit, and whether one was."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator, Mapping

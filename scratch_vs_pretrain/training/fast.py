@@ -1,7 +1,5 @@
 """The options of ``SVP.FAST``: faster iterations, the same for every arm."""
 
-from __future__ import annotations
-
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The metrics that a run writes: metrics.json, TensorBoard's events, and lines in log.txt."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util

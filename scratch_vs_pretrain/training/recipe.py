@@ -4,8 +4,6 @@ A module that a study imports (:mod:`~scratch_vs_pretrain.plugins`) registers it
 that the config then gives: ``SVP.OPTIMIZER``, ``SVP.MAPPER``.
 """
 
-from __future__ import annotations
-
 import bisect
 import re
 from collections.abc import Callable

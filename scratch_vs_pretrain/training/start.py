@@ -1,7 +1,5 @@
 """How a process that trains a run is started, and told to stop; without torch."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

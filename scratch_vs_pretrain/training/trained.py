@@ -1,8 +1,6 @@
 """What a trained run gives: detections on any data set, as COCO's evaluation server takes them, and
 a plain Detectron2 checkpoint and config, which need this package no more."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import warnings

@@ -1,7 +1,5 @@
 """One run's trainer: Detectron2's loop with this package's stream and exact checkpoints."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import errno

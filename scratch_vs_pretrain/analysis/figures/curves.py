@@ -1,7 +1,5 @@
 """AP and training loss versus the length of training (the paper's Figures 1, 3, 4 and 6 to 8)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

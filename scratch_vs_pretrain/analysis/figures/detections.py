@@ -1,7 +1,5 @@
 """What the arms detect in the same test pictures, side by side with the ground truth."""
 
-from __future__ import annotations
-
 import itertools
 import struct
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 The paper's Figures 5 (bars) and 2 (samples).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Panels of lines, from runs: their numbers, how they are drawn, and what the caption says."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

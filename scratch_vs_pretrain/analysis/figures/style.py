@@ -1,7 +1,5 @@
 """What all figures share: colours, labels, captions, files. No pyplot, no global state."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import re

@@ -1,7 +1,5 @@
 """All numbers of one run: from ``evaluations/``, and from ``metrics.json`` what is not there."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

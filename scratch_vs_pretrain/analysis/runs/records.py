@@ -1,7 +1,5 @@
 """Run folders to records."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence

@@ -4,8 +4,6 @@ for answer in answers(load_runs("output/demo")):
     print(answer.text())
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """The paper's six conclusions, judged setting by setting; docs/verdicts.md tells the rules."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Scratch against one other arm: from curves to the claims of an answer; pure, on arrays."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

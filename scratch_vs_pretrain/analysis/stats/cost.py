@@ -1,7 +1,5 @@
 """What training had cost at each of a run's iterations."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np

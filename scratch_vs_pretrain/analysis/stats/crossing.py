@@ -12,8 +12,6 @@ by construction. ``benchmarks/verdicts.py`` measures how often the region holds 
 Arrays may have leading axes, one entry for each simulated study.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

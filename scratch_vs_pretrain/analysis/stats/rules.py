@@ -4,8 +4,6 @@
 that cannot be applied says why, and has neither.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Run folders to the arrays that verdicts rest on: finished runs only, one setting at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

@@ -12,8 +12,6 @@ lead may well appear only after a time at which neither arm had learned.
 Arrays may have leading axes, one entry for each simulated study.
 """
 
-from __future__ import annotations
-
 import bisect
 import functools
 import itertools

@@ -3,8 +3,6 @@
 What their numbers are, and what is refused: :mod:`.stats.comparison`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

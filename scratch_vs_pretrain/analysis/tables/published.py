@@ -1,7 +1,5 @@
 """Our final numbers beside the published ones: the paper's (arXiv 1811.08883), or the zoo's."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import importlib.resources

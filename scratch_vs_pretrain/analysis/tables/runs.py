@@ -1,7 +1,5 @@
 """Tables of the runs themselves: how far each is, while it trains too, and with what it trained."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import json

@@ -3,8 +3,6 @@
 Each raises UserError where :func:`.final_results` does so for all studies.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
