@@ -1,5 +1,7 @@
 """``svp plan``, ``budget``, ``run``, ``status`` and ``prune``."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import json

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import CNNBlockBase, ShapeSpec
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.modeling.roi_heads import build_box_head
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -66,12 +67,10 @@ class Classifier(nn.Module):
         for name, values in (("mean", cfg.MODEL.PIXEL_MEAN), ("std", cfg.MODEL.PIXEL_STD)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
         for block in self.bottom_up.modules():
-            # Each block starts as the identity (Goyal et al., Section 5.1; Wu and He, "Group
-            # Normalization", Section 4): with a short warm-up ResNet-50 diverges otherwise.
-            if isinstance(block, CNNBlockBase) and hasattr(block, "shortcut"):
-                norm = getattr(block, "conv3", block.conv2).norm
-                if norm is not None:
-                    nn.init.zeros_(norm.weight)
+            # Deep networks start as their shortcuts (Goyal et al., Section 5.1), or a short warm-up
+            # makes them diverge; ResNet-18 learns slower so (docs/learning.md).
+            if isinstance(block, BottleneckBlock) and block.conv3.norm:
+                nn.init.zeros_(block.conv3.norm.weight)
         self._feature, shape = list(self.bottom_up.output_shape().items())[-1]
         self.box_head: VGGFC67Head | None = None
         if cfg.MODEL.ROI_BOX_HEAD.NAME == BOX_HEAD:
