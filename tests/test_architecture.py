@@ -29,11 +29,11 @@ CEILINGS = {
     "study": 4_139,
     "training": 1_907,
     "evaluation": 1_124,
-    "pretraining": 582,
+    "pretraining": 581,
     "data": 2_832,
     "modeling": 1_790,
     "analysis": 6_423,
-    "cli": 991,
+    "cli": 993,
 }
 MOST_LINES_OF_A_MODULE = 400
 FEW_LINES = 60
