@@ -265,7 +265,7 @@ def test_two_gloo_processes_train_as_one_with_the_whole_batch(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
         process.kill()
     assert [process.exitcode for process in processes] == [0, 0]
 
