@@ -132,7 +132,7 @@ def _study(runs: Sequence[RunRecord], prefix: str) -> dict[str, Any]:
         "name": runs[0].study,
         "answer": found,
         "arms": list(_arms(runs)),
-        "spark": _spark(parts[0], prefix) if parts else "",
+        "sparks": [_spark(part, f"{prefix}s{n}-") for n, part in enumerate(parts)],
         "pictures": [
             _svg(answer_figure(part), f"{prefix}a{n}-")
             for n, part in enumerate(parts)
@@ -243,4 +243,4 @@ def _spark(part: Part, prefix: str) -> Markup:
         ax.plot(band.iterations, band.mean, color=styles[arm].color, linewidth=1.5)
     ax.set_ylim(bottom=0)
     ax.set_axis_off()
-    return _svg(drawn, f"{prefix}s-")
+    return _svg(drawn, prefix)

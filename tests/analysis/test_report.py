@@ -115,7 +115,7 @@ def test_several_studies_begin_with_an_overview():
         assert study in start
         assert f"#study-{1 + (100, 300, 1000, 3000).index(int(study[12:]))}" in page.loads
     assert start.count("undecided") == 12
-    assert re.search(r'id="s0-s-.*id="s1-s-.*id="s2-s-.*id="s3-s-', page_text, re.DOTALL)
+    assert re.search(r'id="s0-s0-.*id="s1-s0-.*id="s2-s0-.*id="s3-s0-', page_text, re.DOTALL)
     assert "AP against training images" in start
 
 
@@ -127,6 +127,23 @@ def test_the_overview_says_which_verdicts_assume_a_noise(folders):
     overview = report_html(folders.root).split('class="overview"')[1].split("</table>")[0]
     assert overview.count('<span class="chip yes">yes</span> assuming +3.0 AP') == 2 * 2
     assert overview.count('<span class="chip undecided">undecided</span> +3.0 AP') == 2
+
+
+def test_the_overview_has_a_row_for_each_arm_at_each_size(folders):
+    for size in (100, 1000):
+        data = {"train": {"names": ["train"], "images": size, "sha256": str(size)}}
+        for arm in ("scratch", "pretrained", "detector"):
+            folders.run(arm, study="one", output=f"of {size}", size=size, data=data)
+    folders.run("scratch", study="other")
+    overview = report_html(folders.root).split('class="overview"')[1].split("</table>")[0]
+    cells = [row.split("</td><td")[0] for row in overview.split("<tr>")[2:]]
+    assert [" ".join(" ".join(Page(cell).words).split()) for cell in cells] == [
+        "one 1,000 images: scratch pretrained",
+        "1,000 images: scratch detector",
+        "100 images: scratch pretrained",
+        "100 images: scratch detector",
+        "other",
+    ]
 
 
 @pytest.fixture(scope="module")
