@@ -26,6 +26,16 @@ def test_records_carry_what_run_json_says(folders):
     assert run.data.test.sha256 == "b"
 
 
+def test_runs_of_a_study_come_by_size(folders):
+    for size in (1000, 30, 100):
+        for arm in ("pretrained", "scratch"):
+            folders.run(arm, output=f"of {size}", size=size)
+    runs = load_runs(folders.root)
+    assert [(run.size, run.arm) for run in runs] == [
+        (size, arm) for size in (30, 100, 1000) for arm in ("scratch", "pretrained")
+    ]
+
+
 def test_runs_come_in_the_studys_order(folders):
     for arm, seed in [("pretrained", 0), ("scratch", 1), ("scratch", 0)]:
         folders.run(arm, seed)

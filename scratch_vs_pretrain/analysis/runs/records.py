@@ -116,7 +116,8 @@ def _is_count(value: Any) -> bool:
 
 def _sort_key(run: RunRecord) -> tuple[Any, ...]:
     place = run.arm_order.index(run.arm) if run.arm in run.arm_order else len(run.arm_order)
-    return (natural(run.study), place, run.arm, run.iterations, run.schedule, run.seed or 0)
+    setting = (natural(run.study), run.size or 0)
+    return (*setting, place, run.arm, run.iterations, run.schedule, run.seed or 0)
 
 
 def natural(name: str) -> tuple[list[tuple[str, int]], str]:
