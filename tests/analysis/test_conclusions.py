@@ -14,6 +14,8 @@ from scratch_vs_pretrain.analysis.stats.conclusions import (
     conclude,
     conclusions_text,
 )
+from scratch_vs_pretrain.analysis.stats.rules import Test
+from scratch_vs_pretrain.analysis.stats.verdicts import spread
 
 RECORDED = Path(__file__).parents[2] / "notebooks/data"
 NOISE = (-0.03, 0.0, 0.03)
@@ -327,3 +329,10 @@ def test_looks_of_an_adaptive_study_count(folders):
     told = folders.root / "output/demo/answer.json"
     told.write_text(json.dumps({"looks": [{"look": 1, "looks": 9}]}))
     assert finding(folders, 2).verdict == NOT_ENOUGH
+
+
+def test_an_interval_that_decides_nothing_says_that_training_may_be_too_short():
+    test = Test("lead", spread([0.5, 0.8, 1.1]), gate=(0.001, 0.013))
+    assert test.evidence(0.007).endswith("; not shown that training is long enough")
+    for alpha in (0.0005, 0.02):  # it decides; it would not decide either way
+        assert "long enough" not in test.evidence(alpha)

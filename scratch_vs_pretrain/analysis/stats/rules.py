@@ -44,6 +44,8 @@ class Test:
     # What is said of a lead that is shown to lie between 0 and the margin, which is not worse.
     within: str = "against"
     sides: int = 1  # among which the error is divided, where both could be wrong
+    # The smaller p value as if training were long enough, and with the proof that it is.
+    gate: tuple[float, float] = (1.0, 1.0)
 
     @property
     def judged(self) -> bool:
@@ -62,7 +64,8 @@ class Test:
         text += ", assuming)" if math.isinf(self.value.df) else ")"
         if not math.isfinite(self.value.error):
             text += f"; a verdict needs {LEAST_SEEDS} seeds, or a noise that the study states"
-        return text + (f"; {self.lacks}" if self.lacks else "")
+        short = "not shown that training is long enough" * (self.gate[0] <= alpha < self.gate[1])
+        return "; ".join(filter(None, (text, self.lacks, short)))
 
 
 class Lacking(Exception):
@@ -222,14 +225,11 @@ def _at_the_end(setting: Setting, *, no_worse: bool) -> Test:
     alone = np.array([value.p_below(margin), value.p_above(0.0)])
     gated = np.maximum(alone, [door.no, door.yes])
     no, yes = (float(p) for p in np.minimum(1.0, sides * gated))
-    lacks = ""
-    if door is SHUT:
-        lacks = "training too short: no schedule at most half as long shows that it is enough"
-    elif sides * alone.min() <= ALPHA < min(no, yes):
-        lacks = "not shown that training is long enough"
+    short = "training too short: no schedule at most half as long shows that it is enough"
+    lacks, gate = (short, (1.0, 1.0)) if door is SHUT else ("", (sides * alone.min(), min(no, yes)))
     if no_worse:
-        return Test(what, value, no, yes, lacks, "for", sides)
-    return Test(what, value, yes, no, lacks, sides=sides)
+        return Test(what, value, no, yes, lacks, "for", sides, gate)
+    return Test(what, value, yes, no, lacks, sides=sides, gate=gate)
 
 
 def _finals(
