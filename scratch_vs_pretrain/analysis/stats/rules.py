@@ -64,8 +64,8 @@ class Test:
         text += ", assuming)" if math.isinf(self.value.df) else ")"
         if not math.isfinite(self.value.error):
             text += f"; a verdict needs {LEAST_SEEDS} seeds, or a noise that the study states"
-        short = "not shown that training is long enough" * (self.gate[0] <= alpha < self.gate[1])
-        return "; ".join(filter(None, (text, self.lacks, short)))
+        long = "not shown that training is long enough" * bool(self.gate[0] <= alpha < self.gate[1])
+        return "; ".join(filter(None, (text, self.lacks, long)))
 
 
 class Lacking(Exception):
