@@ -32,7 +32,7 @@ from scratch_vs_pretrain.run_info import PretrainingCost
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2  # since deep networks start as their shortcuts: no older snapshot is gone on with
 # The loss is looked at every so many batches: reading it waits for the device.
 LOOK_EVERY = 10
 
