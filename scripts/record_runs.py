@@ -35,7 +35,7 @@ def record(runs: Path, destination: Path) -> list[Path]:
         if init["weights"]:
             init["weights"] = Path(init["weights"]).name
             (init["pretraining"] or {}).pop("config", None)
-        copy.evaluations.mkdir(parents=True)
+        copy.evaluations.mkdir(parents=True, exist_ok=True)  # of a call that was killed
         for file in sorted(folder.evaluations.iterdir()):
             numbers = json.dumps(_rounded(json.loads(file.read_text())))
             (copy.evaluations / file.name).write_text(f"{numbers}\n")

@@ -56,5 +56,8 @@ def test_a_recorded_copy_gives_the_same_tables(scripts, tmp_path):
     demo = ROOT / "notebooks/data/demo"
     assert len(record(demo, tmp_path)) == 6
     assert record(demo, tmp_path) == []
+    killed = next(tmp_path.rglob("run.json"))  # is written last
+    killed.unlink()
+    assert record(demo, tmp_path) == [killed.parent]
     for kind in ("metrics", "gaps", "samples"):
         assert tables_text(tmp_path, kind, "text") == tables_text(demo, kind, "text")
