@@ -9,8 +9,8 @@ from contourpy import contour_generator
 from pycocotools import mask as coco_mask
 
 from scratch_vs_pretrain.data.loading import load_test_records
-from scratch_vs_pretrain.evaluation.error_types import by_image
 from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
+from scratch_vs_pretrain.evaluation.scores import by_image
 from scratch_vs_pretrain.pictures import DEEP
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import Detections, Found, Picture

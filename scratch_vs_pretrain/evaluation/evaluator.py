@@ -17,10 +17,9 @@ from torch import nn
 from scratch_vs_pretrain.config_checks import augmentation_problems
 from scratch_vs_pretrain.data.loading import load_test_records
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.coco_score import NUMBERS, score
-from scratch_vs_pretrain.evaluation.error_types import error_costs
 from scratch_vs_pretrain.evaluation.ground_truth import check_ground_truth, load_ground_truth
 from scratch_vs_pretrain.evaluation.others import WithOthers, check_names, others_of
+from scratch_vs_pretrain.evaluation.scores import NUMBERS, error_costs, score
 from scratch_vs_pretrain.evaluation.tta import with_augmentation
 from scratch_vs_pretrain.pictures import image_errors, register_deep_images
 from scratch_vs_pretrain.reproducibility import random_states, restore_random_states
@@ -156,7 +155,7 @@ def run_inference(
 
 
 class CocoScoreEvaluator(DatasetEvaluator):
-    """Scores a model's outputs with :mod:`scratch_vs_pretrain.evaluation.coco_score`.
+    """Scores a model's outputs with :mod:`scratch_vs_pretrain.evaluation.scores`.
 
     In contrast to Detectron2's COCOEvaluator it changes none of the model's outputs, gives every
     number COCO defines, 0 where nothing was detected, and writes no file.

@@ -14,8 +14,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from scratch_vs_pretrain.evaluation.detections import decoded
-from scratch_vs_pretrain.evaluation.error_types import by_image
 from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
+from scratch_vs_pretrain.evaluation.scores import by_image
 
 # Of the semantic head, as Detectron2 numbers them: all things are 0.
 THINGS, BACKGROUND = 0, 1

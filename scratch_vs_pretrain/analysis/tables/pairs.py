@@ -47,7 +47,7 @@ FULL_COCO = (("coco_2017_train",), ("coco_2017_val",))
 # A folder may hold part of COCO under the whole one's name; training drops unlabelled images.
 FULL_COCO_IMAGES = 117_266
 
-# What each type of error costs (``evaluation/error_types.py``).
+# What each type of error costs (``evaluation/scores.py``).
 ERROR_TYPES = ("classification", "localization", "both", "duplicate", "background", "missed")
 COSTS = tuple(f"bbox/dAP-{kind}" for kind in ERROR_TYPES)
 EXCESS = "bbox/dAP-excess"
