@@ -25,12 +25,12 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_290,
+    "": 2_286,
     "study": 4_139,
     "training": 1_907,
-    "evaluation": 1_124,
+    "evaluation": 907,
     "pretraining": 581,
-    "data": 2_832,
+    "data": 2_747,
     "modeling": 1_790,
     "analysis": 6_423,
     "cli": 993,

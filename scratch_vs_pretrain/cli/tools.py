@@ -66,7 +66,7 @@ def study_sets(file: Path) -> list[DataSet]:
     """
     from scratch_vs_pretrain.data.check import DataSet, registered_set
     from scratch_vs_pretrain.data.datasets import register
-    from scratch_vs_pretrain.data.findings import MOST_DROPPED
+    from scratch_vs_pretrain.data.judge import MOST_DROPPED
     from scratch_vs_pretrain.data.loading import heads_of
     from scratch_vs_pretrain.study.parse import load_study
     from scratch_vs_pretrain.study.resolve import run_config

@@ -16,10 +16,17 @@ from typing import Any, NamedTuple
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data.coco import CocoFile, Note, open_coco, without_gc
+from scratch_vs_pretrain.data.coco import (
+    KINDS,
+    MENDED,
+    SEVERE,
+    CocoFile,
+    Note,
+    open_coco,
+    without_gc,
+)
 from scratch_vs_pretrain.data.datasets import annotations_of, location
-from scratch_vs_pretrain.data.findings import KINDS, MENDED, MOST_DROPPED, SEVERE, Heads
-from scratch_vs_pretrain.data.judge import judge
+from scratch_vs_pretrain.data.judge import MOST_DROPPED, Heads, judge
 from scratch_vs_pretrain.data.voc import is_voc, voc_file
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pictures import ImageFacts, eight_bits, image_errors, image_facts, locate
@@ -78,18 +85,18 @@ class Report:
 
     def text(self) -> str:
         """Returns the verdict and the table that `svp check-data` prints."""
-        rows = [
-            (name, kind, KINDS[kind].text(), f"{len(where):,}", "; ".join(where[:_EXAMPLES]))
-            for (name, kind), where in self.found.items()
-        ]
-        printed = [tuple(map(printable, row)) for row in rows]
+        rows = []
+        for (name, kind), where in self.found.items():
+            means = ": ".join(filter(None, KINDS[kind]))
+            row = (name, kind, means, f"{len(where):,}", "; ".join(where[:_EXAMPLES]))
+            rows.append(tuple(map(printable, row)))
         looked = ", ".join(f"{name}: {count:,} images" for name, count in self.images.items())
         looked += "" if self.opened else " (annotations alone, no image was opened)"
         answer = f"Can a number trained on this be trusted? {self.verdict()}"
         if not rows:
             return f"{answer}\n{looked}\nnothing to report"
         header = ("data set", "found", "means", "count", "for example")
-        table = tabulate(printed, header, tablefmt="plain", disable_numparse=True)
+        table = tabulate(rows, header, tablefmt="plain", disable_numparse=True)
         return printable_lines("\n".join([answer, looked, table, *self.hints]))
 
 
@@ -127,10 +134,7 @@ def registered_set(
 
 
 def check(
-    sets: Sequence[DataSet],
-    workers: int | None = None,
-    progress: bool = True,
-    images: bool = True,
+    sets: Sequence[DataSet], workers: int | None = None, progress: bool = True, images: bool = True
 ) -> Report:
     """Checks every annotation of one study's data sets and, unless `images` is False, every image,
     with so many `workers` (None: one a core).
@@ -184,8 +188,7 @@ def _check_set(
     if images:
         missing = set(located.missing)
         there = {name: path for name, path in located.files.items() if name not in missing}
-        looks = _look_at_images(one.images, there, one.name, workers, progress)
-        broken = _undecodable(looks)
+        looks, broken = _look_at_images(one.images, there, one.name, workers, progress)
         few = len(broken) <= one.unreadable * len(names)
         kind = "undecodable training image" if few else "undecodable image"
         notes += [Note("missing image", name) for name in located.missing]
@@ -193,7 +196,7 @@ def _check_set(
     facts = {name: look.facts for name, look in looks.items() if look.facts}
     heads = one.heads or Heads(file.facts.masks, len(file.facts.keypoints))
     notes += judge(file, facts, heads, one.dropped)[1]
-    return len(file.images), export_hints(file, {note.kind for note in notes}), looks, notes
+    return len(file.images), _export_hints(file, {note.kind for note in notes}), looks, notes
 
 
 def check_decodable(names: Sequence[str]) -> None:
@@ -202,8 +205,8 @@ def check_decodable(names: Sequence[str]) -> None:
     for name in names:
         _, folder = location(name)
         files = locate(folder, annotations_of(name).file_names).files
-        looks = _look_at_images(folder, files, name, None, False)
-        if broken := _undecodable(looks):
+        looks, broken = _look_at_images(folder, files, name, None, False)
+        if broken:
             raise UserError(
                 f"{folder}: {len(broken)} of the {len(looks)} images of {name}, which is to be "
                 f"evaluated on, cannot be decoded: {'; '.join(broken[:_EXAMPLES])}"
@@ -220,7 +223,8 @@ class _Look(NamedTuple):
 
 def _look_at_images(
     folder: Path, files: Mapping[str, str], title: str, workers: int | None, progress: bool
-) -> dict[str, _Look]:
+) -> tuple[dict[str, _Look], list[str]]:
+    """Returns what was seen of each image, and which of them are broken and how."""
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         looks = Bar(
             pool.map(_look, (folder / file for file in files.values())),
@@ -229,7 +233,8 @@ def _look_at_images(
             unit="image",
             disable=not progress,
         )
-        return dict(zip(files, looks, strict=True))
+        seen = dict(zip(files, looks, strict=True))
+    return seen, [f"{name} ({look.problem})" for name, look in seen.items() if look.problem]
 
 
 def _look(file: Path) -> _Look:
@@ -246,10 +251,6 @@ def _look(file: Path) -> _Look:
     except UserError as error:
         return _Look(problem=str(error).removeprefix(f"{file}: "))
     return _Look(digest, facts)
-
-
-def _undecodable(looks: Mapping[str, _Look]) -> list[str]:
-    return [f"{name} ({look.problem})" for name, look in looks.items() if look.problem]
 
 
 # What to change in the program that exported a file, by a kind of finding in it.
@@ -292,25 +293,18 @@ _EXPORTS = {
 }
 
 
-def exporter(file: CocoFile) -> str:
-    """Returns which annotation program wrote a file, empty where that cannot be seen."""
+def _export_hints(file: CocoFile, kinds: Set[str]) -> list[str]:
+    """Returns what to change where a file was exported, of what was found in it; nothing where the
+    annotation program that wrote it cannot be seen."""
     stated = str(file.info).lower()
-    for name in _EXPORTS:
-        if name.lower() in stated:
-            return name
+    name = next((name for name in _EXPORTS if name.lower() in stated), "")
     first = file.annotations[0] if file.annotations else {}
-    if isinstance(first.get("attributes"), dict) and "occluded" in first["attributes"]:
-        return "CVAT"
-    if any(".rf." in image["file_name"] for image in file.images[:1]):
-        return "Roboflow"
-    if any(category["name"] in ("_background_", "__ignore__") for category in file.categories):
-        return "labelme"
-    return ""
-
-
-def export_hints(file: CocoFile, kinds: Set[str]) -> list[str]:
-    """Returns what to change where a file was exported, of what was found in it."""
-    name = exporter(file)
+    if not name and isinstance(first.get("attributes"), dict) and "occluded" in first["attributes"]:
+        name = "CVAT"
+    if not name and any(".rf." in image["file_name"] for image in file.images[:1]):
+        name = "Roboflow"
+    if not name and {"_background_", "__ignore__"} & {one["name"] for one in file.categories}:
+        name = "labelme"
     remedies = _EXPORTS.get(name, {})
     return [
         f"This looks like an export of {name} ({kind}): {remedies[kind]}."

@@ -29,11 +29,11 @@ from typing_extensions import TypedDict
 from scratch_vs_pretrain.errors import UserError
 
 COCO_KEYPOINTS = 17
-# The mean of COCO's 17, for keypoints whose categories state none.
-USUAL_SIGMA = 0.067
 
 Entry = dict[str, Any]
 Identity = int | str
+# A file's path, size and time of change, by which it is known again.
+FileState = tuple[Path, int, int]
 
 _FLAGS = {"0": 0, "0.0": 0, "false": 0, "": 0, "none": 0, "1": 1, "1.0": 1, "true": 1}
 
@@ -81,10 +81,54 @@ _GIVE = {"file_name": "text", "name": "text", "bbox": "[x, y, w, h]", "iscrowd":
 
 
 class Note(NamedTuple):
-    """One finding: its kind, a key of ``findings.KINDS``, and where."""
+    """One finding: its kind, a key of :data:`KINDS`, and where."""
 
     kind: str
     where: str
+
+
+class Kind(NamedTuple):
+    """What one kind of finding means for training, and what training does about it, if anything."""
+
+    means: str
+    fate: str
+
+
+BREAKS, SPOILS = "breaks training", "spoils the result"
+MENDED, ODD = "harmless", "worth knowing"
+# Of what means one of these no number can be trusted.
+SEVERE = (BREAKS, SPOILS)
+_KINDS = (
+    (BREAKS, "", "missing image, undecodable image, unusable entry, unusable XML"),
+    (BREAKS, "", "nothing to learn"),
+    (SPOILS, "", "instances lost, category lost, ids of two kinds, categories numbered from 0"),
+    (SPOILS, "", "boxes as parts of the image, boxes as two corners"),
+    (SPOILS, "", "size that contradicts the boxes"),
+    # At most SVP.MAX_UNREADABLE of them, and only where nothing is evaluated on them.
+    (MENDED, "another image takes its place", "undecodable training image"),
+    (MENDED, "read as it is meant", "other spelling"),
+    (MENDED, "used", "file of another name"),
+    (MENDED, "true size used", "another size than stated"),
+    (MENDED, "dropped", "unknown category, object of another class, annotation of a missing image"),
+    (MENDED, "dropped", "annotation marked ignore, degenerate box, box outside the image"),
+    (MENDED, "clipped", "box partly outside the image"),
+    (MENDED, "dropped", "no mask, invalid mask, RLE of another size, empty mask"),
+    (MENDED, "polygon left out", "polygon of fewer than three points"),
+    (MENDED, "its box's used", "impossible area"),
+    (MENDED, "taken as unlabelled", "no valid keypoints"),
+    (MENDED, "left out", "image without instances"),
+    (MENDED, "converted", "greyscale image"),
+    (MENDED, "scaled to 8 bits", "deep image"),
+    (MENDED, "converted", "CMYK image"),
+    (MENDED, "turned", "EXIF-rotated image"),
+    (ODD, "", "duplicate annotation id, annotation id 0, annotation without area"),
+    (ODD, "", "area unlike its box, same box twice, box one pixel wide, boxes under 2 pixels"),
+    (ODD, "", "same file listed twice, same image twice in a data set"),
+    (ODD, "", "same image in several data sets, XML names another file"),
+    (ODD, "", "XML with fractions or without flags"),
+)
+# In the order in which they are listed.
+KINDS = {kind: Kind(means, fate) for means, fate, kinds in _KINDS for kind in kinds.split(", ")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +207,7 @@ class AnnotationFile:
 
 
 # Files that somebody holds; annotations of a large one take gigabytes, so nobody else keeps them.
-_HELD: weakref.WeakValueDictionary[tuple[Path, int, int], CocoFile] = weakref.WeakValueDictionary()
+_HELD: weakref.WeakValueDictionary[FileState, CocoFile] = weakref.WeakValueDictionary()
 
 
 def open_coco(path: Path) -> CocoFile:
@@ -191,12 +235,12 @@ def read_coco(path: Path, optional: Sequence[str] = ()) -> CocoFile:
 
 def read_annotations(path: Path) -> AnnotationFile:
     """Returns the facts of an annotation file, see :func:`read_coco`, once until it changes."""
-    return _facts(*state_of(path))
+    return _facts(state_of(path))
 
 
 @functools.lru_cache(maxsize=16)
-def _facts(path: Path, size: int, modified: int) -> AnnotationFile:
-    return read_coco(path).facts
+def _facts(state: FileState) -> AnnotationFile:
+    return read_coco(state[0]).facts
 
 
 def coco_file(path: Path, sha256: str, content: Any) -> CocoFile:
@@ -299,8 +343,7 @@ def without_gc() -> Iterator[None]:
             gc.enable()
 
 
-def state_of(path: Path) -> tuple[Path, int, int]:
-    """Returns a file's path, size and time of change, by which it is known again."""
+def state_of(path: Path) -> FileState:
     with readable(path):
         state = path.stat()
     return path, state.st_size, state.st_mtime_ns

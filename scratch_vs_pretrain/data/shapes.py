@@ -31,6 +31,7 @@ JPEG_QUALITY = 90
 CLASSES = ("disc", "square", "triangle", "star", "cross", "ring", "crescent", "bar")
 # Tips of an object in its own directions, before its rotation; a flip swaps left and right.
 KEYPOINTS = ("right", "bottom", "left", "top")
+_DIRECTIONS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
 STREAMS = ("train", "test", "classification train", "classification val")
 
 # An object that can be seen less is left out of the image: none is visible and unlabelled.
@@ -158,7 +159,9 @@ def draw_scene(
         free &= ~mask
         labels.append(label)
         masks.append(mask)
-        tips.append(_tips(CLASSES[label], pose))
+        # The outline's corners that reach furthest in the directions of KEYPOINTS.
+        corners = _outline(CLASSES[label])[0]
+        tips.append(pose.placed(corners[(corners @ _DIRECTIONS.T).argmax(0)]))
     return _photograph(rng, spec, image), labels, np.stack(masks), tips
 
 
@@ -171,13 +174,6 @@ def silhouette(name: str, pose: Pose, image_size: int) -> tuple[np.ndarray, int]
         ImageDraw.Draw(canvas).polygon(points.ravel().tolist(), fill=fill)
     whole = np.asarray(canvas, bool)
     return whole[margin:-margin, margin:-margin].copy(), int(whole.sum())
-
-
-def _tips(name: str, pose: Pose) -> np.ndarray:
-    """Returns the outline's corners that reach furthest in the directions of :data:`KEYPOINTS`."""
-    corners = _outline(name)[0]
-    directions = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
-    return pose.placed(corners[(corners @ directions.T).argmax(0)])
 
 
 def _visible(tips: np.ndarray, mask: np.ndarray) -> list[float]:

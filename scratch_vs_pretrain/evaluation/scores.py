@@ -7,19 +7,9 @@ things differ from calling pycocotools by hand: no result at all scores 0 instea
 nothing given is changed, and annotations are numbered anew, because pycocotools takes a match with
 one whose id is 0 for none.
 
-Errors are TIDE's (Bolya et al., arXiv 2008.08115), for boxes. Every detection that is no true
-positive at IoU 0.5 has one error: it overlaps an object of
-
-- its class by 0.1 to 0.5: *localization*;
-- another class by at least 0.5: *classification*;
-- its class by more than 0.5, but a better detection has the object: *duplicate*;
-- no object by more than 0.1: *background*;
-- else *both* the class and the place are wrong.
-
-An object that was not found, and that no classification or localization error would find once
-mended, is *missed*. The cost of an error type is by how much AP50 rises when all of its errors are
-mended: TIDE's dAP. Costs do not add up to what AP50 lacks, because one mended error may hide
-another.
+The errors of :func:`error_costs` are TIDE's (Bolya et al., arXiv 2008.08115), for boxes; see
+docs/errors.md. A type costs by how much AP50 rises when all of its errors are mended. Costs do not
+add up to what AP50 lacks, because one mended error may hide another.
 """
 
 import logging
@@ -167,7 +157,7 @@ def _read_out(
     # [thresholds, recalls, categories], over all areas, at the highest limit of detections.
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
     names = NUMBERS[params.iouType]
-    summary = map(_percent, evaluation.all_stats[: len(names)])
+    summary = np.asarray(evaluation.all_stats)[: len(names), None]
     thresholds = (f"{threshold:.2f}" for threshold in params.iouThrs)
     # An id is added to a name used twice.
     classes = {int(number): str(categories[number].get("name", number)) for number in params.catIds}
@@ -175,19 +165,16 @@ def _read_out(
     told_apart = [name if uses[name] == 1 else f"{name} ({n})" for n, name in classes.items()]
     of_classes = np.moveaxis(precision, -1, 0)
     return {
-        **dict(zip(names, summary, strict=True)),
-        "per_iou": dict(zip(thresholds, map(_mean_percent, precision), strict=True)),
-        "per_class": dict(zip(told_apart, map(_mean_percent, of_classes), strict=True)),
+        **dict(zip(names, map(_percent, summary), strict=True)),
+        "per_iou": dict(zip(thresholds, map(_percent, precision), strict=True)),
+        "per_class": dict(zip(told_apart, map(_percent, of_classes), strict=True)),
     }
 
 
-def _mean_percent(precision: np.ndarray) -> float | None:
-    known = precision[precision > -1]
-    return _percent(known.mean()) if known.size else None
-
-
-def _percent(value: float) -> float | None:
-    return None if value < 0 else 100 * float(value)
+def _percent(values: np.ndarray) -> float | None:
+    """Returns the mean of the known values, None where none is known."""
+    known = values[values > -1]
+    return 100 * float(known.mean()) if known.size else None
 
 
 def error_costs(
@@ -222,7 +209,13 @@ def _image(results: Entries, annotations: Entries) -> tuple[np.ndarray, np.ndarr
     )
     iou = _overlaps(best, objects)
     same = predicted[:, None] == classes
-    holders = _match(np.where(same, iou, 0.0))
+    # Of each object, the detection that has it, -1 for none; the best detections choose first.
+    holders, left = np.full(len(objects), -1), np.where(same, iou, 0.0)
+    for detection in np.flatnonzero((left >= FOREGROUND_IOU).any(axis=1)):
+        target = int(left[detection].argmax())
+        if left[detection, target] >= FOREGROUND_IOU:
+            holders[target] = detection
+            left[:, target] = 0
     correct = np.isin(np.arange(len(best)), holders)
     kinds, mended, lost = _errors(iou, same, correct, holders >= 0, classes)
     inside = (_overlaps(best, crowds, crowd=True) > FOREGROUND_IOU) & (predicted[:, None] == theirs)
@@ -230,18 +223,6 @@ def _image(results: Entries, annotations: Entries) -> tuple[np.ndarray, np.ndarr
     scores = [one["score"] for one in best]
     found = np.rec.fromarrays((scores, predicted, kinds, counts, mended), dtype=_DETECTION)
     return found, classes, lost
-
-
-def _match(overlaps: np.ndarray) -> np.ndarray:
-    """Returns (objects,) the detection that has each object, -1 for none; the best choose first."""
-    holders = np.full(overlaps.shape[1], -1)
-    left = overlaps.copy()
-    for detection in np.flatnonzero((overlaps >= FOREGROUND_IOU).any(axis=1)):
-        target = int(left[detection].argmax())
-        if left[detection, target] >= FOREGROUND_IOU:
-            holders[target] = detection
-            left[:, target] = 0
-    return holders
 
 
 def _errors(
