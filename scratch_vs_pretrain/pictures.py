@@ -55,7 +55,6 @@ class Located(NamedTuple):
     """Where the images of a data set are."""
 
     files: Mapping[str, str]  # names relative to the image folder, by the names that are listed
-    renamed: Mapping[str, str]  # those of them that differ
     missing: Sequence[str]  # names of which there is no file
     unusable: Mapping[str, str]  # what is wrong with names that lead out of the folder
 
@@ -105,8 +104,7 @@ def locate(folder: Path, names: Sequence[str], listing: Path | None = None) -> L
         if found is None:
             missing.append(name)
         files[name] = posixpath.join(head, found or tail)
-    renamed = {name: file for name, file in files.items() if name != file}
-    return Located(files, renamed, missing, unusable)
+    return Located(files, missing, unusable)
 
 
 def image_facts(file: Path) -> ImageFacts | None:
@@ -144,10 +142,8 @@ def eight_bits(file: Path) -> Image.Image:
     """Reads a picture of deep pixels as one of 8 bits, turned as EXIF asks for, without alpha.
 
     Whole numbers are scaled by the smallest of 8, 10, 12, 14 and 16 bits that hold the brightest
-    sample of the picture, fractions in [0, 1] by 255; fractions up to 255 stay.
-
-    Raises:
-        ValueError: other fractions, negative numbers, or more than 16 bits.
+    sample of the picture, fractions in [0, 1] by 255; fractions up to 255 stay. Raises ValueError
+    for other fractions, negative numbers, and more than 16 bits.
     """
     with Image.open(file) as image:
         mode = image.mode
@@ -156,10 +152,8 @@ def eight_bits(file: Path) -> Image.Image:
     low, high = values.min(), values.max()
     if not low >= 0:
         raise ValueError("has pixels below 0 or that are no numbers; convert it to 8 bits")
-    if mode == "F":
-        most = next((most for most in (1, 255) if high <= most), None)
-    else:
-        most = next((2**depth - 1 for depth in _DEPTHS if high < 2**depth), None)
+    scales = (1, 255) if mode == "F" else (2**depth - 1 for depth in _DEPTHS)
+    most = next((scale for scale in scales if high <= scale), None)
     if most is None:
         raise ValueError(f"has pixels up to {high:g}; convert it to 8 bits")
     scaled = Image.fromarray(np.rint(values * (255 / most)).astype(np.uint8))

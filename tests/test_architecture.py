@@ -25,12 +25,12 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_286,
+    "": 2_280,
     "study": 4_139,
     "training": 1_907,
-    "evaluation": 907,
+    "evaluation": 871,
     "pretraining": 581,
-    "data": 2_747,
+    "data": 2_596,
     "modeling": 1_790,
     "analysis": 6_423,
     "cli": 993,

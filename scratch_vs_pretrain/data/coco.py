@@ -14,7 +14,7 @@ import json
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
@@ -133,24 +133,17 @@ KINDS = {kind: Kind(means, fate) for means, fate, kinds in _KINDS for kind in ki
 
 @dataclass(frozen=True, eq=False)
 class CocoFile:
-    """An annotation file, or a VOC tree as one, whose path is that of its list of images.
-
-    Attributes:
-        images, annotations, categories: the entries that can be used, normalised; images by
-            ascending id, those of a VOC tree in the order of its list.
-        unusable: what keeps the file or others of its entries from being used.
-        notes: what was spelt in another way.
-        info: what the file says of itself.
-    """
+    """An annotation file, or a VOC tree as one, whose path is that of its list of images: its
+    entries that can be used, normalised."""
 
     path: Path
     sha256: str
-    images: list[Entry]
+    images: list[Entry]  # by ascending id, those of a VOC tree in the order of its list
     annotations: list[Entry]
     categories: list[Entry]
-    unusable: tuple[str, ...] = ()
-    notes: tuple[Note, ...] = ()
-    info: Any = None
+    unusable: tuple[str, ...] = ()  # what keeps the file or others of its entries from being used
+    notes: tuple[Note, ...] = ()  # what was spelt in another way
+    info: Any = None  # what the file says of itself
 
     def ids(self) -> list[Identity]:
         """Returns the image ids, ascending, numbers before texts."""
@@ -163,6 +156,12 @@ class CocoFile:
         instances = [entry for entry in self.annotations if not entry.get("iscrowd")]
         masks = list(map(dict.get, instances, repeat("segmentation")))
         names, sigmas, unfit = _keypoints(categories)
+        points = len(names) or COCO_KEYPOINTS
+        lacks = {"keypoints": unfit or keypoint_lack(self.annotations, points)}
+        if not any(map(dict.get, self.annotations, repeat("segmentation"))):
+            lacks["segm"] = "no annotation has a mask"
+        if not self.annotations:
+            lacks = dict.fromkeys(("bbox", "segm", "keypoints"), "there are no annotations")
         return AnnotationFile(
             file_names=tuple(map(itemgetter("file_name"), self.images)),
             annotations=len(self.annotations),
@@ -174,36 +173,25 @@ class CocoFile:
             masks=any(masks),
             labelled=not unfit and any(map(dict.get, instances, repeat("keypoints"))),
             run_lengths=dict in set(map(type, masks)),
-            lacks=_lacks(self.annotations, len(names) or COCO_KEYPOINTS, unfit),
+            lacks={task: lack for task, lack in lacks.items() if lack},
         )
 
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """What has to be known of a file where its annotations, so many, are not loaded.
+    """What has to be known of a file where its annotations, so many, are not loaded."""
 
-    Attributes:
-        file_names: of all images, relative to the image folder.
-        categories: names in the order of the ids.
-        keypoints: their names, empty where the categories have none in common.
-        skeleton: pairs of positions in `keypoints`, counted from 1; only drawn, never learnt.
-        masks, labelled: whether any annotation that is no crowd has a mask, has keypoints.
-        run_lengths: whether any of those masks is one of run lengths, no polygons.
-        sigmas: of object keypoint similarity, one a keypoint, or empty where none are stated.
-        lacks: what keeps a task from being scored, by task.
-    """
-
-    file_names: tuple[str, ...]
+    file_names: tuple[str, ...]  # of all images, relative to the image folder
     annotations: int
-    categories: tuple[str, ...]
-    keypoints: tuple[str, ...]
-    skeleton: tuple[tuple[int, int], ...]
+    categories: tuple[str, ...]  # names in the order of the ids
+    keypoints: tuple[str, ...]  # names, none where the categories have none in common
+    skeleton: tuple[tuple[int, int], ...]  # pairs of keypoints, from 1; only drawn, never learnt
     sha256: str
-    sigmas: tuple[float, ...] = ()
-    masks: bool = False
-    labelled: bool = False
-    run_lengths: bool = False
-    lacks: Mapping[str, str] = field(default_factory=dict)
+    lacks: Mapping[str, str]  # what keeps a task from being scored, by task
+    sigmas: tuple[float, ...] = ()  # of object keypoint similarity, none where none are stated
+    masks: bool = False  # whether any annotation that is no crowd has one
+    labelled: bool = False  # whether any of those has keypoints
+    run_lengths: bool = False  # whether any of the masks is one of run lengths, no polygons
 
 
 # Files that somebody holds; annotations of a large one take gigabytes, so nobody else keeps them.
@@ -359,11 +347,9 @@ def readable(path: Path) -> Iterator[None]:
 
 def parse(path: Path, data: bytes) -> Any:
     """Returns an annotation file's JSON, or raises a UserError."""
-    try:
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return msgspec.json.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        pass  # NaN and lone surrogates are no JSON, but Python and pycocotools read them
-    try:
+    try:  # NaN and lone surrogates are no JSON, but Python and pycocotools read them
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         reason = str(error).split("; use sys.")[0]
@@ -420,16 +406,6 @@ def _skeleton(categories: Sequence[Entry], keypoints: int) -> tuple[tuple[int, i
     except (OverflowError, TypeError, ValueError):
         return ()
     return bones if all(1 <= end <= keypoints for bone in bones for end in bone) else ()
-
-
-def _lacks(annotations: Sequence[Entry], keypoints: int, unfit: str) -> dict[str, str]:
-    """Returns what keeps annotations from being the ground truth of a task, by task."""
-    if not annotations:
-        return dict.fromkeys(("bbox", "segm", "keypoints"), "there are no annotations")
-    lacks = {"keypoints": unfit or keypoint_lack(annotations, keypoints)}
-    if not any(map(dict.get, annotations, repeat("segmentation"))):
-        lacks["segm"] = "no annotation has a mask"
-    return {task: lack for task, lack in lacks.items() if lack}
 
 
 def keypoint_lack(annotations: Sequence[Entry], keypoints: int) -> str:

@@ -9,8 +9,6 @@ UTF-8 and take the first n. Its file is an ordinary COCO file, made once, so wha
 reads subsets; it lies in a folder named by the fingerprint of the file that it was drawn from.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib
@@ -26,10 +24,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
+from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain._detectron2 import registered, registered_names
 from scratch_vs_pretrain.data import coco
@@ -40,38 +39,57 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pictures import locate
 from scratch_vs_pretrain.run_folder import write_atomically
 
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-
 _BONE_COLOUR = (102, 204, 255)
 _SUBSETS: dict[str, Path] = {}
 _NAMED_FILES = 3
 _TAKEN = "is the name of another data set already; choose another name"
 # COCO's sizes: areas in pixels, of the image as it is on disk.
 SMALL, LARGE = 32**2, 96**2
-
 # To be raised whenever the same annotation file would give another subset file.
 CACHE_FORMAT = 3
-
 # Of every subset's file.
 _END = b"]}\n"
-
 # Other names of registered data sets.
 ALIASES = {"coco_35k": "coco_2014_valminusminival"}  # the paper's 35k images, also called val35k
-
 UNITS = {"": Fraction(1), "k": Fraction(1000), "pct": Fraction(1, 100)}
-
 _SIZE = r"(?P<number>[0-9]{1,12}(?:\.[0-9]{1,12})?)(?P<unit>k|pct|)"
 _NAME = re.compile(rf"(?P<base>.+)_(?P<size>{_SIZE})(?:_s(?P<seed>[0-9]{{1,12}}))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A part of the data set `base`: so many images, or such a fraction where `relative`."""
+
+    name: str
+    base: str
+    size: Fraction
+    relative: bool
+    seed: int = 0
+
+    def count(self, images: int) -> int:
+        """Returns the number of images, of a base that has so many; halves are rounded up. Raises
+        UserError where the base has too few, or a percentage of them is no image."""
+        wanted = self.size * images if self.relative else self.size
+        count = math.floor(wanted + Fraction(1, 2))
+        if count > images:
+            raise UserError(
+                f"{self.name}: {count:,} images are more than the {images:,} of {self.base}; "
+                "choose a smaller size"
+            )
+        if count < 1:
+            raise UserError(
+                f"{self.name}: is less than one of the {images:,} images of {self.base}; "
+                "choose a larger size"
+            )
+        return count
 
 
 def register(cfg: CfgNode) -> None:
     """Registers every data set of ``SVP.DATASETS`` and ``SVP.VOC_DATASETS`` with Detectron2, and
     the subsets that the config trains on; the same again changes nothing.
 
-    Raises:
-        UserError: an entry is no such triple, its annotation file cannot be used, or its name
-            stands for other files already; a subset cannot be drawn, or is to be evaluated on.
+    Raises UserError where an entry is not as it should be, its annotation file cannot be used, or
+    its name stands for other files already; a subset cannot be drawn, or is to be evaluated on.
     """
     from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 
@@ -106,13 +124,11 @@ def register(cfg: CfgNode) -> None:
 
 
 def subset_of(name: str, more: Iterable[str] = ()) -> Subset | None:
-    """Returns the subset that a name means, None for the name of a full data set or of nothing.
+    """Returns the subset that a name means, None for the name of a full data set or of nothing;
+    raises UserError where it reads like a subset's but makes no sense.
 
     Reads no files. A registered name stands for itself, such as Detectron2's coco_2017_val_100;
     `more` are names that are not registered yet but can be the base.
-
-    Raises:
-        UserError: it reads like a subset's but makes no sense.
     """
     full = {*registered_names(), *more, *ALIASES} - _SUBSETS.keys()
     return None if name in full else parse_subset(name, full)
@@ -294,46 +310,13 @@ def _keypoint_metadata(file: AnnotationFile) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Subset:
-    """A part of the data set `base`: so many images, or such a fraction where `relative`."""
-
-    name: str
-    base: str
-    size: Fraction
-    relative: bool
-    seed: int = 0
-
-    def count(self, images: int) -> int:
-        """Returns the number of images, of a base that has so many; halves are rounded up.
-
-        Raises:
-            UserError: the base has too few, or too few for a percentage of them to be an image.
-        """
-        wanted = self.size * images if self.relative else self.size
-        count = math.floor(wanted + Fraction(1, 2))
-        if count > images:
-            raise UserError(
-                f"{self.name}: {count:,} images are more than the {images:,} of {self.base}; "
-                "choose a smaller size"
-            )
-        if count < 1:
-            raise UserError(
-                f"{self.name}: is less than one of the {images:,} images of {self.base}; "
-                "choose a larger size"
-            )
-        return count
-
-
 def parse_subset(name: str, registered: Iterable[str]) -> Subset | None:
-    """Returns the subset that a name means, None if it does not read like a subset's.
+    """Returns the subset that a name means, None if it does not read like a subset's; raises
+    UserError where the size makes no sense, or the base is not registered.
 
     That is ``<dataset>_<size>`` or ``<dataset>_<size>_s<seed>``, where a size is a number of images
     (``500``), of thousands of them (``3.5k``) or a percentage (``10pct``). Data sets that are
     `registered` can be the base; they are no subsets.
-
-    Raises:
-        UserError: the size makes no sense, or the base is not registered.
     """
     bases = {*registered, *ALIASES}
     found = _NAME.fullmatch(name)
@@ -389,9 +372,16 @@ def cache_folder() -> Path:
 
 def subset_file(subset: Subset, annotations: Path) -> Path:
     """Returns a subset's annotation file, made from that of its base unless it is there."""
+    # No program can set a change time, so a file that was changed never keeps its fingerprint.
+    with coco.readable(annotations):
+        path = annotations.resolve()
+        state = path.stat()
+    facts = [CACHE_FORMAT, str(path), state.st_ino, state.st_size]
+    facts += [state.st_mtime_ns, state.st_ctime_ns]
+    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     size = str(subset.size).replace("/", "_of_")
     part = f"{'part_' if subset.relative else ''}{size}_s{subset.seed}.json"
-    file = cache_folder() / "subsets" / _fingerprint(annotations) / part
+    file = cache_folder() / "subsets" / fingerprint / part
     with contextlib.suppress(OSError), file.open("rb") as opened:
         opened.seek(-len(_END), os.SEEK_END)
         if opened.read() == _END:
@@ -412,16 +402,6 @@ def subset_file(subset: Subset, annotations: Path) -> Path:
     return file
 
 
-def _fingerprint(annotations: Path) -> str:
-    # No program can set a change time, so a file that was changed never keeps its fingerprint.
-    with coco.readable(annotations):
-        path = annotations.resolve()
-        state = path.stat()
-    facts = [CACHE_FORMAT, str(path), state.st_ino, state.st_size]
-    facts += [state.st_mtime_ns, state.st_ctime_ns]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-
-
 class _Owner(msgspec.Struct):
     image_id: int | float | str
 
@@ -437,10 +417,8 @@ def extract(path: Path, draw: Callable[[list[coco.Identity]], list[coco.Identity
     annotations in the order of the file, which alone are parsed, and all categories. Raises
     UserError for an annotation of an image that is not listed."""
     with coco.readable(path), coco.without_gc():
-        content, owners = _outline(path, path.read_bytes())
-    entries = content.get("annotations") if isinstance(content, dict) else None
-    listed = {**content, "annotations": []} if isinstance(entries, list) else content
-    file = coco.coco_file(path, "", listed)
+        content, entries, owners = _outline(path, path.read_bytes())
+    file = coco.coco_file(path, "", content)
     for problem in file.unusable:
         raise UserError(f"{path}: {problem}")
     known = {image["id"] for image in file.images}
@@ -450,24 +428,24 @@ def extract(path: Path, draw: Callable[[list[coco.Identity]], list[coco.Identity
             raise UserError(f"{path}: annotations[{number}] {text}; add the image or take it out")
     chosen = set(draw([image["id"] for image in file.images]))
     images = [image for image in file.images if image["id"] in chosen]
-    taken = itertools.compress(entries or (), map(chosen.__contains__, owners))
     rest = json.dumps({"images": images, "categories": content["categories"]}).encode()[:-1]
-    return rest + b', "annotations": [' + b",\n".join(map(_text, taken)) + _END
+    taken = itertools.compress(entries, map(chosen.__contains__, owners))
+    return rest + b', "annotations": [' + b",\n".join(taken) + _END
 
 
-def _outline(path: Path, data: bytes) -> tuple[Any, list[Any]]:
-    """Returns a file with its annotations as bytes, where that is possible, and their images."""
+def _outline(path: Path, data: bytes) -> tuple[Any, list[Any], list[Any]]:
+    """Returns a file without its annotations, these as bytes, and what images they belong to."""
     try:
         found = msgspec.json.decode(data, type=_Outline)
         owner = msgspec.json.Decoder(_Owner).decode
         owners: list[Any] = [owner(entry).image_id for entry in found.annotations]
-        return msgspec.structs.asdict(found), owners
+        content: Any = {"images": found.images, "categories": found.categories}
+        return {**content, "annotations": []}, found.annotations, owners
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         content = coco.parse(path, data)
     entries = content.get("annotations") if isinstance(content, dict) else None
-    owners = [one.get("image_id") if isinstance(one, dict) else None for one in entries or ()]
-    return content, [one if isinstance(one, (int, float, str)) else None for one in owners]
-
-
-def _text(entry: Any) -> bytes:
-    return bytes(entry) if isinstance(entry, msgspec.Raw) else json.dumps(entry).encode()
+    if not isinstance(entries, list):
+        return content, [], []
+    owners = [one.get("image_id") if isinstance(one, dict) else None for one in entries]
+    owners = [one if isinstance(one, (int, float, str)) else None for one in owners]
+    return {**content, "annotations": []}, [json.dumps(one).encode() for one in entries], owners

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, compress, repeat
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as mask_api
@@ -46,8 +46,7 @@ class Unfit(Exception):
     """An annotation that cannot be learnt; its arguments are the kind of finding and a remark."""
 
 
-@dataclass(frozen=True)
-class Heads:
+class Heads(NamedTuple):
     """What a model learns beside boxes: masks or not, and how many keypoints (0: none)."""
 
     masks: bool = False
@@ -56,19 +55,13 @@ class Heads:
 
 @dataclass
 class Case:
-    """What is collected while a data set is judged.
-
-    Attributes:
-        sizes: width and height of each image as it is, by id.
-        notes: all findings.
-        dropped: instances that are, with the kind of finding.
-    """
+    """What is collected while a data set is judged."""
 
     file: CocoFile
     heads: Heads
-    sizes: Mapping[Identity, tuple[int, int]]
+    sizes: Mapping[Identity, tuple[int, int]]  # width and height of each image as it is, by id
     notes: list[Note] = field(default_factory=list)
-    dropped: list[tuple[Entry, str]] = field(default_factory=list)
+    dropped: list[tuple[Entry, str]] = field(default_factory=list)  # instances, with the kind
 
     @functools.cached_property
     def classes(self) -> dict[int, int]:
@@ -135,7 +128,7 @@ def judge(
             case.notes += _image_notes(name, facts[name])
         if all(one.get("iscrowd") for one in objects[image["id"]]):
             case.notes.append(Note("image without instances", name))
-    notes = [*file.notes, *_notes_on_identities(case)]  # which drops some
+    notes = [*file.notes, *_notes_on_entries(case)]  # which drops some
     notes += case.notes
     if all(entry.get("iscrowd") for entry in file.annotations):
         every = len(file.annotations)
@@ -339,7 +332,8 @@ def surely_filled(masks: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> lis
     return filled.tolist()
 
 
-def _notes_on_identities(case: Case) -> Iterator[Note]:
+def _notes_on_entries(case: Case) -> Iterator[Note]:
+    """Finds what can be told of ids, images, areas and boxes without judging what is learnt."""
     annotations = case.file.annotations
     ids = list(map(itemgetter("id"), annotations))
     if 0 in set(ids):
@@ -350,20 +344,8 @@ def _notes_on_identities(case: Case) -> Iterator[Note]:
         for entry in annotations:
             if entry["image_id"] not in case.sizes:
                 case.drop(entry, "annotation of a missing image")
-    yield from _looks_of_areas(case)
-    names = list(map(itemgetter("file_name"), case.file.images))
-    yield from (Note("same file listed twice", names[number]) for number in repeated(names))
-    boxes = list(map(tuple, map(itemgetter("bbox"), annotations)))
-    if len(set(boxes)) < len(boxes):
-        where = map(itemgetter("image_id", "category_id"), annotations)
-        for number in repeated(list(zip(where, boxes, strict=True))):
-            yield Note("same box twice", f"annotation {annotations[number]['id']}")
-
-
-def _looks_of_areas(case: Case) -> Iterator[Note]:
-    """Finds areas that are none, or that no shape or a hair alone has in its box."""
     for number in np.flatnonzero(np.isnan(case.areas)).tolist():
-        entry = case.file.annotations[number]
+        entry = annotations[number]
         if entry.get("area") is None:
             yield Note("annotation without area", f"annotation {entry['id']}")
         elif min(entry["bbox"][2:]) > 0:
@@ -371,11 +353,19 @@ def _looks_of_areas(case: Case) -> Iterator[Note]:
     extent = case.boxes[:, 2:]
     with np.errstate(over="ignore"):
         box = np.where(extent > SHORTEST_SIDE, extent + TOLERANCE, math.nan).prod(1)
+    # No shape has more of its box, and a hair alone less.
     odd = (case.areas > LARGEST_PART * box) | (case.areas < SMALLEST_PART * box)
     for number in np.flatnonzero(odd & np.isfinite(box)).tolist():
-        entry = case.file.annotations[number]
+        entry = annotations[number]
         where = f"annotation {entry['id']} (area {entry['area']:g}, box {{:g}} x {{:g}})"
         yield Note("area unlike its box", where.format(*case.boxes[number, 2:]))
+    names = list(map(itemgetter("file_name"), case.file.images))
+    yield from (Note("same file listed twice", names[number]) for number in repeated(names))
+    boxes = list(map(tuple, map(itemgetter("bbox"), annotations)))
+    if len(set(boxes)) < len(boxes):
+        owners = map(itemgetter("image_id", "category_id"), annotations)
+        for number in repeated(list(zip(owners, boxes, strict=True))):
+            yield Note("same box twice", f"annotation {annotations[number]['id']}")
 
 
 def _lost(case: Case, most_dropped: float) -> Iterator[Note]:
@@ -388,12 +378,10 @@ def _lost(case: Case, most_dropped: float) -> Iterator[Note]:
         texts = "text" if str in owners else "numbers", "text" if str in images else "numbers"
         yield Note("ids of two kinds", f"image_id is {texts[0]}, the ids of images are {texts[1]}")
     used = Counter(map(itemgetter("category_id"), case.file.annotations))
-    if 0 in used and case.classes and min(case.classes) > 0 and max(used) < max(case.classes):
-        yield Note(
-            "categories numbered from 0",
-            f"annotations have 0 to {max(used)}, categories {min(case.classes)} to "
-            f"{max(case.classes)}",
-        )
+    low, high = min(case.classes, default=0), max(case.classes, default=0)
+    if 0 in used and low > 0 and max(used) < high:
+        text = f"annotations have 0 to {max(used)}, categories {low} to {high}"
+        yield Note("categories numbered from 0", text)
     lost = len(case.dropped)
     if instances and lost > most_dropped * instances:
         kinds = Counter(kind for _, kind in case.dropped)
@@ -409,9 +397,8 @@ def _lost(case: Case, most_dropped: float) -> Iterator[Note]:
 
 
 def _look_of_masks(case: Case) -> str:
-    masks: list[Any] = [
-        one.get("segmentation") for one, kind in case.dropped if kind.endswith("mask")
-    ]
+    dropped = (one for one, kind in case.dropped if kind.endswith("mask"))
+    masks: list[Any] = [one.get("segmentation") for one in dropped]
     if masks and all(isinstance(mask, list) and mask for mask in masks):
         if all(isinstance(mask[0], (int, float)) for mask in masks):
             return "segmentation is one flat list here, COCO has a list of such lists"
@@ -441,10 +428,8 @@ def _looks_of_boxes(case: Case) -> Iterator[Note]:
     elif tiny.mean() >= 0.2:
         yield Note("boxes under 2 pixels", of_all(tiny))
     if corners.mean() >= 0.99 and beyond.mean() > 0.05:
-        yield Note(
-            "boxes as two corners",
-            f"{of_all(beyond)} leave the image, none does if read as x1, y1, x2, y2",
-        )
+        text = f"{of_all(beyond)} leave the image, none does if read as x1, y1, x2, y2"
+        yield Note("boxes as two corners", text)
 
 
 def _sizes(case: Case, facts: Mapping[str, ImageFacts], judged: bool) -> Iterator[Note]:

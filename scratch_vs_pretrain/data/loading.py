@@ -6,8 +6,6 @@ anew (its matching takes id 0 for no match), and annotations that no detection c
 out, by the rules by which training drops them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging
@@ -16,29 +14,17 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain._detectron2 import registered
-from scratch_vs_pretrain.data.coco import (
-    COCO_KEYPOINTS,
-    KINDS,
-    MENDED,
-    SEVERE,
-    CocoFile,
-    FileState,
-    Note,
-    keypoint_lack,
-    read_coco,
-    state_of,
-    without_gc,
-)
+from scratch_vs_pretrain.data import coco
+from scratch_vs_pretrain.data.coco import KINDS, CocoFile, FileState, Note, read_coco, state_of
 from scratch_vs_pretrain.data.datasets import coco_of, describe, location
 from scratch_vs_pretrain.data.judge import MOST_DROPPED, Heads, judge, scorable
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pictures import DEEP, facts_of_images, locate
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +70,7 @@ def load_training_records(cfg: CfgNode) -> TrainingRecords:
     records: list[dict[str, Any]] = []
     notes: list[Note] = []
     for name, file in zip(names, files, strict=True):
-        with without_gc():
+        with coco.without_gc():
             found, remarks = _judged(file, location(name)[1], heads_of(cfg), cfg.SVP.MAX_DROPPED)
         if problem := refusal(remarks):
             raise UserError(f"{name}: {problem}")
@@ -120,7 +106,7 @@ def count_repairs(notes: Sequence[Note]) -> dict[str, int]:
     """Returns how many entries are dropped or mended, as "degenerate box, dropped", and logs it."""
     found: dict[str, list[str]] = defaultdict(list)
     for note in notes:
-        if KINDS[note.kind].means == MENDED:
+        if KINDS[note.kind].means == coco.MENDED:
             found[f"{note.kind}, {KINDS[note.kind].fate}"].append(note.where)
     for kind, where in sorted(found.items()):
         logger.warning("%d times %s, for example %s", len(where), kind, where[0])
@@ -138,13 +124,13 @@ def _judged(
         deep = record["file_name"] in facts and facts[record["file_name"]].deep
         path = os.path.join(folder, located.files[record["file_name"]])
         record["file_name"] = DEEP + path if deep else path
-    renamed = (f"{name} ({file})" for name, file in located.renamed.items())
+    renamed = (f"{name} ({file})" for name, file in located.files.items() if name != file)
     return records, [*notes, *(Note("file of another name", where) for where in renamed)]
 
 
 def refusal(notes: Sequence[Note], use: str = "train") -> str:
     """Returns why a data set is not trained or evaluated on, empty if it can be."""
-    severe = [note for note in notes if KINDS[note.kind].means in SEVERE]
+    severe = [note for note in notes if KINDS[note.kind].means in coco.SEVERE]
     if not severe:
         return ""
     more = f" (and {len(severe) - 1} more)" if severe[1:] else ""
@@ -165,10 +151,7 @@ def load_ground_truth(dataset_name: str, task: str = "bbox") -> Mapping[str, Any
 
     Images have the sizes of their files, where these can be read. In VOC trees difficult objects
     are crowds: VOC's evaluation neither rewards nor punishes detections of them, and COCO's treats
-    crowds so.
-
-    Raises:
-        UserError: the data set has no annotation file, or it is no COCO JSON.
+    crowds so. Raises UserError where there is no annotation file, or it is no COCO JSON.
     """
     return _ground_truth(dataset_name, task, state_of(location(dataset_name)[0]))
 
@@ -200,7 +183,7 @@ def check_ground_truth(
 ) -> None:
     """Raises UserError where a data set lacks what a task needs, or is not fit to be evaluated on;
     without sigmas, keypoints are COCO's 17."""
-    keypoints = len(keypoint_sigmas) or COCO_KEYPOINTS
+    keypoints = len(keypoint_sigmas) or coco.COCO_KEYPOINTS
     asked = dataset_name, tuple(tasks), keypoints, most_dropped
     if tasks and (unfit := _unfit(*asked, state_of(location(dataset_name)[0]))):
         raise UserError(f"{dataset_name}: {unfit}")
@@ -212,7 +195,7 @@ def _unfit(
 ) -> str:
     """Returns why a data set of this state is not evaluated on, empty if it can be."""
     file = coco_of(name, ("annotations",))
-    lacks = {**file.facts.lacks, "keypoints": keypoint_lack(file.annotations, keypoints)}
+    lacks = {**file.facts.lacks, "keypoints": coco.keypoint_lack(file.annotations, keypoints)}
     for task in tasks:
         if lacks.get(task):
             return (

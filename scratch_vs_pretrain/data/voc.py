@@ -1,5 +1,6 @@
 """PASCAL VOC trees as COCO annotations, boxes as Detectron2's ``load_voc_instances`` has them."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -53,6 +54,7 @@ def _with_classes(tree: CocoFile, classes: tuple[str, ...]) -> CocoFile:
     numbers = {name: number for number, name in enumerate(classes, 1)}
     known = [one for one in tree.annotations if one["name"] in numbers]
     others = [one for one in tree.annotations if one["name"] not in numbers]
+    strangers = [f"{one['image_id']}.xml ({one['name']})" for one in others]
     return dataclasses.replace(
         tree,
         annotations=[
@@ -60,7 +62,7 @@ def _with_classes(tree: CocoFile, classes: tuple[str, ...]) -> CocoFile:
             for number, one in enumerate(known, 1)
         ],
         categories=[{"id": number, "name": name} for name, number in numbers.items()],
-        notes=(*tree.notes, *(_note("object of another class", one) for one in others)),
+        notes=(*tree.notes, *(Note("object of another class", where) for where in strangers)),
     )
 
 
@@ -152,12 +154,9 @@ def _parse(identity: str, data: bytes, notes: list[Note]) -> tuple[Entry, list[E
         notes.append(Note("XML names another file", f"{identity}.xml ({named})"))
     if not all(map(_is_plain, entries)):
         notes.append(Note("XML with fractions or without flags", f"{identity}.xml"))
-    notes += [_note("box one pixel wide", one) for one in objects if 1 in one["bbox"][2:]]
+    thin = [f"{identity}.xml ({one['name']})" for one in objects if 1 in one["bbox"][2:]]
+    notes += [Note("box one pixel wide", where) for where in thin]
     return image, objects
-
-
-def _note(kind: str, one: Entry) -> Note:
-    return Note(kind, f"{one['image_id']}.xml ({one['name']})")
 
 
 def _object(entry: ElementTree.Element, number: int, identity: str) -> Entry:
@@ -193,10 +192,8 @@ def _is_plain(entry: ElementTree.Element) -> bool:
 def _number(parent: ElementTree.Element, path: str, where: str) -> float:
     """Returns a number, a whole one as int; VOC 2012 has a few fractions."""
     text = (parent.findtext(path) or "").strip()
-    try:
+    with contextlib.suppress(ValueError):
         number = float(text)
         if abs(number) < 2**31:
             return int(number) if number == int(number) else number
-    except ValueError:
-        pass
     raise UserError(f"{where} has no number as {path.replace('/', '.')} (it is {text!r})")

@@ -19,11 +19,7 @@ from fvcore.transforms.transform import HFlipTransform
 from torch import Tensor, nn
 
 from scratch_vs_pretrain.config_checks import augmentation_problems
-from scratch_vs_pretrain.data.loading import (
-    check_ground_truth,
-    load_ground_truth,
-    load_test_records,
-)
+from scratch_vs_pretrain.data import loading
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.others import WithOthers, check_names, others_of
 from scratch_vs_pretrain.evaluation.scores import NUMBERS, error_costs, score
@@ -37,8 +33,6 @@ register_deep_images()
 
 # What Detectron2's tools/train_net.py adds to the name of a task scored with test augmentation.
 TTA = "_TTA"
-# Of the detector: Detectron2 turns them off for the boxes, and leaves them so after an error.
-_SWITCHES = ("mask_on", "keypoint_on")
 
 
 def tasks_of(cfg: Any) -> tuple[str, ...]:
@@ -55,8 +49,9 @@ def check_test_sets(cfg: Any) -> None:
     check_names(cfg)
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name a data set to evaluate on")
+    needs = tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.SVP.MAX_DROPPED
     for name in cfg.DATASETS.TEST:
-        check_ground_truth(name, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.SVP.MAX_DROPPED)
+        loading.check_ground_truth(name, *needs)
 
 
 def evaluate_model(
@@ -66,10 +61,8 @@ def evaluate_model(
     test_aug: bool = False,
     keep: Callable[[str, list[dict[str, Any]]], None] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Evaluates a model on every data set of DATASETS.TEST; every process must call it.
-
-    Training goes on afterwards as if nothing had happened: the mode of each module and all random
-    states are put back.
+    """Evaluates a model on every data set of DATASETS.TEST; every process must call it. Training
+    goes on afterwards as if nothing had happened: modes of modules and random states are put back.
 
     Args:
         model: returns Detectron2's ``{"instances": ...}`` for each image.
@@ -98,14 +91,9 @@ def evaluate_model(
             if keep and not augmented and comm.is_main_process():
                 keep(name, evaluator.results)
         if comm.is_main_process():
-            evaluations.append(
-                {
-                    "dataset": name,
-                    "images": evaluator.images,
-                    "seconds": round(time.perf_counter() - start, 3),
-                    "tasks": tasks,
-                }
-            )
+            seconds = round(time.perf_counter() - start, 3)
+            evaluation = {"dataset": name, "images": evaluator.images, "seconds": seconds}
+            evaluations.append({**evaluation, "tasks": tasks})
     return evaluations, flat_metrics(evaluations)
 
 
@@ -129,9 +117,9 @@ def write_evaluation(
     The first data set is the file's main one; further ones follow under ``others``.
     """
     first, *others = evaluations
-    content = {"format": 1, "iteration": iteration, **first} | (
-        {"others": others} if others else {}
-    )
+    content = {"format": 1, "iteration": iteration, **first}
+    if others:
+        content["others"] = others
     folder.evaluations.mkdir(parents=True, exist_ok=True)
     path = folder.evaluation_file(iteration)
     write_json(path, content)
@@ -156,10 +144,9 @@ def run_inference(
     # Put back even after an error; Detectron2's context does not, nor each module's own mode.
     states, modes = random_states(), {module: module.training for module in model.modules()}
     try:
+        records, workers = loading.load_test_records(dataset_name), cfg.DATALOADER.NUM_WORKERS
         # The loader draws a seed for its workers.
-        batches: Any = build_detection_test_loader(
-            load_test_records(dataset_name), mapper=mapped, num_workers=cfg.DATALOADER.NUM_WORKERS
-        )
+        batches: Any = build_detection_test_loader(records, mapper=mapped, num_workers=workers)
         if progress is not None and comm.is_main_process():
             batches = progress(batches)
         model.eval()
@@ -175,11 +162,8 @@ class CocoScoreEvaluator(DatasetEvaluator):
     """Scores a model's outputs with :mod:`scratch_vs_pretrain.evaluation.scores`.
 
     In contrast to Detectron2's COCOEvaluator it changes none of the model's outputs, gives every
-    number COCO defines, 0 where nothing was detected, and writes no file.
-
-    Attributes:
-        images, results: how many images were processed, and their COCO results; after
-            :meth:`evaluate` those of all processes.
+    number COCO defines, 0 where nothing was detected, and writes no file. `images`, how many were
+    processed, and `results` are those of all processes after :meth:`evaluate`.
     """
 
     def __init__(
@@ -211,7 +195,7 @@ class CocoScoreEvaluator(DatasetEvaluator):
             return {}
         self.images = sum(images for images, _ in gathered)
         results = [one for _, part in gathered for one in part]
-        categories = load_ground_truth(self._dataset_name)["categories"]
+        categories = loading.load_ground_truth(self._dataset_name)["categories"]
         # Of the model's classes, which Detectron2 numbers by ascending id.
         ids = dict(enumerate(sorted(category["id"] for category in categories)))
         try:
@@ -223,7 +207,7 @@ class CocoScoreEvaluator(DatasetEvaluator):
             ) from None
         entries: dict[str, Any] = {}
         for task in self._tasks:
-            ground_truth = load_ground_truth(self._dataset_name, task)
+            ground_truth = loading.load_ground_truth(self._dataset_name, task)
             entries[task] = score(ground_truth, self.results, task, self._keypoint_sigmas)
             summary = {name: entries[task][name] for name in NUMBERS[task]}
             logger.info("%s of %s: %s", task, self._dataset_name, summary)
@@ -242,7 +226,9 @@ def with_augmentation(cfg: Any, model: nn.Module, on: bool = True) -> Iterator[n
     if problems := augmentation_problems(cfg):
         raise UserError("; ".join(problems))
     heads: Any = model.roi_heads
-    switches = {name: getattr(heads, name) for name in _SWITCHES if hasattr(heads, name)}
+    # Detectron2 turns them off for the boxes, and leaves them so after an error.
+    names = [name for name in ("mask_on", "keypoint_on") if hasattr(heads, name)]
+    switches = {name: getattr(heads, name) for name in names}
     augmented = KeypointRCNNWithTTA if cfg.MODEL.KEYPOINT_ON else GeneralizedRCNNWithTTA
     try:
         yield augmented(cfg, model)

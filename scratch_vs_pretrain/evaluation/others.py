@@ -15,12 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from contourpy import contour_generator
-from detectron2.evaluation import (
-    DatasetEvaluator,
-    DatasetEvaluators,
-    PascalVOCDetectionEvaluator,
-    pascal_voc_evaluation,
-)
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, pascal_voc_evaluation
 from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 from pycocotools import mask as mask_api
@@ -36,11 +31,9 @@ from scratch_vs_pretrain.run_info import Detections, Found, Picture
 
 # AP50 is the VOC benchmark's; of VOC 2007 with its 11-point metric.
 VOC_NUMBERS = ("AP", "AP50", "AP75")
-
 # Of the semantic head, as Detectron2 numbers them: all things are 0.
 THINGS, BACKGROUND = 0, 1
 STUFF = "background"
-
 # Of the detections that are kept.
 PICTURES = 12
 PER_PICTURE = 30
@@ -55,11 +48,8 @@ data set; they return a DatasetEvaluator, whose numbers become tasks of evaluati
 
 
 def check_names(cfg: Any) -> None:
-    """Checks that every evaluator of a config is there.
-
-    Raises:
-        UserError: a name is not registered, or a Panoptic FPN has other stuff than background.
-    """
+    """Raises UserError where an evaluator that a config names is not registered, or a Panoptic FPN
+    has other stuff than background."""
     for name in cfg.SVP.EVALUATORS:
         registered(EVALUATORS, name, "SVP.EVALUATORS")
     semantic = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
@@ -97,11 +87,8 @@ class WithOthers(DatasetEvaluators):
 
 
 def as_tasks(name: str, found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a user's evaluator found, as tasks of an evaluation file.
-
-    Raises:
-        UserError: no numbers, something else than numbers, or a task that there is already.
-    """
+    """Returns what a user's evaluator found, as tasks of an evaluation file. Raises UserError for
+    no numbers, something else than numbers, or a task that there is already."""
     where = f"SVP.EVALUATORS: {name}"
     if not isinstance(found, Mapping) or not found:
         raise UserError(f"{where} returned no numbers; let evaluate() return them by name")
@@ -120,7 +107,7 @@ def as_tasks(name: str, found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
     return tasks
 
 
-class VocScoreEvaluator(PascalVOCDetectionEvaluator):
+class VocScoreEvaluator(pascal_voc_evaluation.PascalVOCDetectionEvaluator):
     """Scores the task ``voc``; numbers are percent, and NaN where a class has no object.
 
     Detectron2's evaluator is given objects with rounded corners and missing flags as 0: it cannot
@@ -144,7 +131,7 @@ class VocScoreEvaluator(PascalVOCDetectionEvaluator):
             # It divides by the number of objects of each class.
             warnings.simplefilter("ignore", RuntimeWarning)
             try:
-                pascal_voc_evaluation.parse_rec = self._objects.__getitem__
+                pascal_voc_evaluation.parse_rec = self._objects.__getitem__  # no XML files
                 found = super().evaluate()
             finally:
                 pascal_voc_evaluation.parse_rec = read
@@ -191,9 +178,8 @@ class PanopticEvaluator(DatasetEvaluator):
             found = np.array([panoptic_quality(matched, name) for name in names])
             known = found[np.isfinite(found).all(1)]
             means = known.mean(0) if len(known) else np.full(3, math.nan)
-            numbers |= zip(
-                (f"PQ{suffix}", f"SQ{suffix}", f"RQ{suffix}"), means.tolist(), strict=True
-            )
+            keys = [f"{kind}Q{suffix}" for kind in "PSR"]
+            numbers |= zip(keys, means.tolist(), strict=True)
         mean_iou = 100 * float(iou.mean()) if len(iou) else math.nan
         return {"sem_seg": {"mIoU": mean_iou}, "panoptic_seg": numbers}
 
@@ -311,8 +297,6 @@ def _found(one: Mapping[str, Any], names: Mapping[Any, str], size: tuple[int, in
 
 def decoded(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Returns a mask, given as polygons or encoded, as (height, width) bool."""
-    if isinstance(segmentation, list):
-        segmentation = mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
+    if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
         segmentation = mask_api.frPyObjects(segmentation, height, width)
-    return mask_api.decode(segmentation).astype(bool)
+    return mask_api.decode(segmentation).reshape(height, width, -1).any(2)
