@@ -241,7 +241,12 @@ def coco_file(path: Path, sha256: str, content: Any) -> CocoFile:
         if entries is not top.get(key)
     ]
     notes: list[Note] = []
-    words = _category_words(stated["categories"])
+    # Category ids that are words are numbered in alphabetical order, which is Detectron2's; none
+    # where numbers are among them or all are written as text.
+    named = [one.get("id") for one in stated["categories"] if isinstance(one, dict)]
+    texts = sorted({one for one in named if isinstance(one, str)})
+    wordy = len(texts) == len(named) and not all(text.strip().isdecimal() for text in texts)
+    words = {word: number for number, word in enumerate(texts, 1)} if wordy else {}
     lists = {key: _read(key, some, words, unusable, notes) for key, some in stated.items()}
     for key in ("images", "categories"):  # of several with one id the first
         again = set(repeated([entry["id"] for entry in lists[key]]))
@@ -253,16 +258,6 @@ def coco_file(path: Path, sha256: str, content: Any) -> CocoFile:
     lists["images"].sort(key=lambda image: id_order(image["id"]))
     info = top.get("info")
     return CocoFile(path, sha256, **lists, unusable=tuple(unusable), notes=tuple(notes), info=info)
-
-
-def _category_words(categories: list[Any]) -> dict[str, int]:
-    """Returns the number of each category id that is a word, in alphabetical order, which is
-    Detectron2's; none where numbers are among them or all are written as text."""
-    ids = [one.get("id") for one in categories if isinstance(one, dict)]
-    words = sorted({one for one in ids if isinstance(one, str)})
-    if len(words) < len(ids) or all(word.strip().isdecimal() for word in words):
-        return {}
-    return {word: number for number, word in enumerate(words, 1)}
 
 
 def _read(
