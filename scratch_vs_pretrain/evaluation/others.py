@@ -6,20 +6,30 @@ covers is one class of stuff, ``background``. Crowds are void. Definitions: Kiri
 "Panoptic Segmentation" (arXiv 1801.00868), Section 4.
 """
 
+import functools
 import math
+import tempfile
 import warnings
-from collections import Counter, defaultdict
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from contourpy import contour_generator
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, pascal_voc_evaluation
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    PascalVOCDetectionEvaluator,
+)
 from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 from pycocotools import mask as mask_api
 
+from scratch_vs_pretrain.data.coco import CocoFile
 from scratch_vs_pretrain.data.loading import load_ground_truth, load_test_records
 from scratch_vs_pretrain.data.voc import is_voc, voc_file
 from scratch_vs_pretrain.errors import UserError
@@ -107,35 +117,52 @@ def as_tasks(name: str, found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
     return tasks
 
 
-class VocScoreEvaluator(pascal_voc_evaluation.PascalVOCDetectionEvaluator):
+class VocScoreEvaluator(PascalVOCDetectionEvaluator):
     """Scores the task ``voc``; numbers are percent, and NaN where a class has no object.
 
-    Detectron2's evaluator is given objects with rounded corners and missing flags as 0: it cannot
-    read all XML files (VOC 2012 has a few fractions, others lack flags), nor blank lines in lists.
+    Detectron2's evaluator is given a copy of the tree, corners rounded and missing flags 0: it
+    cannot read all (VOC 2012 has a few fractions, others lack flags, or list images with blank
+    lines).
     """
 
     def __init__(self, dataset_name: str) -> None:
-        super().__init__(dataset_name)
-        self._anno_file_template = "{}"  # an image's objects are asked for by its name
-        self._objects: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for one in voc_file(dataset_name).annotations:
-            left, top, width, height = one["bbox"]
-            corners = (left + 1, top + 1, left + width, top + height)
-            self._objects[one["image_id"]].append(
-                {"name": one["name"], "difficult": one["difficult"], "bbox": [*map(round, corners)]}
-            )
+        super().__init__(_plain_copy(dataset_name, voc_file(dataset_name))[0])
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        read = pascal_voc_evaluation.parse_rec
         with warnings.catch_warnings():
             # It divides by the number of objects of each class.
             warnings.simplefilter("ignore", RuntimeWarning)
-            try:
-                pascal_voc_evaluation.parse_rec = self._objects.__getitem__  # no XML files
-                found = super().evaluate()
-            finally:
-                pascal_voc_evaluation.parse_rec = read
+            found = super().evaluate()
         return {"voc": {name: float(found["bbox"][name]) for name in VOC_NUMBERS}} if found else {}
+
+
+@functools.lru_cache(maxsize=4)
+def _plain_copy(dataset_name: str, file: CocoFile) -> tuple[str, tempfile.TemporaryDirectory[str]]:
+    """Returns a tree's copy that Detectron2's evaluator can read: registered name and folder."""
+    folder = tempfile.TemporaryDirectory(prefix="svp_voc_")
+    annotations, lists = Path(folder.name) / "Annotations", Path(folder.name) / "ImageSets/Main"
+    annotations.mkdir()
+    lists.mkdir(parents=True)
+    trees = {image["id"]: ElementTree.Element("annotation") for image in file.images}
+    (lists / "all.txt").write_text("".join(f"{one}\n" for one in trees))
+    for one in file.annotations:
+        entry = ElementTree.SubElement(trees[one["image_id"]], "object")
+        fields = {"name": one["name"], "pose": "Unspecified", "truncated": "0"}
+        for key, text in {**fields, "difficult": str(one["difficult"])}.items():
+            ElementTree.SubElement(entry, key).text = text
+        box = ElementTree.SubElement(entry, "bndbox")
+        left, top, width, height = one["bbox"]
+        corners = (left + 1, top + 1, left + width, top + height)
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True):
+            ElementTree.SubElement(box, key).text = str(round(value))
+    for identity, top_element in trees.items():
+        ElementTree.ElementTree(top_element).write(annotations / f"{identity}.xml")
+    original, name = MetadataCatalog.get(dataset_name), f"{dataset_name} in {folder.name}"
+    classes = original.thing_classes
+    MetadataCatalog.get(name).set(
+        dirname=folder.name, split="all", year=original.year, thing_classes=classes
+    )
+    return name, folder
 
 
 class PanopticEvaluator(DatasetEvaluator):
