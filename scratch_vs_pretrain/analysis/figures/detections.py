@@ -13,8 +13,7 @@ from matplotlib.path import Path
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 
-from scratch_vs_pretrain.analysis.figures.panels import styles_of
-from scratch_vs_pretrain.analysis.figures.style import (
+from scratch_vs_pretrain.analysis.figures.panels import (
     PAGE_WIDTH,
     SMALL_TEXT_SIZE,
     TEXT_SIZE,
@@ -22,6 +21,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
     new_figure,
     plain,
     shortened,
+    styles_of,
 )
 from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
 from scratch_vs_pretrain.errors import UserError, from_validation
