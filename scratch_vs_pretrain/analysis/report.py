@@ -31,7 +31,7 @@ from scratch_vs_pretrain.analysis.tables.runs import (
     provenance_table,
     runs_table,
 )
-from scratch_vs_pretrain.analysis.tables.studies import COSTS
+from scratch_vs_pretrain.analysis.tables.studies import COSTS, schedules_table
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.text import printable_lines
@@ -47,9 +47,6 @@ FOLDED: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
     "Final configs, key by key": differences_table,
     "Provenance": provenance_table,
 }
-# A reader who wants these has the table of gaps.
-SCHEDULE_COLUMNS = ("iterations", "images", "epochs")
-
 SIZES = "AP against training images"
 
 T = TypeVar("T")
@@ -180,8 +177,9 @@ def _arms(runs: Sequence[RunRecord]) -> Iterator[dict[str, str]]:
 
 
 def _tables(runs: Sequence[RunRecord], notes: list[str]) -> Iterator[Table]:
-    for _, schedules in _made("", {"": runs}, table, notes):
-        yield schedules.without(SCHEDULE_COLUMNS)
+    # Without the lengths: a reader who wants these has the table of gaps.
+    for _, schedules in _made("", {"": runs}, partial(schedules_table, lengths=False), notes):
+        yield schedules
         if any(not names(run).isdisjoint(COSTS) for run in runs):
             yield table(runs, "errors")
         # Most studies are not the paper's.

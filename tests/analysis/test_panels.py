@@ -147,7 +147,7 @@ STYLES = arm_styles(["scratch", "pretrained"])
 def line(arm="scratch", schedule="2x", seeds=1, complete=True, x=(1, 2, 3)):
     mean = np.arange(len(x), dtype=float)
     look = STYLES[arm]
-    return Line(arm, look, schedule, np.array(x), mean, mean - 1, mean + 1, seeds, complete)
+    return Line(arm, look, np.array(x), mean, mean - 1, mean + 1, seeds, schedule, complete)
 
 
 def panels(*lines):

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -210,7 +211,7 @@ def answer_figure(part: Part) -> Figure:
     scratch, *_ = part.curves
     styles = styles_of(part.setting.results.runs)
     lines = [
-        Line(arm, styles[arm], "", b.iterations, b.mean, b.low, b.high, b.seeds, drops=part.drops)
+        Line(arm, styles[arm], b.iterations, b.mean, b.low, b.high, b.seeds, drops=part.drops)
         for arm, b in part.curves.items()
         if len(b.iterations)
     ]
@@ -363,7 +364,8 @@ def sizes_figure(runs: Records, *, metrics: Names = None, band: str = "range") -
         for arm, style in styles.items():
             found = {size: s.of(metric) for (one, size), s in finals.items() if one == arm}
             if found := {size: values for size, values in found.items() if values}:
-                lines.append(line_through(arm, style, found, band))
+                table = pd.DataFrame.from_dict(found, orient="index")
+                lines.append(line_through(arm, style, table, band))
         beside = partial(draw_beside, metric, lines)
         title = metric_title(metric)
         panels.append(Panel(title, lines, "training images", left=None, score=True, beside=beside))
@@ -406,13 +408,12 @@ def iou_figure(runs: Records, *, band: str = "range") -> Figure:
     results = final_results(runs)
     styles, lines = styles_of(runs), dict[str, list[Line]]()
     for arm in results.others:
-        gap, name = results.of(results.scratch) - results.of(arm), f"{results.scratch} - {arm}"
-        metrics = sorted({metric for one in gap.values() for metric in one if "/AP@" in metric})
+        gaps = pd.DataFrame(results.of(results.scratch) - results.of(arm)).dropna().sort_index()
         for task in TASKS:
-            at = {
-                float(m.partition("@")[2]): gap.of(m) for m in metrics if m.startswith(f"{task}/")
-            }
-            if at := {x: values for x, values in at.items() if len(values) == len(gap)}:
+            at = gaps[[str(metric).startswith(f"{task}/AP@") for metric in gaps.index]]
+            if len(at):
+                at.index = [float(metric.partition("@")[2]) for metric in at.index]
+                name = f"{results.scratch} - {arm}"
                 lines.setdefault(task, []).append(line_through(name, styles[arm], at, band))
     if not lines:
         raise UserError(

@@ -108,12 +108,12 @@ class Line:
 
     arm: str  # what the arm is called, see :func:`arm_names`
     style: Style
-    schedule: str
     x: np.ndarray  # (n,) on the figure's axis
     mean: np.ndarray  # (n,) over seeds, at iterations that all seeds have
     low: np.ndarray  # (n,) lower edge of the band
     high: np.ndarray  # (n,) upper edge
     seeds: int  # runs behind it
+    schedule: str = ""
     complete: bool = True  # False for a run that is not finished
     drops: tuple[float, ...] = ()  # where on the axis the learning rate drops
     # The schedule from which a branch has its first points; None elsewhere.
@@ -197,10 +197,10 @@ def lines_of(runs: Records, metric: str, x: str, band: str) -> list[Line]:
 
 def _line(arm: str, style: Style, runs: Records, metric: str, x: str, band: str) -> Iterator[Line]:
     """Yields the line through runs of one schedule, unless they have no iteration in common."""
-    found = [(run, one) for run in runs for one in [curve(run, metric)] if len(one.values)]
-    runs = [run for run, _ in found]
-    series = {k: pd.Series(one.values, one.iterations) for k, (_, one) in enumerate(found)}
-    values = pd.DataFrame(series).dropna()
+    curves = {run.folder: curve(run, metric) for run in runs}
+    runs = [run for run in runs if len(curves[run.folder].values)]
+    found = [pd.Series(one.values, one.iterations) for one in curves.values() if len(one.values)]
+    values = pd.DataFrame(dict(enumerate(found))).dropna()
     if values.empty:
         return
     if not is_score(metric):
@@ -208,9 +208,9 @@ def _line(arm: str, style: Style, runs: Records, metric: str, x: str, band: str)
         smooth = values.rolling(window, min_periods=1).median()
         values = smooth.iloc[(len(values) - 1) % every :: every]
     shared = values.index.to_numpy()
-    places = np.mean([cost(run, x, shared) for run in runs], axis=0)
+    values.index = np.mean([cost(run, x, shared) for run in runs], axis=0)
     run = runs[0]
-    if np.isnan(places).any():
+    if values.index.hasnans:
         raise UserError(
             f"{run.folder}: does not say how many {x} an iteration has; draw it over iterations"
         )
@@ -218,12 +218,12 @@ def _line(arm: str, style: Style, runs: Records, metric: str, x: str, band: str)
     drops = np.array([i for i in run.steps if i <= shared[-1]])
     at = np.mean([cost(one, x, drops) for one in runs], axis=0)
     copied = run.branch_of is not None and shared[0] <= run.branch_at
-    yield Line(
+    yield line_through(
         arm,
         style,
-        run.schedule,
-        places,
-        *_band(values, band),
+        values,
+        band,
+        schedule=run.schedule,
         complete=run.state in COMPLETE,
         drops=tuple(at[np.isfinite(at)].tolist()),
         trunk=run.branch_of if copied else None,
@@ -231,19 +231,14 @@ def _line(arm: str, style: Style, runs: Records, metric: str, x: str, band: str)
     )
 
 
-def _band(values: pd.DataFrame, band: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Returns mean, low, high and number of seeds; rows are places, a column is a seed's."""
+def line_through(arm: str, style: Style, values: pd.DataFrame, band: str, **more: Any) -> Line:
+    """Returns the line through values of some seeds, a column for each, by place on the x axis."""
     mean, low, high = (values.agg(how, axis=1).to_numpy() for how in ("mean", "min", "max"))
     if band == "std":
         reach = values.std(axis=1).fillna(0.0).to_numpy()  # of one seed: unknown
         low, high = mean - reach, mean + reach
-    return mean, low, high, int(values.count(axis=1).min())
-
-
-def line_through(arm: str, style: Style, values: dict[Any, list[float]], band: str) -> Line:
-    """Returns the line through values of some seeds at each place."""
-    table = pd.DataFrame.from_dict(values, orient="index")
-    return Line(arm, style, "", np.array([*values], float), *_band(table, band))
+    seeds = int(values.count(axis=1).min())
+    return Line(arm, style, values.index.to_numpy(float), mean, low, high, seeds, **more)
 
 
 def new_figure(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,15 +48,6 @@ class Table:
     header: tuple[str, ...]  # column names
     rows: tuple[tuple[Cell, ...], ...]  # cells; None is a missing value
     notes: tuple[str, ...] = ()  # sentences printed under the table
-
-    def without(self, columns: Collection[str]) -> Table:
-        """Returns the table without some columns."""
-        kept = [k for k, column in enumerate(self.header) if column not in columns]
-        return dataclasses.replace(
-            self,
-            header=tuple(self.header[k] for k in kept),
-            rows=tuple(tuple(row[k] for k in kept) for row in self.rows),
-        )
 
     def __str__(self) -> str:
         return render(self)

@@ -69,10 +69,11 @@ NO_ERRORS_NOTE = (
 )
 
 
-def schedules_table(runs: Records, *, best: bool = False) -> Table:
+def schedules_table(runs: Records, *, best: bool = False, lengths: bool = True) -> Table:
     """Table 1: every arm at every schedule, and the difference where both have that schedule."""
     results = final_results(runs, best=best)
     scratch, metrics = results.scratch, metrics_of(results, MAIN)
+    counted = ("iterations", "images", "epochs") if lengths else ()
     rows: list[tuple[Cell, ...]] = []
     by_length = sorted(runs, key=lambda run: (run.iterations, run.schedule))
     planned = {(run.arm, run.schedule): run for run in reversed(runs)}
@@ -81,8 +82,7 @@ def schedules_table(runs: Records, *, best: bool = False) -> Table:
         gaps = {f"{scratch} - {other}": found[scratch] - found[other] for other in results.others}
         for name, final in {**found, **gaps}.items():
             if final:
-                run = planned.get((name, schedule))
-                length = (run.iterations, run.images, run.epochs) if run else (None, None, None)
+                length = [getattr(planned.get((name, schedule)), key, None) for key in counted]
                 rows.append((name, schedule, *length, len(final), *final.means(metrics)))
     alone = [
         f"{scratch} and {other} have no schedule in common; "
@@ -90,13 +90,9 @@ def schedules_table(runs: Records, *, best: bool = False) -> Table:
         for other in results.others
         if not any((scratch, schedule) in planned for arm, schedule in planned if arm == other)
     ]
-    header = ("arm", "schedule", "iterations", "images", "epochs", "seeds")
-    return Table(
-        f"{results.study}: AP by arm and schedule",
-        (*header, *map(metric_name, metrics)),
-        tuple(rows),
-        (*notes(results), *alone),
-    )
+    header = ("arm", "schedule", *counted, "seeds", *map(metric_name, metrics))
+    title = f"{results.study}: AP by arm and schedule"
+    return Table(title, header, tuple(rows), (*notes(results), *alone))
 
 
 def metrics_table(runs: Records, *, best: bool = False) -> Table:
@@ -412,23 +408,10 @@ def _studies(
             refused.append(str(error))
     if not found:
         raise UserError(refused[0])
-    if alike:
-        _refuse_other_test_sets(found)
-    found.sort(key=lambda results: results.runs[0].train_images or 0)
-    held: dict[str, list[str]] = {}
-    for results in found:
-        for note in notes(results):
-            held.setdefault(note, []).append(results.study)
-    common = [note for note, names in held.items() if len(names) == len(found)]
-    others = [f"{', '.join(names)}: {note}" for note, names in held.items() if note not in common]
-    return found, (*common, *others, *(f"Left out: {reason}." for reason in refused))
-
-
-def _refuse_other_test_sets(studies: Sequence[Results]) -> None:
-    """A data set of a study's own has the study's name, so names count where contents do not."""
     seen: dict[str, tuple[str, str]] = {}
-    for results in studies:
+    for results in found if alike else ():
         for run, evaluation in results.finals:
+            # A data set of a study's own has the study's name: names count where contents do not.
             digest = run.data.test.sha256
             kind, value = ("content", digest) if digest else ("name", evaluation.dataset)
             first, other = seen.setdefault(kind, (value, results.study))
@@ -438,3 +421,11 @@ def _refuse_other_test_sets(studies: Sequence[Results]) -> None:
                     f"{kind} ({first:.40} and {value:.40}); they cannot share this table, but "
                     "--kind summary"
                 )
+    found.sort(key=lambda results: results.runs[0].train_images or 0)
+    held: dict[str, list[str]] = {}
+    for results in found:
+        for note in notes(results):
+            held.setdefault(note, []).append(results.study)
+    common = [note for note, names in held.items() if len(names) == len(found)]
+    others = [f"{', '.join(names)}: {note}" for note, names in held.items() if note not in common]
+    return found, (*common, *others, *(f"Left out: {reason}." for reason in refused))
