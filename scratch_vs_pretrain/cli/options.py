@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.analysis.tables.table import FORMATS
+from scratch_vs_pretrain.analysis.tables import FORMATS
 from scratch_vs_pretrain.errors import UserError
 
 # Commands import what they need when they run: `svp table` must not wait for torch.
