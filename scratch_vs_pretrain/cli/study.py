@@ -73,7 +73,7 @@ def _plan(options: argparse.Namespace) -> int:
     opt.option("--format", choices=("json", "markdown"), default="json"),
 )
 def _schema(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.study.parse import schema_markdown, study_schema
+    from scratch_vs_pretrain.study.spec import schema_markdown, study_schema
 
     schema = study_schema()
     markdown = options.format == "markdown"

@@ -26,7 +26,7 @@ from scratch_vs_pretrain.study.resolve import (
     run_config,
     schedules_of,
 )
-from scratch_vs_pretrain.study.schedule import own_start
+from scratch_vs_pretrain.study.sections import own_start
 from scratch_vs_pretrain.study.spec import Run, Study
 from scratch_vs_pretrain.training.branch import ENDED
 

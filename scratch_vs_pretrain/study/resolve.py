@@ -10,7 +10,7 @@ from scratch_vs_pretrain.config_checks import value_problems
 from scratch_vs_pretrain.errors import UserError, located
 from scratch_vs_pretrain.run_info import Branch
 from scratch_vs_pretrain.study.data_sets import merge_data
-from scratch_vs_pretrain.study.schedule import Schedule, branches_of
+from scratch_vs_pretrain.study.sections import Schedule, branches_of
 from scratch_vs_pretrain.study.spec import FULL, Arm, Run, Study
 
 # What the pixels of a pre-trained backbone looked like, and where its stages halve the resolution.

@@ -27,8 +27,8 @@ from scratch_vs_pretrain.study.launch import (
     make_slots,
     run_study,
 )
-from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.study.spec import load_study
 from scratch_vs_pretrain.training.branch import trunk_of
 
 

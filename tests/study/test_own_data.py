@@ -11,9 +11,9 @@ from PIL import Image
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.audit import audit
-from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.resolve import run_config
+from scratch_vs_pretrain.study.spec import load_study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = CONFIGS / "demo_mask_rcnn_R_18_FPN_gn.yaml"

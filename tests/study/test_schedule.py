@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_info import Branch
-from scratch_vs_pretrain.study.schedule import (
+from scratch_vs_pretrain.study.sections import (
     Schedule,
     Switch,
     branches_of,

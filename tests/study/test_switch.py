@@ -5,7 +5,7 @@ import pytest
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.audit import audit, check_switch, switched_study
 from scratch_vs_pretrain.study.resolve import run_config
-from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
+from scratch_vs_pretrain.study.sections import paper_schedule, short_schedule
 from scratch_vs_pretrain.study.spec import Arm, Study, Switch
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -12,8 +12,7 @@ from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_json
 from scratch_vs_pretrain.study import launch
 from scratch_vs_pretrain.study.audit import audit
 from scratch_vs_pretrain.study.plan import plan
-from scratch_vs_pretrain.study.schedule import short_schedule
-from scratch_vs_pretrain.study.sections import Data, DataFiles, Tune
+from scratch_vs_pretrain.study.sections import Data, DataFiles, Tune, short_schedule
 from scratch_vs_pretrain.study.spec import Arm, Study
 from scratch_vs_pretrain.study.tune import grid_points, search_study, with_recipe
 
