@@ -23,10 +23,9 @@ from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE, RunFolder, write_json
 from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.study.plan import check_parts, plan
-from scratch_vs_pretrain.study.resolve import arm_branches, schedules_of
+from scratch_vs_pretrain.study.resolve import schedules_of, search_study, with_recipe
 from scratch_vs_pretrain.study.sections import Answer
 from scratch_vs_pretrain.study.spec import SCRATCH, Study
-from scratch_vs_pretrain.study.tune import search_study, with_recipe
 from scratch_vs_pretrain.training.branch import ENDED
 
 if TYPE_CHECKING:
@@ -200,23 +199,11 @@ class Adaptive:
 
     def _hours_left(self, part: Study) -> float:
         """Returns how long a part's runs still train, at the rate so far."""
+        folders = [run.folder(self.output) for run in part.runs()]
+        begun = [folder.read() for folder in folders if folder.state() != "planned"]
+        gone = sum(run.iterations - run.iteration for run in begun if run.state in ENDED)
+        left = plan(part).iterations - iterations_of(begun) - gone
         done = iterations_of([*self.searched, *self.seen.values()])
-        left = 0
-        for arm, seed in itertools.product(part.arms, part.seeds):
-            folders = {
-                one.name: part.run(arm, one, seed).folder(self.output) for one in arm.schedules
-            }
-            states = {name: folder.state() for name, folder in folders.items()}
-            begun = [name for name, state in states.items() if state != "planned"]
-            branches = arm_branches(part, arm, begun)
-            for one in schedules_of(part, arm):
-                if states[one.name] in ENDED:
-                    continue
-                branch = branches.get(one.name)
-                done_of_it = branch.at if branch else 0
-                if one.name in begun:
-                    done_of_it = folders[one.name].read().iteration
-                left += one.iterations - done_of_it
         return left * self.spent() / done if done else 0.0
 
     def text(self) -> str:

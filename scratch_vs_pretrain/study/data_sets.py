@@ -77,12 +77,13 @@ def data_facts(data: Data) -> DataFacts:
     if not read[0].categories:
         raise UserError(f"data: {sources[0].annotations}: lists no categories to detect")
     *train, test = read
+    unknown = not test.sigmas and test.keypoints not in ((), COCO_PERSON_KEYPOINTS)
     return DataFacts(
         classes=test.categories,
         lacks={key: _missing(sources, train, test, task) for key, task, *_ in HEADS},
         keypoints=test.keypoints,
-        sigmas=_sigmas(test),
-        stated_sigmas=bool(test.sigmas) or not _sigmas(test),
+        sigmas=(USUAL_SIGMA,) * len(test.keypoints) if unknown else test.sigmas,
+        stated_sigmas=not unknown,
         run_lengths=any(found.run_lengths for found in train),
     )
 
@@ -171,15 +172,6 @@ def _lack_of(found: AnnotationFile, task: str, part: str) -> str:
     if task == "segm":
         return "" if found.masks else "no annotation has a mask"
     return "" if found.labelled else "no annotation has keypoints"
-
-
-def _sigmas(file: AnnotationFile) -> tuple[float, ...]:
-    """Returns the sigmas that keypoints are scored with, none for COCO's persons."""
-    if file.sigmas or not file.keypoints:
-        return file.sigmas
-    if file.keypoints == COCO_PERSON_KEYPOINTS:
-        return ()
-    return (USUAL_SIGMA,) * len(file.keypoints)
 
 
 @dataclass(frozen=True)

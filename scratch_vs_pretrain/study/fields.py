@@ -10,7 +10,7 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import (
@@ -18,7 +18,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -51,7 +50,6 @@ _SENTENCES = {
     "tuple_type": "must be a list in brackets, such as [0, 1] of numbers, not {input}",
     "literal_error": "unknown {last} {input}; known are {expected}",
 }
-_Model = TypeVar("_Model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,19 +88,6 @@ class Section:
             if field.is_required() and key not in content:
                 raise wrong("{key} is missing", key=key)
         return {**content, **given.known}
-
-
-def read_model(model: type[_Model], content: Any, read: Path, **known: Any) -> _Model:
-    """Returns the model that plain YAML describes; paths in it are relative to the file `read`.
-
-    `known` are attributes that no file states.
-    """
-    try:
-        return TypeAdapter(model).validate_python(
-            Stated(content, known), context={"folder": read.parent}
-        )
-    except ValidationError as error:
-        raise UserError(sentence(error, content, read)) from None
 
 
 def sentence(error: ValidationError, content: Any, file: Path | str) -> str:

@@ -23,12 +23,12 @@ from scratch_vs_pretrain.analysis.tables.runs import live_table, status_text
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo
-from scratch_vs_pretrain.study.inputs import missing_weights
+from scratch_vs_pretrain.study.audit import missing_weights
+from scratch_vs_pretrain.study.folders import prepare
 from scratch_vs_pretrain.study.plan import check_parts
-from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.study.resolve import search_study, with_recipe
 from scratch_vs_pretrain.study.slurm import Cluster, Submission
 from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study
-from scratch_vs_pretrain.study.tune import search_study, with_recipe
 from scratch_vs_pretrain.training.branch import ENDED, is_ready, trunk_of
 from scratch_vs_pretrain.training.start import signals_to, start_training
 
@@ -129,16 +129,13 @@ class RunQueue:
             ready = next(filter(self._can_begin, self.waiting), None)
             if ready:
                 self.waiting.remove(ready)
-                self.running[number] = ready, self._train(ready, number)
-
-    def _train(self, folder: RunFolder, number: int) -> subprocess.Popen:
-        """Starts the process that trains a run in the slot of this number."""
-        slot = self.slots[number]
-        options = ["--processes", str(len(slot))] if len(slot) > 1 else []
-        told = environment(os.environ, number, slot, len(self.slots))
-        if self.show:
-            told["SVP_BARS"] = "0"
-        return start_training(folder, options + ["--verbose"] * self.verbose, told)
+                slot = self.slots[number]
+                options = ["--processes", str(len(slot))] if len(slot) > 1 else []
+                told = environment(os.environ, number, slot, len(self.slots))
+                if self.show:
+                    told["SVP_BARS"] = "0"
+                process = start_training(ready, options + ["--verbose"] * self.verbose, told)
+                self.running[number] = ready, process
 
     def _block(self) -> None:
         """Gives up branches whose trunk came to an end before them."""

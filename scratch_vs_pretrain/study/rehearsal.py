@@ -31,10 +31,10 @@ from scratch_vs_pretrain.evaluation.others import EVALUATORS, WithOthers
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo
-from scratch_vs_pretrain.study.audit import switched_study
-from scratch_vs_pretrain.study.inputs import check_trainable, missing_weights, with_origins
+from scratch_vs_pretrain.study.audit import missing_weights
+from scratch_vs_pretrain.study.folders import check_trainable
 from scratch_vs_pretrain.study.plan import Plan, PlannedRun, plan
-from scratch_vs_pretrain.study.resolve import run_config
+from scratch_vs_pretrain.study.resolve import run_config, switched_study, with_origins
 from scratch_vs_pretrain.study.spec import Arm, Study
 from scratch_vs_pretrain.training.exactness import deterministic_kernels
 from scratch_vs_pretrain.training.trained import config_of
@@ -80,7 +80,10 @@ def rehearsal_text(study: Study, output: Path) -> str:
             with located(f"{study.file}: arms.{arm.name}"):
                 parts.setdefault(arm.name, []).append(_measure(stage, arm, bar))
     costs = {arm: np.zeros(2) for arm in parts}
-    for name, row in _runs(planned):
+    rows = [(row.arm, row) for row in planned.rows]
+    if planned.search:  # whose arms are called ARM-NUMBER
+        rows += [(row.arm.rpartition("-")[0], row) for row in planned.search.rows]
+    for name, row in rows:
         costs[name] += _costs(planned, row, parts[name])
     disk = np.sum(list(costs.values()), axis=0)[1]
     return "\n".join([_table(parts, costs), *_notes(study, last, parts, disk, output)])
@@ -123,13 +126,6 @@ def _notes(
     free = shutil.disk_usage(there).free
     short = ", fewer than the study needs; make room, or choose another folder with -o"
     yield f"note: {there} has {free / GB:.0f} GB free{short if free < disk else ''}"
-
-
-def _runs(planned: Plan) -> Iterator[tuple[str, PlannedRun]]:
-    """Yields every run with the arm that was measured; an arm of a search is called ARM-NUMBER."""
-    yield from ((row.arm, row) for row in planned.rows)
-    if planned.search:
-        yield from ((row.arm.rpartition("-")[0], row) for row in planned.search.rows)
 
 
 def _costs(planned: Plan, row: PlannedRun, parts: list[Measured]) -> tuple[float, int]:

@@ -186,41 +186,35 @@ class Submission:
 
     def work(self) -> None:
         """Submits what is not submitted yet."""
-        from scratch_vs_pretrain.training.branch import trunk_of
+        from scratch_vs_pretrain.training.branch import is_ready, trunk_of
 
         for folder in sorted(self.waiting, key=lambda folder: trunk_of(folder) in self.waiting):
-            self._submit(folder)
+            run, trunk, after = folder.read(), trunk_of(folder), []
+            if run.job and _is_active(run.job):
+                say(f"{folder.path}: already submitted as job {run.job}")
+                self.jobs[folder] = run.job
+                continue
+            if trunk is not None and not is_ready(folder):
+                if trunk not in self.jobs:
+                    name = trunk.path.parent.name
+                    self.blocked[folder] = f"its trunk, {name}, is {trunk.state()}"
+                    continue
+                after.append(f"afterok:{self.jobs[trunk]}")
+            limit, before = self.cluster.max_parallel, list(self.jobs.values())
+            if limit and len(before) >= limit:
+                after.append(f"afterany:{before[-limit]}")
+            name = f"{run.study}-{run.arm}-{run.schedule}-{run.seed}"
+            executor = self.cluster.executor(self.files, name, after)
+            try:
+                job = executor.submit(TrainRun(folder, self.cluster.gpus_per_run)).job_id
+            except Exception as error:  # submitit's, of several kinds, with sbatch's message
+                raise UserError(f"{folder.path}: cannot be submitted: {error}") from None
+            self.jobs[folder] = job
+            folder.update(job=job)
+            say(f"{folder.path}: job {job}" + (f" after {', '.join(after)}" if after else ""))
 
     def stop(self, number: int, frame: Any) -> None:
         raise KeyboardInterrupt
-
-    def _submit(self, folder: RunFolder) -> None:
-        from scratch_vs_pretrain.training.branch import is_ready, trunk_of
-
-        run = folder.read()
-        there = run.job
-        if there and _is_active(there):
-            say(f"{folder.path}: already submitted as job {there}")
-            self.jobs[folder] = there
-            return
-        trunk, after = trunk_of(folder), []
-        if trunk is not None and not is_ready(folder):
-            if trunk not in self.jobs:
-                self.blocked[folder] = f"its trunk, {trunk.path.parent.name}, is {trunk.state()}"
-                return
-            after.append(f"afterok:{self.jobs[trunk]}")
-        limit, before = self.cluster.max_parallel, list(self.jobs.values())
-        if limit and len(before) >= limit:
-            after.append(f"afterany:{before[-limit]}")
-        name = f"{run.study}-{run.arm}-{run.schedule}-{run.seed}"
-        executor = self.cluster.executor(self.files, name, after)
-        try:
-            job = executor.submit(TrainRun(folder, tasks=self.cluster.gpus_per_run))
-        except Exception as error:  # submitit's, of several kinds, with sbatch's message
-            raise UserError(f"{folder.path}: cannot be submitted: {error}") from None
-        self.jobs[folder] = job.job_id
-        folder.update(job=job.job_id)
-        say(f"{folder.path}: job {job.job_id}" + (f" after {', '.join(after)}" if after else ""))
 
 
 def _is_active(job: str) -> bool:

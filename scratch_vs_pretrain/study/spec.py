@@ -25,16 +25,7 @@ from pydantic_core import ArgsKwargs
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.study import fields
-from scratch_vs_pretrain.study.sections import (
-    Answer,
-    Data,
-    Evaluation,
-    Noise,
-    Schedule,
-    Switch,
-    Tune,
-)
+from scratch_vs_pretrain.study import fields, sections
 from scratch_vs_pretrain.text import nearest
 
 SCRATCH = "scratch"
@@ -121,7 +112,7 @@ _SIZE = re.compile(r"(?!0+(\.0+)?(k|pct)?$)[0-9]{1,12}(\.[0-9]{1,12})?(k|pct)?",
 
 Overrides = Annotated[dict[str, Any], BeforeValidator(_read_overrides)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)]
-Schedules = Annotated[tuple[Schedule, ...], fields.NotEmpty, fields.Distinct]
+Schedules = Annotated[tuple[sections.Schedule, ...], fields.NotEmpty, fields.Distinct]
 Module = Annotated[
     fields.Text,
     fields.matching(
@@ -191,7 +182,7 @@ class Run:
 
     study: str
     arm: Arm
-    schedule: Schedule
+    schedule: sections.Schedule
     seed: int
     size: str | None = None
 
@@ -242,18 +233,18 @@ class Study(fields.Section):
     MODEL.RESNETS.STRIDE_IN_1X1."""
     overrides: Overrides = field(default_factory=dict)
     """config keys, for every arm."""
-    evaluation: Evaluation = Evaluation()
+    evaluation: sections.Evaluation = sections.Evaluation()
     """when to evaluate."""
-    data: Data | None = None
+    data: sections.Data | None = None
     """your own data, in place of the config's; classes and heads follow."""
     allow_differences: Annotated[tuple[fields.Text, ...], fields.Distinct] = ()
     """config keys that arms may differ in; every table names them."""
     admit: Annotated[tuple[fields.Text, ...], fields.Distinct] = ()
     """checks to switch off, for a study of mistakes: frozen-stages-from-scratch,
     frozen-norm-from-scratch, small-batch-norm, no-warm-up; every table names them."""
-    switch: Switch | None = None
+    switch: sections.Switch | None = None
     """what every run goes on with at its end."""
-    tune: Tune | None = None
+    tune: sections.Tune | None = None
     """the search that has to come first; with sizes, one for each whose overrides do not set its
     keys."""
     imports: Annotated[tuple[Module, ...], fields.Distinct] = ()
@@ -261,9 +252,9 @@ class Study(fields.Section):
     read, for what they register with Detectron2."""
     sizes: Annotated[tuple[Size, ...], fields.Distinct] = ()
     """nested subsets of the training data; every arm trains on each."""
-    answer: Answer | None = None
+    answer: sections.Answer | None = None
     """what counts as an answer."""
-    noise: Noise | None = None
+    noise: sections.Noise | None = None
     """assumed where seeds are too few to estimate it."""
     tuned_on: Annotated[str | None, fields.NOT_STATED] = None
     """the arm on which a search found the recipe, whose winner `overrides` holds."""
@@ -272,7 +263,7 @@ class Study(fields.Section):
     sharing: Annotated[bool, fields.NOT_STATED] = True
     """whether schedules of one arm and seed share their trunk."""
 
-    def run(self, arm: Arm, schedule: Schedule, seed: int) -> Run:
+    def run(self, arm: Arm, schedule: sections.Schedule, seed: int) -> Run:
         """Returns one run."""
         return Run(self.name, arm, schedule, seed, self.size)
 
@@ -325,7 +316,12 @@ def parse_study(content: Any, file: Path, weights: Mapping[str, str]) -> Study:
     """Returns the study that plain YAML content describes; see :func:`load_study`."""
     if content is None:
         raise UserError(f"{file}: the file is empty; it needs name, base, arms and schedules")
-    study = fields.read_model(Study, content, file, file=file)
+    try:
+        study = TypeAdapter(Study).validate_python(
+            fields.Stated(content, {"file": file}), context={"folder": file.parent}
+        )
+    except ValidationError as error:
+        raise UserError(fields.sentence(error, content, file)) from None
     names = [arm.name for arm in study.arms]
     for name in weights:
         if name not in names:

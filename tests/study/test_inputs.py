@@ -13,7 +13,7 @@ from scratch_vs_pretrain import _detectron2
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling import backbone  # noqa: F401  registers ours
-from scratch_vs_pretrain.study.inputs import PARTS, look_at, unfit
+from scratch_vs_pretrain.study.audit import PARTS, look_at, unfit
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.spec import load_study
 

@@ -309,7 +309,7 @@ SHORT = [{"iterations": 2, "name": "short", "drops_before_end": [1]}]
 
 def train_here(path):
     """Trains a study of one run in this process; returns its run.json and last evaluation."""
-    from scratch_vs_pretrain.study.prepare import prepare
+    from scratch_vs_pretrain.study.folders import prepare
     from scratch_vs_pretrain.training.__main__ import train
 
     (folder,) = prepare(load_study(path), path.parent / "output")
