@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answer, plain
@@ -22,14 +22,12 @@ from scratch_vs_pretrain.analysis.stats.contrast import Lack
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE, RunFolder, write_json
 from scratch_vs_pretrain.run_info import RunInfo
+from scratch_vs_pretrain.study.launch import Outcome
 from scratch_vs_pretrain.study.plan import check_parts, plan
 from scratch_vs_pretrain.study.resolve import schedules_of, search_study, with_recipe
 from scratch_vs_pretrain.study.sections import Answer
 from scratch_vs_pretrain.study.spec import SCRATCH, Study
 from scratch_vs_pretrain.training.branch import ENDED
-
-if TYPE_CHECKING:
-    from scratch_vs_pretrain.study.launch import Outcome
 
 # Each look has so many times the seeds of the one before, at least: a look costs certainty.
 GROWTH = 1.7
@@ -147,8 +145,9 @@ class Adaptive:
             self.sizes = with_recipe(self.study, self.output).by_size()[::-1]
         for size in self.sizes:
             stage: Stage | None = Stage(1, self.limits.seeds[0])
-            for look in itertools.count(1):
-                assert stage is not None
+            look = 0
+            while stage is not None:
+                look += 1
                 part = part_of(size, stage)
                 if (hours := self.spent() + self._hours_left(part)) > self.budget:
                     say(f"the next stage would bring the hours to {hours:.1f}, over the budget")
@@ -158,8 +157,6 @@ class Adaptive:
                     return outcomes
                 stage, why = self._look([one.folder for one in outcomes], stage, look)
                 say(f"look {look} of at most {self.limits.looks}: {why}")
-                if stage is None:
-                    break
         return outcomes
 
     def _look(

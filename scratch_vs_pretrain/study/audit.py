@@ -130,12 +130,8 @@ def audit(study: Study) -> Audit:
     )
     if unfit:
         raise UserError(f"{study.file}: {'; '.join(unfit)}")
-    found: dict[str, dict[str, Any]] = {}
-    for group in _comparisons(study):
-        for key, values in differences({arm: configs[arm, name] for arm, name in group}).items():
-            found.setdefault(key, values)
+    found = _compare(study, configs)
     confounders = {key: each for key, each in found.items() if key not in EXPECTED}
-    _refuse_confounders(study, confounders)
     return Audit(
         differing=tuple(key for key in (*EXPECTED, *confounders) if key in found),
         allowed=confounders,
@@ -242,14 +238,27 @@ def _norms_in_use(cfg: CfgNode) -> dict[str, str]:
     }
 
 
-def _comparisons(study: Study) -> Iterator[list[tuple[str, str]]]:
-    """Yields groups of (arm, schedule name) to be compared with each other."""
-    yield [(arm.name, arm.schedules[-1].name) for arm in study.arms]
-    sharing: dict[str, list[tuple[str, str]]] = {}
-    for arm in study.arms:
-        for schedule in arm.schedules:
-            sharing.setdefault(schedule.name, []).append((arm.name, schedule.name))
-    yield from sharing.values()
+def _compare(study: Study, configs: Mapping[tuple[str, str], CfgNode]) -> dict[str, dict[str, Any]]:
+    """Returns the keys in which arms differ, with every arm's value; all of them are allowed."""
+    groups = {"": [(arm.name, arm.schedules[-1].name) for arm in study.arms]}
+    for arm, schedule in configs:
+        groups.setdefault(schedule, []).append((arm, schedule))
+    found: dict[str, dict[str, Any]] = {}
+    for group in groups.values():
+        for key, values in differences({arm: configs[arm, name] for arm, name in group}).items():
+            found.setdefault(key, values)
+    refused = [key for key in found if key not in (*EXPECTED, *study.allow_differences)]
+    if refused:
+        listed = "; ".join(
+            f"{key} ({', '.join(f'{arm}: {value!r}' for arm, value in found[key].items())})"
+            for key in refused
+        )
+        raise UserError(
+            f"{study.file}: arms may differ in initial weights and schedule alone, but differ in "
+            f"{listed}; make them equal, or admit it with "
+            f"allow_differences: [{', '.join(refused)}]"
+        )
+    return found
 
 
 def _check_circles(study: Study) -> None:
@@ -268,20 +277,6 @@ def _check_circles(study: Study) -> None:
                     f"({' from '.join(seen)}); let one of them start from a checkpoint or from "
                     "scratch"
                 )
-
-
-def _refuse_confounders(study: Study, found: Mapping[str, Mapping[str, Any]]) -> None:
-    refused = [key for key in found if key not in study.allow_differences]
-    if refused:
-        listed = "; ".join(
-            f"{key} ({', '.join(f'{arm}: {value!r}' for arm, value in found[key].items())})"
-            for key in refused
-        )
-        raise UserError(
-            f"{study.file}: arms may differ in initial weights and schedule alone, but differ in "
-            f"{listed}; make them equal, or admit it with "
-            f"allow_differences: [{', '.join(refused)}]"
-        )
 
 
 def _notices(

@@ -1,38 +1,25 @@
-"""The run folders of a study: written once all that its runs need is there, checked, and pruned."""
+"""The run folders of a study: written once all that its runs need is there, checked, pruned."""
 
 import dataclasses
 import itertools
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from detectron2.modeling import build_model
 from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain.config import config_text, differences, load_config
-from scratch_vs_pretrain.data.datasets import check_files, ensure
-from scratch_vs_pretrain.errors import UserError, located, reason_of, say
-from scratch_vs_pretrain.evaluation.others import check_names
-from scratch_vs_pretrain.modeling.checkpoint_file import (
-    forget_checkpoints,
-    read_metadata,
-    weights_sha256,
-)
-from scratch_vs_pretrain.modeling.initial import match_initial, report_text
+from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders, write_atomically
 from scratch_vs_pretrain.run_info import Init, Noise, PretrainingCost, RunInfo, Switch
 from scratch_vs_pretrain.study import resolve
 from scratch_vs_pretrain.study.audit import Audit, audit
-from scratch_vs_pretrain.study.data_sets import check_own_images, origin
 from scratch_vs_pretrain.study.plan import training_images
 from scratch_vs_pretrain.study.sections import own_start
 from scratch_vs_pretrain.study.spec import Run, Study
 from scratch_vs_pretrain.training.branch import ENDED, trunk_of
 from scratch_vs_pretrain.training.checkpoint import newest_first, read
-from scratch_vs_pretrain.training.recipe import check_recipe
 
 # What run.json states of a run before it starts; a folder that differs in these is another run.
 IDENTITY = ("study", "arm", "schedule", "seed")
@@ -40,61 +27,6 @@ IDENTITY = ("study", "arm", "schedule", "seed")
 JUDGED_BY = ("noise", "margin", "level", "metric", "converged")
 # Of a run that goes on, the second is there should the newest be damaged.
 NEWEST = 2
-# What fvcore's Registry says of a name that it does not hold.
-_UNKNOWN = re.compile(r"No object named '(.+)' found in '(.+)' registry")
-
-
-def check_trainable(study: Study) -> None:
-    """Tries what every run of a study needs, before any of them is written: that every arm's model
-    can be built, that its checkpoint fills its backbone, and that there is what the config names
-    beside it.
-
-    What becomes of a whole detector's checkpoint is said.
-    """
-    for arm in study.arms:
-        cfg = resolve.arm_config(study, arm, arm.schedules[-1]).clone()
-        cfg.defrost()
-        with located(place := f"{study.file}: arms.{arm.name}"):
-            check_recipe(cfg)
-            check_names(cfg)
-            model = _build(cfg)
-            if arm.weights:
-                report, *_ = match_initial(model, cfg)
-                if cfg.SVP.LOAD == "detector":
-                    say(f"{place}: {report_text(report, arm.weights)}")
-    for arm in study.arms:
-        cfg = resolve.arm_config(study, arm, arm.schedules[-1])
-        names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-        # The annotations of the study's own sets were read with it.
-        others = [name for name in names if not origin(cfg, name).own]
-        with located(study.file):
-            ensure(others)
-            check_files(others)
-            check_own_images(cfg)
-
-
-def _build(cfg: CfgNode) -> torch.nn.Module:
-    """Builds a config's model, without numbers unless its parts (a user's, say) need them."""
-    try:
-        try:
-            cfg.MODEL.DEVICE = "meta"
-            with torch.device("meta"):
-                return build_model(cfg)
-        except RuntimeError:
-            cfg.MODEL.DEVICE = "cpu"
-            return build_model(cfg)
-    except UserError:
-        raise
-    except Exception as error:  # of any kind, from a user's own module
-        if unknown := _UNKNOWN.search(str(error)):
-            name, registry = unknown.groups()
-            raise UserError(
-                f"Detectron2 knows no {name} in its {registry} registry; correct the name, or "
-                "import the module that registers it"
-            ) from None
-        raise UserError(
-            f"this model cannot be built ({reason_of(error)}); correct MODEL"
-        ) from error
 
 
 def prepare(study: Study, output: Path) -> list[RunFolder]:
@@ -107,6 +39,9 @@ def prepare(study: Study, output: Path) -> list[RunFolder]:
             :func:`check_trainable`; a folder holds a run of another config or of other weights; or
             a folder cannot be written. Nothing was started.
     """
+    from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoints
+    from scratch_vs_pretrain.study.rehearsal import check_trainable
+
     parts = [
         (one, audit(one), {seed: resolve.with_origins(one, seed, output) for seed in one.seeds})
         for one in study.by_size()
@@ -181,6 +116,8 @@ def _update_idle(folder: RunFolder, there: RunInfo, **changes: Any) -> None:
 
 
 def _describe(study: Study, run: Run, cfg: CfgNode, audited: Audit) -> RunInfo:
+    from scratch_vs_pretrain.modeling.checkpoint_file import read_metadata, weights_sha256
+
     weights, schedule = run.arm.weights, resolve.resolved_schedule(study, run.arm, run.schedule)
     judged: dict[str, Any] = {name: getattr(study.answer, name, None) for name in JUDGED_BY[1:]}
     return RunInfo(

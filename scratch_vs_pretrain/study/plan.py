@@ -135,36 +135,33 @@ def plan(study: Study) -> Plan:
     """Plans a study."""
     check_parts(study)
     search = plan(resolve.search_study(study)) if study.tune else None
-    if study.sizes:
-        parts = [plan(one) for one in study.by_size()]
-        rows = tuple(row for part in parts for row in part.rows)
-        return Plan(study.name, rows, joined([part.audit for part in parts]), search)
-    audited = audit(study)
-    branches = {arm.name: resolve.arm_branches(study, arm) for arm in study.arms}
-    planned = []
-    for run in study.runs():
-        cfg = resolve.run_config(study, run)
-        branch = branches[run.arm.name].get(run.schedule.name)
-        schedule = resolve.resolved_schedule(study, run.arm, run.schedule)
-        images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
-        per_epoch = training_images(cfg)
-        planned.append(
-            PlannedRun(
-                arm=run.arm.name,
-                schedule=run.schedule.name,
-                seed=run.seed,
-                iterations=cfg.SOLVER.MAX_ITER,
-                base_rate=cfg.SOLVER.BASE_LR,
-                drops=tuple(cfg.SOLVER.STEPS),
-                images=images,
-                epochs=images / per_epoch if per_epoch else None,
-                trunk=branch.of if branch else None,
-                shared=branch.at if branch else 0,
-                switch=study.switch.start(schedule) if study.switch else None,
-                size=study.size,
+    audits, rows = [], []
+    for part in study.by_size():
+        audits.append(audit(part))
+        branches = {arm.name: resolve.arm_branches(part, arm) for arm in part.arms}
+        for run in part.runs():
+            cfg = resolve.arm_config(part, run.arm, run.schedule)
+            branch = branches[run.arm.name].get(run.schedule.name)
+            schedule = resolve.resolved_schedule(part, run.arm, run.schedule)
+            images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+            per_epoch = training_images(cfg)
+            rows.append(
+                PlannedRun(
+                    arm=run.arm.name,
+                    schedule=run.schedule.name,
+                    seed=run.seed,
+                    iterations=cfg.SOLVER.MAX_ITER,
+                    base_rate=cfg.SOLVER.BASE_LR,
+                    drops=tuple(cfg.SOLVER.STEPS),
+                    images=images,
+                    epochs=images / per_epoch if per_epoch else None,
+                    trunk=branch.of if branch else None,
+                    shared=branch.at if branch else 0,
+                    switch=part.switch.start(schedule) if part.switch else None,
+                    size=part.size,
+                )
             )
-        )
-    return Plan(study.name, tuple(planned), audited, search)
+    return Plan(study.name, tuple(rows), joined(audits), search)
 
 
 def check_parts(study: Study) -> None:
@@ -267,7 +264,14 @@ def annotated(records: list[dict[str, Any]]) -> samples.Annotated:
 
 
 def _per_image(cfg: CfgNode) -> tuple[float | None, float | None, str]:
-    rule, missing = cfg.INPUT, list(_missing(cfg))
+    rule, missing = cfg.INPUT, []  # built-in sets whose files are not there, and why they are not
+    for name in cfg.DATASETS.TRAIN:
+        full = origin(cfg, name).base
+        if full in OFFICIAL_IMAGES or full.startswith("keypoints_coco_"):
+            try:
+                location(full)
+            except UserError as error:
+                missing.append((full, str(error)))
     if not missing:
         register(cfg)
         data = annotated(load_training_records(cfg).records)
@@ -284,17 +288,6 @@ def _per_image(cfg: CfgNode) -> tuple[float | None, float | None, str]:
         f"{COCO_WIDTH} x {COCO_HEIGHT} pixels before they are resized."
     )
     return COCO_INSTANCES_PER_IMAGE, samples.expected_pixels(shape, rule), note
-
-
-def _missing(cfg: CfgNode) -> Iterator[tuple[str, str]]:
-    """Yields the built-in training sets whose files are not there, and why they are not."""
-    for name in cfg.DATASETS.TRAIN:
-        full = origin(cfg, name).base
-        if full in OFFICIAL_IMAGES or full.startswith("keypoints_coco_"):
-            try:
-                location(full)
-            except UserError as error:
-                yield full, str(error)
 
 
 def _pretraining(arm: Arm) -> samples.Counts:

@@ -16,6 +16,7 @@ from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain.config import default_config, flatten, merge_file, merge_overrides
 from scratch_vs_pretrain.config_checks import value_problems
+from scratch_vs_pretrain.data.datasets import find_subset, refuse_subsets
 from scratch_vs_pretrain.errors import UserError, located
 from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_json
 from scratch_vs_pretrain.run_info import Branch
@@ -146,8 +147,6 @@ def arm_branches(study: Study, arm: Arm, begun: Collection[str] = ()) -> dict[st
 
 
 def _check_data_names(cfg: CfgNode, study: Study) -> None:
-    from scratch_vs_pretrain.data.datasets import find_subset, refuse_subsets
-
     for key in ("TRAIN", "TEST"):
         names = cfg.DATASETS[key]
         if not names or not all(isinstance(name, str) for name in names):

@@ -96,14 +96,6 @@ class Schedule(fields.Section):
         """Iterations at which the rate drops."""
         return tuple(self.iterations - before for before in self.drops_before_end)
 
-    @property
-    def tail(self) -> int:
-        """Iterations at the end that belong to this length alone: 60k of the paper's schedules.
-
-        Schedules of one recipe agree on everything before, the trunk.
-        """
-        return max(self.drops_before_end, default=0)
-
     def resolve(self, images_per_batch: int, reference_batch: int) -> Schedule:
         """Returns the schedule at this batch size.
 
@@ -167,8 +159,11 @@ class Switch(fields.Section):
 
 
 def own_start(schedule: Schedule, switch: Switch | None = None) -> int:
-    """Returns the iteration at which what is a schedule's own begins: its last at least."""
-    start = schedule.iterations - max(schedule.tail, 1)
+    """Returns the iteration at which what is a schedule's own begins: its last at least.
+
+    Schedules of one recipe agree on everything before their first drop, the trunk.
+    """
+    start = schedule.iterations - max(schedule.drops_before_end, default=1)
     return min(start, switch.start(schedule)) if switch else start
 
 

@@ -78,7 +78,7 @@ def trained(monkeypatch):
 
     monkeypatch.setattr(launch.RunQueue, "work", work)
     # COCO's annotations are not here, and nothing trains on them.
-    monkeypatch.setattr("scratch_vs_pretrain.study.folders.check_trainable", lambda study: None)
+    monkeypatch.setattr("scratch_vs_pretrain.study.rehearsal.check_trainable", lambda study: None)
     return order, states
 
 
