@@ -64,10 +64,8 @@ def _prepare_run(study: Study, run: Run, audited: Audit, output: Path) -> RunFol
     folder = run.folder(output)
     files = {folder.config_file: resolve.run_config(study, run)}
     if study.switch:
-        files = {
-            folder.config_file: resolve.run_config(resolve.switched_study(study), run),
-            folder.before_switch_file: files[folder.config_file],
-        }
+        files[folder.before_switch_file] = files[folder.config_file]
+        files[folder.config_file] = resolve.run_config(resolve.switched_study(study), run)
     described = _describe(study, run, files[folder.config_file], audited)
     if folder.run_file.exists():
         there = folder.read()

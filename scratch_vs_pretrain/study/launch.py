@@ -27,7 +27,7 @@ from scratch_vs_pretrain.study.audit import missing_weights
 from scratch_vs_pretrain.study.folders import prepare
 from scratch_vs_pretrain.study.plan import check_parts
 from scratch_vs_pretrain.study.resolve import search_study, with_recipe
-from scratch_vs_pretrain.study.slurm import Cluster, Submission
+from scratch_vs_pretrain.study.slurm import Cluster, submit
 from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study
 from scratch_vs_pretrain.training.branch import ENDED, is_ready, trunk_of
 from scratch_vs_pretrain.training.start import signals_to, start_training
@@ -206,21 +206,21 @@ def run_study(
         study = with_recipe(study, output)
     folders = prepare(study, output)
     waiting = [folder for folder in in_order(study, folders) if folder.state() not in ENDED]
-    queue: RunQueue | Submission
-    if cluster is None:
-        queue = RunQueue(waiting, list(slots)[: max(1, len(waiting))], verbose)
+    if cluster is not None:
+        blocked = submit(cluster, output / "jobs", waiting)
     else:
-        queue = Submission(cluster, output / "jobs", waiting)
-    with ExitStack() as held:
-        held.enter_context(signals_to(queue.stop))
-        # Elsewhere the runs' bars are better: lines in a log file, or between lines of one.
-        if isinstance(queue, RunQueue) and waiting and not verbose and sys.stderr.isatty():
-            table = live_table(lambda: status_text(output / study.name), error_output=True)
-            queue.show = held.enter_context(table)
-        queue.work()
+        queue = RunQueue(waiting, list(slots)[: max(1, len(waiting))], verbose)
+        with ExitStack() as held:
+            held.enter_context(signals_to(queue.stop))
+            # Elsewhere the runs' bars are better: lines in a log file, or between lines of one.
+            if waiting and not verbose and sys.stderr.isatty():
+                table = live_table(lambda: status_text(output / study.name), error_output=True)
+                queue.show = held.enter_context(table)
+            queue.work()
+        blocked = queue.blocked
     runs = [(folder, folder.read()) for folder in folders]
     return [
-        Outcome(folder, run, folder.state_of(run), queue.blocked.get(folder) or run.reason)
+        Outcome(folder, run, folder.state_of(run), blocked.get(folder) or run.reason)
         for folder, run in runs
     ]
 

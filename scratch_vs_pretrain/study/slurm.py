@@ -170,51 +170,40 @@ class TrainRun:
         return ended is not None
 
 
-@dataclass
-class Submission:
-    """Runs handed to SLURM, which keeps their order: a branch waits for its trunk.
+def submit(cluster: Cluster, files: Path, waiting: Sequence[RunFolder]) -> dict[RunFolder, str]:
+    """Hands runs to SLURM, and returns those that were not submitted, and why.
 
-    No more than `max_parallel` jobs are active, because each waits for the end of an earlier one.
+    A branch waits for its trunk. No more than `max_parallel` jobs are active, because each waits
+    for the end of an earlier one. `files` is the folder of submitit's files.
     """
+    from scratch_vs_pretrain.training.branch import is_ready, trunk_of
 
-    cluster: Cluster  # what each job asks for
-    files: Path  # folder for submitit's files
-    waiting: list[RunFolder]  # the runs
-    # Runs that were not submitted, and why.
-    blocked: dict[RunFolder, str] = field(default_factory=dict)
-    jobs: dict[RunFolder, str] = field(default_factory=dict)
-
-    def work(self) -> None:
-        """Submits what is not submitted yet."""
-        from scratch_vs_pretrain.training.branch import is_ready, trunk_of
-
-        for folder in sorted(self.waiting, key=lambda folder: trunk_of(folder) in self.waiting):
-            run, trunk, after = folder.read(), trunk_of(folder), []
-            if run.job and _is_active(run.job):
-                say(f"{folder.path}: already submitted as job {run.job}")
-                self.jobs[folder] = run.job
+    blocked: dict[RunFolder, str] = {}
+    jobs: dict[RunFolder, str] = {}
+    for folder in sorted(waiting, key=lambda folder: trunk_of(folder) in waiting):
+        run, trunk, after = folder.read(), trunk_of(folder), []
+        if run.job and _is_active(run.job):
+            say(f"{folder.path}: already submitted as job {run.job}")
+            jobs[folder] = run.job
+            continue
+        if trunk is not None and not is_ready(folder):
+            if trunk not in jobs:
+                blocked[folder] = f"its trunk, {trunk.path.parent.name}, is {trunk.state()}"
                 continue
-            if trunk is not None and not is_ready(folder):
-                if trunk not in self.jobs:
-                    name = trunk.path.parent.name
-                    self.blocked[folder] = f"its trunk, {name}, is {trunk.state()}"
-                    continue
-                after.append(f"afterok:{self.jobs[trunk]}")
-            limit, before = self.cluster.max_parallel, list(self.jobs.values())
-            if limit and len(before) >= limit:
-                after.append(f"afterany:{before[-limit]}")
-            name = f"{run.study}-{run.arm}-{run.schedule}-{run.seed}"
-            executor = self.cluster.executor(self.files, name, after)
-            try:
-                job = executor.submit(TrainRun(folder, self.cluster.gpus_per_run)).job_id
-            except Exception as error:  # submitit's, of several kinds, with sbatch's message
-                raise UserError(f"{folder.path}: cannot be submitted: {error}") from None
-            self.jobs[folder] = job
-            folder.update(job=job)
-            say(f"{folder.path}: job {job}" + (f" after {', '.join(after)}" if after else ""))
-
-    def stop(self, number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+            after.append(f"afterok:{jobs[trunk]}")
+        limit, before = cluster.max_parallel, list(jobs.values())
+        if limit and len(before) >= limit:
+            after.append(f"afterany:{before[-limit]}")
+        name = f"{run.study}-{run.arm}-{run.schedule}-{run.seed}"
+        executor = cluster.executor(files, name, after)
+        try:
+            job = executor.submit(TrainRun(folder, cluster.gpus_per_run)).job_id
+        except Exception as error:  # submitit's, of several kinds, with sbatch's message
+            raise UserError(f"{folder.path}: cannot be submitted: {error}") from None
+        jobs[folder] = job
+        folder.update(job=job)
+        say(f"{folder.path}: job {job}" + (f" after {', '.join(after)}" if after else ""))
+    return blocked
 
 
 def _is_active(job: str) -> bool:

@@ -326,28 +326,27 @@ def parse_study(content: Any, file: Path, weights: Mapping[str, str]) -> Study:
     for name in weights:
         if name not in names:
             raise UserError(f"--weights {name}=...: {file} has no arm {name}{nearest(name, names)}")
-    arms = tuple(replace(arm, schedules=arm.schedules or study.schedules) for arm in study.arms)
-    for arm in arms:
-        if not arm.schedules:
-            raise UserError(
-                f"{file}: arms.{arm.name}: has no schedules, and neither has the study; for "
-                "example [2x]"
-            )
+    arms = tuple(_completed(study, arm, weights.get(arm.name)) for arm in study.arms)
     _check_keys(study)
-    arms = tuple(_with_weights(study, arm, weights.get(arm.name)) for arm in arms)
     return replace(study, arms=arms, preset=_preset(study))
 
 
-def _with_weights(study: Study, arm: Arm, given: str | None) -> Arm:
-    if given is None:
-        return arm
-    if arm.init == SCRATCH:
+def _completed(study: Study, arm: Arm, given: str | None) -> Arm:
+    """Returns an arm with the study's schedules if it states none, and with the weights given."""
+    schedules = arm.schedules or study.schedules
+    if not schedules:
+        raise UserError(
+            f"{study.file}: arms.{arm.name}: has no schedules, and neither has the study; for "
+            "example [2x]"
+        )
+    if given is not None and arm.init == SCRATCH:
         raise UserError(
             f"--weights {arm.name}={given}: {study.file} starts {arm.name} from random "
             "weights; name another arm"
         )
+    init = arm.init if given is None else fields.absolute(given, Path.cwd())
     try:
-        return replace(arm, init=fields.absolute(given, Path.cwd()))
+        return replace(arm, schedules=schedules, init=init)
     except ValidationError as error:
         raise UserError(fields.sentence(error, {}, f"--weights {arm.name}=...")) from None
 
