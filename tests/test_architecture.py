@@ -26,7 +26,7 @@ MAY_IMPORT = {
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
     "": 2_290,
-    "study": 3_878,
+    "study": 3_857,
     "training": 1_907,
     "evaluation": 1_124,
     "pretraining": 581,

@@ -92,11 +92,7 @@ def part_of(study: Study, stage: Stage) -> Study:
         lengths = {one.name: one.iterations for one in schedules_of(study, arm)}
         ordered = sorted(arm.schedules, key=lambda one: lengths[one.name])
         arms.append(replace(arm, schedules=tuple(ordered[: stage.schedules])))
-    return replace(
-        study,
-        arms=tuple(arms),
-        seeds=tuple(itertools.islice(seeds, stage.seeds)),
-    )
+    return replace(study, arms=tuple(arms), seeds=tuple(itertools.islice(seeds, stage.seeds)))
 
 
 @dataclass

@@ -164,12 +164,7 @@ def recipe_problems(cfg: CfgNode, allowed: Collection[str] = ()) -> list[str]:
         "no-warm-up": missing_warmup(cfg),
     }
     problems = [p for check, each in found.items() if check not in cfg.SVP.ADMIT for p in each]
-    return [
-        *problems,
-        *norm_problems(cfg),
-        *augmentation_problems(cfg),
-        *_preset_problems(cfg),
-    ]
+    return [*problems, *norm_problems(cfg), *augmentation_problems(cfg), *_preset_problems(cfg)]
 
 
 def _frozen(cfg: CfgNode, allowed: Collection[str]) -> Iterator[str]:

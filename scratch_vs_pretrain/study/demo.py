@@ -7,11 +7,7 @@ from pathlib import Path
 
 from scratch_vs_pretrain.analysis.registry import draw, tables_text
 from scratch_vs_pretrain.config import load_config
-from scratch_vs_pretrain.data.shapes import (
-    ClassificationSpec,
-    ShapesSpec,
-    make_shapes,
-)
+from scratch_vs_pretrain.data.shapes import ClassificationSpec, ShapesSpec, make_shapes
 from scratch_vs_pretrain.errors import say
 from scratch_vs_pretrain.pretraining.pretrain import pretrain
 from scratch_vs_pretrain.pretraining.spec import PretrainSpec

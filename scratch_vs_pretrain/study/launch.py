@@ -36,10 +36,8 @@ if TYPE_CHECKING:
     from scratch_vs_pretrain.study.adaptive import Adaptive
 
 POLL_SECONDS = 0.5
-
 # Exit status of `python -m scratch_vs_pretrain.training` when another process has the run.
 BUSY = 2
-
 # The devices of a slot as CUDA_VISIBLE_DEVICES names them; none where runs share the processor.
 Slot = tuple[str, ...]
 

@@ -168,9 +168,7 @@ def own_start(schedule: Schedule, switch: Switch | None = None) -> int:
 
 
 def branches_of(
-    schedules: Iterable[Schedule],
-    switch: Switch | None = None,
-    begun: Collection[str] = (),
+    schedules: Iterable[Schedule], switch: Switch | None = None, begun: Collection[str] = ()
 ) -> dict[str, Branch]:
     """Returns where runs of one recipe branch off, by schedule; none that shares nothing.
 

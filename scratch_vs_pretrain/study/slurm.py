@@ -23,15 +23,11 @@ from scratch_vs_pretrain.training.start import start_training
 
 # A time-out is no failure: a run of several days is put back as often as it takes.
 MOST_REQUEUES = 1000
-
 # How long before its end a job is told.
 NOTICE_SECONDS = 180
-
 # Of the notice, what putting a job back may take.
 REQUEUE_SECONDS = 30
-
 POLL_SECONDS = 0.2
-
 # Exit status of `python -m scratch_vs_pretrain.training` after a request to stop.
 INTERRUPTED = 130
 
