@@ -133,7 +133,7 @@ def output(default: Path = OUTPUT) -> Option:
 
 def read_study(options: argparse.Namespace) -> Study:
     """Reads the study that :data:`STUDY` and :data:`WEIGHTS` name."""
-    from scratch_vs_pretrain.study.parse import load_study
+    from scratch_vs_pretrain.study.spec import load_study
 
     for path in (options.study, getattr(options, "output", None) or options.study):
         try:

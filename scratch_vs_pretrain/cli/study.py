@@ -49,7 +49,7 @@ def _hours(text: str) -> float:
     opt.output(),
 )
 def _plan(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.study.inputs import missing_data, missing_weights, unfit
+    from scratch_vs_pretrain.study.audit import missing_data, missing_weights, unfit
     from scratch_vs_pretrain.study.plan import plan
 
     study = opt.read_study(options)
@@ -73,7 +73,7 @@ def _plan(options: argparse.Namespace) -> int:
     opt.option("--format", choices=("json", "markdown"), default="json"),
 )
 def _schema(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.study.parse import schema_markdown, study_schema
+    from scratch_vs_pretrain.study.spec import schema_markdown, study_schema
 
     schema = study_schema()
     markdown = options.format == "markdown"
@@ -96,8 +96,8 @@ def _schema(options: argparse.Namespace) -> int:
 def _budget(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.stats.samples import budget_table
     from scratch_vs_pretrain.analysis.tables import render
-    from scratch_vs_pretrain.study.budget import study_budgets
-    from scratch_vs_pretrain.study.inputs import missing_data, missing_weights
+    from scratch_vs_pretrain.study.audit import missing_data, missing_weights
+    from scratch_vs_pretrain.study.plan import study_budgets
 
     study = opt.read_study(options)
     found = study_budgets(study)
@@ -247,7 +247,7 @@ def _status(options: argparse.Namespace) -> int:
     opt.flag("--yes", help="delete it"),
 )
 def _prune(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.study.prune import delete, find_waste, freed_bytes
+    from scratch_vs_pretrain.study.folders import delete, find_waste, freed_bytes
 
     found = find_waste(options.folder, options.final)
     for path, why in found.items():

@@ -11,9 +11,9 @@ from PIL import Image
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.audit import audit
-from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.resolve import run_config
+from scratch_vs_pretrain.study.spec import load_study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = CONFIGS / "demo_mask_rcnn_R_18_FPN_gn.yaml"
@@ -309,7 +309,7 @@ SHORT = [{"iterations": 2, "name": "short", "drops_before_end": [1]}]
 
 def train_here(path):
     """Trains a study of one run in this process; returns its run.json and last evaluation."""
-    from scratch_vs_pretrain.study.prepare import prepare
+    from scratch_vs_pretrain.study.folders import prepare
     from scratch_vs_pretrain.training.__main__ import train
 
     (folder,) = prepare(load_study(path), path.parent / "output")

@@ -10,8 +10,8 @@ from scratch_vs_pretrain import _detectron2
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling import checkpoint_file
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.study.folders import prepare
+from scratch_vs_pretrain.study.spec import load_study
 
 
 def prepared(study_file, output):
