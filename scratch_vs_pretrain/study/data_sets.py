@@ -124,6 +124,9 @@ def data_notices(study: Study, arm: Arm, base: CfgNode) -> Iterator[str]:
         return
     facts = data_facts(study.data)
     overrides = {**study.overrides, **arm.overrides}
+    architecture = overrides.get("MODEL.META_ARCHITECTURE", base.MODEL.META_ARCHITECTURE)
+    if architecture in ONE_STAGE:  # They learn boxes alone.
+        return
     follows = _head_keys(facts, overrides)
     for key, _, what, _ in HEADS:
         on = follows[key]

@@ -162,6 +162,7 @@ def _refuse_another_run(
     changed = [
         f"{key} ({values['there']!r} there, {values['now']!r} now)"
         for file, cfg in files.items()
+        if there.switch or file != folder.before_switch_file
         for key, values in differences({"there": load_config(file), "now": cfg}).items()
         # The same weights may lie elsewhere; their sha256 is compared below.
         if key != "MODEL.WEIGHTS"

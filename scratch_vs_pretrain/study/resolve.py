@@ -164,7 +164,8 @@ def _check_data_names(cfg: CfgNode, study: Study) -> None:
 def switched_study(study: Study) -> Study:
     """Returns the study whose runs are the ends of this study's: same arms, the switch's config."""
     assert study.switch is not None
-    return replace(study, base=study.switch.config, switch=None)
+    ends = replace(study, base=study.switch.config, switch=None)
+    return vars(study).setdefault("_ends", ends)  # one, which keeps its merged configs
 
 
 def origin_run(arm: Arm, seed: int, output: Path) -> RunFolder:

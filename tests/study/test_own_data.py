@@ -18,6 +18,7 @@ from scratch_vs_pretrain.study.spec import load_study
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = CONFIGS / "demo_mask_rcnn_R_18_FPN_gn.yaml"
 FASTER = CONFIGS / "faster_rcnn_R_101_FPN_gn_voc.yaml"
+RETINANET = CONFIGS / "retinanet_R_18_FPN_gn.yaml"
 REAL = Path(__file__).parents[2].parent / "shared" / "datasets" / "coco"
 POLYGON = [[1, 2, 6, 2, 6, 8, 1, 8]]
 RUNS = {"size": [12, 16], "counts": [100, 92]}
@@ -83,6 +84,7 @@ def notices(path):
         ([POLYGON, POLYGON], FASTER, True, "turn MODEL.MASK_ON on, unlike faster_rcnn"),
         (None, DEMO, False, "turn MODEL.MASK_ON off, unlike demo_mask_rcnn"),
         (None, FASTER, False, ""),
+        ([POLYGON, POLYGON], RETINANET, False, ""),  # it learns boxes alone
         ([POLYGON, []], DEMO, True, ""),  # whether to do without masks is the user's decision
     ],
 )

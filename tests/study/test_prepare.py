@@ -86,6 +86,17 @@ def test_another_config_is_refused_and_named(write_study, tmp_path):
     assert folder.config_file.read_bytes() == before
 
 
+def test_a_switch_where_there_was_none_is_refused_and_named(write_study, tmp_path):
+    base = load_study(write_study()).base
+    cascade = tmp_path / "cascade.yaml"
+    cascade.write_text(f"_BASE_: {base}\nMODEL: {{ROI_HEADS: {{NAME: CascadeROIHeads}}}}\n")
+    folder = prepared(write_study(), tmp_path)[0]
+    switched = write_study(switch={"config": str(cascade), "last": 3})
+    with pytest.raises(UserError, match=r"another config: .*switch \(None there, \{'at': 3\} now"):
+        prepared(switched, tmp_path)
+    assert not folder.before_switch_file.exists()
+
+
 def test_other_weights_are_refused(write_study, tiny_backbone, tmp_path):
     weights = tmp_path / "weights.pth"
     weights.write_bytes(tiny_backbone.read_bytes())
