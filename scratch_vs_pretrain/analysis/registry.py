@@ -19,7 +19,7 @@ from scratch_vs_pretrain.errors import UserError, check_choice
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
+    from scratch_vs_pretrain.analysis.runs import Records, RunRecord
 
 TABLES = {
     "schedules": "tables.pairs:schedules_table",
@@ -107,7 +107,7 @@ def table(
 
 def tables_text(folders: Path | Sequence[Path], kind: str, form: str, **options: Any) -> str:
     """Returns :func:`tables` of the runs below `folders`, as `table.render` writes them."""
-    from scratch_vs_pretrain.analysis.runs.records import load_runs
+    from scratch_vs_pretrain.analysis.runs import load_runs
 
     found = tables(load_runs(folders), kind, **options)
     return "\n".join(render(table, form) for table in found)
@@ -142,7 +142,7 @@ def figure(runs: Records, name: str = "ap", **options: Any) -> Figure:
 def draw(folders: Path | Sequence[Path], name: str, files: Iterable[Path], **options: Any) -> None:
     """Draws a :func:`figure` of the runs below `folders` into each of `files`."""
     from scratch_vs_pretrain.analysis.figures.style import save_figure
-    from scratch_vs_pretrain.analysis.runs.records import load_runs
+    from scratch_vs_pretrain.analysis.runs import load_runs
 
     roots = (folders,) if isinstance(folders, Path) else tuple(folders)
     found = in_order(roots, load_runs(roots, plain=name not in OF_OWN_RUNS))

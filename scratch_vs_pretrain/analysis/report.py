@@ -23,8 +23,8 @@ from scratch_vs_pretrain.analysis.figures.finals import by_size
 from scratch_vs_pretrain.analysis.figures.panels import styles_of
 from scratch_vs_pretrain.analysis.figures.style import figure_bytes, new_figure
 from scratch_vs_pretrain.analysis.registry import figure, table
+from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.runs.numbers import names
-from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import Part, answer
 from scratch_vs_pretrain.analysis.stats.comparison import by_setting, by_study
 from scratch_vs_pretrain.analysis.stats.conclusions import conclude, level_notes

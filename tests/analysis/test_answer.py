@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scratch_vs_pretrain.analysis.registry import figure, tables
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answers, answers_text
 from scratch_vs_pretrain.analysis.stats.conclusions import conclude
 from scratch_vs_pretrain.analysis.stats.lines import signed

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.stats.conclusions import (
     CONTRADICTED,
     IN_PART,

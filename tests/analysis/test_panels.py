@@ -17,8 +17,8 @@ from scratch_vs_pretrain.analysis.figures.panels import (
     subject,
 )
 from scratch_vs_pretrain.analysis.figures.style import arm_styles, new_figure
+from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.runs.numbers import names
-from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -19,7 +19,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
     short_number,
     spread,
 )
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.errors import UserError
 
 labels = st.lists(st.tuples(st.floats(-300, 300), st.floats(1, 60)), max_size=12)

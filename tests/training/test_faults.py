@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.launch import prepare, run_study
 from scratch_vs_pretrain.study.parse import load_study

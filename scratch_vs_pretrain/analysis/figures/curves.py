@@ -27,9 +27,8 @@ from scratch_vs_pretrain.analysis.figures.style import (
     label_ends,
     write,
 )
-from scratch_vs_pretrain.analysis.runs.metrics import is_score
-from scratch_vs_pretrain.analysis.runs.numbers import names
-from scratch_vs_pretrain.analysis.runs.records import Records
+from scratch_vs_pretrain.analysis.runs import Records
+from scratch_vs_pretrain.analysis.runs.numbers import is_score, names
 from scratch_vs_pretrain.analysis.stats.answer import Part
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
 from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, axis_title

@@ -37,7 +37,7 @@ from scratch_vs_pretrain.analysis.figures.style import (
     shortened,
     write,
 )
-from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
+from scratch_vs_pretrain.analysis.runs import Records, RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, Scores, by_study, final_results
 from scratch_vs_pretrain.analysis.stats.crossing import worth_in_images
 from scratch_vs_pretrain.analysis.stats.samples import NAMES, Budget, Budgets, budgets

@@ -23,9 +23,8 @@ from scratch_vs_pretrain.analysis.figures.style import (
     shortened,
     write,
 )
-from scratch_vs_pretrain.analysis.runs.metrics import is_score
-from scratch_vs_pretrain.analysis.runs.numbers import curve
-from scratch_vs_pretrain.analysis.runs.records import UNKNOWN, Records, RunRecord
+from scratch_vs_pretrain.analysis.runs import UNKNOWN, Records, RunRecord
+from scratch_vs_pretrain.analysis.runs.numbers import curve, is_score
 from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
 from scratch_vs_pretrain.analysis.stats.cost import cost
 from scratch_vs_pretrain.analysis.stats.setting import no_metric

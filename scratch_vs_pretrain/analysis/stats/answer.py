@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
+from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.comparison import by_study
 from scratch_vs_pretrain.analysis.stats.contrast import (
     MOST_SEEDS,

@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from scratch_vs_pretrain.analysis.runs import RunRecord
 from scratch_vs_pretrain.analysis.runs.numbers import Evaluation, evaluations, read_evaluation
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, half_width
 from scratch_vs_pretrain.analysis.tables.table import Estimate
 from scratch_vs_pretrain.errors import UserError

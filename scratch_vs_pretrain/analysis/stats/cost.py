@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from scratch_vs_pretrain.analysis import AXES
+from scratch_vs_pretrain.analysis.runs import RunRecord
 from scratch_vs_pretrain.analysis.runs.numbers import curve
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.samples import pretraining
 from scratch_vs_pretrain.errors import check_choice
 

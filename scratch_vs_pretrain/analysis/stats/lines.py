@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.runs import RunRecord
 from scratch_vs_pretrain.analysis.stats.contrast import paired
 from scratch_vs_pretrain.analysis.stats.cost import hours_text, mean_hours, on_processors
 from scratch_vs_pretrain.analysis.stats.crossing import Region, Worth, worth_in_images

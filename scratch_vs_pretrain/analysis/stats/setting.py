@@ -9,9 +9,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.runs.metrics import is_score
-from scratch_vs_pretrain.analysis.runs.numbers import curve, evaluations
-from scratch_vs_pretrain.analysis.runs.records import RunRecord
+from scratch_vs_pretrain.analysis.runs import RunRecord
+from scratch_vs_pretrain.analysis.runs.numbers import curve, evaluations, is_score
 from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, scratch_arm
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, Limits, end_gate
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, OPEN

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from scratch_vs_pretrain.analysis.runs.records import Records
+from scratch_vs_pretrain.analysis.runs import Records
 from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, notes
 from scratch_vs_pretrain.analysis.stats.setting import metric_name
 from scratch_vs_pretrain.analysis.tables.pairs import within_noise

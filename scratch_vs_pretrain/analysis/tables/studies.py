@@ -6,7 +6,7 @@ Each raises UserError where :func:`.final_results` does so for all studies.
 import math
 from collections.abc import Sequence
 
-from scratch_vs_pretrain.analysis.runs.records import Records
+from scratch_vs_pretrain.analysis.runs import Records
 from scratch_vs_pretrain.analysis.stats.comparison import Results, by_study, final_results, notes
 from scratch_vs_pretrain.analysis.stats.setting import metric_name
 from scratch_vs_pretrain.analysis.tables.table import Cell, Table
