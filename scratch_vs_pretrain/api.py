@@ -32,7 +32,7 @@ class Runs(tuple[runs.RunRecord, ...]):
 
     def studies(self) -> Iterator[Runs]:
         """Yields the runs of each study."""
-        from scratch_vs_pretrain.analysis.stats.comparison import by_study
+        from scratch_vs_pretrain.analysis.stats.results import by_study
 
         yield from map(Runs, by_study(self).values())
 

@@ -26,7 +26,7 @@ TABLES = {
     "metrics": "tables.pairs:metrics_table",
     "gaps": "tables.pairs:gap_table",
     "catch-up": "tables.pairs:catch_up_table",
-    "samples": "stats.samples:samples_table",
+    "samples": "stats.cost:samples_table",
     "errors": "tables.pairs:errors_table",
 }
 # Of all studies together.
@@ -65,7 +65,7 @@ def tables(
     runs: Records, kind: str, *, against: str | None = None, best: bool = False
 ) -> list[Table]:
     """Returns one :func:`table` for each study of `runs` and size of its data, or one of all."""
-    from scratch_vs_pretrain.analysis.stats.comparison import by_setting
+    from scratch_vs_pretrain.analysis.stats.results import by_setting
 
     check_choice("kind of table", kind, KINDS)
     if (against or best) and (kind not in OF_FINAL_NUMBERS or (against and best)):
@@ -122,7 +122,7 @@ def figure(runs: Records, name: str = "ap", **options: Any) -> Figure:
         UserError: an unknown name, runs of several studies where the figure is of one, an option
             that the figure does not have, or what its function raises.
     """
-    from scratch_vs_pretrain.analysis.stats.comparison import by_setting
+    from scratch_vs_pretrain.analysis.stats.results import by_setting
 
     check_choice("figure", name, FIGURES)
     function = _function(FIGURES[name][0])

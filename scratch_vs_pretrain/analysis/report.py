@@ -26,8 +26,8 @@ from scratch_vs_pretrain.analysis.registry import figure, table
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.runs.numbers import names
 from scratch_vs_pretrain.analysis.stats.answer import Part, answer
-from scratch_vs_pretrain.analysis.stats.comparison import by_setting, by_study
 from scratch_vs_pretrain.analysis.stats.conclusions import conclude, level_notes
+from scratch_vs_pretrain.analysis.stats.results import by_setting, by_study
 from scratch_vs_pretrain.analysis.tables.pairs import COSTS
 from scratch_vs_pretrain.analysis.tables.runs import (
     differences_table,

@@ -94,7 +94,7 @@ def _schema(options: argparse.Namespace) -> int:
     opt.written(None, "also draw it, into a .png, .svg or .pdf file"),
 )
 def _budget(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.stats.samples import budget_table
+    from scratch_vs_pretrain.analysis.stats.cost import budget_table
     from scratch_vs_pretrain.analysis.tables.table import render
     from scratch_vs_pretrain.study.budget import study_budgets
     from scratch_vs_pretrain.study.inputs import missing_data, missing_weights

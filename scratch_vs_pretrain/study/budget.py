@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from scratch_vs_pretrain.analysis.stats.samples import (
+from scratch_vs_pretrain.analysis.stats.cost import (
     Annotated,
     Budget,
     Budgets,

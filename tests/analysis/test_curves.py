@@ -14,7 +14,7 @@ from scratch_vs_pretrain.analysis.figures.panels import styles_of
 from scratch_vs_pretrain.analysis.figures.style import SCRATCH_COLOR
 from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.stats.answer import Band, answer
-from scratch_vs_pretrain.analysis.stats.crossing import Region
+from scratch_vs_pretrain.analysis.stats.contrast import Region
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -38,10 +38,15 @@ from scratch_vs_pretrain.analysis.figures.style import (
     write,
 )
 from scratch_vs_pretrain.analysis.runs import Records, RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import Results, Scores, by_study, final_results
-from scratch_vs_pretrain.analysis.stats.crossing import worth_in_images
-from scratch_vs_pretrain.analysis.stats.samples import NAMES, Budget, Budgets, budgets
-from scratch_vs_pretrain.analysis.stats.setting import metric_name
+from scratch_vs_pretrain.analysis.stats.contrast import worth_in_images
+from scratch_vs_pretrain.analysis.stats.cost import NAMES, Budget, Budgets, budgets
+from scratch_vs_pretrain.analysis.stats.results import (
+    Results,
+    Scores,
+    by_study,
+    final_results,
+    metric_name,
+)
 from scratch_vs_pretrain.errors import UserError
 
 # What a setting is called, and the final scores by arm.
@@ -274,7 +279,7 @@ def iou_figure(runs: Records, *, band: str = "range") -> Figure:
 
 
 def samples_figure(runs: Records) -> Figure:
-    """Draws what the finished runs of one study have seen, see :func:`.samples.budgets`."""
+    """Draws what the finished runs of one study have seen, see :func:`.cost.budgets`."""
     return budget_figure(budgets(runs))
 
 

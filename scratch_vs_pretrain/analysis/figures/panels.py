@@ -25,9 +25,8 @@ from scratch_vs_pretrain.analysis.figures.style import (
 )
 from scratch_vs_pretrain.analysis.runs import UNKNOWN, Records, RunRecord
 from scratch_vs_pretrain.analysis.runs.numbers import curve, is_score
-from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
 from scratch_vs_pretrain.analysis.stats.cost import cost
-from scratch_vs_pretrain.analysis.stats.setting import no_metric
+from scratch_vs_pretrain.analysis.stats.results import by_study, no_metric, scratch_arm
 from scratch_vs_pretrain.errors import UserError, check_choice
 
 Names = Sequence[str] | None

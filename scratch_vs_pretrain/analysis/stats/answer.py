@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
-from scratch_vs_pretrain.analysis.stats.comparison import by_study
 from scratch_vs_pretrain.analysis.stats.contrast import (
     MOST_SEEDS,
     Curves,
     Judged,
     Lack,
+    Worth,
     judge_contrast,
     shared_leads,
 )
 from scratch_vs_pretrain.analysis.stats.cost import hours_text, mean_hours, on_processors
-from scratch_vs_pretrain.analysis.stats.crossing import Worth
 from scratch_vs_pretrain.analysis.stats.lines import (
     Line,
     lines_of,
@@ -34,7 +33,7 @@ from scratch_vs_pretrain.analysis.stats.lines import (
     setting_text,
     worths,
 )
-from scratch_vs_pretrain.analysis.stats.setting import MASKS, Setting, looks_at, settings
+from scratch_vs_pretrain.analysis.stats.results import MASKS, Setting, by_study, looks_at, settings
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     LEAST_SEEDS,
     LEVEL,
@@ -194,7 +193,7 @@ def answer(
     found = settings(runs, metric)
     # Arms beside scratch are ranked among themselves too, which is a family of its own.
     families = len(found) + (len({s.other for s in found}) > 1)
-    level = level or found[0].level
+    level = level or found[0].runs[0].level or LEVEL
     alpha = alpha_of(level, look, looks or looks_at(runs)) / families
     parts = tuple(part_of(setting, alpha) for setting in found)
     first = found[0]
@@ -212,7 +211,7 @@ def answer(
     assumed = dict.fromkeys(text for part in resting for text in part.setting.assumed())
     assuming = " and ".join(assumed)
     return Answer(
-        first.study,
+        first.results.study,
         setting_text(first),
         first.metric,
         first.limits.margin,

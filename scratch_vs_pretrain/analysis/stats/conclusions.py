@@ -8,9 +8,15 @@ from pathlib import Path
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats import rules
 from scratch_vs_pretrain.analysis.stats.answer import plain
-from scratch_vs_pretrain.analysis.stats.comparison import by_study
+from scratch_vs_pretrain.analysis.stats.results import (
+    LITTLE,
+    MUCH,
+    Setting,
+    by_study,
+    looks_at,
+    settings,
+)
 from scratch_vs_pretrain.analysis.stats.rules import Rule
-from scratch_vs_pretrain.analysis.stats.setting import LITTLE, MUCH, Setting, looks_at, settings
 from scratch_vs_pretrain.analysis.stats.verdicts import LEVEL, alpha_of, holm
 from scratch_vs_pretrain.errors import UserError
 

@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scratch_vs_pretrain.analysis.runs import RunRecord
-from scratch_vs_pretrain.analysis.stats.contrast import paired
+from scratch_vs_pretrain.analysis.stats.contrast import (
+    Region,
+    Worth,
+    half_as_long,
+    paired,
+    worth_in_images,
+)
 from scratch_vs_pretrain.analysis.stats.cost import hours_text, mean_hours, on_processors
-from scratch_vs_pretrain.analysis.stats.crossing import Region, Worth, worth_in_images
-from scratch_vs_pretrain.analysis.stats.setting import Setting, metric_name, score_name
+from scratch_vs_pretrain.analysis.stats.results import Setting, metric_name, score_name
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     LEAST_SEEDS,
     NO,
@@ -46,7 +51,7 @@ def setting_text(setting: Setting) -> str:
     """Returns what is trained on what: "demo: Mask R-CNN ..., 3,000 training images"."""
     description = setting.runs[0].description
     what = description or f"{setting.scratch} and {setting.other}"
-    parts = [f"{setting.study}: {what}"]
+    parts = [f"{setting.results.study}: {what}"]
     if setting.images is not None:
         parts.append(f"{setting.images:,} training images")
     if setting.instances is not None:
@@ -146,10 +151,10 @@ def _why(part: Part, verdict: Verdict) -> str:
     if verdict.reason == "short":
         if not contrast.learned:
             return f"training too short: both arms end under {contrast.limits.least_ap:g} {unit}"
-        longest = contrast.scratch[-1].schedule
-        if contrast.shorter is None:
+        longest, half = contrast.scratch[-1].schedule, half_as_long(contrast.scratch)
+        if half is None:
             return f"training too short: no schedule half as long shows that {longest} is enough"
-        gain = f"gains {contrast.gain:.1f} {unit} from {contrast.shorter.schedule} to {longest}"
+        gain = f"gains {contrast.gain:.1f} {unit} from {half.schedule} to {longest}"
         if contrast.gain < contrast.limits.margin:
             return f"not shown that training is long enough: {part.setting.scratch} {gain}"
         return f"training too short: {part.setting.scratch} still {gain}"

@@ -19,7 +19,7 @@ from scratch_vs_pretrain.analysis.stats.contrast import (
     under_least,
 )
 from scratch_vs_pretrain.analysis.stats.lines import signed
-from scratch_vs_pretrain.analysis.stats.setting import MUCH, Setting, metric_name
+from scratch_vs_pretrain.analysis.stats.results import MUCH, Setting, metric_name
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     ALPHA,
     LEAST_SEEDS,
@@ -261,7 +261,7 @@ def _fits_as_well(setting: Setting) -> tuple[float, str]:
     ours, theirs = (setting.final_losses(arm) for arm in setting.arms)
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
-        if setting.converged and end_gate(setting.contrast) is OPEN:
+        if setting.runs[0].converged and end_gate(setting.contrast) is OPEN:
             return 0.0, "training losses assumed alike"
         return 1.0, "the final training loss is not known of both arms"
     ratio = np.array([math.log(ours[seed] / theirs[seed]) for seed in seeds])

@@ -12,14 +12,16 @@ from numpy.typing import ArrayLike
 
 from scratch_vs_pretrain.analysis.runs import Records, RunRecord
 from scratch_vs_pretrain.analysis.runs.numbers import curve
-from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, notes
+from scratch_vs_pretrain.analysis.stats.contrast import Region, region, smoothed
 from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, cost, on_processors, total_hours
-from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
-from scratch_vs_pretrain.analysis.stats.setting import (
+from scratch_vs_pretrain.analysis.stats.results import (
     COCO_SD,
     NAMES,
+    Results,
     Setting,
+    final_results,
     metric_name,
+    notes,
     settings,
 )
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, half_width, t_interval

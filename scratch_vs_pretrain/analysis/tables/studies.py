@@ -7,8 +7,13 @@ import math
 from collections.abc import Sequence
 
 from scratch_vs_pretrain.analysis.runs import Records
-from scratch_vs_pretrain.analysis.stats.comparison import Results, by_study, final_results, notes
-from scratch_vs_pretrain.analysis.stats.setting import metric_name
+from scratch_vs_pretrain.analysis.stats.results import (
+    Results,
+    by_study,
+    final_results,
+    metric_name,
+    notes,
+)
 from scratch_vs_pretrain.analysis.tables.table import Cell, Table
 from scratch_vs_pretrain.errors import UserError
 
