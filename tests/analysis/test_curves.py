@@ -13,8 +13,9 @@ from scratch_vs_pretrain.analysis.figures.curves import (
 from scratch_vs_pretrain.analysis.figures.panels import styles_of
 from scratch_vs_pretrain.analysis.figures.style import SCRATCH_COLOR
 from scratch_vs_pretrain.analysis.runs import load_runs
-from scratch_vs_pretrain.analysis.stats.answer import Band, answer
+from scratch_vs_pretrain.analysis.stats.answer import answer
 from scratch_vs_pretrain.analysis.stats.contrast import Region
+from scratch_vs_pretrain.analysis.stats.verdicts import Band
 from scratch_vs_pretrain.errors import UserError
 
 

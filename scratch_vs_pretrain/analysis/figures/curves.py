@@ -29,9 +29,8 @@ from scratch_vs_pretrain.analysis.figures.style import (
 )
 from scratch_vs_pretrain.analysis.runs import Records
 from scratch_vs_pretrain.analysis.runs.numbers import is_score, names
-from scratch_vs_pretrain.analysis.stats.answer import Part
+from scratch_vs_pretrain.analysis.stats.answer import Part, catch_up_text
 from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, axis_title
-from scratch_vs_pretrain.analysis.stats.lines import catch_up_text
 from scratch_vs_pretrain.analysis.stats.results import by_study
 from scratch_vs_pretrain.errors import UserError
 

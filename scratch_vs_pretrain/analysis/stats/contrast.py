@@ -444,6 +444,26 @@ def region(grid: np.ndarray, values: np.ndarray, bound: float, **options: float 
     return Region(float(low), float(high), float(estimate), float(grid[-1]))
 
 
+def catch_up_text(region: Region | None) -> str:
+    """Returns "caught up between 4,300 and 6,200"; empty where nothing can be said."""
+    if region is None or math.isnan(region.low):
+        return ""
+    if math.isinf(region.low):
+        return f"had not caught up by {region.end:,.0f}"
+    if math.isinf(region.high):
+        earliest = f", not before {_round(region.low)}" * bool(region.low)
+        return f"may have caught up by {region.end:,.0f}{earliest}"
+    if not region.low:
+        return f"caught up by {_round(region.high)}"
+    return f"caught up between {_round(region.low)} and {_round(region.high)}"
+
+
+def _round(iterations: float) -> str:
+    """Returns two digits of it: what a region's end is known to, at best."""
+    digits = max(0, math.floor(math.log10(max(iterations, 1))) - 1)
+    return f"{round(iterations, -digits):,.0f}"
+
+
 @dataclass(frozen=True)
 class Worth:
     """What pre-training is worth, in training images, at one size."""

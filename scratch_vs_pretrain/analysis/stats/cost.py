@@ -8,6 +8,7 @@ that changes no count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -210,10 +211,10 @@ def _pixels(run: RunRecord, at: np.ndarray) -> np.ndarray:
     return np.where(at <= x[-1], before + seen, np.nan)
 
 
-def mean_hours(runs: Iterable[RunRecord]) -> float | None:
-    """Returns the mean device hours of finished runs, each alone; None where unknown."""
+def mean_hours(runs: Iterable[RunRecord]) -> float:
+    """Returns the mean device hours of finished runs, each alone; infinite where unknown."""
     hours = [r.seconds * r.devices / 3600 for r in runs if r.state == "finished" and r.seconds]
-    return float(np.mean(hours)) if hours else None
+    return float(np.mean(hours)) if hours else math.inf
 
 
 def total_hours(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
@@ -232,6 +233,16 @@ def hours_text(hours: float, cpu: bool) -> str:
         minutes = max(1, round(60 * hours))
         return f"{minutes} {unit} minute{'s' * (minutes != 1)}"
     return f"{hours:.1f} {unit} hours" if hours < 100 else f"{hours:,.0f} {unit} hours"
+
+
+def pretraining_text(init: Init) -> str:
+    """Says what pre-training took, where the checkpoint tells."""
+    noted = init.pretraining if isinstance(init.pretraining, Mapping) else {}
+    cost = noted["cost"] if isinstance(noted.get("cost"), Mapping) else {}
+    seconds = cost.get("seconds")
+    if not isinstance(seconds, (int, float)) or seconds < 0:
+        return " + its pre-training"
+    return f" + {hours_text(seconds / 3600, cost.get('device') == 'cpu')} of pre-training"
 
 
 def on_processors(runs: Sequence[RunRecord]) -> bool:

@@ -18,7 +18,6 @@ from scratch_vs_pretrain.analysis.stats.contrast import (
     paired,
     under_least,
 )
-from scratch_vs_pretrain.analysis.stats.lines import signed
 from scratch_vs_pretrain.analysis.stats.results import MUCH, Setting, metric_name
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     ALPHA,
@@ -27,6 +26,7 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     SHUT,
     Spread,
     bounds,
+    signed,
     spread,
     two_sided,
 )
