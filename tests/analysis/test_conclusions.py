@@ -11,10 +11,10 @@ from scratch_vs_pretrain.analysis.stats.conclusions import (
     IN_PART,
     NOT_ENOUGH,
     SUPPORTED,
+    Test,
     conclude,
     conclusions_text,
 )
-from scratch_vs_pretrain.analysis.stats.rules import Test
 from scratch_vs_pretrain.analysis.stats.verdicts import spread
 
 RECORDED = Path(__file__).parents[2] / "notebooks/data"
