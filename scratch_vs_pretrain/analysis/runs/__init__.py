@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders
+from scratch_vs_pretrain.run_folder import find_run_folders
 from scratch_vs_pretrain.run_info import LARGEST, RunInfo
 
 UNKNOWN = "unknown"
@@ -51,13 +51,16 @@ def load_runs(
         if not Path(path).is_dir():
             raise UserError(f"{path}: no such folder")
     tops = [Path(path) for path in paths]
-    folders = {run.path.resolve(): run.path for top in tops for run in find_run_folders(top)}
+    folders = {run.path.resolve(): run for top in tops for run in find_run_folders(top)}
     runs = []
-    for path in folders.values():
+    for folder in folders.values():
         try:
-            runs.append(_record(RunFolder(path)))
+            info = folder.read()
         except UserError as error:
             skip(error, skipped)
+            continue
+        known = dict(info) | {"state": folder.state_of(info), "folder": folder.path, "own": True}
+        runs.append(RunRecord.model_construct(**known))
     if plain:
         runs += [_plain_record(path, study) for path, study in _plain_folders(tops).items()]
     if not runs and not folders:
@@ -86,12 +89,6 @@ def _plain_folders(roots: Sequence[Path]) -> dict[Path, str]:
                 name = root.resolve().name if path == root else path.relative_to(root).as_posix()
                 found.setdefault(path.resolve(), (path, name))
     return dict(found.values())
-
-
-def _record(folder: RunFolder) -> RunRecord:
-    info = folder.read()
-    known = dict(info) | {"state": folder.state_of(info), "folder": folder.path, "own": True}
-    return RunRecord.model_construct(**known)
 
 
 def _plain_record(folder: Path, study: str) -> RunRecord:

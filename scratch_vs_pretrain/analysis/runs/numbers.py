@@ -184,24 +184,18 @@ def curves(rows: Sequence[Rows], *, own: bool) -> Metrics:
     for key in sorted(columns, key=is_score, reverse=True):
         where = tuple(columns[key])
         if where not in chosen:
-            lines = np.concatenate([rows[i].lines for i in where])
-            chosen[where] = _last_wins(lines, np.concatenate([completed[i] for i in where]))
+            at = np.concatenate([completed[i] for i in where])
+            order: Any = slice(None)
+            if not np.all(at[1:] > at[:-1]):
+                order = np.lexsort((np.concatenate([rows[i].lines for i in where]), at))
+                order = order[np.append(np.diff(at[order]) != 0, True)]
+            chosen[where] = at[order], order
         iterations, kept = chosen[where]
         values = np.concatenate([*columns[key].values()])[kept]
         # pycocotools says -1 where there is no ground truth.
         lacks = (values < 0) & is_score(key)
         found[key] = Curve(iterations, np.where(lacks, np.nan, values))
     return found
-
-
-def _last_wins(lines: np.ndarray, iterations: np.ndarray) -> tuple[np.ndarray, Any]:
-    """Returns the ascending iterations, and which rows count."""
-    if np.all(iterations[1:] > iterations[:-1]):
-        return iterations, slice(None)
-    order = np.lexsort((lines, iterations))
-    iterations = iterations[order]
-    last = np.append(iterations[1:] != iterations[:-1], True)
-    return iterations[last], order[last]
 
 
 def read_rows(path: Path) -> tuple[Rows, ...]:

@@ -348,8 +348,7 @@ def _catch_up(contrast: Contrast) -> Region | None:
     at, leads = at[at > 0], leads[:, at > 0]
     if len(at) < 2 or (len(leads) < LEAST_SEEDS and contrast.sd is None):
         return None
-    grid, curves = smoothed(at, leads, ours.drops)
-    return region(grid, curves, contrast.limits.margin, sd=contrast.sd)
+    return region(*smoothed(at, leads, ours.drops), contrast.limits.margin, sd=contrast.sd)
 
 
 def smoothed(
@@ -391,12 +390,7 @@ def _local(x: np.ndarray, grid: np.ndarray) -> np.ndarray:
 
 
 def regions(
-    grid: np.ndarray,
-    values: np.ndarray,
-    bound: float,
-    *,
-    sd: float | None = None,
-    alpha: float = 1 - LEVEL,
+    grid: np.ndarray, values: np.ndarray, bound: float, *, sd: float | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns (...) low, high and estimate, as :class:`Region` has them.
 
@@ -411,7 +405,7 @@ def regions(
     Below three seeds, `sd` is the assumed standard deviation of a lead.
     """
     found = spread(np.swapaxes(values, -1, -2), sd)
-    low, high = bounds(found, alpha / 2)
+    low, high = bounds(found, (1 - LEVEL) / 2)
     known = np.isfinite(low).all(axis=-1)
     # Between few and noisy evaluations the lower bound dips below any lead; within the smoother's
     # window, all points are nearly one test, so that asking for all of them costs little error.
@@ -438,10 +432,11 @@ def _stays(grid: np.ndarray, inside: np.ndarray, stretch: float) -> np.ndarray:
     return np.where(holds.any(axis=-1), np.argmax(holds, axis=-1), len(grid))
 
 
-def region(grid: np.ndarray, values: np.ndarray, bound: float, **options: float | None) -> Region:
+def region(
+    grid: np.ndarray, values: np.ndarray, bound: float, *, sd: float | None = None
+) -> Region:
     """Returns the region of one study; see :func:`regions`."""
-    low, high, estimate = regions(grid, values, bound, **options)  # type: ignore[arg-type]
-    return Region(float(low), float(high), float(estimate), float(grid[-1]))
+    return Region(*map(float, (*regions(grid, values, bound, sd=sd), grid[-1])))
 
 
 def catch_up_text(region: Region | None) -> str:
