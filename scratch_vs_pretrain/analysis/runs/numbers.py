@@ -328,11 +328,6 @@ class Piece:
     values: np.ndarray  # (n,)
     source: Path  # the file
 
-    def rows(self, metric: str) -> slice:
-        """Returns the rows of one of its metrics."""
-        at = self.metrics.index(metric)
-        return slice(at, at + 1) if len(self.metrics) > 1 else slice(None)
-
 
 def pieces(
     run: RunRecord, numbers: Metrics | None = None, evaluated: bool = True
@@ -372,8 +367,12 @@ def names(run: RunRecord) -> set[str]:
 
 def curve(run: RunRecord, metric: str) -> Curve:
     """Returns the finite values of a metric by completed iterations, ascending."""
-    mine = [(piece, piece.rows(metric)) for piece in pieces(run) if metric in piece.metrics]
-    found = [(piece.iterations[rows], piece.values[rows]) for piece, rows in mine]
+    found = []
+    for piece in pieces(run):
+        if metric in piece.metrics:
+            at = piece.metrics.index(metric)
+            rows = slice(at, at + 1) if len(piece.metrics) > 1 else slice(None)
+            found.append((piece.iterations[rows], piece.values[rows]))
     iterations, values = np.concatenate([np.empty((2, 0)), *found], axis=1)
     order = np.argsort(iterations, kind="stable")
     order = order[np.isfinite(values[order])]

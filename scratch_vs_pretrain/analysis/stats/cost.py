@@ -285,11 +285,16 @@ def expected_pixels(data: Annotated, rule: Any) -> float:
     """
     sizes, images = np.unique(np.stack([data.heights, data.widths], 1), axis=0, return_counts=True)
     height, width = sizes.T
+    sides = np.array(rule.MIN_SIZE_TRAIN)  # of which each is drawn as likely
+    if rule.MIN_SIZE_TRAIN_SAMPLING != "choice":
+        sides = np.arange(sides[0], sides[-1] + 1)
+        if rule.CROP.ENABLED and len(sides) > POINTS:
+            sides = sides[((np.arange(POINTS) + 0.5) / POINTS * len(sides)).astype(int)]
     areas = [
         resized_area(h, w, side, rule.MAX_SIZE_TRAIN)
         for h in _cropped(height, 0, rule.CROP)
         for w in _cropped(width, 1, rule.CROP)
-        for side in _shorter_sides(rule)
+        for side in sides
     ]
     return float(np.mean([np.average(area, weights=images) for area in areas]))
 
@@ -318,16 +323,6 @@ def resized_area(height: np.ndarray, width: np.ndarray, shorter: int, longest: i
     longer = np.maximum(tall, wide)
     shrink = np.where(longer > longest, longest / longer, 1.0)
     return np.floor(tall * shrink + 0.5) * np.floor(wide * shrink + 0.5)
-
-
-def _shorter_sides(rule: Any) -> np.ndarray:
-    """Returns the lengths of the shorter side that are drawn, all equally likely."""
-    if rule.MIN_SIZE_TRAIN_SAMPLING == "choice":
-        return np.array(rule.MIN_SIZE_TRAIN)
-    lengths = np.arange(rule.MIN_SIZE_TRAIN[0], rule.MIN_SIZE_TRAIN[-1] + 1)
-    if not rule.CROP.ENABLED or len(lengths) <= POINTS:
-        return lengths
-    return lengths[((np.arange(POINTS) + 0.5) / POINTS * len(lengths)).astype(int)]
 
 
 def _cropped(lengths: np.ndarray, axis: int, crop: Any) -> list[np.ndarray]:
