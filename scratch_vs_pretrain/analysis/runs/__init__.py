@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,16 @@ def load_runs(
             what = "no run.json and no metrics.json at or below it; is it training's output?"
         raise UserError(f"{names}: {what}")
     return tuple(sorted(_distinct(runs, skipped), key=_sort_key))
+
+
+def grouped(
+    runs: Iterable[RunRecord], key: Callable[[RunRecord], Any]
+) -> dict[Any, tuple[RunRecord, ...]]:
+    """Groups runs by a key, in order of appearance."""
+    groups: dict[Any, tuple[RunRecord, ...]] = {}
+    for run in runs:
+        groups[key(run)] = (*groups.get(key(run), ()), run)
+    return groups
 
 
 def skip(error: UserError, skipped: list[str] | None) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from scratch_vs_pretrain.analysis import AXES
-from scratch_vs_pretrain.analysis.runs import RunRecord
+from scratch_vs_pretrain.analysis.runs import RunRecord, grouped
 from scratch_vs_pretrain.analysis.runs.numbers import curve
 from scratch_vs_pretrain.analysis.tables.table import Cell, Table
 from scratch_vs_pretrain.errors import UserError, check_choice
@@ -107,8 +107,7 @@ def budgets(runs: Sequence[RunRecord]) -> Budgets:
     if len(studies) > 1:
         raise UserError(f"budgets are of one study, these are {', '.join(studies)}")
     rows, left_out = [], []
-    for arm, schedule in dict.fromkeys((run.arm, run.schedule) for run in runs):
-        group = [run for run in runs if (run.arm, run.schedule) == (arm, schedule)]
+    for (arm, schedule), group in grouped(runs, lambda run: (run.arm, run.schedule)).items():
         found = []
         for run in group:
             counts = counts_of(run.samples.model_dump()) if run.state == "finished" else None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.runs import RunRecord
+from scratch_vs_pretrain.analysis.runs import RunRecord, grouped
 from scratch_vs_pretrain.analysis.runs.numbers import (
     Evaluation,
     curve,
@@ -115,10 +115,7 @@ class Results:
 
 def by_study(runs: Iterable[RunRecord]) -> dict[str, tuple[RunRecord, ...]]:
     """Groups runs by study; each table is of one study."""
-    groups: dict[str, tuple[RunRecord, ...]] = {}
-    for run in runs:
-        groups[run.study] = (*groups.get(run.study, ()), run)
-    return groups
+    return grouped(runs, lambda run: run.study)
 
 
 def by_setting(runs: Iterable[RunRecord]) -> dict[str, tuple[RunRecord, ...]]:
@@ -187,8 +184,7 @@ def _main(evaluation: Evaluation) -> float:
 def _refuse_other_test_sets(results: Results) -> None:
     seen: dict[str, tuple[str, RunRecord]] = {}
     for run, evaluation in results.finals:
-        content = run.data.test.sha256
-        for kind, value in (("name", evaluation.dataset), ("content", content)):
+        for kind, value in (("name", evaluation.dataset), ("content", run.data.test.sha256)):
             if value is None:
                 continue
             first, other = seen.setdefault(kind, (value, run))
@@ -218,8 +214,7 @@ def notes(results: Results) -> tuple[str, ...]:
 
 def _notes_on_seeds(results: Results) -> Iterator[str]:
     groups = {(run.arm, run.schedule) for run in results.runs}
-    seeds = {group: set(results.of(*group)) for group in groups}
-    most = max((len(found) for found in seeds.values()), default=0)
+    most = max(len(results.of(*group)) for group in groups)
     if most >= LEAST_SEEDS:
         yield (
             "Means over seeds; ± is half the two-sided 95 % t interval of each number alone (from "
@@ -402,9 +397,8 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
         UserError: no arm from scratch, none beside it, other test data, limits that differ, or a
             metric that no finished run has.
     """
-    sizes: dict[int, tuple[RunRecord, ...]] = {}
-    for run in sorted(runs, key=lambda run: -(run.size or 0)):
-        sizes[run.size or 0] = (*sizes.get(run.size or 0, ()), run)
+    largest_first = sorted(runs, key=lambda run: -(run.size or 0))
+    sizes = grouped(largest_first, lambda run: run.size or 0)
     # A size at which an arm is missing is left out, if there is another one.
     scratch = scratch_arm(runs)
     whole = {n: of_it for n, of_it in sizes.items() if {scratch} < {run.arm for run in of_it}}
@@ -484,11 +478,8 @@ def _noise(runs: Sequence[RunRecord]) -> tuple[float | None, str]:
 
 def _arm(runs: Iterable[RunRecord], metric: str) -> tuple[Curves, ...]:
     """Returns the curves of an arm's finished runs by schedule, shortest first."""
-    groups: dict[tuple[int, str], list[RunRecord]] = {}
-    for run in runs:
-        if run.state == "finished":
-            groups.setdefault((run.iterations, run.schedule), []).append(run)
-    found = []
+    finished, found = (run for run in runs if run.state == "finished"), []
+    groups = grouped(finished, lambda run: (run.iterations, run.schedule))
     for (length, schedule), group in sorted(groups.items()):
         read = [{e.iteration: e.scores for e in evaluations(run.folder)} for run in group]
         at = sorted({iteration for one in read for iteration in one})
