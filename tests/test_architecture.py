@@ -32,7 +32,7 @@ CEILINGS = {
     "pretraining": 581,
     "data": 2_832,
     "modeling": 1_790,
-    "analysis": 6_251,
+    "analysis": 6_252,
     "cli": 993,
 }
 MOST_LINES_OF_A_MODULE = 500

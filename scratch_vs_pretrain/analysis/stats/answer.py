@@ -215,10 +215,10 @@ def answer(
     worth = worths(found)
     resting = [part for part in parts if any(v.assuming for v in part.judged.verdicts)]
     assumed = dict.fromkeys(text for part in resting for text in part.setting.assumed())
-    said = (ranking(found, alpha), lost_text(runs, found), " and ".join(assumed))
-    lines = lines_of(parts, masks, worth, *said, level)
+    ranks, lost, assuming = ranking(found, alpha), lost_text(runs, found), " and ".join(assumed)
+    lines = lines_of(parts, masks, worth, ranks, lost, assuming, level)
     about = (first.results.study, setting_text(first), first.metric, first.limits.margin)
-    return Answer(*about, said[-1], lines, worth, parts)
+    return Answer(*about, assuming, lines, worth, parts)
 
 
 def part_of(setting: Setting, alpha: float) -> Part:

@@ -409,8 +409,8 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
         alone = len(whole or sizes) == len(results.others) == 1
         for other in results.others:
             decides, without = _metric(results, other, metric or first.metric)
-            judged_by = (_limits(first, decides), *_noise(members), decides, without)
-            found.append(Setting(results, other, size or None, alone, *judged_by))
+            rules = (_limits(first, decides), *_noise(members), decides, without)
+            found.append(Setting(results, other, size or None, alone, *rules))
     known = {name for one in found for name in one.results.scored()}
     if metric and metric not in known:
         raise no_metric([metric], known, "finished run")
@@ -478,8 +478,9 @@ def _noise(runs: Sequence[RunRecord]) -> tuple[float | None, str]:
 
 def _arm(runs: Iterable[RunRecord], metric: str) -> tuple[Curves, ...]:
     """Returns the curves of an arm's finished runs by schedule, shortest first."""
-    finished, found = (run for run in runs if run.state == "finished"), []
+    finished = [run for run in runs if run.state == "finished"]
     groups = grouped(finished, lambda run: (run.iterations, run.schedule))
+    found = []
     for (length, schedule), group in sorted(groups.items()):
         read = [{e.iteration: e.scores for e in evaluations(run.folder)} for run in group]
         at = sorted({iteration for one in read for iteration in one})
