@@ -11,7 +11,7 @@ NAME = PACKAGE.name
 
 # Rooms that a room may import from, beside itself and the leaves. See docs/architecture.md.
 # The public API, which imports on first use what is asked of it, is no room's.
-PUBLIC = {NAME, f"{NAME}.api"}
+PUBLIC = {NAME}
 MAY_IMPORT = {
     "analysis": set(),
     "modeling": set(),
@@ -25,7 +25,7 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_088,
+    "": 2_071,
     "study": 4_139,
     "training": 1_907,
     "evaluation": 1_124,
