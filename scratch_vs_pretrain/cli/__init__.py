@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from scratch_vs_pretrain._detectron2 import INSTALL_COMMAND
 from scratch_vs_pretrain.cli import evidence, setup, study  # noqa: F401
 from scratch_vs_pretrain.cli.options import build_parser
+from scratch_vs_pretrain.config import import_modules
 from scratch_vs_pretrain.errors import UserError, say
-from scratch_vs_pretrain.plugins import import_modules
 
 # What training needs beside reading.
 TRAINING = ("torch", "torchvision", "detectron2", "fvcore", "pycocotools", "faster_coco_eval")

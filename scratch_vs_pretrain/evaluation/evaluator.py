@@ -14,7 +14,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from torch import nn
 
-from scratch_vs_pretrain.config_checks import augmentation_problems
+from scratch_vs_pretrain.config import augmentation_problems
 from scratch_vs_pretrain.data.loading import load_test_records
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.coco_score import NUMBERS, score

@@ -19,11 +19,11 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 
+from scratch_vs_pretrain.config import registered
 from scratch_vs_pretrain.data.coco import CocoFile
 from scratch_vs_pretrain.data.voc import is_voc, voc_file
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.panoptic import BACKGROUND, PanopticEvaluator
-from scratch_vs_pretrain.plugins import registered
 
 # AP50 is the VOC benchmark's; of VOC 2007 with its 11-point metric.
 VOC_NUMBERS = ("AP", "AP50", "AP75")

@@ -11,7 +11,7 @@ from detectron2.modeling.roi_heads.keypoint_head import keypoint_rcnn_inference
 from fvcore.transforms.transform import HFlipTransform
 from torch import Tensor, nn
 
-from scratch_vs_pretrain.config_checks import augmentation_problems
+from scratch_vs_pretrain.config import augmentation_problems
 from scratch_vs_pretrain.errors import UserError
 
 # Of the detector: Detectron2 turns them off for the boxes, and leaves them so after an error.

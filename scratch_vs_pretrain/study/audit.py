@@ -10,11 +10,13 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_vs_pretrain.config import ONE_STAGE, differences, flatten
-from scratch_vs_pretrain.config_checks import (
+from scratch_vs_pretrain.config import (
     ADMISSIBLE,
+    ONE_STAGE,
     SMALLEST_BATCH,
     augmentation_problems,
+    differences,
+    flatten,
     missing_warmup,
     norm_problems,
 )

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain._detectron2 import part_names, registered_names
-from scratch_vs_pretrain.config import flatten
+from scratch_vs_pretrain.config import flatten, unknown_part
 from scratch_vs_pretrain.errors import UserError, located, reason_of, say
-from scratch_vs_pretrain.plugins import unknown_part
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.data_sets import check_own_images, origin
 from scratch_vs_pretrain.study.fields import is_uri
