@@ -16,9 +16,8 @@ from scratch_vs_pretrain.analysis.registry import (
 from scratch_vs_pretrain.analysis.runs import RESTARTS
 from scratch_vs_pretrain.cli import options as opt
 from scratch_vs_pretrain.cli.options import command, option
-from scratch_vs_pretrain.errors import say
+from scratch_vs_pretrain.errors import printable, printable_lines, say
 from scratch_vs_pretrain.run_folder import is_replaced
-from scratch_vs_pretrain.text import printable, printable_lines
 
 
 @command(

@@ -20,7 +20,7 @@ from scratch_vs_pretrain.config import (
     missing_warmup,
     norm_problems,
 )
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, nearest
 from scratch_vs_pretrain.study.data_sets import HEADS, data_notices, data_problems
 from scratch_vs_pretrain.study.resolve import (
     ORIGINS,
@@ -30,7 +30,6 @@ from scratch_vs_pretrain.study.resolve import (
     resolved_schedule,
 )
 from scratch_vs_pretrain.study.spec import RUN_SCHEME, Study
-from scratch_vs_pretrain.text import nearest
 
 # What arms are meant to differ in.
 INITIAL_WEIGHTS = "MODEL.WEIGHTS"

@@ -20,13 +20,12 @@ from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain._detectron2 import part_names, registered_names
 from scratch_vs_pretrain.config import flatten, unknown_part
-from scratch_vs_pretrain.errors import UserError, located, reason_of, say
+from scratch_vs_pretrain.errors import UserError, located, nearest, reason_of, say
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.data_sets import check_own_images, origin
 from scratch_vs_pretrain.study.fields import is_uri
 from scratch_vs_pretrain.study.resolve import ORIGINS, arm_config
 from scratch_vs_pretrain.study.spec import REQUIRED, RUN_SCHEME, Arm, Study
-from scratch_vs_pretrain.text import nearest
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,10 +10,9 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, nearest
 from scratch_vs_pretrain.study.fields import absolute, read_model, sentence
 from scratch_vs_pretrain.study.spec import OWNED_BY_DATA, OWNED_KEYS, SCRATCH, Arm, Preset, Study
-from scratch_vs_pretrain.text import nearest
 
 MOST_BYTES = 1_000_000
 DEEPEST = 50

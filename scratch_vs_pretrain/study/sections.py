@@ -18,8 +18,8 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from scratch_vs_pretrain.errors import nearest
 from scratch_vs_pretrain.study import fields
-from scratch_vs_pretrain.text import nearest
 
 TASKS = ("bbox", "segm", "keypoints")
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

@@ -19,11 +19,11 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
+from scratch_vs_pretrain.errors import nearest
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study import fields
 from scratch_vs_pretrain.study.schedule import Schedule, Switch
 from scratch_vs_pretrain.study.sections import Answer, Data, Evaluation, Noise, Tune
-from scratch_vs_pretrain.text import nearest
 
 SCRATCH = "scratch"
 REQUIRED = "required"

@@ -17,9 +17,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, printable_lines
 from scratch_vs_pretrain.run_folder import write_atomically
-from scratch_vs_pretrain.text import printable_lines
 
 # Okabe and Ito's palette, without the yellow that white paper swallows. Scratch is always the
 # first; the others take theirs in the study's order. Markers tell them apart without colour.

@@ -24,9 +24,8 @@ import pandas as pd
 from scratch_vs_pretrain.analysis.runs import metrics
 from scratch_vs_pretrain.analysis.runs.numbers import Piece, pieces
 from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord, load_runs, skip
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, csv_cell
 from scratch_vs_pretrain.run_folder import RunFolder, is_replaced, replacing, write_json
-from scratch_vs_pretrain.text import csv_cell
 
 if TYPE_CHECKING:
     import pyarrow as pa

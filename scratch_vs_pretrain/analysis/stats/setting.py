@@ -15,10 +15,9 @@ from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, scratch_arm
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, Limits, end_gate
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, OPEN
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, nearest
 from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE
 from scratch_vs_pretrain.run_info import Noise
-from scratch_vs_pretrain.text import nearest
 
 MUCH, LITTLE = "much data", "little data"
 MASKS = "segm/AP"
