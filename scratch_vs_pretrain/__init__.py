@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain import _detectron2
+from scratch_vs_pretrain import _detectron2  # noqa: F401  # prepares Detectron2's import
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,8 +45,6 @@ _ELSEWHERE = {
 }
 
 __all__ = [*_ELSEWHERE, "load_runs", "register_all", "run"]
-
-_detectron2.prepare_on_import()
 
 
 def __getattr__(name: str) -> Any:

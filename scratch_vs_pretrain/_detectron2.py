@@ -62,14 +62,10 @@ def modules_digest(folder: Path) -> tuple[str, int]:
     """Returns the digest that :data:`V06_DIGEST` is to be compared with, and the module count."""
     import hashlib
 
-    modules = sorted(
-        f"./{path.relative_to(folder).as_posix()}"
-        for path in folder.rglob("*.py")
-        if not path.relative_to(folder).as_posix().startswith(("model_zoo/configs/", "projects/"))
-    )
-    lines = "".join(
-        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in modules
-    )
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
+    modules = sorted(n for n in names if not n.startswith(("model_zoo/configs/", "projects/")))
+    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in modules]
+    lines = "".join(f"{one}  ./{name}\n" for one, name in zip(digests, modules, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest(), len(modules)
 
 
@@ -112,10 +108,7 @@ class _Finder:
         return None
 
 
-def prepare_on_import() -> None:
-    """Lets the first import of Detectron2 in this process call :func:`prepare`."""
-    if _Finder not in sys.meta_path:
-        sys.meta_path.insert(0, _Finder)
+sys.meta_path.insert(0, _Finder)
 
 
 def default_cfg() -> Any:
@@ -166,17 +159,8 @@ def _config_module(name: str) -> Any:
     return importlib.import_module(f"{package}.{name}")
 
 
-def registered_names() -> set[str]:
-    """Returns the names of all registered data sets, see :func:`registered`."""
-    if "detectron2.data.datasets" in sys.modules:
-        from detectron2.data import DatasetCatalog
-
-        return set(DatasetCatalog.list())
-    return set(_built_in_sets())
-
-
-def registered(name: str) -> dict[str, Any] | None:
-    """Returns the metadata of a registered data set, None where there is none.
+def registered_sets() -> dict[str, dict[str, Any]]:
+    """Returns the metadata of all registered data sets by name.
 
     As long as nothing has imported ``detectron2.data``, which takes torch and seconds, those of
     the built-in COCO, LVIS and VOC sets are read from its source and hold paths alone.
@@ -184,8 +168,13 @@ def registered(name: str) -> dict[str, Any] | None:
     if "detectron2.data.datasets" in sys.modules:
         from detectron2.data import DatasetCatalog, MetadataCatalog
 
-        return MetadataCatalog.get(name).as_dict() if name in DatasetCatalog else None
-    return _built_in_sets().get(name)
+        return {name: MetadataCatalog.get(name).as_dict() for name in DatasetCatalog}
+    return _built_in_sets()
+
+
+def registered(name: str) -> dict[str, Any] | None:
+    """Returns the metadata of one of :func:`registered_sets`, None where there is none."""
+    return registered_sets().get(name)
 
 
 @functools.cache

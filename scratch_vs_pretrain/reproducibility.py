@@ -75,13 +75,13 @@ def provenance(device: str) -> dict[str, Any]:
 
 def git_commit(folder: Path) -> str | None:
     """Returns the commit of the work tree around `folder`, "+changes" if it is not clean."""
-    quiet: dict[str, Any] = {"cwd": folder, "text": True, "stderr": subprocess.DEVNULL}
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
-        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], **quiet).strip()
-        changes = subprocess.check_output(["git", "status", "--porcelain", "-uno"], **quiet)
+        return subprocess.check_output(
+            command, cwd=folder, text=True, stderr=subprocess.DEVNULL
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{commit}+changes" if changes else commit
 
 
 def module_versions(names: Iterable[str]) -> dict[str, str]:

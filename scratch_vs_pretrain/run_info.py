@@ -4,11 +4,12 @@ Format 1, of which format 2 has every field and more, is read as well. Numbers e
 which a float64 holds every integer, so that no sum or square of a few leaves its range.
 """
 
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,7 +17,6 @@ from scratch_vs_pretrain.errors import UserError, from_validation, say
 
 FORMAT: Final = 2
 State = Literal["planned", "running", "interrupted", "finished", "diverged", "failed"]
-STATES: tuple[str, ...] = get_args(State)
 LARGEST = 2**53
 LARGEST_NOTE = 10_000  # bytes that are read of what lies beside weights
 
@@ -72,17 +72,14 @@ class PretrainingCost(Model):
     def of(cls, weights: object) -> dict[str, Any]:
         """Returns what is noted of these weights, empty where nothing that can be read is."""
         file = cls.file(weights)
-        try:
-            if not os.path.lexists(file):
-                return {}
-            if not file.is_file():
-                raise ValueError("a regular file is expected")  # a pipe would be waited for
-            with file.open("rb") as content:
-                noted = cls.model_validate_json(content.read(LARGEST_NOTE))
-        except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            if file.is_file():  # a pipe would be waited for
+                with file.open("rb") as content:
+                    noted = cls.model_validate_json(content.read(LARGEST_NOTE))
+                return {"cost": noted.model_dump()}
+        if os.path.lexists(file):
             say(f"{file}: says no time and device of a pre-training, and is left out; restore it")
-            return {}
-        return {"cost": noted.model_dump()}
+        return {}
 
 
 class Loaded(Model):
@@ -260,11 +257,11 @@ class RunInfo(Model):
                     f"{place}: not a run description of format 1 or {FORMAT}; if a later version "
                     "of scratch_vs_pretrain wrote it, read it with that one"
                 ) from None
-            remedy = ""
+            said = str(from_validation(error, place))
             if "json_invalid" in wrong:
-                remedy = "; restore it, or delete it and start the study again: svp run writes it "
-                remedy += "anew, and the run goes on from its checkpoints"
-            raise UserError(f"{from_validation(error, place)}{remedy}") from None
+                said += "; restore it, or delete it and start the study again: svp run writes it "
+                said += "anew, and the run goes on from its checkpoints"
+            raise UserError(said) from None
 
     def to_json(self) -> str:
         """Returns the content of a ``run.json``, without the fields that nobody has set."""

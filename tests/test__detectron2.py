@@ -236,14 +236,14 @@ def test_built_in_sets_are_known_without_importing_detectron2():
     code = (
         "import sys, json\n"
         "from scratch_vs_pretrain import _detectron2\n"
-        "early = {n: _detectron2.registered(n) for n in _detectron2.registered_names()}\n"
+        "early = {n: _detectron2.registered(n) for n in _detectron2.registered_sets()}\n"
         "assert not {'torch', 'detectron2'} & sys.modules.keys()\n"
         "import detectron2.data.datasets\n"
         "late = {n: _detectron2.registered(n) for n in early}\n"
         "assert len(early) == 35\n"
         "for name, paths in early.items():\n"
         "    assert {key: late[name][key] for key in paths} == paths\n"
-        "known = {n for n in _detectron2.registered_names() if 'json_file' in "
+        "known = {n for n in _detectron2.registered_sets() if 'json_file' in "
         "_detectron2.registered(n) and 'panoptic' not in n}\n"
         "assert known <= early.keys(), known - early.keys()\n"
     )

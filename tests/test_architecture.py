@@ -25,7 +25,7 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_001,
+    "": 1_975,
     "study": 4_139,
     "training": 1_907,
     "evaluation": 1_124,

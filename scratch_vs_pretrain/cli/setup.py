@@ -35,11 +35,13 @@ if TYPE_CHECKING:
 DISTRIBUTION = "scratch-vs-pretrain"
 # Detectron2 itself is looked for by module, as it comes under more than one distribution's name.
 TRAINING_EXTRA = "train-upstream"
-REINSTALL_COMMAND = "uv sync --reinstall-package pb1-detectron2"
 
-COCO_HOST = "http://images.cocodataset.org"
+COCO = "http://images.cocodataset.org"
 MINIVAL = "https://dl.fbaipublicfiles.com/detectron/coco/coco_annotations_minival.tgz"
-VOC_HOST = "http://host.robots.ox.ac.uk/pascal/VOC"
+VOC = {
+    "VOC2007": "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtrainval_06-Nov-2007.tar",
+    "VOC2012": "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+}
 
 
 # What the data set names of the paper's experiments need below DETECTRON2_DATASETS, images first,
@@ -115,8 +117,7 @@ def _requirements() -> Iterator[Check]:
     try:
         from packaging.requirements import Requirement
 
-        requirements = importlib.metadata.requires(DISTRIBUTION) or []
-        yield Check(DISTRIBUTION, importlib.metadata.version(DISTRIBUTION))
+        requirements = [DISTRIBUTION, *(importlib.metadata.requires(DISTRIBUTION) or ())]
     except ImportError as error:  # PackageNotFoundError is one
         name = error.name or DISTRIBUTION
         yield _missing(name, "not installed")
@@ -125,13 +126,13 @@ def _requirements() -> Iterator[Check]:
         if requirement.marker and not requirement.marker.evaluate({"extra": TRAINING_EXTRA}):
             continue
         name, needed = requirement.name, requirement.specifier
-        try:
+        version = None
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield _missing(name, f"not installed (needs {needed})")
-            continue
-        fits = needed.contains(version, prereleases=True)
-        yield Check(name, version) if fits else _missing(name, f"{version} (needs {needed})")
+        if version is not None and needed.contains(version, prereleases=True):
+            yield Check(name, version)
+        else:
+            yield _missing(name, f"{version or 'not installed'} (needs {needed})")
 
 
 def _imports() -> Iterator[Check]:
@@ -158,7 +159,7 @@ def _detectron2_source() -> Check:
     if digest == _detectron2.V06_DIGEST:
         return Check("Detectron2", f"v0.6, its {modules} modules byte-identical to upstream's tag")
     found = f"v0.6, but its {modules} modules differ from upstream's tag (digest {digest[:12]})"
-    return Check("Detectron2", found, "note", REINSTALL_COMMAND)
+    return Check("Detectron2", found, "note", "uv sync --reinstall-package pb1-detectron2")
 
 
 def _device() -> Check:
@@ -194,22 +195,18 @@ def _data_sets(root: Path) -> Iterator[Check]:
 
 def _download(path: str, root: Path) -> str:
     """Returns the command that fetches one of :data:`DATASETS`' paths, from its publisher."""
-    if path.startswith("VOC"):
-        archives = {"VOC2007": "VOCtrainval_06-Nov-2007", "VOC2012": "VOCtrainval_11-May-2012"}
-        year = path.partition("/")[0]
-        url = f"{VOC_HOST}/{year.lower()}/{archives[year]}.tar"
+    if tree := VOC.get(path[:7]):
         # The archive's folders are below VOCdevkit.
-        return f"curl -L {url} | tar -x --strip-components=1 -C {shlex.quote(str(root))}"
+        return f"curl -L {tree} | tar -x --strip-components=1 -C {shlex.quote(str(root))}"
     coco = shlex.quote(str(root / "coco"))
     if "minival" in path:
         unpack = f"tar -xz -C {coco}/annotations --transform 's|.*/||' --wildcards '*.json'"
         return f"mkdir -p {coco}/annotations && curl -L {MINIVAL} | {unpack}"
     split = Path(path).stem.rpartition("_")[2]
+    zips, archive = "zips", f"{split}.zip"
     if path.endswith(".json"):
-        folder, archive = "annotations", f"annotations_trainval{split[-4:]}.zip"
-    else:
-        folder, archive = "zips", f"{split}.zip"
-    fetch = f"curl -L --create-dirs --output-dir {coco} -O {COCO_HOST}/{folder}/{archive}"
+        zips, archive = "annotations", f"annotations_trainval{split[-4:]}.zip"
+    fetch = f"curl -L --create-dirs --output-dir {coco} -O {COCO}/{zips}/{archive}"
     return f"{fetch} && python3 -m zipfile -e {coco}/{archive} {coco}"
 
 

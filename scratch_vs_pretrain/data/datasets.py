@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scratch_vs_pretrain._detectron2 import registered, registered_names
+from scratch_vs_pretrain._detectron2 import registered, registered_sets
 from scratch_vs_pretrain.data.coco import AnnotationFile, CocoFile, read_annotations, read_coco
 from scratch_vs_pretrain.data.findings import Case, Heads, size_of
 from scratch_vs_pretrain.data.subsets import ALIASES, Subset, digest, parse_subset, subset_file
@@ -73,7 +73,7 @@ def find_subset(name: str, more: Iterable[str] = ()) -> Subset | None:
     Raises:
         UserError: it reads like a subset's but makes no sense.
     """
-    full = {*registered_names(), *more, *ALIASES} - _SUBSETS.keys()
+    full = {*registered_sets(), *more, *ALIASES} - _SUBSETS.keys()
     return None if name in full else parse_subset(name, full)
 
 
@@ -129,7 +129,7 @@ def source(name: str) -> tuple[Path, Path]:
         return _SUBSETS[name], images
     known = registered(name)
     if known is None:
-        near = difflib.get_close_matches(name, registered_names(), n=1)
+        near = difflib.get_close_matches(name, registered_sets(), n=1)
         hint = f"did you mean {near[0]}?" if near else "state its files under data in a study"
         raise UserError(f"{name}: no such data set is registered; {hint}")
     if known.get("json_file") is None or known.get("image_root") is None:

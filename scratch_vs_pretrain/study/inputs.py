@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from fvcore.common.config import CfgNode
 
-from scratch_vs_pretrain._detectron2 import part_names, registered_names
+from scratch_vs_pretrain._detectron2 import part_names, registered_sets
 from scratch_vs_pretrain.config import flatten, unknown_part
 from scratch_vs_pretrain.errors import UserError, located, nearest, reason_of, say
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -68,9 +68,9 @@ def missing_data(study: Study) -> list[str]:
         cfg = arm_config(study, arm, arm.schedules[-1])
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             found = origin(cfg, name)
-            if not found.own and found.base not in registered_names():
+            if not found.own and found.base not in registered_sets():
                 own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
-                near = nearest(found.base, [*own, *registered_names()])
+                near = nearest(found.base, [*own, *registered_sets()])
                 missing[f"no data set is called {found.base}{near}"] = None
         try:
             check_own_images(cfg)
