@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -20,7 +19,7 @@ import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -42,7 +41,6 @@ VOC = {
     "VOC2007": "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/VOCtrainval_06-Nov-2007.tar",
     "VOC2012": "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
 }
-
 
 # What the data set names of the paper's experiments need below DETECTRON2_DATASETS, images first,
 # as detectron2/data/datasets/builtin.py registers them.
@@ -94,11 +92,7 @@ def report(checks: Sequence[Check], as_json: bool = False) -> int:
     """Prints the checks, as a table or as JSON; returns 1 if something needed is missing."""
     ok = all(check.status != "missing" for check in checks)
     if as_json:
-        print(
-            json.dumps(
-                {"ok": ok, "checks": [dataclasses.asdict(check) for check in checks]}, indent=1
-            )
-        )
+        print(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}, indent=1))
         return int(not ok)
     width = max(len(check.name) for check in checks)
     for check in checks:
@@ -276,16 +270,9 @@ def study_sets(file: Path) -> list[DataSet]:
         register(cfg)
         limits = dict.fromkeys(cfg.DATASETS.TRAIN, limit) | dict.fromkeys(cfg.DATASETS.TEST, 0.0)
         return [registered_set(name, heads, share, dropped) for name, share in limits.items()]
+    limits = {"test": 0.0}
     return [
-        DataSet(
-            name,
-            one.annotations,
-            one.images,
-            False,
-            heads,
-            0.0 if name == "test" else limit,
-            dropped,
-        )
+        DataSet(name, one.annotations, one.images, False, heads, limits.get(name, limit), dropped)
         for name, one in data.named().items()
         if isinstance(one, DataFiles)
     ]
@@ -337,7 +324,7 @@ def _pretrain(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.pretraining.pretrain import pretrain
     from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 
-    names = {field.name for field in dataclasses.fields(PretrainSpec)}
+    names = {field.name for field in fields(PretrainSpec)}
     given = {name: value for name, value in vars(options).items() if value is not None}
     spec = PretrainSpec(**{name: given[name] for name in names & given.keys()})
     result = pretrain(
