@@ -19,7 +19,6 @@ import re
 import sys
 import types
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +50,6 @@ def source_folder() -> Path | None:
     return Path(spec.origin).parent
 
 
-def _installed() -> Path:
-    folder = source_folder()
-    if folder is None:
-        raise UserError(f"Detectron2 is not installed; run: {INSTALL_COMMAND}")
-    return folder
-
-
 def modules_digest(folder: Path) -> tuple[str, int]:
     """Returns the digest that :data:`V06_DIGEST` is to be compared with, and the module count."""
     import hashlib
@@ -75,12 +67,8 @@ def is_v06(folder: Path) -> bool:
     return transform.is_file() and "Image.LINEAR" in transform.read_text()
 
 
-@functools.cache
-def prepare() -> None:
-    """Makes ``import detectron2`` work."""
-    folder = _installed()
-    if not is_v06(folder):
-        return
+def prepare(folder: Path) -> None:
+    """Makes ``import detectron2`` work, of which `folder` has v0.6."""
     import numpy as np
     from PIL import Image
 
@@ -98,14 +86,12 @@ class _Finder:
     """Finds nothing, and prepares Detectron2 when a part of it is first looked for."""
 
     @classmethod
-    def find_spec(
-        cls, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(cls, name: str, *_: Any) -> None:
         if name.partition(".")[0] == "detectron2" and cls in sys.meta_path:
             sys.meta_path.remove(cls)
-            if source_folder() is not None:
-                prepare()
-        return None
+            folder = source_folder()
+            if folder is not None and is_v06(folder):
+                prepare(folder)
 
 
 sys.meta_path.insert(0, _Finder)
@@ -151,8 +137,11 @@ def _config_module(name: str) -> Any:
     if package not in sys.modules:
         from fvcore.common.config import CfgNode
 
+        folder = source_folder()
+        if folder is None:
+            raise UserError(f"Detectron2 is not installed; run: {INSTALL_COMMAND}")
         sys.modules[package] = types.ModuleType(package)
-        sys.modules[package].__path__ = [str(_installed() / "config")]
+        sys.modules[package].__path__ = [str(folder / "config")]
         stand_in: Any = types.ModuleType(f"{package}.config")
         stand_in.CfgNode = CfgNode
         sys.modules[stand_in.__name__] = stand_in

@@ -164,13 +164,9 @@ def merge_file(cfg: CfgNode, path: Path, content: dict[str, Any] | None = None) 
 
     `content` is what was read of it already.
     """
-    before, content = flatten(cfg), _read(path) if content is None else content
+    content = _read(path) if content is None else content
     with _explained(cfg, str(path)):
         _detectron2.merge_into(cfg, content, str(path))
-    # yacs lets None replace a value of any type.
-    for key, value in flatten(cfg).items():
-        if value is None and before.get(key) is not None:
-            raise UserError(f"{path}: {key} has no value; it was {before[key]!r}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -208,13 +204,10 @@ def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> N
         node = _node(cfg, section)
         if not isinstance(node, dict) or name not in node or isinstance(node[name], dict):
             raise UserError(f"{where}: {_unknown(key, flatten(cfg))}")
-        before = node[name]
         with _explained(cfg, where, key):
-            if isinstance(before, float) and type(value) is int:
+            if isinstance(node[name], float) and type(value) is int:
                 value = float(value)
             cfg.merge_from_list([key, value])
-        if node[name] is None and before is not None:
-            raise UserError(f"{where}: {key} has no value; it was {before!r}")
 
 
 def _node(content: Any, key: str) -> Any:
@@ -290,6 +283,7 @@ _WRONG_TYPE = re.compile(
 @contextlib.contextmanager
 def _explained(cfg: CfgNode, where: str, merged: str = "") -> Iterator[None]:
     """Makes a sentence of what merging raises: yacs and fvcore validate with plain exceptions."""
+    before = flatten(cfg)
     try:
         yield
     except UserError:
@@ -312,6 +306,10 @@ def _explained(cfg: CfgNode, where: str, merged: str = "") -> Iterator[None]:
         elif isinstance(error, (TypeError, AttributeError)):
             said = f"not a mapping of config keys to values ({said})"
         raise UserError(f"{where}: {said}") from None
+    # yacs lets None replace a value of any type.
+    for key, value in flatten(cfg).items():
+        if value is None and before.get(key) is not None:
+            raise UserError(f"{where}: {key} has no value; it was {before[key]!r}")
 
 
 def import_modules(names: Iterable[str], where: str) -> list[ModuleType]:

@@ -186,8 +186,9 @@ class TestSourceFolder:
 
     def test_absent_package_is_a_user_error(self, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        monkeypatch.delitem(sys.modules, "_scratch_vs_pretrain_detectron2_config", raising=False)
         with pytest.raises(_detectron2.UserError, match="not installed; run: uv sync"):
-            _detectron2.prepare.__wrapped__()
+            _detectron2._config_module.__wrapped__("defaults")
 
 
 class TestPrepare:

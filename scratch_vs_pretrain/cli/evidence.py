@@ -21,7 +21,6 @@ from scratch_vs_pretrain.run_folder import is_replaced
 
 
 @command(
-    "table",
     "print the comparison of finished runs",
     "svp table output/demo\n"
     "svp table output/baseline-r50-gn --against paper\n"
@@ -46,7 +45,6 @@ def _table(options: argparse.Namespace) -> None:
 
 
 @command(
-    "plot",
     "draw AP versus the length of training, and other figures",
     "svp plot output/demo -o curves.png\n"
     "svp plot output/demo --x pixels --metric bbox/AP --metric bbox/AP75 -o curves.pdf\n"
@@ -83,7 +81,6 @@ def _plot(options: argparse.Namespace) -> None:
 
 
 @command(
-    "errors",
     "say what each type of error costs each arm: classification, localization, both, "
     "duplicate, background, missed",
     "svp errors output/demo\n"
@@ -98,7 +95,6 @@ def _errors(options: argparse.Namespace) -> None:
 
 
 @command(
-    "collect",
     "write every number of run folders, also of plain Detectron2 ones, as one tidy table",
     "svp collect output/demo -o runs.csv\n"
     "svp collect /data/other_detectron2_runs --restarts split -o runs.csv\n"
@@ -141,7 +137,6 @@ def _wrote(output: Path, about: str = "") -> None:
 
 
 @command(
-    "answer",
     "say whether pre-training helps: early, at the end, for what it costs",
     "svp answer output/demo\n"
     "svp answer output/demo --format json\n"
@@ -161,7 +156,6 @@ def _answer(options: argparse.Namespace) -> None:
 
 
 @command(
-    "conclude",
     "judge the paper's six conclusions by your own runs",
     "svp conclude output/demo\n"
     "svp conclude output/baseline-r50-gn output/less-data\n"
@@ -176,7 +170,6 @@ def _conclude(options: argparse.Namespace) -> None:
 
 
 @command(
-    "power",
     "say how many seeds a difference needs to be seen",
     "svp power --gap 0.5 --noise 0.2\nsvp power --gap 0.5 --noise 0.2 --power 0.9",
     option("--gap AP", "true difference", float, required=True),
@@ -195,7 +188,6 @@ def _power(options: argparse.Namespace) -> None:
 
 
 @command(
-    "report",
     "write one HTML file with tables, figures, conclusions and provenance",
     "svp report output/demo\nsvp report output -o report.html",
     opt.FOLDER,
@@ -208,7 +200,6 @@ def _report(options: argparse.Namespace) -> None:
 
 
 @command(
-    "predict",
     "write a trained run's detections as COCO result files, for an evaluation server",
     "svp predict output/enhanced-r50/scratch/9x/seed0 --dataset coco_2017_test-dev\n"
     "svp predict output/demo/demo/scratch/1200it/seed0 --dataset demo_test -o results/demo",
@@ -234,7 +225,6 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 @command(
-    "export",
     "write a trained run as a plain Detectron2 checkpoint and config",
     "svp export output/demo/demo/scratch/1200it/seed0 -o model_final.pth",
     opt.RUN,

@@ -1,22 +1,17 @@
-"""How commands and their options are written down, and what several commands share."""
+"""How commands and their options are written down, and what several commands share.
 
-from __future__ import annotations
+Commands import what they need when they run: `svp table` must not wait for torch.
+"""
 
 import argparse
 import contextlib
-import os
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scratch_vs_pretrain import __version__
 from scratch_vs_pretrain.analysis.tables.table import FORMATS
 from scratch_vs_pretrain.errors import UserError
-
-# Commands import what they need when they run: `svp table` must not wait for torch.
-if TYPE_CHECKING:
-    from scratch_vs_pretrain.study.spec import Study
 
 # Adds an option to a parser.
 Option = Callable[[Any], Any]
@@ -26,10 +21,8 @@ Handler = Callable[[argparse.Namespace], int | None]
 COMMANDS: list[tuple[str, str, str, tuple[Option | str, ...], Handler]] = []
 
 
-def command(
-    name: str, summary: str, examples: str, *options: Option | str
-) -> Callable[[Handler], Any]:
-    """Makes a command of a function.
+def command(summary: str, examples: str, *options: Option | str) -> Callable[[Handler], Any]:
+    """Makes the command ``do-it`` of a function ``_do_it``.
 
     Args:
         examples: with which its help ends, one a line.
@@ -37,6 +30,7 @@ def command(
     """
 
     def register(handler: Handler) -> Handler:
+        name = handler.__name__.removeprefix("_").replace("_", "-")
         COMMANDS.append((name, summary, examples, options, handler))
         return handler
 
@@ -129,28 +123,9 @@ IMPORTS = option(
     dest="imports",
     action="append",
 )
-VERBOSE = option("-v --verbose", "show Detectron2's log")
-JSON = option("--json", "as JSON")
-STUDY = option("study STUDY", "a study file (YAML)", Path)
 FORMAT = option("--format", None, FORMATS, "text")
 TEXT_OR_JSON = option("--format", None, ("text", "json"), "text")
 FOLDER = option("folder DIR", "holds run folders", Path)
 FOLDERS = option("folders DIR", "holds run folders", Path, nargs="+")
 RUN = option("folder RUN", "a run folder with a checkpoint", Path)
-WEIGHTS = pairs("--weights ARM=PATH", "the checkpoint of an arm, in place of the study file's")
-OUTPUT = option("-o --output DIR", "where the run folders lie", Path, Path("output"))
 CHECKPOINT = option("-o --output FILE.pth", None, Path, required=True)
-
-
-def read_study(options: argparse.Namespace) -> Study:
-    """Reads the study that :data:`STUDY` and :data:`WEIGHTS` name."""
-    from scratch_vs_pretrain.study.parse import load_study
-
-    for path in (options.study, getattr(options, "output", None) or options.study):
-        try:
-            os.path.realpath(path).encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{path}: is not UTF-8, which run folders are; rename it") from None
-    study = load_study(options.study, options.weights)
-    imports = tuple(dict.fromkeys((*study.imports, *options.imports)))
-    return replace(study, imports=imports, sharing=getattr(options, "sharing", True))

@@ -205,17 +205,15 @@ def _download(path: str, root: Path) -> str:
 
 
 @command(
-    "doctor",
     "show versions, device and data sets, and what is missing with the command that mends it",
     "svp doctor\nDETECTRON2_DATASETS=/data svp doctor",
-    opt.JSON,
+    option("--json", "as JSON"),
 )
 def _doctor(options: argparse.Namespace) -> int:
     return report(diagnose(), options.json)
 
 
 @command(
-    "subset",
     "show what is in a data set or a subset of one, or write it to a file",
     "svp subset coco_2017_train_10k\n"
     "svp subset coco_2017_train_1k_s3 --list\n"
@@ -279,7 +277,6 @@ def study_sets(file: Path) -> list[DataSet]:
 
 
 @command(
-    "check-data",
     "read data sets once, images included; say whether a number trained on them can be trusted "
     "(exit 1 if not), and list what is wrong or odd",
     "svp check-data coco_2017_val\n"
@@ -303,7 +300,6 @@ def _check_data(options: argparse.Namespace) -> int:
 
 
 @command(
-    "pretrain",
     "train a config's backbone as a classifier on a folder of images",
     "svp pretrain configs/mask_rcnn_R_50_FPN_gn.yaml imagenette80 -o backbone.pth "
     "--epochs 5 --image-size 80\n"
@@ -335,7 +331,6 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 @command(
-    "convert-weights",
     "write a checkpoint's backbone under Detectron2's names, and say what became of the rest",
     "svp convert-weights moco_v2_800ep.pth.tar -o moco.pth --arch resnet50\n"
     "svp convert-weights vgg16-397923af.pth -o vgg16.pth --arch vgg16\n"

@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import json
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +20,30 @@ if TYPE_CHECKING:
     from scratch_vs_pretrain.study.launch import Outcome
     from scratch_vs_pretrain.study.spec import Study
 
+STUDY = option("study STUDY", "a study file (YAML)", Path)
+WEIGHTS = opt.pairs("--weights ARM=PATH", "the checkpoint of an arm, in place of the study file's")
+OUTPUT = option("-o --output DIR", "where the run folders lie", Path, Path("output"))
+VERBOSE = option("-v --verbose", "show Detectron2's log")
 SHARING = option(
     "--no-sharing",
     "train every schedule alone, not from the longest one's checkpoints",
     dest="sharing",
     action="store_false",
 )
+
+
+def _read_study(options: argparse.Namespace) -> Study:
+    """Reads the study that :data:`STUDY` and :data:`WEIGHTS` name."""
+    from scratch_vs_pretrain.study.parse import load_study
+
+    for path in (options.study, getattr(options, "output", None) or options.study):
+        try:
+            os.path.realpath(path).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{path}: is not UTF-8, which run folders are; rename it") from None
+    study = load_study(options.study, options.weights)
+    imports = tuple(dict.fromkeys((*study.imports, *options.imports)))
+    return replace(study, imports=imports, sharing=getattr(options, "sharing", True))
 
 
 def _hours(text: str) -> float:
@@ -35,25 +55,24 @@ def _hours(text: str) -> float:
 
 
 @command(
-    "plan",
     "show every run of a study, and what its arms differ in; with --check, what it will take",
     "svp plan configs/studies/paper/baseline_r50_gn.yaml\n"
     "svp plan my_study.yaml --weights pretrained=backbone.pth --check",
-    opt.STUDY,
-    opt.WEIGHTS,
+    STUDY,
+    WEIGHTS,
     SHARING,
     option(
         "--check",
         "also try what `svp run` would refuse and a few iterations of each arm, and print hours, "
         "disk and memory of the whole study; writes nothing",
     ),
-    opt.OUTPUT,
+    OUTPUT,
 )
 def _plan(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.study.inputs import missing_data, missing_weights, unfit
     from scratch_vs_pretrain.study.plan import plan
 
-    study = opt.read_study(options)
+    study = _read_study(options)
     print(plan(study).text())
     if options.check:
         from scratch_vs_pretrain.study.rehearsal import rehearsal_text
@@ -67,7 +86,6 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 @command(
-    "schema",
     "print the JSON schema of study files, for editors",
     "svp schema > study.schema.json",
     option("--format", None, ("json", "markdown"), "json"),
@@ -81,14 +99,13 @@ def _schema(options: argparse.Namespace) -> None:
 
 
 @command(
-    "budget",
     "show the images, instances and pixels that each arm will see, pre-training included; "
     "trains nothing",
     "svp budget configs/studies/paper/baseline_r50_gn.yaml\n"
     "svp budget my_study.yaml --format csv > budget.csv\n"
     "svp budget my_study.yaml --weights pretrained=backbone.pth -o budget.svg",
-    opt.STUDY,
-    opt.WEIGHTS,
+    STUDY,
+    WEIGHTS,
     opt.FORMAT,
     option("-o --output FILE", "also draw it, into a .png, .svg or .pdf file", Path),
 )
@@ -98,7 +115,7 @@ def _budget(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.study.budget import study_budgets
     from scratch_vs_pretrain.study.inputs import missing_data, missing_weights
 
-    study = opt.read_study(options)
+    study = _read_study(options)
     found = study_budgets(study)
     for missing in (*missing_weights(study), *missing_data(study)):
         say(f"note: before it runs: {missing}")
@@ -112,7 +129,6 @@ def _budget(options: argparse.Namespace) -> None:
 
 
 @command(
-    "run",
     "train a study: finished runs are skipped, interrupted ones resumed",
     "svp run configs/studies/coco_smoke.yaml --weights pretrained=backbone.pth\n"
     "svp run my_study.yaml -o /data/runs --jobs 2\n"
@@ -120,9 +136,9 @@ def _budget(options: argparse.Namespace) -> None:
     "svp run my_study.yaml --until answered --budget 40h\n"
     "svp run my_study.yaml -o /shared/runs --launcher slurm --partition P --gpus-per-run 8 \\\n"
     "    --time 24:00:00 --max-parallel 4 --slurm account=A",
-    opt.STUDY,
-    opt.WEIGHTS,
-    opt.OUTPUT,
+    STUDY,
+    WEIGHTS,
+    OUTPUT,
     option(
         "--until",
         "train no more than the study's question needs: first few seeds of the shortest schedule, "
@@ -143,7 +159,7 @@ def _budget(options: argparse.Namespace) -> None:
     ),
     option("--gpus-per-run N", "GPUs that train one run together", positive, 1),
     SHARING,
-    opt.VERBOSE,
+    VERBOSE,
     "a cluster's jobs (docs/clusters.md)",
     option("--launcher", "submit every run as a job", ("slurm",)),
     option("--partition P", "of SLURM"),
@@ -164,7 +180,7 @@ def _budget(options: argparse.Namespace) -> None:
     ),
 )
 def _run(options: argparse.Namespace) -> int:
-    study = opt.read_study(options)  # before torch is imported
+    study = _read_study(options)  # before torch is imported
     if options.budget is not None and not options.until:
         raise UserError("--budget goes with --until answered; add it, or leave the budget out")
     from scratch_vs_pretrain.study.adaptive import Adaptive
@@ -197,7 +213,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 @command(
-    "status",
     "show the state of every run in a folder, from its files alone",
     "svp status output\nsvp status output/demo --watch",
     opt.FOLDER,
@@ -213,7 +228,6 @@ def _status(options: argparse.Namespace) -> None:
 
 
 @command(
-    "prune",
     "list what no unfinished or future run needs, above all old checkpoints; deletes it with --yes",
     "svp prune output\nsvp prune output --yes",
     opt.FOLDER,
@@ -244,13 +258,12 @@ def _prune(options: argparse.Namespace) -> None:
 
 
 @command(
-    "demo",
     "train a scratch/pretrained pair on a built-in data set and show the comparison",
     "svp demo\nsvp demo --quick\nsvp demo --seeds 3 -o demo-output",
     option("-o --output DIR", "where the run folders lie", Path, Path("output/demo")),
     option("--seeds N", "pairs", positive, 1),
     option("--quick", "a much shorter run, in a minute or two: that everything works"),
-    opt.VERBOSE,
+    VERBOSE,
 )
 def _demo(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.study.demo import run_demo

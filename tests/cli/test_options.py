@@ -12,16 +12,19 @@ from scratch_vs_pretrain.errors import UserError
 def test_a_commands_help_begins_with_its_summary_and_ends_in_its_examples(monkeypatch, capsys):
     monkeypatch.setattr(options, "COMMANDS", [])
     far = options.option("--far HOW", "how far", default="1")
-    look = options.command("look", "look at it", "svp look\nsvp look x", far)
-    look(lambda given: given.far)
+
+    @options.command("look at it", "svp look-at\nsvp look-at x", far)
+    def _look_at(given):
+        return given.far
+
     parser = options.build_parser()
     with pytest.raises(SystemExit):
-        parser.parse_args(["look", "--help"])
+        parser.parse_args(["look-at", "--help"])
     text = capsys.readouterr().out
     assert "Look at it." in text
     assert "--far HOW        how far (default: 1)" in text
-    assert text.endswith("examples:\n  svp look\n  svp look x\n")
-    given = parser.parse_args(["look", "--far", "3"])
+    assert text.endswith("examples:\n  svp look-at\n  svp look-at x\n")
+    given = parser.parse_args(["look-at", "--far", "3"])
     assert given.run(given) == "3"
 
 
