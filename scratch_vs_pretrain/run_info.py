@@ -159,8 +159,7 @@ class Provenance(Model):
     processor: str | None = None
     deterministic: bool | None = None
     git_commit: str | None = None
-    # Of packages, and of users' modules with a hash of their sources.
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}  # of packages, and of users' modules with their hash
 
 
 class Noise(Model):
@@ -220,10 +219,8 @@ class RunInfo(Model):
     images_per_batch: Count | None = None
     init: Init = Init()
     arm_order: tuple[str, ...] = ()
-    # Config keys the study lets its arms differ in; value per arm.
-    allowed_differences: dict[str, dict[str, Json]] = {}
-    # Checks of a recipe that the study switches off, to be wrong on purpose.
-    admitted: tuple[str, ...] = ()
+    allowed_differences: dict[str, dict[str, Json]] = {}  # by config key, the value of each arm
+    admitted: tuple[str, ...] = ()  # checks of a recipe switched off, to be wrong on purpose
     tuned_on: str | None = None
     thresholds: dict[str, Json] = {}  # of the conclusions of format 1
     margin: Number | None = None  # the difference in AP that matters to the study
@@ -239,8 +236,7 @@ class RunInfo(Model):
     parameters: Count | None = None
     init_report: Loaded | None = None
     fast: tuple[str, ...] = ()  # options of SVP.FAST in force
-    # Entries of the training data that were dropped or mended, by what was wrong.
-    repaired: dict[str, Count] = {}
+    repaired: dict[str, Count] = {}  # entries of the training data dropped or mended, by fault
     seconds: Seconds | None = None  # of training and evaluation; a branch's include its trunk's
     samples: Samples = Samples()
     unreadable_images: tuple[str, ...] = ()  # those that others replaced

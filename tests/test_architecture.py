@@ -25,7 +25,7 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 1_972,
+    "": 1_957,
     "study": 4_139,
     "training": 1_907,
     "evaluation": 1_124,
@@ -33,7 +33,7 @@ CEILINGS = {
     "data": 2_832,
     "modeling": 1_790,
     "analysis": 6_423,
-    "cli": 1_042,
+    "cli": 1_032,
 }
 MOST_LINES_OF_A_MODULE = 500
 FEW_LINES = 60

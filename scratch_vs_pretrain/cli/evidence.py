@@ -58,25 +58,19 @@ def _table(options: argparse.Namespace) -> None:
     opt.FOLDERS,
     option("--figure", "; ".join(f"{name}: {FIGURES[name][1]}" for name in FIGURES), FIGURES, "ap"),
     option("--x", "of curves; pixels include those of pre-training (default: iterations)", AXES),
-    option("--metric NAME", "such as keypoints/AP; may be repeated", action="append"),
+    option(
+        "--metric NAME", "such as keypoints/AP; may be repeated", action="append", dest="metrics"
+    ),
     option("--band", "of curves over seeds (default: range)", BANDS),
     option("--schedule NAME", "of ap, loss and detections (default: each arm's longest)"),
     option("--images N", "of detections (default: 6, at most 12)", opt.positive),
-    opt.pairs("--label STUDY=TEXT", "what a study is called under its bars"),
+    opt.pairs("--label STUDY=TEXT", "what a study is called under its bars", dest="labels"),
     option("-o --output FILE", "a .png, .svg or .pdf file", Path, Path("curves.png")),
 )
 def _plot(options: argparse.Namespace) -> None:
-    draw(
-        options.folders,
-        options.figure,
-        [options.output],
-        labels=options.label,
-        x=options.x,
-        metrics=options.metric,
-        band=options.band,
-        schedule=options.schedule,
-        images=options.images,
-    )
+    names = ("labels", "x", "metrics", "band", "schedule", "images")
+    asked = {name: getattr(options, name) for name in names}
+    draw(options.folders, options.figure, [options.output], **asked)
     _wrote(options.output)
 
 

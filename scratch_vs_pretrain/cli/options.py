@@ -111,9 +111,9 @@ class Pairs(argparse.Action):
         setattr(given, self.dest, {**found, key: text})
 
 
-def pairs(names: str, help: str) -> Option:
+def pairs(names: str, help: str, **settings: Any) -> Option:
     """Returns an option whose value is a dictionary of texts."""
-    return option(names, help, action=Pairs, default={})
+    return option(names, help, action=Pairs, default={}, **settings)
 
 
 IMPORTS = option(

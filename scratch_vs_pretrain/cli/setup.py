@@ -250,30 +250,26 @@ def study_sets(file: Path) -> list[DataSet]:
 
     Its own COCO files are taken as they are, so that what is wrong with them can be listed.
     """
-    from scratch_vs_pretrain.data.check import DataSet, registered_set
-    from scratch_vs_pretrain.data.datasets import register
-    from scratch_vs_pretrain.data.findings import MOST_DROPPED
-    from scratch_vs_pretrain.data.loading import heads_of
-    from scratch_vs_pretrain.study.parse import load_study
-    from scratch_vs_pretrain.study.resolve import run_config
-    from scratch_vs_pretrain.study.sections import DataFiles
+    from scratch_vs_pretrain.data import check, datasets, findings, loading
+    from scratch_vs_pretrain.study import parse, resolve, sections
 
-    study = load_study(file)
-    data, heads, limit, dropped = study.data, None, 0.0, MOST_DROPPED
-    own = data is not None and isinstance(data.test, DataFiles)
+    study = parse.load_study(file)
+    data, heads, limit, dropped = study.data, None, 0.0, findings.MOST_DROPPED
+    own = data is not None and isinstance(data.test, sections.DataFiles)
     with contextlib.suppress(UserError) if own else contextlib.nullcontext():  # told by the check
-        cfg = run_config(study, study.runs()[0])
-        heads, limit, dropped = heads_of(cfg), cfg.SVP.MAX_UNREADABLE, cfg.SVP.MAX_DROPPED
+        cfg = resolve.run_config(study, study.runs()[0])
+        heads, limit, dropped = loading.heads_of(cfg), cfg.SVP.MAX_UNREADABLE, cfg.SVP.MAX_DROPPED
     if data is None or not own:
-        register(cfg)
+        datasets.register(cfg)
         limits = dict.fromkeys(cfg.DATASETS.TRAIN, limit) | dict.fromkeys(cfg.DATASETS.TEST, 0.0)
-        return [registered_set(name, heads, share, dropped) for name, share in limits.items()]
-    limits = {"test": 0.0}
-    return [
-        DataSet(name, one.annotations, one.images, False, heads, limits.get(name, limit), dropped)
-        for name, one in data.named().items()
-        if isinstance(one, DataFiles)
-    ]
+        return [check.registered_set(name, heads, most, dropped) for name, most in limits.items()]
+    found = []
+    for name, one in data.named().items():
+        if isinstance(one, sections.DataFiles):
+            most = 0.0 if name == "test" else limit
+            place = (one.annotations, one.images)
+            found.append(check.DataSet(name, *place, False, heads, most, dropped))
+    return found
 
 
 @command(
