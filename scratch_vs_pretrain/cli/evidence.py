@@ -4,15 +4,8 @@ import argparse
 import functools
 from pathlib import Path
 
-from scratch_vs_pretrain.analysis import AXES, BANDS
-from scratch_vs_pretrain.analysis.registry import (
-    FIGURES,
-    KINDS,
-    PUBLISHED,
-    TABLES,
-    draw,
-    tables_text,
-)
+from scratch_vs_pretrain.analysis import AXES, BANDS, registry
+from scratch_vs_pretrain.analysis.registry import FIGURES, KINDS, PUBLISHED, TABLES
 from scratch_vs_pretrain.analysis.runs import RESTARTS
 from scratch_vs_pretrain.cli import options as opt
 from scratch_vs_pretrain.cli.options import command, option
@@ -41,7 +34,7 @@ from scratch_vs_pretrain.run_folder import is_replaced
 )
 def _table(options: argparse.Namespace) -> None:
     asked = {"against": options.against, "best": options.best}
-    print(tables_text(options.folders, options.kind, options.format, **asked))
+    print(registry.tables_text(options.folders, options.kind, options.format, **asked))
 
 
 @command(
@@ -70,7 +63,7 @@ def _table(options: argparse.Namespace) -> None:
 def _plot(options: argparse.Namespace) -> None:
     names = ("labels", "x", "metrics", "band", "schedule", "images")
     asked = {name: getattr(options, name) for name in names}
-    draw(options.folders, options.figure, [options.output], **asked)
+    registry.draw(options.folders, options.figure, [options.output], **asked)
     _wrote(options.output)
 
 
@@ -85,7 +78,7 @@ def _plot(options: argparse.Namespace) -> None:
     option("--json", "as --format json", dest="format", action="store_const", const="json"),
 )
 def _errors(options: argparse.Namespace) -> None:
-    print(tables_text(options.folders, "errors", options.format))
+    print(registry.tables_text(options.folders, "errors", options.format))
 
 
 @command(
