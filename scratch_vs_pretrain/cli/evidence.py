@@ -23,14 +23,11 @@ from scratch_vs_pretrain.run_folder import is_replaced
     "svp table output/less-data-* --kind less-data",
     opt.FOLDERS,
     option(
-        "--kind",
-        f"of each study: {', '.join(TABLES)}; of all together: the others",
-        KINDS,
-        KINDS[0],
+        f"--kind  of each study: {', '.join(TABLES)}; of all together: the others", KINDS, KINDS[0]
     ),
     opt.FORMAT,
-    option("--against", "beside the numbers that were published", PUBLISHED),
-    option("--best", "of each run's best evaluation, not its final one; the table says so"),
+    option("--against  beside the numbers that were published", PUBLISHED),
+    option("--best  of each run's best evaluation, not its final one; the table says so"),
 )
 def _table(options: argparse.Namespace) -> None:
     asked = {"against": options.against, "best": options.best}
@@ -49,16 +46,16 @@ def _table(options: argparse.Namespace) -> None:
     "svp plot output/demo --figure iou -o iou.svg\n"
     "svp plot output/demo --figure detections --images 6 -o detections.png",
     opt.FOLDERS,
-    option("--figure", "; ".join(f"{name}: {FIGURES[name][1]}" for name in FIGURES), FIGURES, "ap"),
-    option("--x", "of curves; pixels include those of pre-training (default: iterations)", AXES),
     option(
-        "--metric NAME", "such as keypoints/AP; may be repeated", action="append", dest="metrics"
+        "--figure  " + "; ".join(f"{name}: {FIGURES[name][1]}" for name in FIGURES), FIGURES, "ap"
     ),
-    option("--band", "of curves over seeds (default: range)", BANDS),
-    option("--schedule NAME", "of ap, loss and detections (default: each arm's longest)"),
-    option("--images N", "of detections (default: 6, at most 12)", opt.positive),
-    opt.pairs("--label STUDY=TEXT", "what a study is called under its bars", dest="labels"),
-    option("-o --output FILE", "a .png, .svg or .pdf file", Path, Path("curves.png")),
+    option("--x  of curves; pixels include those of pre-training (default: iterations)", AXES),
+    option("--metric NAME  such as keypoints/AP; may be repeated", action="append", dest="metrics"),
+    option("--band  of curves over seeds (default: range)", BANDS),
+    option("--schedule NAME  of ap, loss and detections (default: each arm's longest)"),
+    option("--images N  of detections (default: 6, at most 12)", opt.positive),
+    opt.pairs("--label STUDY=TEXT  what a study is called under its bars", dest="labels"),
+    option("-o --output FILE  a .png, .svg or .pdf file", Path, Path("curves.png")),
 )
 def _plot(options: argparse.Namespace) -> None:
     names = ("labels", "x", "metrics", "band", "schedule", "images")
@@ -75,7 +72,7 @@ def _plot(options: argparse.Namespace) -> None:
     "svp errors output/demo --json > errors.json",
     opt.FOLDERS,
     opt.FORMAT,
-    option("--json", "as --format json", dest="format", action="store_const", const="json"),
+    option("--json  as --format json", dest="format", action="store_const", const="json"),
 )
 def _errors(options: argparse.Namespace) -> None:
     print(registry.tables_text(options.folders, "errors", options.format))
@@ -88,19 +85,17 @@ def _errors(options: argparse.Namespace) -> None:
     "svp collect output /data/other_detectron2_runs -o runs.parquet",
     opt.FOLDERS,
     option(
-        "-o --output FILE",
-        "a .csv or .parquet file; beside it FILE.index makes the next time fast",
+        "-o --output FILE  a .csv or .parquet file; beside it FILE.index makes the next time fast",
         Path,
         Path("runs.csv"),
     ),
     option(
-        "--restarts",
-        "a log in which training begins again: last: what the last start went on from and "
-        "wrote; split: each start as a run of its own",
+        "--restarts  a log in which training begins again: last: what the last start went on "
+        "from and wrote; split: each start as a run of its own",
         RESTARTS,
         "last",
     ),
-    option("--strict", "refuse all for one folder that cannot be read, instead of leaving it out"),
+    option("--strict  refuse all for one folder that cannot be read, instead of leaving it out"),
 )
 def _collect(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.analysis.runs.frame import collect_into
@@ -131,9 +126,8 @@ def _wrote(output: Path, about: str = "") -> None:
     opt.FOLDERS,
     opt.TEXT_OR_JSON,
     option(
-        "--metric NAME",
-        "what decides, more of which is better (default: the study's answer.metric, or the "
-        "main AP)",
+        "--metric NAME  what decides, more of which is better (default: the study's "
+        "answer.metric, or the main AP)"
     ),
 )
 def _answer(options: argparse.Namespace) -> None:
@@ -159,14 +153,13 @@ def _conclude(options: argparse.Namespace) -> None:
 @command(
     "say how many seeds a difference needs to be seen",
     "svp power --gap 0.5 --noise 0.2\nsvp power --gap 0.5 --noise 0.2 --power 0.9",
-    option("--gap AP", "true difference", float, required=True),
+    option("--gap AP  true difference", float, required=True),
     option(
-        "--noise AP",
-        "standard deviation of the difference between paired runs over seeds",
+        "--noise AP  standard deviation of the difference between paired runs over seeds",
         float,
         required=True,
     ),
-    option("--power P", "chance to see it", float, 0.8),
+    option("--power P  chance to see it", float, 0.8),
 )
 def _power(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.analysis.stats.verdicts import power_text
@@ -178,7 +171,7 @@ def _power(options: argparse.Namespace) -> None:
     "write one HTML file with tables, figures, conclusions and provenance",
     "svp report output/demo\nsvp report output -o report.html",
     opt.FOLDER,
-    option("-o --output FILE", "", Path, Path("report.html")),
+    option("-o --output FILE  (default: %(default)s)", Path, Path("report.html")),
 )
 def _report(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.analysis.report import report
@@ -192,13 +185,12 @@ def _report(options: argparse.Namespace) -> None:
     "svp predict output/demo/demo/scratch/1200it/seed0 --dataset demo_test -o results/demo",
     opt.RUN,
     option(
-        "--dataset NAME",
-        "a COCO-format data set that Detectron2 knows or the run has; no annotations needed",
+        "--dataset NAME  a COCO-format data set that Detectron2 knows or the run has; no "
+        "annotations needed",
         required=True,
     ),
     option(
-        "-o --output PREFIX",
-        "writes PREFIX_bbox.json and so on (default: RUN/predictions/NAME)",
+        "-o --output PREFIX  writes PREFIX_bbox.json and so on (default: RUN/predictions/NAME)",
         Path,
     ),
 )

@@ -66,17 +66,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def option(
-    names: str, help: str | None = None, kind: Any = None, default: Any = None, **settings: Any
-) -> Option:
+def option(row: str, kind: Any = None, default: Any = None, **settings: Any) -> Option:
     """Returns what adds an argument to a parser.
 
     Args:
-        names: and what the help calls its value, if it takes one: "-j --jobs N".
-        help: to which the default is added, unless it tells that itself.
+        row: as in the help, but that a default which it does not tell is added there: names, what
+            stands for a value (a flag has none) and, behind two blanks, what it means:
+            "-j --jobs N  runs at a time".
         kind: the values to choose from, or what reads one; without it a value is text.
         settings: others of ``ArgumentParser.add_argument``.
     """
+    names, _, help = row.partition("  ")
     words = names.split()
     flags = [word for word in words if word.startswith("-")] or words[:1]
     if isinstance(kind, Collection):
@@ -85,9 +85,9 @@ def option(
         settings |= {"metavar": words[-1], "type": kind, "default": default}
     else:
         settings = {"action": "store_true", **settings}
-    if default and help is not None and "(default: " not in help:
-        help = f"{help} (default: %(default)s)".lstrip()
-    return lambda parser: parser.add_argument(*flags, help=help, **settings)
+    if default and help and "(default: " not in help:
+        help += " (default: %(default)s)"
+    return lambda parser: parser.add_argument(*flags, help=help or None, **settings)
 
 
 def positive(text: str) -> int:
@@ -111,21 +111,20 @@ class Pairs(argparse.Action):
         setattr(given, self.dest, {**found, key: text})
 
 
-def pairs(names: str, help: str, **settings: Any) -> Option:
+def pairs(row: str, **settings: Any) -> Option:
     """Returns an option whose value is a dictionary of texts."""
-    return option(names, help, action=Pairs, default={}, **settings)
+    return option(row, action=Pairs, default={}, **settings)
 
 
 IMPORTS = option(
-    "--import MODULE",
-    "a module of your own to import first, as a study's `imports`",
+    "--import MODULE  a module of your own to import first, as a study's `imports`",
     default=[],
     dest="imports",
     action="append",
 )
-FORMAT = option("--format", None, FORMATS, "text")
-TEXT_OR_JSON = option("--format", None, ("text", "json"), "text")
-FOLDER = option("folder DIR", "holds run folders", Path)
-FOLDERS = option("folders DIR", "holds run folders", Path, nargs="+")
-RUN = option("folder RUN", "a run folder with a checkpoint", Path)
-CHECKPOINT = option("-o --output FILE.pth", None, Path, required=True)
+FORMAT = option("--format", FORMATS, "text")
+TEXT_OR_JSON = option("--format", ("text", "json"), "text")
+FOLDER = option("folder DIR  holds run folders", Path)
+FOLDERS = option("folders DIR  holds run folders", Path, nargs="+")
+RUN = option("folder RUN  a run folder with a checkpoint", Path)
+CHECKPOINT = option("-o --output FILE.pth", Path, required=True)

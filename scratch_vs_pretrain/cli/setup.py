@@ -207,7 +207,7 @@ def _download(path: str, root: Path) -> str:
 @command(
     "show versions, device and data sets, and what is missing with the command that mends it",
     "svp doctor\nDETECTRON2_DATASETS=/data svp doctor",
-    option("--json", "as JSON"),
+    option("--json  as JSON"),
 )
 def _doctor(options: argparse.Namespace) -> int:
     return report(diagnose(), options.json)
@@ -219,10 +219,10 @@ def _doctor(options: argparse.Namespace) -> int:
     "svp subset coco_2017_train_1k_s3 --list\n"
     "svp subset coco_2017_train_10pct --export train_10pct.json\n"
     "svp subset train_500 --study my_study.yaml",
-    option("name NAME", "DATASET_SIZE or DATASET_SIZE_sSEED; a size is 500, 3.5k, 10pct, ..."),
-    option("--study FILE", "a study file; its own data sets are called train and test", Path),
-    option("--export FILE.json", "write COCO JSON", Path),
-    option("--list", "print the image ids, one a line"),
+    option("name NAME  DATASET_SIZE or DATASET_SIZE_sSEED; a size is 500, 3.5k, 10pct, ..."),
+    option("--study FILE  a study file; its own data sets are called train and test", Path),
+    option("--export FILE.json  write COCO JSON", Path),
+    option("--list  print the image ids, one a line"),
 )
 def _subset(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.data.datasets import coco_of, export, register, subset_text
@@ -278,10 +278,10 @@ def study_sets(file: Path) -> list[DataSet]:
     "svp check-data coco_2017_val\n"
     "svp check-data coco_2017_train --no-images\n"
     "svp check-data my_study.yaml --json > report.json",
-    option("what NAME-or-STUDY", "a data set's name, or a study file (.yaml)"),
-    option("--json", "as JSON, with every finding"),
-    option("--no-images", "look at the annotations alone, in seconds"),
-    option("-j --jobs N", "threads that decode (default: one a core)", positive),
+    option("what NAME-or-STUDY  a data set's name, or a study file (.yaml)"),
+    option("--json  as JSON, with every finding"),
+    option("--no-images  look at the annotations alone, in seconds"),
+    option("-j --jobs N  threads that decode (default: one a core)", positive),
 )
 def _check_data(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.data.check import check, registered_set
@@ -300,16 +300,16 @@ def _check_data(options: argparse.Namespace) -> int:
     "svp pretrain configs/mask_rcnn_R_50_FPN_gn.yaml imagenette80 -o backbone.pth "
     "--epochs 5 --image-size 80\n"
     "svp pretrain configs/mask_rcnn_R_50_FPN_gn.yaml /data/imagenet -o R-50-GN.pth --workers 8",
-    option("config CONFIG", "the detector's config (YAML)", Path),
-    option("images DIR", "train/<class>/* and val/<class>/*, or <class>/*", Path),
+    option("config CONFIG  the detector's config (YAML)", Path),
+    option("images DIR  train/<class>/* and val/<class>/*, or <class>/*", Path),
     opt.CHECKPOINT,
-    option("--epochs N", "default: 100", positive),
-    option("--image-size PIXELS", "default: 224", positive),
-    option("--batch-size N", "default: 256", positive),
-    option("--learning-rate RATE", "default: 0.1 for batches of 256, and in proportion", float),
-    option("--workers N", "decoding processes; default: 0", int),
-    option("--seed N", "default: 0", int),
-    option("--device DEVICE", "cpu, cuda, ...; default: a GPU if there is one"),
+    option("--epochs N  default: 100", positive),
+    option("--image-size PIXELS  default: 224", positive),
+    option("--batch-size N  default: 256", positive),
+    option("--learning-rate RATE  default: 0.1 for batches of 256, and in proportion", float),
+    option("--workers N  decoding processes; default: 0", int),
+    option("--seed N  default: 0", int),
+    option("--device DEVICE  cpu, cuda, ...; default: a GPU if there is one"),
 )
 def _pretrain(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.config import load_config
@@ -332,12 +332,11 @@ def _pretrain(options: argparse.Namespace) -> None:
     "svp convert-weights vgg16-397923af.pth -o vgg16.pth --arch vgg16\n"
     "svp convert-weights detectron2://ImageNetPretrained/FAIR/R-50-GN.pkl -o R-50-GN.pth "
     "--arch resnet50",
-    option("source SOURCE", "a file, or a URI that Detectron2 fetches"),
-    option("-o --output OUT.pth", None, Path, required=True),
+    option("source SOURCE  a file, or a URI that Detectron2 fetches"),
+    option("-o --output OUT.pth", Path, required=True),
     option(
-        "--arch NAME",
-        "resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, resnext101_32x8d, "
-        "resnext101_64x4d, resnext152_8x32d or vgg16",
+        "--arch NAME  resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, "
+        "resnext101_32x8d, resnext101_64x4d, resnext152_8x32d or vgg16",
         required=True,
     ),
 )

@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from scratch_vs_pretrain.study.launch import Outcome
     from scratch_vs_pretrain.study.spec import Study
 
-STUDY = option("study STUDY", "a study file (YAML)", Path)
-WEIGHTS = opt.pairs("--weights ARM=PATH", "the checkpoint of an arm, in place of the study file's")
-OUTPUT = option("-o --output DIR", "where the run folders lie", Path, Path("output"))
-VERBOSE = option("-v --verbose", "show Detectron2's log")
+STUDY = option("study STUDY  a study file (YAML)", Path)
+WEIGHTS = opt.pairs("--weights ARM=PATH  the checkpoint of an arm, in place of the study file's")
+OUTPUT = option("-o --output DIR  where the run folders lie", Path, Path("output"))
+VERBOSE = option("-v --verbose  show Detectron2's log")
 SHARING = option(
-    "--no-sharing",
-    "train every schedule alone, not from the longest one's checkpoints",
+    "--no-sharing  train every schedule alone, not from the longest one's checkpoints",
     dest="sharing",
     action="store_false",
 )
@@ -62,9 +61,8 @@ def _hours(text: str) -> float:
     WEIGHTS,
     SHARING,
     option(
-        "--check",
-        "also try what `svp run` would refuse and a few iterations of each arm, and print hours, "
-        "disk and memory of the whole study; writes nothing",
+        "--check  also try what `svp run` would refuse and a few iterations of each arm, and "
+        "print hours, disk and memory of the whole study; writes nothing"
     ),
     OUTPUT,
 )
@@ -88,7 +86,7 @@ def _plan(options: argparse.Namespace) -> None:
 @command(
     "print the JSON schema of study files, for editors",
     "svp schema > study.schema.json",
-    option("--format", None, ("json", "markdown"), "json"),
+    option("--format", ("json", "markdown"), "json"),
 )
 def _schema(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.study.parse import schema_markdown, study_schema
@@ -107,7 +105,7 @@ def _schema(options: argparse.Namespace) -> None:
     STUDY,
     WEIGHTS,
     opt.FORMAT,
-    option("-o --output FILE", "also draw it, into a .png, .svg or .pdf file", Path),
+    option("-o --output FILE  also draw it, into a .png, .svg or .pdf file", Path),
 )
 def _budget(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.analysis.stats.samples import budget_table
@@ -140,40 +138,36 @@ def _budget(options: argparse.Namespace) -> None:
     WEIGHTS,
     OUTPUT,
     option(
-        "--until",
-        "train no more than the study's question needs: first few seeds of the shortest schedule, "
-        "then more, then longer schedules (docs/answer.md)",
+        "--until  train no more than the study's question needs: first few seeds of the shortest "
+        "schedule, then more, then longer schedules (docs/answer.md)",
         ("answered",),
     ),
     option(
-        "--budget 40h",
-        "hours of all jobs that --until answered may spend (default: no end)",
-        _hours,
+        "--budget 40h  hours of all jobs that --until answered may spend (default: no end)", _hours
     ),
-    option("-j --jobs N", "runs that train at the same time, sharing the processor", positive, 1),
+    option("-j --jobs N  runs that train at the same time, sharing the processor", positive, 1),
     option(
-        "--gpus 0,1,...",
-        "GPUs to train on, each run on its own (default: every run on the first)",
+        "--gpus 0,1,...  GPUs to train on, each run on its own (default: every run on the first)",
         lambda text: [gpu.strip() for gpu in text.split(",") if gpu.strip()],
         [],
     ),
-    option("--gpus-per-run N", "GPUs that train one run together", positive, 1),
+    option("--gpus-per-run N  GPUs that train one run together", positive, 1),
     SHARING,
     VERBOSE,
     "a cluster's jobs (docs/clusters.md)",
-    option("--launcher", "submit every run as a job", ("slurm",)),
-    option("--partition P", "of SLURM"),
-    option("--nodes N", "machines that train one run together", positive, 1),
+    option("--launcher  submit every run as a job", ("slurm",)),
+    option("--partition P  of SLURM"),
+    option("--nodes N  machines that train one run together", positive, 1),
     option(
-        "--time 24:00:00",
-        "after which a job is stopped and put back into the queue (default: a day)",
+        "--time 24:00:00  after which a job is stopped and put back into the queue "
+        "(default: a day)",
         minutes_of,
         24 * 60,
     ),
-    option("--max-parallel N", "jobs at the same time (default: all)", positive),
+    option("--max-parallel N  jobs at the same time (default: all)", positive),
     option(
-        "--slurm KEY=VALUE",
-        "a further option of sbatch, such as account=A or mem=64GB; may be repeated",
+        "--slurm KEY=VALUE  a further option of sbatch, such as account=A or mem=64GB; "
+        "may be repeated",
         parameter,
         [],
         action="append",
@@ -216,7 +210,7 @@ def _run(options: argparse.Namespace) -> int:
     "show the state of every run in a folder, from its files alone",
     "svp status output\nsvp status output/demo --watch",
     opt.FOLDER,
-    option("--watch", "show it anew until nothing runs or waits any more"),
+    option("--watch  show it anew until nothing runs or waits any more"),
 )
 def _status(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.analysis.tables.runs import status_text, watch
@@ -232,11 +226,10 @@ def _status(options: argparse.Namespace) -> None:
     "svp prune output\nsvp prune output --yes",
     opt.FOLDER,
     option(
-        "--final",
-        "also the final models of finished runs, which can then be neither exported nor made "
-        "longer",
+        "--final  also the final models of finished runs, which can then be neither exported nor "
+        "made longer"
     ),
-    option("--yes", "delete it"),
+    option("--yes  delete it"),
 )
 def _prune(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.study.prune import delete, find_waste, freed_bytes
@@ -260,9 +253,9 @@ def _prune(options: argparse.Namespace) -> None:
 @command(
     "train a scratch/pretrained pair on a built-in data set and show the comparison",
     "svp demo\nsvp demo --quick\nsvp demo --seeds 3 -o demo-output",
-    option("-o --output DIR", "where the run folders lie", Path, Path("output/demo")),
-    option("--seeds N", "pairs", positive, 1),
-    option("--quick", "a much shorter run, in a minute or two: that everything works"),
+    option("-o --output DIR  where the run folders lie", Path, Path("output/demo")),
+    option("--seeds N  pairs", positive, 1),
+    option("--quick  a much shorter run, in a minute or two: that everything works"),
     VERBOSE,
 )
 def _demo(options: argparse.Namespace) -> int:

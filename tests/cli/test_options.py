@@ -11,7 +11,7 @@ from scratch_vs_pretrain.errors import UserError
 
 def test_a_commands_help_begins_with_its_summary_and_ends_in_its_examples(monkeypatch, capsys):
     monkeypatch.setattr(options, "COMMANDS", [])
-    far = options.option("--far HOW", "how far", default="1")
+    far = options.option("--far HOW  how far", default="1")
 
     @options.command("look at it", "svp look-at\nsvp look-at x", far)
     def _look_at(given):
@@ -31,7 +31,7 @@ def test_a_commands_help_begins_with_its_summary_and_ends_in_its_examples(monkey
 @pytest.fixture
 def labels():
     parser = argparse.ArgumentParser(prog="svp")
-    options.pairs("--label STUDY=TEXT", "a label")(parser)
+    options.pairs("--label STUDY=TEXT  a label")(parser)
     return lambda *texts: parser.parse_args([f"--label={text}" for text in texts]).label
 
 
