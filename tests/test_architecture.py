@@ -25,14 +25,14 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 1_957,
+    "": 1_947,
     "study": 4_139,
     "training": 1_907,
-    "evaluation": 1_124,
+    "evaluation": 898,
     "pretraining": 581,
-    "data": 2_832,
+    "data": 2_591,
     "modeling": 1_790,
-    "analysis": 6_423,
+    "analysis": 6_258,
     "cli": 1_008,
 }
 MOST_LINES_OF_A_MODULE = 500

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scratch_vs_pretrain import __version__
-from scratch_vs_pretrain.analysis.tables.table import FORMATS
+from scratch_vs_pretrain.analysis.tables import FORMATS
 from scratch_vs_pretrain.errors import UserError
 
 # Adds an option to a parser.

@@ -250,11 +250,11 @@ def study_sets(file: Path) -> list[DataSet]:
 
     Its own COCO files are taken as they are, so that what is wrong with them can be listed.
     """
-    from scratch_vs_pretrain.data import check, datasets, findings, loading
+    from scratch_vs_pretrain.data import check, datasets, judge, loading
     from scratch_vs_pretrain.study import parse, resolve, sections
 
     study = parse.load_study(file)
-    data, heads, limit, dropped = study.data, None, 0.0, findings.MOST_DROPPED
+    data, heads, limit, dropped = study.data, None, 0.0, judge.MOST_DROPPED
     own = data is not None and isinstance(data.test, sections.DataFiles)
     with contextlib.suppress(UserError) if own else contextlib.nullcontext():  # told by the check
         cfg = resolve.run_config(study, study.runs()[0])

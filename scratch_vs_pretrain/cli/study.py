@@ -109,7 +109,7 @@ def _schema(options: argparse.Namespace) -> None:
 )
 def _budget(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.analysis.stats.samples import budget_table
-    from scratch_vs_pretrain.analysis.tables.table import render
+    from scratch_vs_pretrain.analysis.tables import render
     from scratch_vs_pretrain.study.budget import study_budgets
     from scratch_vs_pretrain.study.inputs import missing_data, missing_weights
 
@@ -119,8 +119,8 @@ def _budget(options: argparse.Namespace) -> None:
         say(f"note: before it runs: {missing}")
     print(render(budget_table(found), options.format), end="")
     if options.output:
-        from scratch_vs_pretrain.analysis.figures.finals import budget_figure
-        from scratch_vs_pretrain.analysis.figures.style import save_figure
+        from scratch_vs_pretrain.analysis.figures.charts import budget_figure
+        from scratch_vs_pretrain.analysis.figures.panels import save_figure
 
         save_figure(budget_figure(found), options.output)
         print(options.output)

@@ -12,22 +12,19 @@ from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain._detectron2 import registered
 from scratch_vs_pretrain.config import ONE_STAGE, classes_key, flatten
-from scratch_vs_pretrain.data.coco import (
-    COCO_KEYPOINTS,
-    USUAL_SIGMA,
-    AnnotationFile,
-    read_annotations,
-)
-from scratch_vs_pretrain.data.datasets import check_images, check_names, find_subset
+from scratch_vs_pretrain.data.coco import COCO_KEYPOINTS, AnnotationFile, read_annotations
+from scratch_vs_pretrain.data.datasets import ALIASES, Subset, check_images, subset_file, subset_of
 from scratch_vs_pretrain.data.loading import refusal_at_a_look
-from scratch_vs_pretrain.data.subsets import ALIASES, Subset, subset_file
 from scratch_vs_pretrain.data.voc import voc_classes, voc_images
 from scratch_vs_pretrain.errors import UserError, located
+from scratch_vs_pretrain.pictures import locate
 from scratch_vs_pretrain.study.sections import Data, DataFiles, VocTree
 from scratch_vs_pretrain.study.spec import Arm, Study
 
 # Larger annotation files of built-in names are COCO's own: their names say what they hold.
 OFFICIAL_BYTES = 50_000_000
+# The mean of COCO's 17, for keypoints whose categories state none.
+USUAL_SIGMA = 0.067
 
 # COCO_PERSON_KEYPOINT_NAMES of Detectron2's data/datasets/builtin_meta.py.
 _PAIRED = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
@@ -66,7 +63,7 @@ def data_facts(data: Data) -> DataFacts:
     sources = [files for files in all_of_it if isinstance(files, DataFiles)]
     read = [read_annotations(files.annotations) for files in sources]
     for files, found in zip(sources, read, strict=True):
-        check_names(files.annotations, files.images, found.file_names)
+        locate(files.images, found.file_names, files.annotations)
     for files, found in zip(sources, read, strict=True):
         if found.categories != read[0].categories:
             raise UserError(
@@ -205,7 +202,7 @@ def origin(cfg: CfgNode, name: str) -> Origin:
     """Returns where a name in a config's DATASETS leads; reads no file."""
     files = {one: Path(file) for one, file, _ in cfg.SVP.DATASETS}
     trees = {one: (Path(root), split) for one, root, split, *_ in cfg.SVP.VOC_DATASETS}
-    subset = None if name in trees else find_subset(name, files)
+    subset = None if name in trees else subset_of(name, files)
     base = subset.base if subset else name
     base = ALIASES.get(base, base)
     known = registered(base) or {}

@@ -148,7 +148,7 @@ def arm_branches(study: Study, arm: Arm, begun: Collection[str] = ()) -> dict[st
 
 
 def _check_data_names(cfg: CfgNode, study: Study) -> None:
-    from scratch_vs_pretrain.data.datasets import find_subset, refuse_subsets
+    from scratch_vs_pretrain.data.datasets import refuse_subsets, subset_of
 
     for key in ("TRAIN", "TEST"):
         names = cfg.DATASETS[key]
@@ -160,5 +160,5 @@ def _check_data_names(cfg: CfgNode, study: Study) -> None:
     own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
     with located(study.file):
         for name in cfg.DATASETS.TRAIN:
-            find_subset(name, own)
+            subset_of(name, own)
         refuse_subsets(cfg.DATASETS.TEST, own)

@@ -22,7 +22,7 @@ from detectron2.utils.registry import Registry
 from torch import nn
 
 from scratch_vs_pretrain.config import registered
-from scratch_vs_pretrain.evaluation.panoptic import semantic_truth
+from scratch_vs_pretrain.evaluation.others import semantic_truth
 
 OPTIMIZERS = Registry("OPTIMIZERS")
 OPTIMIZERS.__doc__ = """Builders, called with the config and the model; they return an optimizer of

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from scratch_vs_pretrain.analysis.runs.numbers import Evaluation, evaluations, read_evaluation
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, half_width
-from scratch_vs_pretrain.analysis.tables.table import Estimate
+from scratch_vs_pretrain.analysis.tables import Estimate
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from scratch_vs_pretrain.analysis.runs.records import RunRecord
-from scratch_vs_pretrain.analysis.tables.table import Cell, Table
+from scratch_vs_pretrain.analysis.tables import Cell, Table
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_info import Init
 
