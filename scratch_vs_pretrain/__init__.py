@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from scratch_vs_pretrain.analysis.stats.conclusions import conclude as conclude
     from scratch_vs_pretrain.config import add_svp_config as add_svp_config
     from scratch_vs_pretrain.errors import UserError as UserError
-    from scratch_vs_pretrain.study.parse import load_study as load_study
     from scratch_vs_pretrain.study.plan import plan as plan
     from scratch_vs_pretrain.study.spec import Study
+    from scratch_vs_pretrain.study.spec import load_study as load_study
 
 __version__ = "0.2.0"
 
@@ -38,7 +38,7 @@ _ELSEWHERE = {
     "answer": "analysis.stats.answer",
     "conclude": "analysis.stats.conclusions",
     "figure": "analysis.registry",
-    "load_study": "study.parse",
+    "load_study": "study.spec",
     "plan": "study.plan",
     "report": "analysis.report",
     "table": "analysis.registry",

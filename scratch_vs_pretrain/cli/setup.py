@@ -229,8 +229,8 @@ def _subset(options: argparse.Namespace) -> None:
 
     name = options.name
     if options.study:
-        from scratch_vs_pretrain.study.parse import load_study
         from scratch_vs_pretrain.study.resolve import run_config
+        from scratch_vs_pretrain.study.spec import load_study
 
         study = load_study(options.study)
         register(run_config(study, study.runs()[0]))
@@ -251,9 +251,9 @@ def study_sets(file: Path) -> list[DataSet]:
     Its own COCO files are taken as they are, so that what is wrong with them can be listed.
     """
     from scratch_vs_pretrain.data import check, datasets, judge, loading
-    from scratch_vs_pretrain.study import parse, resolve, sections
+    from scratch_vs_pretrain.study import resolve, sections, spec
 
-    study = parse.load_study(file)
+    study = spec.load_study(file)
     data, heads, limit, dropped = study.data, None, 0.0, judge.MOST_DROPPED
     own = data is not None and isinstance(data.test, sections.DataFiles)
     with contextlib.suppress(UserError) if own else contextlib.nullcontext():  # told by the check

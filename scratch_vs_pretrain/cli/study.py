@@ -33,7 +33,7 @@ SHARING = option(
 
 def _read_study(options: argparse.Namespace) -> Study:
     """Reads the study that :data:`STUDY` and :data:`WEIGHTS` name."""
-    from scratch_vs_pretrain.study.parse import load_study
+    from scratch_vs_pretrain.study.spec import load_study
 
     for path in (options.study, getattr(options, "output", None) or options.study):
         try:
@@ -67,7 +67,7 @@ def _hours(text: str) -> float:
     OUTPUT,
 )
 def _plan(options: argparse.Namespace) -> None:
-    from scratch_vs_pretrain.study.inputs import missing_data, missing_weights, unfit
+    from scratch_vs_pretrain.study.audit import missing_data, missing_weights, unfit
     from scratch_vs_pretrain.study.plan import plan
 
     study = _read_study(options)
@@ -89,7 +89,7 @@ def _plan(options: argparse.Namespace) -> None:
     option("--format", ("json", "markdown"), "json"),
 )
 def _schema(options: argparse.Namespace) -> None:
-    from scratch_vs_pretrain.study.parse import schema_markdown, study_schema
+    from scratch_vs_pretrain.study.spec import schema_markdown, study_schema
 
     schema = study_schema()
     markdown = options.format == "markdown"
@@ -110,8 +110,8 @@ def _schema(options: argparse.Namespace) -> None:
 def _budget(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.analysis.stats.samples import budget_table
     from scratch_vs_pretrain.analysis.tables import render
-    from scratch_vs_pretrain.study.budget import study_budgets
-    from scratch_vs_pretrain.study.inputs import missing_data, missing_weights
+    from scratch_vs_pretrain.study.audit import missing_data, missing_weights
+    from scratch_vs_pretrain.study.plan import study_budgets
 
     study = _read_study(options)
     found = study_budgets(study)
@@ -232,7 +232,7 @@ def _status(options: argparse.Namespace) -> None:
     option("--yes  delete it"),
 )
 def _prune(options: argparse.Namespace) -> None:
-    from scratch_vs_pretrain.study.prune import delete, find_waste, freed_bytes
+    from scratch_vs_pretrain.study.folders import delete, find_waste, freed_bytes
 
     found = find_waste(options.folder, options.final)
     for path, why in found.items():

@@ -74,12 +74,13 @@ def data_facts(data: Data) -> DataFacts:
     if not read[0].categories:
         raise UserError(f"data: {sources[0].annotations}: lists no categories to detect")
     *train, test = read
+    unknown = not test.sigmas and test.keypoints not in ((), COCO_PERSON_KEYPOINTS)
     return DataFacts(
         classes=test.categories,
         lacks={key: _missing(sources, train, test, task) for key, task, *_ in HEADS},
         keypoints=test.keypoints,
-        sigmas=_sigmas(test),
-        stated_sigmas=bool(test.sigmas) or not _sigmas(test),
+        sigmas=(USUAL_SIGMA,) * len(test.keypoints) if unknown else test.sigmas,
+        stated_sigmas=not unknown,
         run_lengths=any(found.run_lengths for found in train),
     )
 
@@ -123,6 +124,9 @@ def data_notices(study: Study, arm: Arm, base: CfgNode) -> Iterator[str]:
         return
     facts = data_facts(study.data)
     overrides = {**study.overrides, **arm.overrides}
+    architecture = overrides.get("MODEL.META_ARCHITECTURE", base.MODEL.META_ARCHITECTURE)
+    if architecture in ONE_STAGE:  # They learn boxes alone.
+        return
     follows = _head_keys(facts, overrides)
     for key, _, what, _ in HEADS:
         on = follows[key]
@@ -154,29 +158,20 @@ def _missing(
 ) -> str:
     """Returns why a task cannot be learnt from the training files and scored on the last one."""
     for files, found in zip(sources, [*train, test], strict=True):
-        if lack := _lack_of(found, task, "TEST" if found is test else "TRAIN"):
+        if lack := _lack(found, task, "TEST" if found is test else "TRAIN"):
             return f"{files.annotations}: {lack}"
     if task == "keypoints" and not all(found.keypoints == test.keypoints != () for found in train):
         return "the categories do not name the same keypoints everywhere"
     return ""
 
 
-def _lack_of(found: AnnotationFile, task: str, part: str) -> str:
+def _lack(found: AnnotationFile, task: str, part: str) -> str:
     """Returns why a task cannot be learnt from a file (TRAIN) or scored on it (TEST)."""
     if part == "TEST" and task in found.lacks:
         return found.lacks[task]
     if task == "segm":
         return "" if found.masks else "no annotation has a mask"
     return "" if found.labelled else "no annotation has keypoints"
-
-
-def _sigmas(file: AnnotationFile) -> tuple[float, ...]:
-    """Returns the sigmas that keypoints are scored with, none for COCO's persons."""
-    if file.sigmas or not file.keypoints:
-        return file.sigmas
-    if file.keypoints == COCO_PERSON_KEYPOINTS:
-        return ()
-    return (USUAL_SIGMA,) * len(file.keypoints)
 
 
 @dataclass(frozen=True)
@@ -247,12 +242,19 @@ def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
         root, split = where.tree
         if (root / "ImageSets" / "Main" / f"{split}.txt").is_file():
             voc_images(root, split)  # refuses a list that cannot be used
-    file = where.readable
+    file, known = where.readable, registered(where.base) or {}
     found = read_annotations(file) if file else None
+    named = known.get("keypoint_names") or where.base.startswith("keypoints_")
     lacking = False
     for key, task, what, example in HEADS:
-        lack = _lack(found, where, task, part) if flatten(cfg)[key] else ""
-        if lack:
+        if where.tree:
+            lack = BOXES_ALONE
+        elif found:
+            lack = _lack(found, task, part)
+        else:  # its name says what it has
+            without = task == "keypoints" and known.get("json_file") and not named
+            lack = "no annotation has keypoints" if without else ""
+        if lack and flatten(cfg)[key]:
             lacking = True
             yield (
                 f"{name}: {lack}, but {key} is True; choose data with {what}, such as {example}, "
@@ -265,17 +267,6 @@ def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
         part_of_it = subset_file(where.subset, file) if where.subset else file
         if refused := refusal_at_a_look(where.base, part_of_it, cfg, part):
             yield f"{name}: {refused}"
-
-
-def _lack(found: AnnotationFile | None, where: Origin, task: str, part: str) -> str:
-    """Returns why a task cannot be learnt from a set or scored on it, as its name says."""
-    if where.tree:
-        return BOXES_ALONE
-    if found or task == "segm":
-        return _lack_of(found, task, part) if found else ""
-    known = registered(where.base) or {}
-    named = known.get("keypoint_names") or where.base.startswith("keypoints_")
-    return "" if named or not known.get("json_file") else "no annotation has keypoints"
 
 
 def _disagreements(cfg: CfgNode, name: str, found: AnnotationFile, part: str) -> Iterator[str]:

@@ -12,9 +12,9 @@ from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.stream import TrainingStream
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checkpoint_file import write_backbone
-from scratch_vs_pretrain.study.budget import study_budgets
-from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.plan import study_budgets
 from scratch_vs_pretrain.study.resolve import run_config
+from scratch_vs_pretrain.study.spec import load_study
 
 DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
 PAIR = {"scratch": {"init": "scratch"}, "pretrained": {"init": "required"}}
