@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scratch_vs_pretrain.analysis.registry import figure as figure
     from scratch_vs_pretrain.analysis.registry import table as table
     from scratch_vs_pretrain.analysis.report import report as report
-    from scratch_vs_pretrain.analysis.runs.records import RunRecord
+    from scratch_vs_pretrain.analysis.runs import RunRecord
     from scratch_vs_pretrain.analysis.stats.answer import answer as answer
     from scratch_vs_pretrain.analysis.stats.conclusions import conclude as conclude
     from scratch_vs_pretrain.config import add_svp_config as add_svp_config
@@ -74,7 +74,7 @@ class Runs(tuple["RunRecord", ...]):
 
     def studies(self) -> Iterator[Runs]:
         """Yields the runs of each study."""
-        from scratch_vs_pretrain.analysis.stats.comparison import by_study
+        from scratch_vs_pretrain.analysis.stats.results import by_study
 
         yield from map(Runs, by_study(self).values())
 
@@ -121,9 +121,9 @@ def load_runs(*folders: Path | str) -> Runs:
     Raises:
         UserError: no runs there, a damaged one, one run found twice, or two studies of one name.
     """
-    from scratch_vs_pretrain.analysis.runs import records
+    from scratch_vs_pretrain.analysis import runs
 
-    return Runs(records.load_runs([Path(folder) for folder in folders], plain=True))
+    return Runs(runs.load_runs([Path(folder) for folder in folders], plain=True))
 
 
 def register_all(cfg: CfgNode) -> None:

@@ -32,8 +32,8 @@ CEILINGS = {
     "pretraining": 581,
     "data": 2_591,
     "modeling": 1_790,
-    "analysis": 6_258,
-    "cli": 1_008,
+    "analysis": 6_088,
+    "cli": 1_009,
 }
 MOST_LINES_OF_A_MODULE = 500
 FEW_LINES = 60

@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from scratch_vs_pretrain.analysis.figures.charts import answer_figure
 from scratch_vs_pretrain.analysis.figures.panels import figure_bytes, new_figure, styles_of
 from scratch_vs_pretrain.analysis.registry import figure, table
+from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.runs.numbers import names
-from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import Part, answer
-from scratch_vs_pretrain.analysis.stats.comparison import by_setting, by_study
 from scratch_vs_pretrain.analysis.stats.conclusions import conclude, level_notes
+from scratch_vs_pretrain.analysis.stats.results import by_setting, by_study
 from scratch_vs_pretrain.analysis.tables import Table, render
 from scratch_vs_pretrain.analysis.tables.runs import (
     differences_table,

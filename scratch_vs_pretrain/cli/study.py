@@ -108,7 +108,7 @@ def _schema(options: argparse.Namespace) -> None:
     option("-o --output FILE  also draw it, into a .png, .svg or .pdf file", Path),
 )
 def _budget(options: argparse.Namespace) -> None:
-    from scratch_vs_pretrain.analysis.stats.samples import budget_table
+    from scratch_vs_pretrain.analysis.stats.cost import budget_table
     from scratch_vs_pretrain.analysis.tables import render
     from scratch_vs_pretrain.study.audit import missing_data, missing_weights
     from scratch_vs_pretrain.study.plan import study_budgets
@@ -178,7 +178,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.budget is not None and not options.until:
         raise UserError("--budget goes with --until answered; add it, or leave the budget out")
     from scratch_vs_pretrain.study.adaptive import Adaptive
-    from scratch_vs_pretrain.study.launch import ENDED, make_slots, report, run_study
+    from scratch_vs_pretrain.study.launch import make_slots, report, run_study
+    from scratch_vs_pretrain.training.branch import ENDED
 
     cluster = None
     if options.launcher:

@@ -14,7 +14,7 @@ import numpy as np
 from fvcore.common.config import CfgNode
 from tabulate import tabulate  # type: ignore[import-untyped]
 
-from scratch_vs_pretrain.analysis.stats import samples
+from scratch_vs_pretrain.analysis.stats import cost
 from scratch_vs_pretrain.config import merge_overrides
 from scratch_vs_pretrain.data.coco import read_annotations
 from scratch_vs_pretrain.data.datasets import location, register
@@ -209,7 +209,7 @@ def _images(cfg: CfgNode, name: str) -> int | None:
     return found.subset.count(count)
 
 
-def study_budgets(study: Study) -> samples.Budgets:
+def study_budgets(study: Study) -> cost.Budgets:
     """Returns what to expect of every arm and schedule of a study; opens images for their headers.
 
     Raises:
@@ -217,7 +217,7 @@ def study_budgets(study: Study) -> samples.Budgets:
             Detectron2's built-in data sets are no error: what is assumed instead is noted.
     """
     check_parts(study)
-    rows: list[samples.Budget] = []
+    rows: list[cost.Budget] = []
     # Of one image: the expected instances and pixels, None where unknown, and what was assumed.
     known: dict[str, tuple[float | None, float | None, str]] = {}
     for part in study.by_size():
@@ -232,20 +232,20 @@ def study_budgets(study: Study) -> samples.Budgets:
             instances, pixels = (
                 None if mean is None else round(mean * images) for mean in known[key][:2]
             )
-            training = samples.Counts(images, instances, pixels)
+            training = cost.Counts(images, instances, pixels)
             before = _pretraining(arm)
-            rows.append(samples.Budget(arm.name, schedule.name, before, training, part.size))
+            rows.append(cost.Budget(arm.name, schedule.name, before, training, part.size))
     notes = [note for *_, note in known.values() if note]
     if study.tune:
         notes.append(
             f"The search for the recipe on arm {study.tune.on}, which the recipe favours, is not "
             "counted."
         )
-    notes = [*samples.assumptions(rows), *dict.fromkeys(notes)]
-    return samples.Budgets(study.name, tuple(rows), False, tuple(notes))
+    notes = [*cost.assumptions(rows), *dict.fromkeys(notes)]
+    return cost.Budgets(study.name, tuple(rows), False, tuple(notes))
 
 
-def annotated(records: list[dict[str, Any]]) -> samples.Annotated:
+def annotated(records: list[dict[str, Any]]) -> cost.Annotated:
     """Returns the sizes and instances of Detectron2's training records."""
     from detectron2.structures import BoxMode
 
@@ -255,7 +255,7 @@ def annotated(records: list[dict[str, Any]]) -> samples.Annotated:
         for entry in record.get("annotations", ())
         if not entry.get("iscrowd", 0)
     ]
-    return samples.Annotated(
+    return cost.Annotated(
         heights=np.array([record["height"] for record in records]),
         widths=np.array([record["width"] for record in records]),
         owners=np.array([owner for owner, _ in instances], dtype=int),
@@ -275,11 +275,11 @@ def _per_image(cfg: CfgNode) -> tuple[float | None, float | None, str]:
     if not missing:
         register(cfg)
         data = annotated(load_training_records(cfg).records)
-        return samples.expected_instances(data, rule), samples.expected_pixels(data, rule), ""
+        return cost.expected_instances(data, rule), cost.expected_pixels(data, rule), ""
     names, reasons = zip(*missing, strict=True)
     if len(names) < len(cfg.DATASETS.TRAIN) or not set(names) <= set(COCO_TRAIN):
         return None, None, f"Unknown without its annotations: {'; '.join(reasons)}."
-    shape = samples.Annotated(
+    shape = cost.Annotated(
         np.array([COCO_HEIGHT]), np.array([COCO_WIDTH]), np.empty(0, int), np.empty((0, 4))
     )
     note = (
@@ -287,14 +287,14 @@ def _per_image(cfg: CfgNode) -> tuple[float | None, float | None, str]:
         f"{COCO_INSTANCES_PER_IMAGE:.2f} instances an image as in train2017, and images of "
         f"{COCO_WIDTH} x {COCO_HEIGHT} pixels before they are resized."
     )
-    return COCO_INSTANCES_PER_IMAGE, samples.expected_pixels(shape, rule), note
+    return COCO_INSTANCES_PER_IMAGE, cost.expected_pixels(shape, rule), note
 
 
-def _pretraining(arm: Arm) -> samples.Counts:
+def _pretraining(arm: Arm) -> cost.Counts:
     """Returns what an arm's weights have seen; only a file that is here is asked."""
     noted = None
     if arm.weights and os.path.isfile(os.path.expanduser(arm.weights)):
         from scratch_vs_pretrain.modeling.checkpoint_file import read_metadata
 
         noted = read_metadata(arm.weights)
-    return samples.pretraining(Init(weights=arm.weights, pretraining=noted))
+    return cost.pretraining(Init(weights=arm.weights, pretraining=noted))

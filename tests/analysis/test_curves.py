@@ -11,9 +11,10 @@ from scratch_vs_pretrain.analysis.figures.charts import (
     overlay_figure,
 )
 from scratch_vs_pretrain.analysis.figures.panels import SCRATCH_COLOR, styles_of
-from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.stats.answer import Band, answer
-from scratch_vs_pretrain.analysis.stats.crossing import Region
+from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.stats.answer import answer
+from scratch_vs_pretrain.analysis.stats.contrast import Region
+from scratch_vs_pretrain.analysis.stats.verdicts import Band
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.tables import Estimate
 from scratch_vs_pretrain.analysis.tables.studies import ERROR_TYPES, errors_table
 from scratch_vs_pretrain.evaluation import scores as evaluation

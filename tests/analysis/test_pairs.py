@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.tables.studies import (
     catch_up_table,
     gap_table,

@@ -18,8 +18,8 @@ from scratch_vs_pretrain.analysis.figures.panels import (
     sentences,
     subject,
 )
+from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.runs.numbers import names
-from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.errors import UserError
 
 

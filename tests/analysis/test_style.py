@@ -20,7 +20,7 @@ from scratch_vs_pretrain.analysis.figures.panels import (
     spread,
     write_right,
 )
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.errors import UserError
 
 labels = st.lists(st.tuples(st.floats(-300, 300), st.floats(1, 60)), max_size=12)

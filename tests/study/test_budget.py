@@ -7,7 +7,7 @@ import pytest
 from detectron2.config import get_cfg
 from PIL import Image
 
-from scratch_vs_pretrain.analysis.stats.samples import Annotated, Counts, expected_pixels
+from scratch_vs_pretrain.analysis.stats.cost import Annotated, Counts, expected_pixels
 from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.stream import TrainingStream
 from scratch_vs_pretrain.errors import UserError

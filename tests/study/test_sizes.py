@@ -3,7 +3,7 @@
 import pytest
 
 from scratch_vs_pretrain.analysis.registry import KINDS
-from scratch_vs_pretrain.analysis.stats.samples import budget_table
+from scratch_vs_pretrain.analysis.stats.cost import budget_table
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import read_json, write_json

@@ -43,16 +43,24 @@ from scratch_vs_pretrain.analysis.figures.panels import (
     write,
     write_right,
 )
-from scratch_vs_pretrain.analysis.runs.metrics import is_score
-from scratch_vs_pretrain.analysis.runs.numbers import names
-from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
+from scratch_vs_pretrain.analysis.runs import Records, RunRecord
+from scratch_vs_pretrain.analysis.runs.numbers import is_score, names
 from scratch_vs_pretrain.analysis.stats.answer import Part
-from scratch_vs_pretrain.analysis.stats.comparison import Results, Scores, by_study, final_results
-from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, axis_title
-from scratch_vs_pretrain.analysis.stats.crossing import worth_in_images
-from scratch_vs_pretrain.analysis.stats.lines import catch_up_text
-from scratch_vs_pretrain.analysis.stats.samples import NAMES, Budgets, budgets
-from scratch_vs_pretrain.analysis.stats.setting import metric_name
+from scratch_vs_pretrain.analysis.stats.contrast import catch_up_text, worth_in_images
+from scratch_vs_pretrain.analysis.stats.cost import (
+    NAMES,
+    Budgets,
+    axis_sentences,
+    axis_title,
+    budgets,
+)
+from scratch_vs_pretrain.analysis.stats.results import (
+    Results,
+    Scores,
+    by_study,
+    final_results,
+    metric_name,
+)
 from scratch_vs_pretrain.errors import UserError
 
 # Inches: a telephone shows it without making its text too small.
@@ -433,7 +441,7 @@ def iou_figure(runs: Records, *, band: str = "range") -> Figure:
 
 
 def samples_figure(runs: Records) -> Figure:
-    """Draws what the finished runs of one study have seen, see :func:`.samples.budgets`."""
+    """Draws what the finished runs of one study have seen, see :func:`.cost.budgets`."""
     return budget_figure(budgets(runs))
 
 

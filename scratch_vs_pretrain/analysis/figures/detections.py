@@ -23,7 +23,7 @@ from scratch_vs_pretrain.analysis.figures.panels import (
     shortened,
     styles_of,
 )
-from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
+from scratch_vs_pretrain.analysis.runs import Records, RunRecord
 from scratch_vs_pretrain.errors import UserError, cut, from_validation
 from scratch_vs_pretrain.pictures import IMAGE_ERRORS, deep_as_rgb
 from scratch_vs_pretrain.run_folder import RunFolder, read_bytes

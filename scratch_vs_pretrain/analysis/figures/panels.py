@@ -22,12 +22,10 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from scratch_vs_pretrain.analysis import BANDS
-from scratch_vs_pretrain.analysis.runs.metrics import is_score
-from scratch_vs_pretrain.analysis.runs.numbers import curve
-from scratch_vs_pretrain.analysis.runs.records import UNKNOWN, Records, RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
+from scratch_vs_pretrain.analysis.runs import UNKNOWN, Records, RunRecord
+from scratch_vs_pretrain.analysis.runs.numbers import curve, is_score
 from scratch_vs_pretrain.analysis.stats.cost import cost
-from scratch_vs_pretrain.analysis.stats.setting import no_metric
+from scratch_vs_pretrain.analysis.stats.results import by_study, no_metric, scratch_arm
 from scratch_vs_pretrain.errors import UserError, check_choice, printable_lines
 from scratch_vs_pretrain.run_folder import write_atomically
 

@@ -8,9 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from scratch_vs_pretrain.analysis.runs.records import Records
-from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, notes
-from scratch_vs_pretrain.analysis.stats.setting import metric_name
+from scratch_vs_pretrain.analysis.runs import Records
+from scratch_vs_pretrain.analysis.stats.results import Results, final_results, metric_name, notes
 from scratch_vs_pretrain.analysis.tables import Cell, Estimate, Table
 from scratch_vs_pretrain.analysis.tables.studies import within_noise
 from scratch_vs_pretrain.errors import UserError

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from scratch_vs_pretrain.analysis.runs import Records, RunRecord, load_runs
 from scratch_vs_pretrain.analysis.runs.numbers import read_evaluation
-from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord, load_runs
 from scratch_vs_pretrain.analysis.tables import Cell, Table, render
 from scratch_vs_pretrain.config import differences
 from scratch_vs_pretrain.errors import UserError

@@ -1,6 +1,6 @@
 """Tables of one study, both arms side by side, and of several studies together.
 
-What their numbers are, and what is refused: :mod:`.stats.comparison`.
+What their numbers are, and what is refused: :mod:`.stats.results`.
 """
 
 import dataclasses
@@ -10,16 +10,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scratch_vs_pretrain.analysis.runs import Records, RunRecord
 from scratch_vs_pretrain.analysis.runs.numbers import curve
-from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import Results, by_study, final_results, notes
+from scratch_vs_pretrain.analysis.stats.contrast import region, smoothed
 from scratch_vs_pretrain.analysis.stats.cost import axis_sentences, cost, on_processors, total_hours
-from scratch_vs_pretrain.analysis.stats.crossing import region, smoothed
-from scratch_vs_pretrain.analysis.stats.setting import (
+from scratch_vs_pretrain.analysis.stats.results import (
     COCO_SD,
     NAMES,
+    Results,
     Setting,
+    by_study,
+    final_results,
     metric_name,
+    notes,
     settings,
 )
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, half_width, t_interval
