@@ -19,7 +19,6 @@ import re
 import sys
 import types
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -51,25 +50,14 @@ def source_folder() -> Path | None:
     return Path(spec.origin).parent
 
 
-def _installed() -> Path:
-    folder = source_folder()
-    if folder is None:
-        raise UserError(f"Detectron2 is not installed; run: {INSTALL_COMMAND}")
-    return folder
-
-
 def modules_digest(folder: Path) -> tuple[str, int]:
     """Returns the digest that :data:`V06_DIGEST` is to be compared with, and the module count."""
     import hashlib
 
-    modules = sorted(
-        f"./{path.relative_to(folder).as_posix()}"
-        for path in folder.rglob("*.py")
-        if not path.relative_to(folder).as_posix().startswith(("model_zoo/configs/", "projects/"))
-    )
-    lines = "".join(
-        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in modules
-    )
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
+    modules = sorted(n for n in names if not n.startswith(("model_zoo/configs/", "projects/")))
+    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in modules]
+    lines = "".join(f"{one}  ./{name}\n" for one, name in zip(digests, modules, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest(), len(modules)
 
 
@@ -79,12 +67,8 @@ def is_v06(folder: Path) -> bool:
     return transform.is_file() and "Image.LINEAR" in transform.read_text()
 
 
-@functools.cache
-def prepare() -> None:
-    """Makes ``import detectron2`` work."""
-    folder = _installed()
-    if not is_v06(folder):
-        return
+def prepare(folder: Path) -> None:
+    """Makes ``import detectron2`` work, of which `folder` has v0.6."""
     import numpy as np
     from PIL import Image
 
@@ -102,20 +86,15 @@ class _Finder:
     """Finds nothing, and prepares Detectron2 when a part of it is first looked for."""
 
     @classmethod
-    def find_spec(
-        cls, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(cls, name: str, *_: Any) -> None:
         if name.partition(".")[0] == "detectron2" and cls in sys.meta_path:
             sys.meta_path.remove(cls)
-            if source_folder() is not None:
-                prepare()
-        return None
+            folder = source_folder()
+            if folder is not None and is_v06(folder):
+                prepare(folder)
 
 
-def prepare_on_import() -> None:
-    """Lets the first import of Detectron2 in this process call :func:`prepare`."""
-    if _Finder not in sys.meta_path:
-        sys.meta_path.insert(0, _Finder)
+sys.meta_path.insert(0, _Finder)
 
 
 def default_cfg() -> Any:
@@ -158,25 +137,19 @@ def _config_module(name: str) -> Any:
     if package not in sys.modules:
         from fvcore.common.config import CfgNode
 
+        folder = source_folder()
+        if folder is None:
+            raise UserError(f"Detectron2 is not installed; run: {INSTALL_COMMAND}")
         sys.modules[package] = types.ModuleType(package)
-        sys.modules[package].__path__ = [str(_installed() / "config")]
+        sys.modules[package].__path__ = [str(folder / "config")]
         stand_in: Any = types.ModuleType(f"{package}.config")
         stand_in.CfgNode = CfgNode
         sys.modules[stand_in.__name__] = stand_in
     return importlib.import_module(f"{package}.{name}")
 
 
-def registered_names() -> set[str]:
-    """Returns the names of all registered data sets, see :func:`registered`."""
-    if "detectron2.data.datasets" in sys.modules:
-        from detectron2.data import DatasetCatalog
-
-        return set(DatasetCatalog.list())
-    return set(_built_in_sets())
-
-
-def registered(name: str) -> dict[str, Any] | None:
-    """Returns the metadata of a registered data set, None where there is none.
+def registered_sets() -> dict[str, dict[str, Any]]:
+    """Returns the metadata of all registered data sets by name.
 
     As long as nothing has imported ``detectron2.data``, which takes torch and seconds, those of
     the built-in COCO, LVIS and VOC sets are read from its source and hold paths alone.
@@ -184,8 +157,13 @@ def registered(name: str) -> dict[str, Any] | None:
     if "detectron2.data.datasets" in sys.modules:
         from detectron2.data import DatasetCatalog, MetadataCatalog
 
-        return MetadataCatalog.get(name).as_dict() if name in DatasetCatalog else None
-    return _built_in_sets().get(name)
+        return {name: MetadataCatalog.get(name).as_dict() for name in DatasetCatalog}
+    return _built_in_sets()
+
+
+def registered(name: str) -> dict[str, Any] | None:
+    """Returns the metadata of one of :func:`registered_sets`, None where there is none."""
+    return registered_sets().get(name)
 
 
 @functools.cache

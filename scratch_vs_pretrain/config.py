@@ -1,17 +1,23 @@
-"""The config node this layer adds to Detectron2's, and how configs are merged."""
+"""The config node this layer adds to Detectron2's, how configs are merged, what they cannot hold.
+
+Users' own modules add to them; a study names these (``imports:``), or a command (``--import``). A
+run's config.yaml carries their names (``SVP.IMPORTS``), so that every process of the run imports
+them before it reads anything. No torch here: modeling/checks.py looks at built models.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain import _detectron2, plugins
-from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.text import nearest
+from scratch_vs_pretrain import _detectron2
+from scratch_vs_pretrain.errors import UserError, nearest, reason_of
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -21,20 +27,16 @@ def add_svp_config(cfg: CfgNode) -> None:
     """Adds the ``SVP`` node, in which everything this layer can be told is defined."""
     node = type(cfg)
     cfg.SVP = node()
-
     # SOLVER.BASE_LR, SOLVER.WARMUP_ITERS and the "Nx" schedules are stated for this many images
     # per batch. An Nx schedule at another SOLVER.IMS_PER_BATCH is scaled by the linear rule.
     cfg.SVP.REFERENCE_BATCH = 16
-
     # Images of one orientation that are batched together to save padding
     # (DATALOADER.ASPECT_RATIO_GROUPING). A batch consists of such groups; the paper's holds eight
     # groups of two. Independent of the number of GPUs, so that the batches are, too.
     cfg.SVP.GROUP_SIZE = 2
-
     # What a BatchNorm checkpoint gives a GroupNorm network: "all" refuses it, because GroupNorm
     # keeps no running statistics; "affine_only" takes scale and shift.
     cfg.SVP.NORM_WEIGHTS = "all"
-
     # What MODEL.WEIGHTS fills: the "backbone", or as much as fits of a whole "detector".
     cfg.SVP.LOAD = "backbone"
     # What keeps its initial weights: "backbone" or nothing.
@@ -45,7 +47,6 @@ def add_svp_config(cfg: CfgNode) -> None:
     # The share of training images that may turn out unreadable. They are named in the log, counted
     # in run.json and replaced by the next readable image; beyond this share training stops.
     cfg.SVP.MAX_UNREADABLE = 0.01
-
     # The share of a data set's instances that may be dropped because they cannot be learnt. Beyond
     # it, and where all of a category is dropped or numbers do not mean what COCO means by them,
     # training is refused; 1.0 trains all the same.
@@ -53,17 +54,13 @@ def add_svp_config(cfg: CfgNode) -> None:
 
     # Every so many iterations a line is added to metrics.json.
     cfg.SVP.LOG_PERIOD = 20
-
     # TensorBoard's events in the run folder's `tensorboard`, where tensorboard is installed.
     cfg.SVP.TENSORBOARD = True
-
     # Evaluations beside those of TEST.EVAL_PERIOD, after this many completed iterations. The last
     # iteration is always evaluated.
     cfg.SVP.EVAL_ITERATIONS = ()
-
     # Checkpoints kept in a run folder, the newest ones.
     cfg.SVP.KEEP_CHECKPOINTS = 2
-
     # On a GPU: only kernels that repeat themselves, so that a resumed run equals an uninterrupted
     # one bit for bit. Slower; an operation without such a kernel fails by name. On CPU always so.
     cfg.SVP.DETERMINISTIC = False
@@ -71,22 +68,17 @@ def add_svp_config(cfg: CfgNode) -> None:
     # Modules of the user's own, imported in every process before configs are read; filled in from
     # the study's `imports`.
     cfg.SVP.IMPORTS = ()
-
     # What makes training samples of records: a registered name (docs/your_detector.md).
     cfg.SVP.MAPPER = "DatasetMapper"
-
     # What evaluates beside COCO's scores: registered names.
     cfg.SVP.EVALUATORS = ()
-
     # What updates weights: SGD, AdamW, or another registered name.
     cfg.SVP.OPTIMIZER = "SGD"
-
     # AdamW's rate of a layer as a multiple of that of the layer after it; ViTDet's is 0.7.
     cfg.SVP.LAYER_DECAY = 1.0
 
     # COCO-format data sets to register in every process: (name, annotation file, image folder).
     cfg.SVP.DATASETS = ()
-
     # PASCAL VOC trees to register: (name, root, split, year, classes).
     cfg.SVP.VOC_DATASETS = ()
 
@@ -108,26 +100,23 @@ def add_svp_config(cfg: CfgNode) -> None:
     # Channels of the stem and of res2's output may be any multiple of 32 (Detectron2's builder
     # insists on 64 for R18 and R34); small studies train narrow networks.
     cfg.SVP.RESNETS.ALLOW_NARROW = False
-
     # The network of timm that build_svp_timm_fpn_backbone takes, such as convnext_tiny.
     cfg.MODEL.TIMM = node()
     cfg.MODEL.TIMM.NAME = ""
     cfg.SVP.TIMM = node()
     # "GN" for GroupNorm in place of the network's own normalization, where timm can do that.
     cfg.SVP.TIMM.NORM = ""
-
     cfg.SVP.VGG = node()
     # Channels of VGG-16's first stage; the last has eight times as many. VGG-16 itself has 64.
     cfg.SVP.VGG.WIDTH = 64
 
 
-# Keys that older versions had, and what to do without them.
-_DELETE = "delete the line"
+# Keys that older versions had, and why there are none now.
 REMOVED = {
-    "SVP.EVAL_IN_BACKGROUND": f"scoring is too fast to need it; {_DELETE}",
-    "SVP.FAST.CUDNN_BENCHMARK": f"resuming was not exact with it; {_DELETE}",
-    "SVP.FAST.CHANNELS_LAST": f"it did not pay; {_DELETE}",
-    "SVP.FAST.COMPILE_BACKBONE": f"resuming was not exact with it; {_DELETE}",
+    "SVP.EVAL_IN_BACKGROUND": "scoring is too fast to need it",
+    "SVP.FAST.CUDNN_BENCHMARK": "resuming was not exact with it",
+    "SVP.FAST.CHANNELS_LAST": "it did not pay",
+    "SVP.FAST.COMPILE_BACKBONE": "resuming was not exact with it",
 }
 
 
@@ -135,13 +124,19 @@ def default_config(imports: Sequence[str] = (), where: str = "--import") -> CfgN
     """Returns Detectron2's default config with the ``SVP`` node and what users' modules add.
 
     Args:
-        imports: modules to import first; see :mod:`~scratch_vs_pretrain.plugins`.
+        imports: users' modules to import first, each of which may have an ``add_config(cfg)``.
         where: who names them, for messages.
     """
     cfg = _detectron2.default_cfg()
     add_svp_config(cfg)
     cfg.SVP.IMPORTS = tuple(imports)
-    plugins.add_configs(plugins.import_modules(imports, where), cfg)
+    for module in import_modules(imports, where):
+        if hasattr(module, "add_config"):
+            try:
+                module.add_config(cfg)
+            except Exception as error:
+                name = f"{module.__name__}.add_config"
+                raise UserError(f"{name} fails: {reason_of(error)}") from error
     return cfg
 
 
@@ -159,24 +154,19 @@ def load_config(path: Path, imports: Sequence[str] = ()) -> CfgNode:
     if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
         own = ()  # whatever it is, merging it says so
     cfg = default_config((*own, *imports), str(path))
-    _merge(cfg, content, path)
+    merge_file(cfg, path, content)
     cfg.freeze()
     return cfg
 
 
-def merge_file(cfg: CfgNode, path: Path) -> None:
-    """Merges a config file (with ``_BASE_``), without executing or fetching what it names."""
-    _merge(cfg, _read(path), path)
+def merge_file(cfg: CfgNode, path: Path, content: dict[str, Any] | None = None) -> None:
+    """Merges a config file (with ``_BASE_``), without executing or fetching what it names.
 
-
-def _merge(cfg: CfgNode, content: dict[str, Any], path: Path) -> None:
-    before = flatten(cfg)
+    `content` is what was read of it already.
+    """
+    content = _read(path) if content is None else content
     with _explained(cfg, str(path)):
         _detectron2.merge_into(cfg, content, str(path))
-    # yacs lets None replace a value of any type.
-    for key, value in flatten(cfg).items():
-        if value is None and before.get(key) is not None:
-            raise UserError(f"{path}: {key} has no value; it was {before[key]!r}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -197,7 +187,8 @@ def _read(path: Path) -> dict[str, Any]:
         try:
             content = Local.load_yaml_with_base(str(path))
         except yaml.YAMLError as error:
-            raise UserError(f"{path}: not plain YAML ({_one_line(error)})") from None
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: not plain YAML ({reason})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a mapping of config keys to values")
     return content
@@ -213,13 +204,10 @@ def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> N
         node = _node(cfg, section)
         if not isinstance(node, dict) or name not in node or isinstance(node[name], dict):
             raise UserError(f"{where}: {_unknown(key, flatten(cfg))}")
-        before = node[name]
         with _explained(cfg, where, key):
-            if isinstance(before, float) and type(value) is int:
+            if isinstance(node[name], float) and type(value) is int:
                 value = float(value)
             cfg.merge_from_list([key, value])
-        if node[name] is None and before is not None:
-            raise UserError(f"{where}: {key} has no value; it was {before!r}")
 
 
 def _node(content: Any, key: str) -> Any:
@@ -267,9 +255,8 @@ def differences(configs: Mapping[str, CfgNode]) -> dict[str, dict[str, Any]]:
     itself. A key that a config lacks has the value None there.
     """
     flat = {name: flatten(cfg) for name, cfg in configs.items()}
-    keys = sorted({key for one in flat.values() for key in one})
     differing = {}
-    for key in keys:
+    for key in sorted({key for one in flat.values() for key in one}):
         values = {name: _plain(one.get(key)) for name, one in flat.items()}
         first, *others = values.values()
         if any(other != first for other in others):
@@ -279,7 +266,7 @@ def differences(configs: Mapping[str, CfgNode]) -> dict[str, dict[str, Any]]:
 
 def _unknown(key: str, known: Iterable[str]) -> str:
     if key in REMOVED:
-        return f"{key} was removed in version 0.2: {REMOVED[key]}"
+        return f"{key} was removed in version 0.2: {REMOVED[key]}; delete the line"
     return f"unknown config key {key}{nearest(key, known)}"
 
 
@@ -294,35 +281,190 @@ _WRONG_TYPE = re.compile(
 
 
 @contextlib.contextmanager
-def _explained(cfg: CfgNode, where: str, key: str = "") -> Iterator[None]:
+def _explained(cfg: CfgNode, where: str, merged: str = "") -> Iterator[None]:
     """Makes a sentence of what merging raises: yacs and fvcore validate with plain exceptions."""
+    before = flatten(cfg)
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{where}: {_explain(cfg, error, key)}") from None
+        said = " ".join(str(error).split()).strip("'\"")
+        if unknown := re.search(r"Non-existent config key: (\S+)", said):
+            said = _unknown(unknown[1], flatten(cfg))
+        elif wrong := _WRONG_TYPE.search(said):
+            kind, old, new, key = wrong.groups()
+            said = f"{key} must be of type {kind}, like {old}, not {new}"
+            if kind == "CfgNode":
+                said = f"{key} is a section, not a value"
+        elif isinstance(error, OverflowError):
+            said = f"{merged} is a number too large"
+        elif isinstance(error, (RecursionError, MemoryError)):
+            said = "nested too deeply, or _BASE_ files that include each other"
+        elif isinstance(error, OSError):
+            said = f"cannot read {error.filename or 'it'} ({error.strerror or said})"
+        elif isinstance(error, (TypeError, AttributeError)):
+            said = f"not a mapping of config keys to values ({said})"
+        raise UserError(f"{where}: {said}") from None
+    # yacs lets None replace a value of any type.
+    for key, value in flatten(cfg).items():
+        if value is None and before.get(key) is not None:
+            raise UserError(f"{where}: {key} has no value; it was {before[key]!r}")
 
 
-def _explain(cfg: CfgNode, error: Exception, merged: str) -> str:
-    text = _one_line(error).strip("'\"")
-    if unknown := re.search(r"Non-existent config key: (\S+)", text):
-        return _unknown(unknown[1], flatten(cfg))
-    if wrong := _WRONG_TYPE.search(text):
-        kind, old, new, key = wrong.groups()
-        if kind == "CfgNode":
-            return f"{key} is a section, not a value"
-        return f"{key} must be of type {kind}, like {old}, not {new}"
-    if isinstance(error, OverflowError):
-        return f"{merged} is a number too large"
-    if isinstance(error, (RecursionError, MemoryError)):
-        return "nested too deeply, or _BASE_ files that include each other"
-    if isinstance(error, OSError):
-        return f"cannot read {error.filename or 'it'} ({error.strerror or text})"
-    if isinstance(error, (TypeError, AttributeError)):
-        return f"not a mapping of config keys to values ({text})"
-    return text
+def import_modules(names: Iterable[str], where: str) -> list[ModuleType]:
+    """Imports users' modules in the order given; a second time in one process does nothing.
+
+    They are named as in Python's ``import``, never as files, so that a study file of somebody
+    else's runs nothing that is not installed or on PYTHONPATH.
+
+    `where` says who names them, for messages: a study file and key, or ``--import``.
+    """
+    found = []
+    for name in names:
+        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+            raise UserError(
+                f"{where}: {name!r} is no module's name; write it as in Python's import, "
+                "such as my_project.parts, and put its folder on PYTHONPATH or install it"
+            )
+        try:
+            found.append(importlib.import_module(name))
+        except (Exception, SystemExit) as error:
+            said = f"importing {name} fails: {reason_of(error)}"
+            absent = error.name if isinstance(error, ModuleNotFoundError) else None
+            if absent is not None and f"{name}.".startswith(f"{absent}."):
+                said = f"there is no module {absent}; install it, or put its folder on PYTHONPATH"
+            raise UserError(f"{where}: {said}") from error
+    return found
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def registered(registry: Any, name: str, key: str) -> Any:
+    """Returns what one of Detectron2's kind of registries holds under a config value."""
+    if name in registry:
+        return registry.get(name)
+    raise UserError(unknown_part(name, key, (known for known, _ in registry)))
+
+
+def unknown_part(name: str, key: str, known: Iterable[str]) -> str:
+    """Returns what is wrong with a config value that names none of these."""
+    return (
+        f"{key}: no {name!r} is registered{nearest(name, known)}; if it is your own, "
+        "name its module under `imports`"
+    )
+
+
+# The checks that `admit` may name, each of which finds a mistake that trains without complaint.
+ADMISSIBLE = (
+    "frozen-stages-from-scratch",
+    "frozen-norm-from-scratch",
+    "small-batch-norm",
+    "no-warm-up",
+)
+# Below this many images per process BatchNorm's error grows quickly (Wu & He, "Group
+# Normalization", Figure 1).
+SMALLEST_BATCH = 16
+
+MOST_PIXELS = 1_000_000  # of a side
+
+
+def _are_names(value: Any) -> bool:
+    return all(isinstance(name, str) for name in value)
+
+
+def _are_sides(value: Any) -> bool:
+    return len(value) > 0 and all(
+        type(side) in (int, float) and 0 <= side <= MOST_PIXELS for side in value
+    )
+
+
+def _between(low: float, high: float = 1e300) -> tuple[Callable[[Any], bool], str]:
+    most = f" and at most {high:,}" if high < 1e300 else ""
+    return lambda value: low <= value <= high, f"it must be at least {low}{most}"  # NaN is neither
+
+
+def _is_pixel_format(value: str) -> bool:
+    from PIL import Image
+
+    return value in (*Image.MODES, "BGR", "YUV-BT.601")
+
+
+# Keys of which a value of the right type can still be none: what tells that, and what to write.
+VALUES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "DATALOADER.SAMPLER_TRAIN": (
+        lambda value: value == "TrainingSampler",
+        "every image is drawn alike here; set it to TrainingSampler",
+    ),
+    "INPUT.FORMAT": (_is_pixel_format, "set it to BGR or RGB"),
+    "INPUT.MIN_SIZE_TRAIN": (_are_sides, "write sizes in pixels, such as [640, 800]"),
+    **dict.fromkeys(("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"), _between(1)),
+    **dict.fromkeys(("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"), _between(1)),
+    **dict.fromkeys(("INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS"), _between(0)),
+    **dict.fromkeys(("TEST.EVAL_PERIOD", "SOLVER.CHECKPOINT_PERIOD"), _between(0)),
+    **dict.fromkeys(("SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SVP.LOG_PERIOD"), _between(0)),
+    **dict.fromkeys(("SVP.MAX_UNREADABLE", "SVP.MAX_DROPPED"), _between(0, 1)),
+    "SVP.KEEP_CHECKPOINTS": _between(1),
+    "SOLVER.BASE_LR": (lambda value: 0 < value < 1e300, "it must be above 0"),
+    "SOLVER.IMS_PER_BATCH": _between(1, 100_000),
+    "MODEL.DEVICE": (re.compile(r"cpu|cuda(:\d+)?").fullmatch, "set it to cpu or cuda"),
+    "SOLVER.AMP.ENABLED": (
+        lambda value: not value,
+        "it is Detectron2's float16, which this trainer does not do; set it to False and "
+        "SVP.FAST.ENABLED to True for bfloat16",
+    ),
+    "SVP.VGG.WIDTH": _between(1),
+    "SVP.LOAD": (("backbone", "detector").__contains__, "set it to backbone or detector"),
+    "SVP.FREEZE": (("", "backbone").__contains__, 'set it to backbone, or "" for nothing'),
+    "SVP.NORM_WEIGHTS": (("all", "affine_only").__contains__, "set it to all or affine_only"),
+    "SVP.TIMM.NORM": (("", "GN").__contains__, 'set it to GN, or "" for the network\'s own'),
+    "SVP.ADMIT": (_are_names, "write a list of names"),
+    "SVP.EVALUATORS": (_are_names, "write a list of registered names"),
+}
+
+
+def value_problems(cfg: CfgNode) -> list[str]:
+    """Finds values that nothing can be made of."""
+    values = flatten(cfg)
+    return [
+        f"{key} is {values[key]!r}; {told}"
+        for key, (fits, told) in VALUES.items()
+        if not fits(values[key])
+    ]
+
+
+def missing_warmup(cfg: CfgNode) -> list[str]:
+    """Finds a schedule that starts at the full learning rate."""
+    solver = cfg.SOLVER
+    if solver.WARMUP_ITERS <= 0:
+        return [f"no warm-up: SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}; set it above 0"]
+    if (factor := solver.WARMUP_FACTOR) >= 1:
+        return [f"no warm-up: SOLVER.WARMUP_FACTOR is {factor}; set it below 1, for example 0.001"]
+    return []
+
+
+def norm_problems(cfg: CfgNode) -> list[str]:
+    """Finds normalization that a config with this backbone asks for."""
+    # Parts that this detector does not have, or has without normalization.
+    parts = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+    norms = {f"MODEL.{part}.NORM": cfg.MODEL[part].NORM for part in parts}
+    found = ", ".join(f"{key} {norm}" for key, norm in norms.items() if norm)
+    if cfg.MODEL.BACKBONE.NAME != "build_svp_vgg16_backbone" or not found:
+        return []
+    return [f'VGG-16 has no normalization layers, but the config sets {found}; set it to ""']
+
+
+def augmentation_problems(cfg: CfgNode) -> list[str]:
+    """Finds what a config asks of ``TEST.AUG`` that cannot be done; each says what to change."""
+    if not cfg.TEST.AUG.ENABLED:
+        return []
+    problems = []
+    own = [name for name, *_ in cfg.SVP.VOC_DATASETS]
+    voc = [name for name in cfg.DATASETS.TEST if str(name).startswith("voc_") or name in own]
+    if voc:
+        problems.append(
+            "PASCAL VOC's numbers are without test augmentation: set TEST.AUG.ENABLED to False "
+            f"for {', '.join(voc)}"
+        )
+    sizes = cfg.TEST.AUG.MIN_SIZES
+    if not sizes or min(sizes) < 1 or cfg.TEST.AUG.MAX_SIZE < 1:
+        problems.append("TEST.AUG.MIN_SIZES and MAX_SIZE must be sizes in pixels, at least one")
+    return problems

@@ -1,11 +1,15 @@
 """What a result depends on: random states, and where it comes from (versions, commit, machine)."""
 
 import datetime
+import hashlib
 import importlib.metadata
+import itertools
 import platform
 import random
 import socket
 import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +75,33 @@ def provenance(device: str) -> dict[str, Any]:
 
 def git_commit(folder: Path) -> str | None:
     """Returns the commit of the work tree around `folder`, "+changes" if it is not clean."""
-    quiet: dict[str, Any] = {"cwd": folder, "text": True, "stderr": subprocess.DEVNULL}
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
-        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], **quiet).strip()
-        changes = subprocess.check_output(["git", "status", "--porcelain", "-uno"], **quiet)
+        return subprocess.check_output(
+            command, cwd=folder, text=True, stderr=subprocess.DEVNULL
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{commit}+changes" if changes else commit
+
+
+def module_versions(names: Iterable[str]) -> dict[str, str]:
+    """Returns version and hash of the sources of users' modules that are imported, by name.
+
+    The sources are all Python files of the outermost package that a module is in.
+    """
+    found = {}
+    for name in names:
+        packages = itertools.accumulate(name.split("."), "{}.{}".format)
+        # A namespace package has no file; what is in it belongs to several distributions.
+        top = next(sys.modules[part] for part in packages if sys.modules[part].__file__)
+        file = Path(str(top.__file__))
+        digest = hashlib.sha256()
+        for source in sorted(file.parent.rglob("*.py")) if file.stem == "__init__" else [file]:
+            digest.update(f"{source.relative_to(file.parent).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(source.read_bytes()).digest())
+        version = getattr(top, "__version__", None) or _version(top.__name__) or "unversioned"
+        found[name] = f"{version} (sha256 {digest.hexdigest()})"
+    return found
 
 
 def _version(name: str) -> str | None:

@@ -175,17 +175,13 @@ class RunFolder:
         """Returns the state of the run that `info` was just read of; see :meth:`state`."""
         if info.state != "running":
             return info.state
-        here = info.host in (None, socket.gethostname())
-        # Counted both ways, so that a clock that jumped makes no dead run look alive for long.
-        beats = not here and abs(self._seconds_since_heartbeat()) < DEAD_AFTER_SECONDS
-        alive = beats or self.is_locked()
-        return "running" if alive else "interrupted"
-
-    def _seconds_since_heartbeat(self) -> float:
-        try:
-            return time.time() - self.lock_file.stat().st_mtime
-        except OSError:
-            return float("inf")
+        beats = False
+        if info.host not in (None, socket.gethostname()):
+            with contextlib.suppress(OSError):
+                # Both ways, so that a clock that jumped makes no dead run look alive for long.
+                age = abs(time.time() - self.lock_file.stat().st_mtime)
+                beats = age < DEAD_AFTER_SECONDS
+        return "running" if beats or self.is_locked() else "interrupted"
 
     def is_locked(self) -> bool:
         """Tells whether a living process holds this run."""
@@ -216,27 +212,20 @@ class RunFolder:
                         f"{self.path}: another process trains this run; wait until it has ended"
                     )
                 time.sleep(LOCK_SECONDS / 20)
-            with _heartbeat(self.lock_file):
+            stopped = threading.Event()
+
+            def beat() -> None:
+                while not stopped.wait(HEARTBEAT_SECONDS):
+                    with contextlib.suppress(OSError):
+                        os.utime(self.lock_file)
+
+            thread = threading.Thread(target=beat, daemon=True)
+            thread.start()
+            try:
                 yield
-
-
-@contextlib.contextmanager
-def _heartbeat(path: Path) -> Iterator[None]:
-    """Touches `path` every now and then from a thread that ends with the process."""
-    stopped = threading.Event()
-
-    def beat() -> None:
-        while not stopped.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError):
-                os.utime(path)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
+            finally:
+                stopped.set()
+                thread.join()
 
 
 def _try_lock(file: Any, kind: int) -> bool:

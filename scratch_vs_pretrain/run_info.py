@@ -4,11 +4,12 @@ Format 1, of which format 2 has every field and more, is read as well. Numbers e
 which a float64 holds every integer, so that no sum or square of a few leaves its range.
 """
 
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,7 +17,6 @@ from scratch_vs_pretrain.errors import UserError, from_validation, say
 
 FORMAT: Final = 2
 State = Literal["planned", "running", "interrupted", "finished", "diverged", "failed"]
-STATES: tuple[str, ...] = get_args(State)
 LARGEST = 2**53
 LARGEST_NOTE = 10_000  # bytes that are read of what lies beside weights
 
@@ -72,17 +72,14 @@ class PretrainingCost(Model):
     def of(cls, weights: object) -> dict[str, Any]:
         """Returns what is noted of these weights, empty where nothing that can be read is."""
         file = cls.file(weights)
-        try:
-            if not os.path.lexists(file):
-                return {}
-            if not file.is_file():
-                raise ValueError("a regular file is expected")  # a pipe would be waited for
-            with file.open("rb") as content:
-                noted = cls.model_validate_json(content.read(LARGEST_NOTE))
-        except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            if file.is_file():  # a pipe would be waited for
+                with file.open("rb") as content:
+                    noted = cls.model_validate_json(content.read(LARGEST_NOTE))
+                return {"cost": noted.model_dump()}
+        if os.path.lexists(file):
             say(f"{file}: says no time and device of a pre-training, and is left out; restore it")
-            return {}
-        return {"cost": noted.model_dump()}
+        return {}
 
 
 class Loaded(Model):
@@ -162,8 +159,7 @@ class Provenance(Model):
     processor: str | None = None
     deterministic: bool | None = None
     git_commit: str | None = None
-    # Of packages, and of users' modules with a hash of their sources.
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}  # of packages, and of users' modules with their hash
 
 
 class Noise(Model):
@@ -223,10 +219,8 @@ class RunInfo(Model):
     images_per_batch: Count | None = None
     init: Init = Init()
     arm_order: tuple[str, ...] = ()
-    # Config keys the study lets its arms differ in; value per arm.
-    allowed_differences: dict[str, dict[str, Json]] = {}
-    # Checks of a recipe that the study switches off, to be wrong on purpose.
-    admitted: tuple[str, ...] = ()
+    allowed_differences: dict[str, dict[str, Json]] = {}  # by config key, the value of each arm
+    admitted: tuple[str, ...] = ()  # checks of a recipe switched off, to be wrong on purpose
     tuned_on: str | None = None
     thresholds: dict[str, Json] = {}  # of the conclusions of format 1
     margin: Number | None = None  # the difference in AP that matters to the study
@@ -242,8 +236,7 @@ class RunInfo(Model):
     parameters: Count | None = None
     init_report: Loaded | None = None
     fast: tuple[str, ...] = ()  # options of SVP.FAST in force
-    # Entries of the training data that were dropped or mended, by what was wrong.
-    repaired: dict[str, Count] = {}
+    repaired: dict[str, Count] = {}  # entries of the training data dropped or mended, by fault
     seconds: Seconds | None = None  # of training and evaluation; a branch's include its trunk's
     samples: Samples = Samples()
     unreadable_images: tuple[str, ...] = ()  # those that others replaced
@@ -260,11 +253,11 @@ class RunInfo(Model):
                     f"{place}: not a run description of format 1 or {FORMAT}; if a later version "
                     "of scratch_vs_pretrain wrote it, read it with that one"
                 ) from None
-            remedy = ""
+            said = str(from_validation(error, place))
             if "json_invalid" in wrong:
-                remedy = "; restore it, or delete it and start the study again: svp run writes it "
-                remedy += "anew, and the run goes on from its checkpoints"
-            raise UserError(f"{from_validation(error, place)}{remedy}") from None
+                said += "; restore it, or delete it and start the study again: svp run writes it "
+                said += "anew, and the run goes on from its checkpoints"
+            raise UserError(said) from None
 
     def to_json(self) -> str:
         """Returns the content of a ``run.json``, without the fields that nobody has set."""

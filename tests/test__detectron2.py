@@ -100,7 +100,7 @@ class TestImport:
         def fail():
             raise ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn")
 
-        monkeypatch.setattr("scratch_vs_pretrain.doctor.diagnose", fail)
+        monkeypatch.setattr("scratch_vs_pretrain.cli.setup.diagnose", fail)
         assert cli.main(["doctor"]) == 2
         assert "torch is not installed; run: uv sync" in capsys.readouterr().err
 
@@ -186,8 +186,9 @@ class TestSourceFolder:
 
     def test_absent_package_is_a_user_error(self, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        monkeypatch.delitem(sys.modules, "_scratch_vs_pretrain_detectron2_config", raising=False)
         with pytest.raises(_detectron2.UserError, match="not installed; run: uv sync"):
-            _detectron2.prepare.__wrapped__()
+            _detectron2._config_module.__wrapped__("defaults")
 
 
 class TestPrepare:
@@ -236,14 +237,14 @@ def test_built_in_sets_are_known_without_importing_detectron2():
     code = (
         "import sys, json\n"
         "from scratch_vs_pretrain import _detectron2\n"
-        "early = {n: _detectron2.registered(n) for n in _detectron2.registered_names()}\n"
+        "early = {n: _detectron2.registered(n) for n in _detectron2.registered_sets()}\n"
         "assert not {'torch', 'detectron2'} & sys.modules.keys()\n"
         "import detectron2.data.datasets\n"
         "late = {n: _detectron2.registered(n) for n in early}\n"
         "assert len(early) == 35\n"
         "for name, paths in early.items():\n"
         "    assert {key: late[name][key] for key in paths} == paths\n"
-        "known = {n for n in _detectron2.registered_names() if 'json_file' in "
+        "known = {n for n in _detectron2.registered_sets() if 'json_file' in "
         "_detectron2.registered(n) and 'panoptic' not in n}\n"
         "assert known <= early.keys(), known - early.keys()\n"
     )

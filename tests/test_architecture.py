@@ -11,7 +11,7 @@ NAME = PACKAGE.name
 
 # Rooms that a room may import from, beside itself and the leaves. See docs/architecture.md.
 # The public API, which imports on first use what is asked of it, is no room's.
-PUBLIC = {NAME, f"{NAME}.api"}
+PUBLIC = {NAME}
 MAY_IMPORT = {
     "analysis": set(),
     "modeling": set(),
@@ -25,7 +25,7 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_280,
+    "": 1_947,
     "study": 3_859,
     "training": 1_907,
     "evaluation": 898,
@@ -33,7 +33,7 @@ CEILINGS = {
     "data": 2_591,
     "modeling": 1_790,
     "analysis": 6_088,
-    "cli": 994,
+    "cli": 1_009,
 }
 MOST_LINES_OF_A_MODULE = 500
 FEW_LINES = 60

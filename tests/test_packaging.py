@@ -170,7 +170,7 @@ class TestBaseRequirementsOnly:
         assert "No module named 'torch'" in run_base("import torch", base_environment).stderr
 
     def test_reading_modules_import(self, base_environment):
-        names = ["cli", "config", "doctor", "errors", "run_folder"]
+        names = ["cli", "config", "errors", "run_folder"]
         names += [f"analysis.{file.stem}" for file in (PACKAGE / "analysis").glob("[!_]*.py")]
         code = "".join(f"import scratch_vs_pretrain.{name}\n" for name in names)
         result = run_base(code, base_environment)
@@ -178,8 +178,8 @@ class TestBaseRequirementsOnly:
 
     def test_doctor_says_what_is_missing(self, base_environment):
         code = (
-            "from scratch_vs_pretrain import doctor\n"
-            "raise SystemExit(doctor.report(doctor.diagnose(), as_json=True))"
+            "from scratch_vs_pretrain.cli import setup\n"
+            "raise SystemExit(setup.report(setup.diagnose(), as_json=True))"
         )
         result = run_base(code, base_environment)
         assert (result.returncode, result.stderr) == (1, "")

@@ -1,13 +1,12 @@
 import sys
 
 import pytest
-from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 
 from scratch_vs_pretrain.cli import main
-from scratch_vs_pretrain.config import config_text, default_config, load_config
+from scratch_vs_pretrain.config import config_text, default_config, import_modules, load_config
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.plugins import add_configs, import_modules, versions
+from scratch_vs_pretrain.reproducibility import module_versions
 from scratch_vs_pretrain.study.folders import prepare
 from scratch_vs_pretrain.study.spec import load_study
 
@@ -28,7 +27,6 @@ def add_config(cfg):
 def project(tmp_path, monkeypatch):
     """Writes modules of a package that can be imported; forgets them afterwards."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    known = set(sys.modules)
 
     def write(package="users_project", **modules):
         folder = tmp_path / package
@@ -39,7 +37,7 @@ def project(tmp_path, monkeypatch):
         return folder
 
     yield write
-    for name in set(sys.modules) - known:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "users_project"]:
         del sys.modules[name]
 
 
@@ -89,19 +87,18 @@ def test_a_module_that_cannot_be_imported(project, name, text, said):
 
 def test_add_config_that_fails_is_named(project):
     project(parts="def add_config(cfg): cfg.absent.key = 1")
-    modules = import_modules(["users_project.parts"], "--import")
     with pytest.raises(UserError, match=r"users_project\.parts\.add_config fails: .*absent"):
-        add_configs(modules, CfgNode())
+        default_config(["users_project.parts"])
 
 
 def test_any_change_of_a_package_changes_its_version(project):
     folder = project(parts="", other="")
     import_modules(["users_project.parts"], "--import")
-    before = versions(["users_project.parts"])
+    before = module_versions(["users_project.parts"])
     assert before["users_project.parts"].startswith("1.2 (sha256 ")
-    assert versions(["users_project.parts"]) == before
+    assert module_versions(["users_project.parts"]) == before
     (folder / "other.py").write_text("changed = 1\n")
-    assert versions(["users_project.parts"]) != before
+    assert module_versions(["users_project.parts"]) != before
 
 
 def test_import_on_the_command_line(project, write_study, tmp_path, capsys):

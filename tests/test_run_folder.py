@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -24,11 +25,12 @@ from scratch_vs_pretrain.run_folder import (
     write_atomically,
     write_json,
 )
-from scratch_vs_pretrain.run_info import STATES, Branch, RunInfo
+from scratch_vs_pretrain.run_info import Branch, RunInfo, State
 
 IMPORTS = """
 import sys, time
 from pathlib import Path
+from typing import get_args
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import RunInfo
 
@@ -294,7 +296,7 @@ class TestState:
     def test_without_run_file(self, run):
         assert run.state() == "planned"
 
-    @pytest.mark.parametrize("state", [state for state in STATES if state != "running"])
+    @pytest.mark.parametrize("state", [state for state in get_args(State) if state != "running"])
     def test_is_what_the_file_says(self, run, state):
         begin(run, state=state)
         assert run.state() == state

@@ -1,104 +1,104 @@
-"""Options and steps that several commands share."""
+"""How commands and their options are written down, and what several commands share.
 
-from __future__ import annotations
+Commands import what they need when they run: `svp table` must not wait for torch.
+"""
 
 import argparse
-import os
-from collections.abc import Callable
-from dataclasses import replace
+import contextlib
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from scratch_vs_pretrain import __version__
 from scratch_vs_pretrain.analysis.tables import FORMATS
 from scratch_vs_pretrain.errors import UserError
 
-# Commands import what they need when they run: `svp table` must not wait for torch.
-if TYPE_CHECKING:
-    from scratch_vs_pretrain.study.spec import Study
-
-OUTPUT = Path("output")
-
-# Adds an option, or a group of them, to a parser.
+# Adds an option to a parser.
 Option = Callable[[Any], Any]
-Handler = Callable[[argparse.Namespace], int]
+# Runs a command; returns its exit status, nothing for 0.
+Handler = Callable[[argparse.Namespace], int | None]
 
-COMMANDS: list[tuple[str, str, str, tuple[Option, ...], Handler]] = []
+COMMANDS: list[tuple[str, str, str, tuple[Option | str, ...], Handler]] = []
 
 
-def command(name: str, summary: str, examples: str, *options: Option) -> Callable[[Handler], Any]:
-    """Makes a command of a function, whose help ends in `examples`, one a line."""
+def command(summary: str, examples: str, *options: Option | str) -> Callable[[Handler], Any]:
+    """Makes the command ``do-it`` of a function ``_do_it``.
+
+    Args:
+        examples: with which its help ends, one a line.
+        options: of :func:`option`; a text is the title of those behind it.
+    """
 
     def register(handler: Handler) -> Handler:
+        name = handler.__name__.removeprefix("_").replace("_", "-")
         COMMANDS.append((name, summary, examples, options, handler))
         return handler
 
     return register
 
 
-def add_commands(commands: Any) -> None:
-    """Adds every command to what ``ArgumentParser.add_subparsers`` returned."""
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="svp",
+        description="Does pre-training help my detector on my data? Paired scratch/pretrained "
+        "experiments over Detectron2.",
+        epilog="Begin with: svp demo --quick",
+    )
+    parser.add_argument("--version", action="version", version=f"svp {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary, examples, options, handler in sorted(COMMANDS):
-        parser = commands.add_parser(
+        one = commands.add_parser(
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
             epilog="examples:\n" + "\n".join(f"  {line}" for line in examples.splitlines()),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        one.set_defaults(run=handler)
+        place: Any = one
         for add in options:
-            add(parser)
-        parser.add_argument(
-            "--import",
-            dest="imports",
-            action="append",
-            default=[],
-            metavar="MODULE",
-            help="a module of your own to import first, as a study's `imports`",
-        )
-        parser.set_defaults(run=handler)
+            if isinstance(add, str):
+                place = one.add_argument_group(add)
+            else:
+                add(place)
+        IMPORTS(one)
+    return parser
 
 
-def option(*names: str, **settings: Any) -> Option:
-    """Returns what adds an argument to a parser."""
-    return lambda parser: parser.add_argument(*names, **settings)
+def option(row: str, kind: Any = None, default: Any = None, **settings: Any) -> Option:
+    """Returns what adds an argument to a parser.
+
+    Args:
+        row: as in the help, but that a default which it does not tell is added there: names, what
+            stands for a value (a flag has none) and, behind two blanks, what it means:
+            "-j --jobs N  runs at a time".
+        kind: the values to choose from, or what reads one; without it a value is text.
+        settings: others of ``ArgumentParser.add_argument``.
+    """
+    names, _, help = row.partition("  ")
+    words = names.split()
+    flags = [word for word in words if word.startswith("-")] or words[:1]
+    if isinstance(kind, Collection):
+        settings |= {"choices": kind, "default": default}
+    elif len(words) > len(flags):
+        settings |= {"metavar": words[-1], "type": kind, "default": default}
+    else:
+        settings = {"action": "store_true", **settings}
+    if default and help and "(default: " not in help:
+        help += " (default: %(default)s)"
+    return lambda parser: parser.add_argument(*flags, help=help or None, **settings)
 
 
-def flag(*names: str, help: str) -> Option:
-    """Returns an option that is True where it is given."""
-    return option(*names, action="store_true", help=help)
+def positive(text: str) -> int:
+    """Reads an option's whole number above 0."""
+    with contextlib.suppress(ValueError):
+        if int(text) > 0:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
 
 
-def count(*names: str, help: str, default: int | None = None, metavar: str = "N") -> Option:
-    """Returns an option of a whole number above 0."""
-    return option(*names, type=positive, default=default, metavar=metavar, help=help)
-
-
-def group(title: str, *options: Option) -> Option:
-    """Returns options under a title of their own."""
-
-    def add(parser: argparse.ArgumentParser) -> None:
-        titled = parser.add_argument_group(title)
-        for add_to in options:
-            add_to(titled)
-
-    return add
-
-
-def written(default: str | None, help: str, metavar: str = "FILE") -> Option:
-    """Returns ``--output`` of a command that writes a file."""
-    path = default and Path(default)
-    return option("-o", "--output", type=Path, default=path, metavar=metavar, help=help)
-
-
-VERBOSE = flag("-v", "--verbose", help="show Detectron2's log")
-JSON = flag("--json", help="as JSON")
-STUDY = option("study", type=Path, metavar="STUDY", help="a study file (YAML)")
-FORMAT = option("--format", choices=FORMATS, default="text")
-FOLDER = option("folder", type=Path, metavar="DIR", help="holds run folders")
-FOLDERS = option("folders", type=Path, nargs="+", metavar="DIR", help="holds run folders")
-
-
-class _Pairs(argparse.Action):
+class Pairs(argparse.Action):
     """An option ``KEY=VALUE`` that may be repeated, each time with another key."""
 
     def __call__(self, parser: Any, given: Any, value: Any, name: str | None = None) -> None:
@@ -111,46 +111,20 @@ class _Pairs(argparse.Action):
         setattr(given, self.dest, {**found, key: text})
 
 
-def pairs(name: str, metavar: str, help: str) -> Option:
+def pairs(row: str, **settings: Any) -> Option:
     """Returns an option whose value is a dictionary of texts."""
-    return option(name, action=_Pairs, default={}, metavar=metavar, help=help)
+    return option(row, action=Pairs, default={}, **settings)
 
 
-WEIGHTS = pairs("--weights", "ARM=PATH", "the checkpoint of an arm, in place of the study file's")
-
-
-def output(default: Path = OUTPUT) -> Option:
-    """Returns ``--output``."""
-    return option(
-        "-o",
-        "--output",
-        type=Path,
-        default=default,
-        metavar="DIR",
-        help="where the run folders lie (default: %(default)s)",
-    )
-
-
-def read_study(options: argparse.Namespace) -> Study:
-    """Reads the study that :data:`STUDY` and :data:`WEIGHTS` name."""
-    from scratch_vs_pretrain.study.spec import load_study
-
-    for path in (options.study, getattr(options, "output", None) or options.study):
-        try:
-            os.path.realpath(path).encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{path}: is not UTF-8, which run folders are; rename it") from None
-    study = load_study(options.study, options.weights)
-    imports = tuple(dict.fromkeys((*study.imports, *options.imports)))
-    return replace(study, imports=imports, sharing=getattr(options, "sharing", True))
-
-
-def positive(text: str) -> int:
-    """Reads an option's whole number above 0."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number
+IMPORTS = option(
+    "--import MODULE  a module of your own to import first, as a study's `imports`",
+    default=[],
+    dest="imports",
+    action="append",
+)
+FORMAT = option("--format", FORMATS, "text")
+TEXT_OR_JSON = option("--format", ("text", "json"), "text")
+FOLDER = option("folder DIR  holds run folders", Path)
+FOLDERS = option("folders DIR  holds run folders", Path, nargs="+")
+RUN = option("folder RUN  a run folder with a checkpoint", Path)
+CHECKPOINT = option("-o --output FILE.pth", Path, required=True)

@@ -1,4 +1,4 @@
-"""``svp plan``, ``budget``, ``run``, ``status`` and ``prune``."""
+"""The commands on a study and its run folders, from the plan to the clearing up, and the demo."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import argparse
 import contextlib
 import json
 import math
+import os
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scratch_vs_pretrain.cli import options as opt
+from scratch_vs_pretrain.cli.options import command, option, positive
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.study.slurm import Cluster, minutes_of, parameter
 
@@ -16,13 +20,29 @@ if TYPE_CHECKING:
     from scratch_vs_pretrain.study.launch import Outcome
     from scratch_vs_pretrain.study.spec import Study
 
-
-SHARING = opt.option(
-    "--no-sharing",
+STUDY = option("study STUDY  a study file (YAML)", Path)
+WEIGHTS = opt.pairs("--weights ARM=PATH  the checkpoint of an arm, in place of the study file's")
+OUTPUT = option("-o --output DIR  where the run folders lie", Path, Path("output"))
+VERBOSE = option("-v --verbose  show Detectron2's log")
+SHARING = option(
+    "--no-sharing  train every schedule alone, not from the longest one's checkpoints",
     dest="sharing",
     action="store_false",
-    help="train every schedule alone, not from the longest one's checkpoints",
 )
+
+
+def _read_study(options: argparse.Namespace) -> Study:
+    """Reads the study that :data:`STUDY` and :data:`WEIGHTS` name."""
+    from scratch_vs_pretrain.study.spec import load_study
+
+    for path in (options.study, getattr(options, "output", None) or options.study):
+        try:
+            os.path.realpath(path).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{path}: is not UTF-8, which run folders are; rename it") from None
+    study = load_study(options.study, options.weights)
+    imports = tuple(dict.fromkeys((*study.imports, *options.imports)))
+    return replace(study, imports=imports, sharing=getattr(options, "sharing", True))
 
 
 def _hours(text: str) -> float:
@@ -33,73 +53,67 @@ def _hours(text: str) -> float:
     raise UserError(f"--budget {text}: is no number of hours such as 40h")
 
 
-@opt.command(
-    "plan",
+@command(
     "show every run of a study, and what its arms differ in; with --check, what it will take",
     "svp plan configs/studies/paper/baseline_r50_gn.yaml\n"
     "svp plan my_study.yaml --weights pretrained=backbone.pth --check",
-    opt.STUDY,
-    opt.WEIGHTS,
+    STUDY,
+    WEIGHTS,
     SHARING,
-    opt.flag(
-        "--check",
-        help="also try what `svp run` would refuse and a few iterations of each arm, and print "
-        "hours, disk and memory of the whole study; writes nothing",
+    option(
+        "--check  also try what `svp run` would refuse and a few iterations of each arm, and "
+        "print hours, disk and memory of the whole study; writes nothing"
     ),
-    opt.output(),
+    OUTPUT,
 )
-def _plan(options: argparse.Namespace) -> int:
+def _plan(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.study.audit import missing_data, missing_weights, unfit
     from scratch_vs_pretrain.study.plan import plan
 
-    study = opt.read_study(options)
+    study = _read_study(options)
     print(plan(study).text())
     if options.check:
         from scratch_vs_pretrain.study.rehearsal import rehearsal_text
 
         print(rehearsal_text(study, options.output))
-        return 0
+        return
     for missing in (*missing_weights(study), *missing_data(study), *unfit(study, options.output)):
         print(f"note: before it runs: {missing}")
     if any(arm.load == "detector" for arm in study.arms):
         print("note: --check lists what of a detector is loaded, at random and left over")
-    return 0
 
 
-@opt.command(
-    "schema",
+@command(
     "print the JSON schema of study files, for editors",
     "svp schema > study.schema.json",
-    opt.option("--format", choices=("json", "markdown"), default="json"),
+    option("--format", ("json", "markdown"), "json"),
 )
-def _schema(options: argparse.Namespace) -> int:
+def _schema(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.study.spec import schema_markdown, study_schema
 
     schema = study_schema()
     markdown = options.format == "markdown"
     print(schema_markdown(schema) if markdown else json.dumps(schema, indent=1))
-    return 0
 
 
-@opt.command(
-    "budget",
+@command(
     "show the images, instances and pixels that each arm will see, pre-training included; "
     "trains nothing",
     "svp budget configs/studies/paper/baseline_r50_gn.yaml\n"
     "svp budget my_study.yaml --format csv > budget.csv\n"
     "svp budget my_study.yaml --weights pretrained=backbone.pth -o budget.svg",
-    opt.STUDY,
-    opt.WEIGHTS,
+    STUDY,
+    WEIGHTS,
     opt.FORMAT,
-    opt.written(None, "also draw it, into a .png, .svg or .pdf file"),
+    option("-o --output FILE  also draw it, into a .png, .svg or .pdf file", Path),
 )
-def _budget(options: argparse.Namespace) -> int:
+def _budget(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.analysis.stats.cost import budget_table
     from scratch_vs_pretrain.analysis.tables import render
     from scratch_vs_pretrain.study.audit import missing_data, missing_weights
     from scratch_vs_pretrain.study.plan import study_budgets
 
-    study = opt.read_study(options)
+    study = _read_study(options)
     found = study_budgets(study)
     for missing in (*missing_weights(study), *missing_data(study)):
         say(f"note: before it runs: {missing}")
@@ -110,11 +124,9 @@ def _budget(options: argparse.Namespace) -> int:
 
         save_figure(budget_figure(found), options.output)
         print(options.output)
-    return 0
 
 
-@opt.command(
-    "run",
+@command(
     "train a study: finished runs are skipped, interrupted ones resumed",
     "svp run configs/studies/coco_smoke.yaml --weights pretrained=backbone.pth\n"
     "svp run my_study.yaml -o /data/runs --jobs 2\n"
@@ -122,70 +134,47 @@ def _budget(options: argparse.Namespace) -> int:
     "svp run my_study.yaml --until answered --budget 40h\n"
     "svp run my_study.yaml -o /shared/runs --launcher slurm --partition P --gpus-per-run 8 \\\n"
     "    --time 24:00:00 --max-parallel 4 --slurm account=A",
-    opt.STUDY,
-    opt.WEIGHTS,
-    opt.output(),
-    opt.option(
-        "--until",
-        choices=("answered",),
-        help="train no more than the study's question needs: first few seeds of the shortest "
+    STUDY,
+    WEIGHTS,
+    OUTPUT,
+    option(
+        "--until  train no more than the study's question needs: first few seeds of the shortest "
         "schedule, then more, then longer schedules (docs/answer.md)",
+        ("answered",),
     ),
-    opt.option(
-        "--budget",
-        type=_hours,
-        metavar="40h",
-        help="hours of all jobs that --until answered may spend (default: no end)",
+    option(
+        "--budget 40h  hours of all jobs that --until answered may spend (default: no end)", _hours
     ),
-    opt.count(
-        "-j",
-        "--jobs",
-        default=1,
-        help="runs that train at the same time, sharing the processor (default: %(default)s)",
+    option("-j --jobs N  runs that train at the same time, sharing the processor", positive, 1),
+    option(
+        "--gpus 0,1,...  GPUs to train on, each run on its own (default: every run on the first)",
+        lambda text: [gpu.strip() for gpu in text.split(",") if gpu.strip()],
+        [],
     ),
-    opt.option(
-        "--gpus",
-        type=lambda text: [gpu.strip() for gpu in text.split(",") if gpu.strip()],
-        default=[],
-        metavar="0,1,...",
-        help="GPUs to train on, each run on its own (default: every run on the first)",
-    ),
-    opt.count(
-        "--gpus-per-run",
-        default=1,
-        help="GPUs that train one run together (default: %(default)s)",
-    ),
+    option("--gpus-per-run N  GPUs that train one run together", positive, 1),
     SHARING,
-    opt.VERBOSE,
-    opt.group(
-        "a cluster's jobs (docs/clusters.md)",
-        opt.option("--launcher", choices=("slurm",), help="submit every run as a job"),
-        opt.option("--partition", metavar="P", help="of SLURM"),
-        opt.count(
-            "--nodes",
-            default=1,
-            help="machines that train one run together (default: %(default)s)",
-        ),
-        opt.option(
-            "--time",
-            type=minutes_of,
-            default=24 * 60,
-            metavar="24:00:00",
-            help="after which a job is stopped and put back into the queue (default: a day)",
-        ),
-        opt.count("--max-parallel", help="jobs at the same time (default: all)"),
-        opt.option(
-            "--slurm",
-            type=parameter,
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="a further option of sbatch, such as account=A or mem=64GB; may be repeated",
-        ),
+    VERBOSE,
+    "a cluster's jobs (docs/clusters.md)",
+    option("--launcher  submit every run as a job", ("slurm",)),
+    option("--partition P  of SLURM"),
+    option("--nodes N  machines that train one run together", positive, 1),
+    option(
+        "--time 24:00:00  after which a job is stopped and put back into the queue "
+        "(default: a day)",
+        minutes_of,
+        24 * 60,
+    ),
+    option("--max-parallel N  jobs at the same time (default: all)", positive),
+    option(
+        "--slurm KEY=VALUE  a further option of sbatch, such as account=A or mem=64GB; "
+        "may be repeated",
+        parameter,
+        [],
+        action="append",
     ),
 )
 def _run(options: argparse.Namespace) -> int:
-    study = opt.read_study(options)  # before torch is imported
+    study = _read_study(options)  # before torch is imported
     if options.budget is not None and not options.until:
         raise UserError("--budget goes with --until answered; add it, or leave the budget out")
     from scratch_vs_pretrain.study.adaptive import Adaptive
@@ -218,36 +207,32 @@ def _run(options: argparse.Namespace) -> int:
     return report(study, options.output, outcomes, search)
 
 
-@opt.command(
-    "status",
+@command(
     "show the state of every run in a folder, from its files alone",
     "svp status output\nsvp status output/demo --watch",
     opt.FOLDER,
-    opt.flag("--watch", help="show it anew until nothing runs or waits any more"),
+    option("--watch  show it anew until nothing runs or waits any more"),
 )
-def _status(options: argparse.Namespace) -> int:
+def _status(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.analysis.tables.runs import status_text, watch
 
     if options.watch:
         watch(options.folder)
     else:
         print(status_text(options.folder))
-    return 0
 
 
-@opt.command(
-    "prune",
+@command(
     "list what no unfinished or future run needs, above all old checkpoints; deletes it with --yes",
     "svp prune output\nsvp prune output --yes",
     opt.FOLDER,
-    opt.flag(
-        "--final",
-        help="also the final models of finished runs, which can then be neither exported nor "
-        "made longer",
+    option(
+        "--final  also the final models of finished runs, which can then be neither exported nor "
+        "made longer"
     ),
-    opt.flag("--yes", help="delete it"),
+    option("--yes  delete it"),
 )
-def _prune(options: argparse.Namespace) -> int:
+def _prune(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.study.folders import delete, find_waste, freed_bytes
 
     found = find_waste(options.folder, options.final)
@@ -264,4 +249,17 @@ def _prune(options: argparse.Namespace) -> int:
     else:
         final = " --final" if options.final else ""
         print(amount.format("would be deleted") + f"; svp prune {options.folder}{final} --yes")
-    return 0
+
+
+@command(
+    "train a scratch/pretrained pair on a built-in data set and show the comparison",
+    "svp demo\nsvp demo --quick\nsvp demo --seeds 3 -o demo-output",
+    option("-o --output DIR  where the run folders lie", Path, Path("output/demo")),
+    option("--seeds N  pairs", positive, 1),
+    option("--quick  a much shorter run, in a minute or two: that everything works"),
+    VERBOSE,
+)
+def _demo(options: argparse.Namespace) -> int:
+    from scratch_vs_pretrain.study.demo import run_demo
+
+    return run_demo(options.output, options.seeds, options.quick, options.verbose)

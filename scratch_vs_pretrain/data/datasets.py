@@ -30,7 +30,7 @@ import msgspec
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from scratch_vs_pretrain._detectron2 import registered, registered_names
+from scratch_vs_pretrain._detectron2 import registered, registered_sets
 from scratch_vs_pretrain.data import coco
 from scratch_vs_pretrain.data.coco import AnnotationFile, CocoFile, read_annotations, read_coco
 from scratch_vs_pretrain.data.judge import Case, Heads, size_of
@@ -130,7 +130,7 @@ def subset_of(name: str, more: Iterable[str] = ()) -> Subset | None:
     Reads no files. A registered name stands for itself, such as Detectron2's coco_2017_val_100;
     `more` are names that are not registered yet but can be the base.
     """
-    full = {*registered_names(), *more, *ALIASES} - _SUBSETS.keys()
+    full = {*registered_sets(), *more, *ALIASES} - _SUBSETS.keys()
     return None if name in full else parse_subset(name, full)
 
 
@@ -192,7 +192,7 @@ def source(name: str) -> tuple[Path, Path]:
         return _SUBSETS[name], images
     known = registered(name)
     if known is None:
-        near = difflib.get_close_matches(name, registered_names(), n=1)
+        near = difflib.get_close_matches(name, registered_sets(), n=1)
         hint = f"did you mean {near[0]}?" if near else "state its files under data in a study"
         raise UserError(f"{name}: no such data set is registered; {hint}")
     if known.get("json_file") is None or known.get("image_root") is None:

@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from fvcore.transforms.transform import HFlipTransform
 from torch import Tensor, nn
 
-from scratch_vs_pretrain.config_checks import augmentation_problems
+from scratch_vs_pretrain.config import augmentation_problems
 from scratch_vs_pretrain.data import loading
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.others import WithOthers, check_names, others_of

@@ -29,13 +29,13 @@ from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 from pycocotools import mask as mask_api
 
+from scratch_vs_pretrain.config import registered
 from scratch_vs_pretrain.data.coco import CocoFile
 from scratch_vs_pretrain.data.loading import load_ground_truth, load_test_records
 from scratch_vs_pretrain.data.voc import is_voc, voc_file
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.scores import by_image
 from scratch_vs_pretrain.pictures import DEEP
-from scratch_vs_pretrain.plugins import registered
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.run_info import Detections, Found, Picture
 

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn, optim
 
-from scratch_vs_pretrain.config_checks import SMALLEST_BATCH
+from scratch_vs_pretrain.config import SMALLEST_BATCH
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import bottom_up_of
 

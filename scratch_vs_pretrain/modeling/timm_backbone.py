@@ -14,9 +14,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor, nn
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, nearest
 from scratch_vs_pretrain.modeling.backbone import build_pyramid
-from scratch_vs_pretrain.text import nearest
 
 BACKBONE = "build_svp_timm_fpn_backbone"
 LEVELS = ("res2", "res3", "res4", "res5")

@@ -16,21 +16,22 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_vs_pretrain._detectron2 import part_names, registered_names
-from scratch_vs_pretrain.config import ONE_STAGE, differences, flatten
-from scratch_vs_pretrain.config_checks import (
+from scratch_vs_pretrain._detectron2 import part_names, registered_sets
+from scratch_vs_pretrain.config import (
     ADMISSIBLE,
+    ONE_STAGE,
     SMALLEST_BATCH,
     augmentation_problems,
+    differences,
+    flatten,
     missing_warmup,
     norm_problems,
+    unknown_part,
 )
-from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.plugins import unknown_part
+from scratch_vs_pretrain.errors import UserError, nearest
 from scratch_vs_pretrain.study import data_sets, resolve
 from scratch_vs_pretrain.study.fields import is_uri
 from scratch_vs_pretrain.study.spec import REQUIRED, RUN_SCHEME, Arm, Study
-from scratch_vs_pretrain.text import nearest
 
 # Config keys that name a part, and the module and registry that hold it.
 PARTS = {
@@ -351,9 +352,9 @@ def missing_data(study: Study) -> list[str]:
         cfg = resolve.arm_config(study, arm, arm.schedules[-1])
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             found = data_sets.origin(cfg, name)
-            if not found.own and found.base not in registered_names():
+            if not found.own and found.base not in registered_sets():
                 own = [one for one, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
-                near = nearest(found.base, [*own, *registered_names()])
+                near = nearest(found.base, [*own, *registered_sets()])
                 missing.append(f"no data set is called {found.base}{near}")
         try:
             data_sets.check_own_images(cfg)

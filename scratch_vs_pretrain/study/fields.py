@@ -26,8 +26,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ArgsKwargs, PydanticCustomError
 
-from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.text import nearest
+from scratch_vs_pretrain.errors import UserError, nearest
 
 MOST_ITERATIONS = 10**9
 MOST_BYTES = 1_000_000

@@ -14,8 +14,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_vs_pretrain.config import default_config, flatten, merge_file, merge_overrides
-from scratch_vs_pretrain.config_checks import value_problems
+from scratch_vs_pretrain.config import default_config, merge_file, merge_overrides, value_problems
 from scratch_vs_pretrain.data.datasets import refuse_subsets, subset_of
 from scratch_vs_pretrain.errors import UserError, located
 from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_json
@@ -112,7 +111,7 @@ def _merged(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
             )
         cfg.DATASETS.TRAIN = (f"{cfg.DATASETS.TRAIN[0]}_{study.size}",)
     _check_data_names(cfg, study)
-    if problems := value_problems(flatten(cfg)):
+    if problems := value_problems(cfg):
         raise UserError(f"{study.file}: {'; '.join(problems)}")
     with located(study.file):
         schedule.resolve(cfg.SOLVER.IMS_PER_BATCH, cfg.SVP.REFERENCE_BATCH).apply(cfg)

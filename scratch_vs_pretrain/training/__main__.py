@@ -17,13 +17,12 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from scratch_vs_pretrain import plugins
 from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.check import check_decodable
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
 from scratch_vs_pretrain.modeling.checkpoint_file import weights_sha256
-from scratch_vs_pretrain.reproducibility import provenance
+from scratch_vs_pretrain.reproducibility import module_versions, provenance
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.training import branch, distributed
@@ -53,7 +52,7 @@ def train(folder: RunFolder) -> None:
     datasets.register(cfg)
     datasets.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     origin = {**provenance(cfg.MODEL.DEVICE), **numerics(cfg)}
-    origin["versions"] |= plugins.versions(cfg.SVP.IMPORTS)
+    origin["versions"] |= module_versions(cfg.SVP.IMPORTS)
     inexact = inexact_because(run.provenance, origin)
     if comm.is_main_process():  # which alone reads the ground truth
         check_test_sets(cfg)

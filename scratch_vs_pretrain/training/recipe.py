@@ -1,7 +1,7 @@
 """How a run trains: its learning rates, its optimizer, its mapper; the last two may be a user's.
 
-A module that a study imports (:mod:`~scratch_vs_pretrain.plugins`) registers its own under a name
-that the config then gives: ``SVP.OPTIMIZER``, ``SVP.MAPPER``.
+A module that a study imports registers its own under a name that the config then gives:
+``SVP.OPTIMIZER``, ``SVP.MAPPER``.
 """
 
 import bisect
@@ -21,8 +21,8 @@ from detectron2.structures import BitMasks, PolygonMasks
 from detectron2.utils.registry import Registry
 from torch import nn
 
+from scratch_vs_pretrain.config import registered
 from scratch_vs_pretrain.evaluation.others import semantic_truth
-from scratch_vs_pretrain.plugins import registered
 
 OPTIMIZERS = Registry("OPTIMIZERS")
 OPTIMIZERS.__doc__ = """Builders, called with the config and the model; they return an optimizer of

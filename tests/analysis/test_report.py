@@ -14,8 +14,7 @@ from PIL import Image
 from scratch_vs_pretrain.analysis.report import report, report_html
 from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answers
-from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.text import printable
+from scratch_vs_pretrain.errors import UserError, printable
 
 DEMO = Path(__file__).parents[2] / "notebooks" / "data" / "demo"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -9,24 +9,29 @@ from scratch_vs_pretrain.cli.options import positive
 from scratch_vs_pretrain.errors import UserError
 
 
-def test_a_commands_help_begins_with_its_summary_and_ends_in_its_examples(monkeypatch):
+def test_a_commands_help_begins_with_its_summary_and_ends_in_its_examples(monkeypatch, capsys):
     monkeypatch.setattr(options, "COMMANDS", [])
-    look = options.command("look", "look at it", "svp look\nsvp look x", options.option("--far"))
-    look(lambda given: given.far)
-    commands = argparse.ArgumentParser(prog="svp").add_subparsers()
-    options.add_commands(commands)
-    parser = commands.choices["look"]
-    text = parser.format_help()
+    far = options.option("--far HOW  how far", default="1")
+
+    @options.command("look at it", "svp look-at\nsvp look-at x", far)
+    def _look_at(given):
+        return given.far
+
+    parser = options.build_parser()
+    with pytest.raises(SystemExit):
+        parser.parse_args(["look-at", "--help"])
+    text = capsys.readouterr().out
     assert "Look at it." in text
-    assert text.endswith("examples:\n  svp look\n  svp look x\n")
-    given = parser.parse_args(["--far", "3"])
+    assert "--far HOW        how far (default: 1)" in text
+    assert text.endswith("examples:\n  svp look-at\n  svp look-at x\n")
+    given = parser.parse_args(["look-at", "--far", "3"])
     assert given.run(given) == "3"
 
 
 @pytest.fixture
 def labels():
     parser = argparse.ArgumentParser(prog="svp")
-    options.pairs("--label", "STUDY=TEXT", "a label")(parser)
+    options.pairs("--label STUDY=TEXT  a label")(parser)
     return lambda *texts: parser.parse_args([f"--label={text}" for text in texts]).label
 
 

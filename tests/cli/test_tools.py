@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from scratch_vs_pretrain.cli.tools import study_sets
+from scratch_vs_pretrain.cli.setup import study_sets
 from scratch_vs_pretrain.errors import UserError
 
 STUDY = "name: own\nbase: base.yaml\narms: {scratch: {init: scratch}}\nschedules: [2x]\n"

@@ -7,7 +7,7 @@ from detectron2.modeling import build_backbone
 from torch import distributed as dist
 from torch import nn
 
-from scratch_vs_pretrain.config_checks import ADMISSIBLE
+from scratch_vs_pretrain.config import ADMISSIBLE
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.checks import (

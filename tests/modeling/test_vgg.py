@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from torch import nn
 from torch.nn import functional as F
 
-from scratch_vs_pretrain.config_checks import norm_problems
+from scratch_vs_pretrain.config import norm_problems
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.vgg import LAYERS, VGG16, pretrained_part
