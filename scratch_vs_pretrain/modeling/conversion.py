@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling import checkpoint_file, vgg
-from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+from scratch_vs_pretrain.modeling import checkpoint_file
+from scratch_vs_pretrain.modeling.backbone import LAYERS, build_bottom_up, vgg16
 from scratch_vs_pretrain.modeling.checks import some
 from scratch_vs_pretrain.run_folder import write_json
 from scratch_vs_pretrain.run_info import Loaded, PretrainingCost
@@ -97,7 +97,7 @@ RULES: dict[str, Rules] = {
     "torchvision VGG": tuple(
         (rf"{place}\.(weight|bias)", rf"{name}.\1")
         for place, name in (
-            *zip((rf"features\.{n}" for n in _FEATURES), vgg.LAYERS, strict=True),
+            *zip((rf"features\.{n}" for n in _FEATURES), LAYERS, strict=True),
             *_CLASSIFIER.items(),
         )
     ),
@@ -280,7 +280,7 @@ def _expected_shapes(
 @functools.cache
 def _shapes_of(architecture: str, norm: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        network = vgg.vgg16() if architecture == VGG16 else _build_resnet(architecture, norm)
+        network = vgg16() if architecture == VGG16 else _build_resnet(architecture, norm)
     return _shapes(network.state_dict())
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.backbone import bottom_up_of
+from scratch_vs_pretrain.modeling.backbone import TimmBackbone, bottom_up_of, pretrained_part
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
 from scratch_vs_pretrain.modeling.checks import norm_layers, some
 from scratch_vs_pretrain.modeling.conversion import (
@@ -28,8 +28,6 @@ from scratch_vs_pretrain.modeling.conversion import (
     renamed,
     to_detectron2,
 )
-from scratch_vs_pretrain.modeling.timm_backbone import TimmBackbone
-from scratch_vs_pretrain.modeling.vgg import pretrained_part
 from scratch_vs_pretrain.run_info import Loaded
 
 # A block's convolution is "0" in it, and its norm "1".

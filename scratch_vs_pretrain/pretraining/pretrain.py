@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scratch_vs_pretrain.errors import UserError, say
-from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+from scratch_vs_pretrain.modeling.backbone import BOX_HEAD, VGGFC67Head, build_bottom_up, joined
 from scratch_vs_pretrain.modeling.checkpoint_file import load, save, write_backbone
 from scratch_vs_pretrain.modeling.checks import frozen_norms, use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import input_settings
-from scratch_vs_pretrain.modeling.vgg import BOX_HEAD, VGGFC67Head, joined
 from scratch_vs_pretrain.pretraining.image_folder import ImageBatches, LabelledImages, find_images
 from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 from scratch_vs_pretrain.progress import Bar

@@ -3,7 +3,7 @@ import torch
 import torchvision
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+from scratch_vs_pretrain.modeling.backbone import VGG16, build_bottom_up, vgg16
 from scratch_vs_pretrain.modeling.checkpoint_file import find_tensors
 from scratch_vs_pretrain.modeling.conversion import (
     ARCHITECTURES,
@@ -11,7 +11,6 @@ from scratch_vs_pretrain.modeling.conversion import (
     describe,
     to_detectron2,
 )
-from scratch_vs_pretrain.modeling.vgg import VGG16, vgg16
 
 
 def random_network(name):
