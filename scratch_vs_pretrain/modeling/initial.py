@@ -221,21 +221,17 @@ def _nothing_fits(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str
 def heads_of(state: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
     """Returns by its name in Detectron2 what is not of the bottom-up network: its key, and the
     tensor with classes in Detectron2's order."""
-    if any(key.startswith("backbone.body.") for key in state):
-        several = "rpn.head.conv.1.0.weight" in state
-        named = {key: _from_torchvision(key, several) for key in state}
-        return {name: (key, _reordered(name, state[key])) for key, name in named.items() if name}
-    parts = ("backbone.fpn_", "proposal_generator.", "roi_heads.", "head.", "sem_seg_head.")
-    return {key: (key, tensor) for key, tensor in state.items() if key.startswith(parts)}
-
-
-def _from_torchvision(key: str, several: bool) -> str | None:
-    """Renames a key; `several` convolutions in the RPN are numbered, one alone is not."""
-    name = renamed(key, _TORCHVISION)
-    if name is None:
-        return None
-    name = re.sub(r"\.1\.(\w+)$", r".norm.\1", name)
-    return name if several else name.replace("rpn_head.conv.conv0", "rpn_head.conv")
+    if not any(key.startswith("backbone.body.") for key in state):
+        parts = ("backbone.fpn_", "proposal_generator.", "roi_heads.", "head.", "sem_seg_head.")
+        return {key: (key, tensor) for key, tensor in state.items() if key.startswith(parts)}
+    heads = {}
+    for key, tensor in state.items():
+        if name := renamed(key, _TORCHVISION):
+            name = re.sub(r"\.1\.(\w+)$", r".norm.\1", name)
+            if "rpn.head.conv.1.0.weight" not in state:  # one convolution alone has no number
+                name = name.replace("rpn_head.conv.conv0", "rpn_head.conv")
+            heads[name] = key, _reordered(name, tensor)
+    return heads
 
 
 def _reordered(name: str, tensor: Tensor) -> Tensor:

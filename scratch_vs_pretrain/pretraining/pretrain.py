@@ -57,9 +57,8 @@ class Classifier(nn.Module):
         cfg.defrost()
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
         self.bottom_up = build_bottom_up(cfg)
-        frozen = frozen_norms(self.bottom_up)
-        if frozen:
-            raise UserError(f"this backbone cannot be pre-trained: {frozen[0]}")
+        if frozen := frozen_norms(self.bottom_up):
+            raise UserError(f"this backbone cannot be pre-trained: {frozen}")
         if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
             raise UserError(f"INPUT.FORMAT: {cfg.INPUT.FORMAT}; pre-training knows BGR and RGB")
         self._reverse = cfg.INPUT.FORMAT == "BGR"
