@@ -34,8 +34,8 @@ from scratch_vs_pretrain.cli.options import command, count, option, written
 )
 def _pretrain(options: argparse.Namespace) -> int:
     from scratch_vs_pretrain.config import load_config
+    from scratch_vs_pretrain.pretraining import PretrainSpec
     from scratch_vs_pretrain.pretraining.pretrain import pretrain
-    from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 
     names = {field.name for field in dataclasses.fields(PretrainSpec)}
     given = {name: value for name, value in vars(options).items() if value is not None}

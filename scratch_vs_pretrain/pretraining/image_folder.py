@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pictures import deep_as_rgb
-from scratch_vs_pretrain.pretraining.spec import PretrainSpec
+from scratch_vs_pretrain.pretraining import PretrainSpec
 from scratch_vs_pretrain.progress import Bar
 
 # Pictures are shown to a classifier at 7/8 of the size they were resized to: 224 of 256.
@@ -28,7 +28,6 @@ CACHE_BYTES = 2**30
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 
 Sample = tuple[str, int]
-Key = tuple[int, int]
 Batch = tuple[Tensor, Tensor]
 Transform = Callable[[Any], Tensor]
 
@@ -120,34 +119,34 @@ class ImageBatches:
     def validation(self) -> Iterator[Batch]:
         """Yields the validation set's central crops, as :meth:`epoch` does."""
         central = v2.CenterCrop(self._spec.image_size)
-        if self._validation is not None:
+        if self._validation is not None and self._images.validation:
             batches: Any = zip(*(t.split(self._batch_size) for t in self._validation), strict=True)
         else:
-            batches = self._decode_in_order(self._images.validation)
+            batches = self._decode(self._images.validation, self._whole)
         for pictures, labels in batches:
             yield central(pictures).float(), labels
 
     def _decode_all(self, samples: tuple[Sample, ...], bar: Bar) -> Batch:
-        stored = self._whole.transforms[1].size[0]
-        pictures = torch.empty((len(samples), 3, stored, stored), dtype=torch.uint8)
-        labels = torch.empty(len(samples), dtype=torch.int64)
-        start = 0
-        for batch, batch_labels in self._decode_in_order(samples):
-            end = start + len(batch)
-            pictures[start:end], labels[start:end] = batch, batch_labels
-            start = end
+        pictures = torch.empty(
+            (len(samples), 3, *self._whole.transforms[1].size), dtype=torch.uint8
+        )
+        done = 0
+        for batch, _ in self._decode(samples, self._whole):
+            pictures[done : done + len(batch)] = batch
+            done += len(batch)
             bar.update(len(batch))
-        return pictures, labels
-
-    def _decode_in_order(self, samples: tuple[Sample, ...]) -> Iterator[Batch]:
-        keys = [(index, 0) for index in range(len(samples))]
-        size = self._batch_size
-        batches = [keys[start : start + size] for start in range(0, len(keys), size)]
-        return self._decode(samples, self._whole, batches)
+        return pictures, torch.tensor([label for _, label in samples], dtype=torch.int64)
 
     def _decode(
-        self, samples: tuple[Sample, ...], transform: Transform, batches: list[list[Key]]
+        self,
+        samples: tuple[Sample, ...],
+        transform: Transform,
+        batches: list[list[tuple[int, int]]] | None = None,
     ) -> Iterator[Batch]:
+        """Decodes `batches` of (place in samples, seed of the transform); or all, in order."""
+        if batches is None:
+            size, keys = self._batch_size, [(index, 0) for index in range(len(samples))]
+            batches = [keys[start : start + size] for start in range(0, len(keys), size)]
         yield from DataLoader(
             _Pictures(samples, transform),
             batch_sampler=batches,
@@ -184,7 +183,7 @@ class _Pictures(Dataset):
         self._samples = samples
         self._transform = transform
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         index, seed = key
         path, label = self._samples[index]
         try:

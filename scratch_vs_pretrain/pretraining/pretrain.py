@@ -22,8 +22,8 @@ from scratch_vs_pretrain.modeling.backbone import BOX_HEAD, VGGFC67Head, build_b
 from scratch_vs_pretrain.modeling.checkpoint_file import load, save, write_backbone
 from scratch_vs_pretrain.modeling.checks import frozen_norms, use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import input_settings
+from scratch_vs_pretrain.pretraining import PretrainSpec
 from scratch_vs_pretrain.pretraining.image_folder import ImageBatches, LabelledImages, find_images
-from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.reproducibility import provenance
 from scratch_vs_pretrain.run_folder import write_json
@@ -81,29 +81,21 @@ class Classifier(nn.Module):
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return self.mean.device
-
     def forward(self, images: Tensor) -> Tensor:
         """Returns class scores (batch x classes) for RGB pictures (batch x 3 x h x w, 0 to 255)."""
         images = images.flip(1) if self._reverse else images
-        features = self.bottom_up((images - self.mean) / self.std)
-        return self.linear(self._pooled(features[self._feature]))
+        features = self.bottom_up((images - self.mean) / self.std)[self._feature]
+        if self.box_head is None:
+            return self.linear(features.mean((2, 3)))
+        # VGG's own last pooling; at 224 pixels it leaves 7 x 7, which fc6 expects.
+        features = F.max_pool2d(features, kernel_size=2, stride=2, ceil_mode=True)
+        return self.linear(self.box_head(F.adaptive_avg_pool2d(features, self._size)))
 
     def weights(self) -> dict[str, Tensor]:
         """Returns the weights under the names that Detectron2's ResNet classifier has."""
         linear = {f"linear.{name}": value for name, value in self.linear.state_dict().items()}
         part = joined(self.bottom_up, self.box_head) if self.box_head else self.bottom_up
         return {**part.state_dict(), **linear}
-
-    def _pooled(self, features: Tensor) -> Tensor:
-        if self.box_head is None:
-            return features.mean((2, 3))
-        # VGG's own last pooling; at 224 pixels it leaves 7 x 7, which fc6 expects.
-        features = F.max_pool2d(features, kernel_size=2, stride=2, ceil_mode=True)
-        return self.box_head(F.adaptive_avg_pool2d(features, self._size))
 
 
 @dataclass(frozen=True)
@@ -137,7 +129,9 @@ def pretrain(
         spec: the recipe.
     """
     spec.check()
-    _check_writable(output_file)
+    partial = output_file.with_name(f"{output_file.name}.partial")
+    cost_file = PretrainingCost.file(output_file)
+    _check_writable(output_file, partial, cost_file)
     device = _device(spec.device)
     images = find_images(image_folder, spec.validation_fraction, spec.seed)
     with torch.random.fork_rng(devices=[]):
@@ -152,7 +146,7 @@ def pretrain(
         "config": cfg.dump(),
         "versions": provenance(device.type)["versions"],
     }
-    snapshot = _Snapshot(_partial(output_file), metadata)
+    snapshot = _Snapshot(partial, metadata)
     accuracy = _train(model.to(device), batches, spec, snapshot)
     metadata["accuracy"] = accuracy
     chance, count = 1 / len(images.classes), len(images.validation)
@@ -167,8 +161,8 @@ def pretrain(
     write_backbone(output_file, model.weights(), metadata)
     # Not in the weights: the same training gives the same file, however long it takes.
     cost = PretrainingCost(seconds=seconds, device=provenance(device.type)["device"])
-    write_json(cost.file(output_file), cost.model_dump())
-    snapshot.path.unlink(missing_ok=True)
+    write_json(cost_file, cost.model_dump())
+    partial.unlink(missing_ok=True)
     return PretrainResult(output_file, accuracy, seconds, metadata)
 
 
@@ -244,7 +238,7 @@ def _train_epoch(
     spec: PretrainSpec,
     bar: Bar,
 ) -> None:
-    device = model.device
+    device = model.mean.device
     steps = spec.epochs * len(batches)
     model.train()
     for step, (images, labels) in enumerate(batches.epoch(epoch), start=epoch * len(batches)):
@@ -269,7 +263,7 @@ def _train_epoch(
 
 @torch.no_grad()
 def _accuracy(model: Classifier, batches: ImageBatches) -> float | None:
-    device = model.device
+    device = model.mean.device
     model.eval()
     right = [
         (model(images.to(device)).argmax(1).cpu() == labels)
@@ -286,12 +280,8 @@ def _device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")
-
-
-def _check_writable(path: Path) -> None:
-    for file in (path, _partial(path), PretrainingCost.file(path)):
+def _check_writable(path: Path, *others: Path) -> None:
+    for file in (path, *others):
         if file.is_dir():
             raise UserError(f"{file}: is a folder; name another file to write the weights to")
     try:

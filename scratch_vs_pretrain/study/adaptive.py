@@ -27,7 +27,7 @@ from scratch_vs_pretrain.study.resolve import arm_branches, schedules_of
 from scratch_vs_pretrain.study.sections import Answer
 from scratch_vs_pretrain.study.spec import SCRATCH, Study
 from scratch_vs_pretrain.study.tune import search_study, with_recipe
-from scratch_vs_pretrain.training.branch import ENDED
+from scratch_vs_pretrain.training.checkpoint import ENDED
 
 if TYPE_CHECKING:
     from scratch_vs_pretrain.study.launch import Outcome

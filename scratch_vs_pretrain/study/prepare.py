@@ -28,7 +28,7 @@ from scratch_vs_pretrain.study.resolve import (
 )
 from scratch_vs_pretrain.study.schedule import own_start
 from scratch_vs_pretrain.study.spec import Run, Study
-from scratch_vs_pretrain.training.branch import ENDED
+from scratch_vs_pretrain.training.checkpoint import ENDED
 
 # What run.json states of a run before it starts; a folder that differs in these is another run.
 IDENTITY = ("study", "arm", "schedule", "seed")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders
-from scratch_vs_pretrain.training.branch import ENDED, trunk_of
-from scratch_vs_pretrain.training.checkpoint import newest_first, read
+from scratch_vs_pretrain.training.checkpoint import ENDED, newest_first, read, trunk_of
 
 # Of a run that goes on, the second is there should the newest be damaged.
 NEWEST = 2

@@ -36,7 +36,7 @@ from scratch_vs_pretrain.study.inputs import check_trainable, missing_weights, w
 from scratch_vs_pretrain.study.plan import Plan, PlannedRun, plan
 from scratch_vs_pretrain.study.resolve import run_config
 from scratch_vs_pretrain.study.spec import Arm, Study
-from scratch_vs_pretrain.training.exactness import deterministic_kernels
+from scratch_vs_pretrain.training.kernels import deterministic_kernels
 from scratch_vs_pretrain.training.trained import config_of
 from scratch_vs_pretrain.training.trainer import Trainer
 

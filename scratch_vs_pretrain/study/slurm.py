@@ -19,7 +19,7 @@ from typing import Any
 
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import PARENT, SAME_REQUEST, RunFolder
-from scratch_vs_pretrain.training.start import start_training
+from scratch_vs_pretrain.training import start_training
 
 # A time-out is no failure: a run of several days is put back as often as it takes.
 MOST_REQUEUES = 1000
@@ -186,7 +186,7 @@ class Submission:
 
     def work(self) -> None:
         """Submits what is not submitted yet."""
-        from scratch_vs_pretrain.training.branch import trunk_of
+        from scratch_vs_pretrain.training.checkpoint import trunk_of
 
         for folder in sorted(self.waiting, key=lambda folder: trunk_of(folder) in self.waiting):
             self._submit(folder)
@@ -195,7 +195,7 @@ class Submission:
         raise KeyboardInterrupt
 
     def _submit(self, folder: RunFolder) -> None:
-        from scratch_vs_pretrain.training.branch import is_ready, trunk_of
+        from scratch_vs_pretrain.training.checkpoint import is_ready, trunk_of
 
         run = folder.read()
         there = run.job

@@ -26,10 +26,9 @@ from scratch_vs_pretrain.modeling.checkpoint_file import weights_sha256
 from scratch_vs_pretrain.reproducibility import provenance
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo
-from scratch_vs_pretrain.training import branch, distributed
-from scratch_vs_pretrain.training.checkpoint import load_newest
+from scratch_vs_pretrain.training import checkpoint, distributed
 from scratch_vs_pretrain.training.distributed import Ending, Endings, Interrupted
-from scratch_vs_pretrain.training.exactness import inexact_because, numerics
+from scratch_vs_pretrain.training.kernels import inexact_because, numerics
 from scratch_vs_pretrain.training.trained import config_of
 from scratch_vs_pretrain.training.trainer import Trainer
 
@@ -65,7 +64,7 @@ def train(folder: RunFolder) -> None:
             },
             provenance=origin,
         )
-        branch.take(folder)
+        checkpoint.take(folder)
     comm.synchronize()
     switch = run.switch
     if switch and completed(folder) < switch.at:
@@ -78,7 +77,7 @@ def train(folder: RunFolder) -> None:
 
 def completed(folder: RunFolder) -> int:
     """Returns the iterations after which a run would go on."""
-    newest = load_newest(folder)
+    newest = checkpoint.load_newest(folder)
     return newest["iteration"] if newest else 0
 
 

@@ -27,7 +27,7 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import PARENT, SAME_REQUEST, RunFolder
-from scratch_vs_pretrain.training.start import signals_to, start_training
+from scratch_vs_pretrain.training import signals_to, start_training
 
 # Detectron2's engine/launch.py: DEFAULT_TIMEOUT.
 TIMEOUT = datetime.timedelta(minutes=30)
