@@ -175,11 +175,8 @@ def to_detectron2(
     tensors: dict[str, Tensor] = {}
     others = []
     for key, tensor in state.items():
-        name = None
-        if layout == "detectron2 VGG" and key.startswith(heads):
-            name = rename(key.removeprefix(heads))
-        elif key.startswith(prefix):
-            name = rename(key.removeprefix(prefix))
+        start = heads if layout == "detectron2 VGG" and key.startswith(heads) else prefix
+        name = rename(key.removeprefix(start)) if key.startswith(start) else None
         if name is None:
             others.append(key)
         elif name in tensors:
@@ -191,14 +188,12 @@ def to_detectron2(
             f"{source}: its BatchNorm is fused into a fixed scale and shift, which only FrozenBN "
             "can use; take a checkpoint with running statistics (for SyncBN) or with GroupNorm"
         )
-    surplus = tuple(key for key in others if _is_one_more(key.removeprefix(prefix), own))
+    # Of one more in a row: of block 9 where the network ends with 8.
+    rows = {key: re.match(r"(.*\..*?)\d+\.\D*$", key.removeprefix(prefix)) for key in others}
+    surplus = tuple(
+        key for key, row in rows.items() if row and any(name.startswith(row[1]) for name in own)
+    )
     return BackboneWeights(tensors, tuple(others), layout, prefix, surplus)
-
-
-def _is_one_more(name: str, own: Mapping[str, str]) -> bool:
-    """Tells whether `name` is of one more in a row: of block 9 where the network ends with 8."""
-    row = re.match(r"(.*\..*?)\d+\.\D*$", name)
-    return row is not None and any(known.startswith(row[1]) for known in own)
 
 
 def _layouts_of(network: nn.Module | None) -> tuple[dict[str, str], Mapping[str, Layout]]:

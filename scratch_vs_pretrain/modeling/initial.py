@@ -82,17 +82,17 @@ def match_backbone(
     statistics = _unused_statistics(weights, bottom_up, norm_weights, source)
     tensors = {name: t for name, t in weights.tensors.items() if name not in statistics}
     own = bottom_up.state_dict()
-    common = [name for name in own if name in tensors]
-    mismatched = [name for name in common if own[name].shape != tensors[name].shape]
-    loaded = {name: tensors[name] for name in common if name not in mismatched}
+    mismatched = {
+        name: f"{name} {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and own[name].shape != tensors[name].shape
+    }
+    loaded = {name: tensors[name] for name in own if name in tensors and name not in mismatched}
     report = Loaded(
         loaded=len(loaded),
         missing=tuple(n for n in own if n not in tensors and not n.endswith(_COUNTER)),
         unexpected=(*(n for n in tensors if n not in own), *statistics, *weights.others),
-        mismatched=tuple(
-            f"{name} {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
-            for name in mismatched
-        ),
+        mismatched=tuple(mismatched.values()),
         layout=weights.layout,
         prefix=weights.prefix,
     )
@@ -181,9 +181,13 @@ def match_detector(
     # Heads of users' own have names that nobody knows.
     found = {name: state[name] for name in rest if name in state}
     found |= {name: tensor for name, (_, tensor) in heads.items()}
-    fitting = {
-        name: found[name] for name, tensor in rest.items() if _fits(name, tensor, rest, found)
-    }
+    fitting = {}
+    for name, tensor in rest.items():
+        # Scale and shift of a BatchNorm are no GroupNorm's.
+        statistics = f"{name.rpartition('.')[0]}.running_mean"
+        same_norm = (statistics in rest) == (statistics in found)
+        if name in found and found[name].shape == tensor.shape and same_norm:
+            fitting[name] = found[name]
     if not fitting:
         raise UserError(f"{source}: {_nothing_fits(rest, found)}")
     check_finite(fitting, source)
@@ -194,16 +198,6 @@ def match_detector(
         "unexpected": tuple(key for key in report.unexpected if key not in used),
     }
     return report.model_copy(update=changes), {**tensors, **fitting}
-
-
-def _fits(
-    name: str, tensor: Tensor, own: Mapping[str, Tensor], found: Mapping[str, Tensor]
-) -> bool:
-    if name not in found or found[name].shape != tensor.shape:
-        return False
-    # Scale and shift of a BatchNorm are no GroupNorm's.
-    statistics = f"{name.rpartition('.')[0]}.running_mean"
-    return (statistics in own) == (statistics in found)
 
 
 def _nothing_fits(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
@@ -254,7 +248,11 @@ def match_initial(model: nn.Module, cfg: CfgNode) -> tuple[Loaded, nn.Module, di
     The model, which may be on the meta device, is not changed.
     """
     weights = cfg.MODEL.WEIGHTS
-    check_input(cfg, _origin(weights), weights)
+    config = Path(weights).parent.parent / "config.yaml"
+    if Path(weights).parent.name == "checkpoints" and config.is_file():  # a run's
+        check_input(cfg, {"input": input_settings(load_config(config))}, weights)
+    else:
+        check_input(cfg, read_metadata(weights), weights)
     of_detector = cfg.SVP.LOAD == "detector"
     match = match_detector if of_detector else match_backbone
     report, tensors = match(model, read_checkpoint(weights), weights, cfg.SVP.NORM_WEIGHTS)
@@ -280,14 +278,6 @@ def check_input(cfg: CfgNode, metadata: Mapping[str, Any], source: str) -> None:
                 f"{source}: pre-trained with {key} {trained[key]}, but the config has {value}; "
                 "set both arms to the former, or pre-train again"
             )
-
-
-def _origin(weights: str) -> dict[str, Any]:
-    """Returns what is noted of a checkpoint's training; of a run's, that is its config."""
-    config = Path(weights).parent.parent / "config.yaml"
-    if Path(weights).parent.name == "checkpoints" and config.is_file():
-        return {"input": input_settings(load_config(config))}
-    return read_metadata(weights)
 
 
 def load_initial(model: nn.Module, cfg: CfgNode) -> Loaded | None:

@@ -5,7 +5,7 @@ import logging
 import math
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,7 @@ def pretrain(
         "config": cfg.dump(),
         "versions": provenance(device.type)["versions"],
     }
-    snapshot = _Snapshot(partial, metadata)
-    accuracy = _train(model.to(device), batches, spec, snapshot)
+    accuracy, seconds = _train(model.to(device), batches, spec, partial, metadata)
     metadata["accuracy"] = accuracy
     chance, count = 1 / len(images.classes), len(images.validation)
     guessing = 100 * (chance + CHANCE_ERRORS * math.sqrt(chance * (1 - chance) / max(count, 1)))
@@ -157,7 +156,6 @@ def pretrain(
             f"guessing among {len(images.classes)} classes: it has learned nothing; train longer, "
             "or at another rate"
         )
-    seconds = snapshot.seconds()
     write_backbone(output_file, model.weights(), metadata)
     # Not in the weights: the same training gives the same file, however long it takes.
     cost = PretrainingCost(seconds=seconds, device=provenance(device.type)["device"])
@@ -183,51 +181,40 @@ def _describe(images: LabelledImages, batches: ImageBatches, spec: PretrainSpec)
     }
 
 
-@dataclass
-class _Snapshot:
-    """Everything after an epoch, so that a killed pre-training goes on with the next."""
-
-    path: Path
-    metadata: dict[str, Any]
-    start: float = field(default_factory=time.monotonic)  # less what earlier calls took
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
-
-    def save(self, epochs: int, model: Classifier, optimizer: torch.optim.Optimizer) -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        about = {"metadata": self.metadata, "epochs": epochs, "seconds": self.seconds()}
-        save(self.path, {**about, **state})
-
-    def restore(self, model: Classifier, optimizer: torch.optim.Optimizer) -> int:
-        """Returns the number of epochs already trained, having restored what they left."""
-        if not self.path.exists():
-            return 0
-        state = load(self.path, str(self.path))
-        if not isinstance(state, dict) or state.get("metadata") != self.metadata:
-            _log.warning("%s is of another pre-training; starting anew", self.path)
-            return 0
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        self.start -= state.get("seconds", 0.0)
-        return state["epochs"]
-
-
 def _train(
-    model: Classifier, batches: ImageBatches, spec: PretrainSpec, snapshot: _Snapshot
-) -> float | None:
+    model: Classifier,
+    batches: ImageBatches,
+    spec: PretrainSpec,
+    partial: Path,
+    metadata: dict[str, Any],
+) -> tuple[float | None, float]:
+    """Trains all epochs, those of a killed call aside that `partial` has everything of.
+
+    Returns:
+        The accuracy of the validation pictures, percent; and seconds, of such calls, too.
+    """
     momentum, decay = spec.momentum, spec.weight_decay
     optimizer = torch.optim.SGD(model.parameters(), spec.largest_rate, momentum, weight_decay=decay)
-    done = snapshot.restore(model, optimizer)
+    done, start = 0, time.monotonic()
+    if partial.exists():
+        state = load(partial, str(partial))
+        if isinstance(state, dict) and state.get("metadata") == metadata:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            done, start = state["epochs"], start - state.get("seconds", 0.0)
+        else:
+            _log.warning("%s is of another pre-training; starting anew", partial)
     accuracy = _accuracy(model, batches) if done else None
     steps = {"total": spec.epochs * len(batches), "initial": done * len(batches)}
     with Bar(**steps, desc="pre-training", unit="batch") as bar:
         for epoch in range(done, spec.epochs):
             _train_epoch(model, optimizer, batches, epoch, spec, bar)
-            snapshot.save(epoch + 1, model, optimizer)
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            about = {"epochs": epoch + 1, "seconds": time.monotonic() - start}
+            save(partial, {"metadata": metadata, **about, **state})
             accuracy = _accuracy(model, batches)
             _log.info("epoch %d: validation accuracy %s %%", epoch + 1, accuracy)
-    return accuracy
+    return accuracy, time.monotonic() - start
 
 
 def _train_epoch(

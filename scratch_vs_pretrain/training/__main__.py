@@ -25,7 +25,6 @@ from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
 from scratch_vs_pretrain.modeling.checkpoint_file import weights_sha256
 from scratch_vs_pretrain.reproducibility import provenance
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.training import checkpoint, distributed
 from scratch_vs_pretrain.training.distributed import Ending, Endings, Interrupted
 from scratch_vs_pretrain.training.kernels import inexact_because, numerics
@@ -48,7 +47,12 @@ def train(folder: RunFolder) -> None:
     """
     run = folder.read()
     cfg = config_of(folder.config_file)
-    _check_weights_unchanged(cfg, run)
+    planned = run.init.sha256
+    if cfg.MODEL.WEIGHTS and planned and weights_sha256(cfg.MODEL.WEIGHTS) != planned:
+        raise UserError(
+            f"{cfg.MODEL.WEIGHTS}: has changed since the run was planned (sha256 was {planned}); "
+            "restore it, or use another output folder"
+        )
     datasets.register(cfg)
     datasets.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     origin = {**provenance(cfg.MODEL.DEVICE), **numerics(cfg)}
@@ -100,15 +104,6 @@ def train_part(
         if comm.is_main_process():
             folder.update(iteration=trainer.iter)
         raise FloatingPointError(f"after {trainer.iter} iterations: {error}") from None
-
-
-def _check_weights_unchanged(cfg: CfgNode, run: RunInfo) -> None:
-    planned = run.init.sha256
-    if cfg.MODEL.WEIGHTS and planned and weights_sha256(cfg.MODEL.WEIGHTS) != planned:
-        raise UserError(
-            f"{cfg.MODEL.WEIGHTS}: has changed since the run was planned (sha256 was {planned}); "
-            "restore it, or use another output folder"
-        )
 
 
 def run_and_record(folder: RunFolder) -> int:

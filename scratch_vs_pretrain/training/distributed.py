@@ -64,7 +64,11 @@ class Ending:
 def join(device: str) -> None:
     """Joins the group of the environment, if there is one: by NCCL, on the GPU numbered LOCAL_RANK,
     where `device` is "cuda", by gloo where it is "cpu"."""
-    _end_with_parent()
+    if parent := os.environ.get(PARENT):
+        # The kernel asks this process to stop when the one that started it has died.
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+        if os.getppid() != int(parent):
+            os.kill(os.getpid(), signal.SIGTERM)
     if "RANK" not in os.environ:
         return
     cuda = device.startswith("cuda")
@@ -90,11 +94,7 @@ def leave() -> None:
 
 def agreed(value: Any) -> Any:
     """Returns the main process's value in every process."""
-    if comm.get_world_size() == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values)
-    return values[0]
+    return comm.all_gather(value)[0]
 
 
 def share_buffers(model: nn.Module) -> None:
@@ -108,16 +108,6 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def _end_with_parent() -> None:
-    """Lets the kernel ask this process to stop when the process that started it has died."""
-    parent = os.environ.get(PARENT)
-    if parent is None:
-        return
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-    if os.getppid() != int(parent):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
 class Endings:
     """Agreement of all processes on what ended the run first.
 
@@ -126,9 +116,7 @@ class Endings:
     """
 
     def __init__(self) -> None:
-        self._store: dist.Store | None = None
-        if comm.get_world_size() > 1:
-            self._store = _connect()
+        self._store = _connect() if comm.get_world_size() > 1 else None
 
     def first(self, ending: Ending) -> Ending:
         """Returns the ending of whichever process calls this first."""
@@ -264,20 +252,19 @@ def train_in_processes(folder: RunFolder, count: int, verbose: bool) -> int:
 def _wait(running: list[subprocess.Popen]) -> tuple[list[int], set[int]]:
     """Waits for all, and returns which failed, in this order, and which of them were killed because
     they outlived a failed one for too long."""
-    left, deadline = dict(enumerate(running)), float("inf")
+    left, deadline = set(range(len(running))), float("inf")
     failed, hung = list[int](), set[int]()
     while left:
         time.sleep(POLL_SECONDS)
-        for rank, process in list(left.items()):
-            if process.poll() is not None:
-                del left[rank]
-                if process.returncode != 0:
-                    failed.append(rank)
-                    deadline = min(deadline, time.monotonic() + END_SECONDS)
+        ended = {rank for rank in left if running[rank].poll() is not None}
+        failed += sorted(rank for rank in ended if running[rank].returncode)
+        left -= ended
+        if failed:
+            deadline = min(deadline, time.monotonic() + END_SECONDS)
         if time.monotonic() > deadline:
-            hung |= left.keys()
-            for process in left.values():
-                process.kill()
+            hung |= left
+            for rank in left:
+                running[rank].kill()
     return failed, hung
 
 

@@ -40,22 +40,17 @@ def deterministic_kernels(cfg: Any) -> Iterator[None]:
     memory: Any = torch.utils.deterministic
     # CUDA's matrix products need it before they are first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        memory.fill_uninitialized_memory,
-        torch.backends.cudnn.benchmark,
-    )
-    torch.use_deterministic_algorithms(True, warn_only=cfg.MODEL.DEVICE == "cpu")
-    # It would fill every new tensor, to find reads of what nobody has written.
-    memory.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = False
-    try:
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    with contextlib.ExitStack() as restored:
+        restored.callback(torch.use_deterministic_algorithms, enabled, warn_only=warns)
+        torch.use_deterministic_algorithms(True, warn_only=cfg.MODEL.DEVICE == "cpu")
+        # The first would fill every new tensor, to find reads of what nobody has written.
+        switched_off = {"fill_uninitialized_memory": memory, "benchmark": torch.backends.cudnn}
+        for name, module in switched_off.items():
+            restored.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, False)
         yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        memory.fill_uninitialized_memory = before[2]
-        torch.backends.cudnn.benchmark = before[3]
 
 
 def numerics(cfg: Any) -> dict[str, Any]:
@@ -128,18 +123,14 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def keep_norms_narrow(model: nn.Module) -> None:
-    """Replaces the GroupNorms in a model by ones that return what they are given, bfloat16 too.
+    """Lets the GroupNorms in a model return what they are given, bfloat16 too.
 
     Autocast on GPUs, unlike on processors, would widen every feature map to float32 for them. The
     sums inside of the kernel are in float32 either way.
     """
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.GroupNorm:
-                sizes = child.num_groups, child.num_channels, child.eps
-                narrow = _NarrowGroupNorm(*sizes, affine=False).train(child.training)
-                narrow.weight, narrow.bias = child.weight, child.bias
-                setattr(module, name, narrow)
+    for module in model.modules():
+        if type(module) is nn.GroupNorm:
+            module.__class__ = _NarrowGroupNorm
 
 
 class _NarrowGroupNorm(nn.GroupNorm):

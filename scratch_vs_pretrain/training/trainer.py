@@ -93,20 +93,6 @@ class _Events(events.TensorboardXWriter):
         self._writer.flush()
 
 
-def make_writers(
-    folder: RunFolder, cfg: Any, completed: int, last: int
-) -> list[events.EventWriter]:
-    """Returns what writes a run's metrics: metrics.json, TensorBoard's events, log.txt.
-
-    `completed` is the iterations before this start, `last` those at the end, for the log's ETA.
-    """
-    writers: list[events.EventWriter] = [events.JSONWriter(str(folder.metrics_file))]
-    if cfg.SVP.TENSORBOARD and importlib.util.find_spec("tensorboard"):
-        writers.append(_Events(folder.path / "tensorboard", completed))
-    # The last, because it puts the ETA among the metrics.
-    return [*writers, events.CommonMetricPrinter(last)]
-
-
 def recent_values(storage: events.EventStorage) -> dict[str, list[list[float]]]:
     """Returns the last values of each metric as [value, iteration] pairs, for a checkpoint."""
     return {
@@ -187,7 +173,11 @@ class Trainer(SimpleTrainer):
         self._writers: list[events.EventWriter] = []
         if comm.is_main_process():
             checkpoint.truncate_metrics(folder.metrics_file, self.iter)
-            self._writers = make_writers(folder, cfg, self.iter, self.max_iter)
+            self._writers.append(events.JSONWriter(str(folder.metrics_file)))
+            if cfg.SVP.TENSORBOARD and importlib.util.find_spec("tensorboard"):
+                self._writers.append(_Events(folder.path / "tensorboard", self.iter))
+            # The last, because it puts the ETA among the metrics.
+            self._writers.append(events.CommonMetricPrinter(self.max_iter))
         self._latest: dict[str, float] = {}
         self._while_training = contextlib.ExitStack()
         self._started = self._recorded = time.monotonic()
