@@ -63,6 +63,11 @@ def check_trainable(
     ]
     # Statistics of too few images; SyncBN's are of those of all processes.
     few = _norms(model, "BN") if images_per_process < SMALLEST_BATCH else []
+    forgotten: list[str] = []
+    if optimizer is not None:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        trained = [(name, id(p)) for name, p in model.named_parameters() if p.requires_grad]
+        forgotten = [name for name, parameter in trained if parameter not in held]
     found = {
         "frozen-stages-from-scratch": _problem(
             frozen,
@@ -76,28 +81,25 @@ def check_trainable(
             f"than {SMALLEST_BATCH}; set NORM to GN or SyncBN in MODEL.RESNETS, MODEL.FPN and the "
             "heads",
         ),
+        "": _problem(  # no study admits it
+            forgotten,
+            "{} parameters are missing from the optimizer ({}); "
+            "build the optimizer after the model is complete",
+        ),
     }
-    problems = [problem for check, problem in found.items() if check not in cfg.SVP.ADMIT]
-    if optimizer is not None:
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        trained = [(name, id(p)) for name, p in model.named_parameters() if p.requires_grad]
-        problems.append(
-            _problem(
-                [name for name, parameter in trained if parameter not in held],
-                "{} parameters are missing from the optimizer ({}); "
-                "build the optimizer after the model is complete",
-            )
-        )
-    if any(problems):
+    problems = [text for check, text in found.items() if text and check not in cfg.SVP.ADMIT]
+    if problems:
         start = "weights that are given" if cfg.MODEL.WEIGHTS else "scratch"
-        raise UserError(f"this cannot train from {start}: " + "; ".join(filter(None, problems)))
+        raise UserError(f"this cannot train from {start}: {'; '.join(problems)}")
 
 
 def frozen_norms(model: nn.Module, pretrained: Container[nn.Module] = ()) -> str:
     """Names FrozenBatchNorm2d, which leaves a random network without normalization, if any."""
-    text = "{} layers are FrozenBN ({}); set MODEL.RESNETS.NORM to GN or SyncBN, and "
-    names = _norms(model, "FrozenBN", pretrained)
-    return _problem(names, f"{text}MODEL.BACKBONE.FREEZE_AT to 0")
+    return _problem(
+        _norms(model, "FrozenBN", pretrained),
+        "{} layers are FrozenBN ({}); set MODEL.RESNETS.NORM to GN or SyncBN, and "
+        "MODEL.BACKBONE.FREEZE_AT to 0",
+    )
 
 
 def _problem(names: Sequence[str], text: str) -> str:

@@ -81,21 +81,17 @@ _OWN = (r"((?:stem|res[2-5])\..*)", r"\1")
 _HUGGING_FACE = r"encoder\.stages\.(\d)\.layers\.(\d+)\."
 # torchvision counts VGG's ReLUs and poolings, too; VGG-19's numbers are others from conv3_4 on.
 _FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-_CLASSIFIER = {r"classifier\.0": "box_head.fc1", r"classifier\.3": "box_head.fc2"}
 LAYOUTS: dict[str, Layout] = {
     "detectron2": _layout("stem.conv1.weight", _OWN),
     "torchvision": _layout("layer1.0.conv1.weight", *_resnet("conv1", "bn1", r"layer(\d)", "+1")),
     "Hugging Face": _layout(
         "embedder.embedder.convolution.weight",
-        *(
-            (rf"{place}\.{kind}\.(\w+)", rf"{name}{norm}.\{parameter}")
-            for place, name, parameter in (
-                (r"embedder\.embedder", "stem.conv1", 1),
-                (rf"{_HUGGING_FACE}layer\.(\d)", r"res\1+2.\2.conv\3+1", 4),
-                (rf"{_HUGGING_FACE}shortcut", r"res\1+2.\2.shortcut", 3),
-            )
-            for kind, norm in (("convolution", ""), ("normalization", ".norm"))
-        ),
+        (r"embedder\.embedder\.convolution\.(\w+)", r"stem.conv1.\1"),
+        (r"embedder\.embedder\.normalization\.(\w+)", r"stem.conv1.norm.\1"),
+        (rf"{_HUGGING_FACE}layer\.(\d)\.convolution\.(\w+)", r"res\1+2.\2.conv\3+1.\4"),
+        (rf"{_HUGGING_FACE}layer\.(\d)\.normalization\.(\w+)", r"res\1+2.\2.conv\3+1.norm.\4"),
+        (rf"{_HUGGING_FACE}shortcut\.convolution\.(\w+)", r"res\1+2.\2.shortcut.\3"),
+        (rf"{_HUGGING_FACE}shortcut\.normalization\.(\w+)", r"res\1+2.\2.shortcut.norm.\3"),
     ),
     # torchvision's children in a Sequential, by their places.
     "Lightly": _layout("4.0.conv1.weight", *_resnet("0", "1", "([4-7])", "-2")),
@@ -110,12 +106,11 @@ LAYOUTS: dict[str, Layout] = {
     "torchvision VGG": _layout(
         "features.28.weight",
         *(
-            (rf"{place}\.(weight|bias)", rf"{name}.\1")
-            for place, name in (
-                *zip((rf"features\.{n}" for n in _FEATURES), LAYERS, strict=True),
-                *_CLASSIFIER.items(),
-            )
+            (rf"features\.{number}\.(weight|bias)", rf"{name}.\1")
+            for number, name in zip(_FEATURES, LAYERS, strict=True)
         ),
+        (r"classifier\.0\.(weight|bias)", r"box_head.fc1.\1"),
+        (r"classifier\.3\.(weight|bias)", r"box_head.fc2.\1"),
     ),
     "caffe2 VGG": _layout(
         "conv5_3_w",

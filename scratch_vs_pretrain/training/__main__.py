@@ -93,7 +93,7 @@ def train_part(
     `inexact` says why a resume, if this is one, is not exact.
     """
     run = folder.read()
-    trainer = Trainer(cfg, folder, run.name, until)
+    trainer = Trainer(cfg, folder, until)
     if comm.is_main_process():
         if not (run.switch and trainer.iter == run.switch.at):
             trainer.note_resume(inexact)

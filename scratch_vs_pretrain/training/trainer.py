@@ -122,20 +122,17 @@ class Trainer(SimpleTrainer):
 
     iter: int
 
-    def __init__(
-        self, cfg: Any, folder: RunFolder, title: str = "", until: int | None = None
-    ) -> None:
+    def __init__(self, cfg: Any, folder: RunFolder, until: int | None = None) -> None:
         """
         Args:
             cfg: the run's config, with the device that is really there.
             folder: the run folder.
-            title: in front of the progress bar.
             until: the iteration at which another config takes over, None for the last part.
         """
         self.cfg = cfg
         self.folder = folder
         run = folder.read()
-        self._title = title
+        self._title = run.name
         self._branch_points = run.branch_points
         self.network, self.described = build_run_model(cfg)
         options = kernels.options_in_force(cfg)
@@ -164,7 +161,6 @@ class Trainer(SimpleTrainer):
             model = kernels.Autocast(model, cfg.MODEL.DEVICE)
         super().__init__(model, self.stream, optimizer)
         self.max_iter = until or cfg.SOLVER.MAX_ITER
-        self.resumed = found is not None
         self.totals: dict[str, int] = {}
         self._recent: dict[str, Any] = {}
         self._seconds_before = 0.0
@@ -357,7 +353,7 @@ class Trainer(SimpleTrainer):
     def note_resume(self, inexact: list[str]) -> None:
         """Records in run.json where this start goes on, if it does, and why `inexact`; in the main
         process."""
-        if not self.resumed:
+        if self.iter == 0:
             return
         run = self.folder.read()
         if run.branch and run.branch.taken == Taken(iteration=self.iter):
