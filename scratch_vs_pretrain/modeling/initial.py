@@ -280,15 +280,6 @@ def check_input(cfg: CfgNode, metadata: Mapping[str, Any], source: str) -> None:
             )
 
 
-def load_initial(model: nn.Module, cfg: CfgNode) -> Loaded | None:
-    """Fills a run's model; returns None if its weights are to be random."""
-    if not cfg.MODEL.WEIGHTS:
-        return None
-    report, part, tensors = match_initial(model, cfg)
-    part.load_state_dict(tensors, strict=False)
-    return report
-
-
 def report_text(report: Loaded, source: str) -> str:
     """Returns a sentence on what a detector's checkpoint was used for."""
     said = [f"{report.loaded} tensors are from {source}"]

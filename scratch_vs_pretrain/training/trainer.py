@@ -29,7 +29,7 @@ from scratch_vs_pretrain.evaluation.detections import write_detections
 from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evaluation
 from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoints
 from scratch_vs_pretrain.modeling.checks import check_trainable, use_runnable_norms
-from scratch_vs_pretrain.modeling.initial import freeze, load_initial
+from scratch_vs_pretrain.modeling.initial import freeze, match_initial
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.reproducibility import restore_random_states
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -66,9 +66,12 @@ def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
     described: dict[str, Any] = {
         "norms": use_runnable_norms(model, cfg.MODEL.DEVICE, comm.get_world_size()),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "init_report": load_initial(model, cfg),
+        "init_report": None,
     }
-    forget_checkpoints()
+    if cfg.MODEL.WEIGHTS:
+        described["init_report"], part, tensors = match_initial(model, cfg)
+        part.load_state_dict(tensors, strict=False)
+        forget_checkpoints()
     freeze(model, cfg)
     # The arms may have drawn differently so far; from here on they draw alike.
     seed_all_rng(cfg.SEED + comm.get_rank())
@@ -189,6 +192,7 @@ class Trainer(SimpleTrainer):
         with (
             deterministic_kernels(self.cfg),
             events.EventStorage(self.iter) as self.storage,
+            self._while_training,
         ):
             restore_values(self.storage, self._recent)
             try:
@@ -221,10 +225,6 @@ class Trainer(SimpleTrainer):
         )
         self._bar = self._while_training.enter_context(bar)
         self._asked_to_stop = self._while_training.enter_context(stop_requests())
-
-    def after_train(self) -> None:
-        super().after_train()
-        self._while_training.close()
 
     def after_step(self) -> None:
         """Evaluates, logs and saves as it is due; on SIGTERM or SIGINT saves at once and stops."""
