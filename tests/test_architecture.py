@@ -29,7 +29,7 @@ CEILINGS = {
     "study": 4_139,
     "training": 1_805,
     "evaluation": 1_124,
-    "pretraining": 554,
+    "pretraining": 539,
     "data": 2_832,
     "modeling": 1_626,
     "analysis": 6_423,
