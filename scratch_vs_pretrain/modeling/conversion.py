@@ -10,7 +10,6 @@ heuristic is not used, because it may match a wrong layer without saying so.
 import functools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -128,33 +127,20 @@ _FAMILIES = {
 }
 
 
-@dataclass(frozen=True)
-class BackboneWeights:
-    """A checkpoint's backbone under Detectron2's names.
-
-    Attributes:
-        others: keys of the checkpoint that are no part of the backbone, as they are there.
-        layout: a key of :data:`LAYOUTS`, or "its own" for a network's own names.
-        prefix: what stood before the backbone's names.
-        surplus: those of `others` that say that the file is of another, deeper network.
-    """
-
-    tensors: dict[str, Tensor]
-    others: tuple[str, ...]
-    layout: str
-    prefix: str
-    surplus: tuple[str, ...] = ()
-
-
 def to_detectron2(
     state: Mapping[str, Tensor], source: str = "the checkpoint", network: nn.Module | None = None
-) -> BackboneWeights:
+) -> tuple[Loaded, dict[str, Tensor], tuple[str, ...]]:
     """Finds the backbone in a state dict and renames it. Tensors are passed on as they are.
 
     Args:
         source: what messages call the checkpoint.
         network: what is to take them, by default a ResNet or VGG-16. Any other takes its own names,
             or what its method ``name_in_files(name)`` says.
+
+    Returns:
+        A report: the layout (a key of :data:`LAYOUTS`, or "its own"), what stood before the names,
+        and, as `unexpected`, the keys that are no part of the backbone. The backbone's tensors by
+        Detectron2's names. And the keys by which the file is of another, deeper network.
 
     Raises:
         UserError: no known layout; several networks, none of which is the obvious one; or Caffe2's
@@ -188,7 +174,8 @@ def to_detectron2(
     surplus = tuple(
         key for key, row in rows.items() if row and any(name.startswith(row[1]) for name in own)
     )
-    return BackboneWeights(tensors, tuple(others), layout, prefix, surplus)
+    found = Loaded(loaded=len(tensors), unexpected=tuple(others), layout=layout, prefix=prefix)
+    return found, tensors, surplus
 
 
 def _layouts_of(network: nn.Module | None) -> tuple[dict[str, str], Mapping[str, Layout]]:
@@ -206,22 +193,22 @@ def _layouts_of(network: nn.Module | None) -> tuple[dict[str, str], Mapping[str,
 
 def convert(
     state: Mapping[str, Tensor], architecture: str, source: str = "the checkpoint"
-) -> BackboneWeights:
-    """Returns the backbone of `state` under Detectron2's names, checked to be `architecture`."""
+) -> tuple[Loaded, dict[str, Tensor]]:
+    """Returns the backbone of `state` as :func:`to_detectron2`, checked to be `architecture`."""
     if architecture not in ARCHITECTURE_NAMES:
         known = ", ".join(ARCHITECTURE_NAMES)
         raise UserError(f"{architecture}: unknown architecture; use one of {known}")
-    weights = to_detectron2(state, source)
-    expected, found = _expected_shapes(architecture, weights.tensors), _shapes(weights.tensors)
+    report, tensors, _ = to_detectron2(state, source)
+    expected, found = _expected_shapes(architecture, tensors), _shapes(tensors)
     if expected != found:
         differing = [name for name in expected if expected[name] != found.get(name, expected[name])]
         raise UserError(
             f"{source}: these are not the weights of a {architecture} "
             f"({len(expected.keys() - found.keys())} missing, {len(differing)} of another shape, "
             f"{len(found.keys() - expected.keys())} too many of {len(expected)})"
-            f"{describe(weights.tensors)}"
+            f"{describe(tensors)}"
         )
-    return weights
+    return report, tensors
 
 
 def convert_file(source: str | Path, output: Path, architecture: str) -> Loaded:
@@ -233,8 +220,9 @@ def convert_file(source: str | Path, output: Path, architecture: str) -> Loaded:
         raise UserError(f"{output}: name a file that ends in .pth")
     if output.exists() and output.samefile(checkpoint_file.local_file(source)):
         raise UserError(f"{output}: is the checkpoint itself; choose another output file")
-    weights = convert(checkpoint_file.read_checkpoint(source), architecture, str(source))
-    check_finite(weights.tensors, str(source))
+    state = checkpoint_file.read_checkpoint(source)
+    report, tensors = convert(state, architecture, str(source))
+    check_finite(tensors, str(source))
     converted = {
         "architecture": architecture,
         "source": str(source),
@@ -242,19 +230,14 @@ def convert_file(source: str | Path, output: Path, architecture: str) -> Loaded:
     }
     # What `svp pretrain` noted about pixels still holds.
     checkpoint_file.write_backbone(
-        output, weights.tensors, {**checkpoint_file.read_metadata(source), "converted": converted}
+        output, tensors, {**checkpoint_file.read_metadata(source), "converted": converted}
     )
     # And what it cost, which lies beside the file.
     cost = PretrainingCost.file(output)
     cost.unlink(missing_ok=True)
     if noted := PretrainingCost.of(source):
         write_json(cost, noted["cost"])
-    return Loaded(
-        loaded=len(weights.tensors),
-        unexpected=weights.others,
-        layout=weights.layout,
-        prefix=weights.prefix,
-    )
+    return report
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:

@@ -22,7 +22,6 @@ from scratch_vs_pretrain.modeling.backbone import TimmBackbone, bottom_up_of, pr
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
 from scratch_vs_pretrain.modeling.checks import norm_layers, some
 from scratch_vs_pretrain.modeling.conversion import (
-    BackboneWeights,
     check_finite,
     describe,
     renamed,
@@ -78,9 +77,9 @@ def match_backbone(
             of a deeper network; BatchNorm into GroupNorm unless asked for; non-finite weights.
     """
     bottom_up = pretrained_part(model)
-    weights = to_detectron2(state, source, bottom_up)
-    statistics = _unused_statistics(weights, bottom_up, norm_weights, source)
-    tensors = {name: t for name, t in weights.tensors.items() if name not in statistics}
+    found, tensors, surplus = to_detectron2(state, source, bottom_up)
+    statistics = _unused_statistics(tensors, bottom_up, norm_weights, source)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in statistics}
     own = bottom_up.state_dict()
     mismatched = {
         name: f"{name} {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
@@ -91,22 +90,22 @@ def match_backbone(
     report = Loaded(
         loaded=len(loaded),
         missing=tuple(n for n in own if n not in tensors and not n.endswith(_COUNTER)),
-        unexpected=(*(n for n in tensors if n not in own), *statistics, *weights.others),
+        unexpected=(*(n for n in tensors if n not in own), *statistics, *found.unexpected),
         mismatched=tuple(mismatched.values()),
-        layout=weights.layout,
-        prefix=weights.prefix,
+        layout=found.layout,
+        prefix=found.prefix,
     )
     more = [name for name in report.unexpected if _changes_network(name, tensors, bottom_up)]
-    _check_complete(report, [*weights.surplus, *more], tensors, source)
+    _check_complete(report, [*surplus, *more], tensors, source)
     check_finite(loaded, source)
     return report, loaded
 
 
 def _unused_statistics(
-    weights: BackboneWeights, bottom_up: nn.Module, norm_weights: str, source: str
+    tensors: Mapping[str, Tensor], bottom_up: nn.Module, norm_weights: str, source: str
 ) -> list[str]:
     """Returns the file's running statistics that GroupNorm has no place for."""
-    found = [name for name in weights.tensors if name.endswith(_STATISTICS)]
+    found = [name for name in tensors if name.endswith(_STATISTICS)]
     if not found or "GN" not in {kind for *_, kind in norm_layers(bottom_up)}:
         return []
     if norm_weights == "all":
