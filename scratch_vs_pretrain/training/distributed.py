@@ -15,9 +15,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -52,8 +51,7 @@ class Interrupted(Exception):
     """Training was asked to stop, and saved a checkpoint first."""
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(NamedTuple):
     """How a run ended other than well: its state, why, and the exit status of the process."""
 
     state: str
@@ -123,13 +121,13 @@ class Endings:
         if self._store is None:
             return ending
         if comm.get_rank() > 0:
-            reason = f"process {comm.get_rank()} of {comm.get_world_size()}: {ending.reason}"
-            ending = Ending(ending.state, reason, ending.status)
+            name = f"process {comm.get_rank()} of {comm.get_world_size()}"
+            ending = ending._replace(reason=f"{name}: {ending.reason}")
         try:
-            answer = self._store.compare_set("ending", "", json.dumps(asdict(ending)))
+            answer = self._store.compare_set("ending", "", json.dumps(ending))
         except RuntimeError:  # the main process is gone, and the store with it
             return ending
-        return Ending(**json.loads(answer))
+        return Ending(*json.loads(answer))
 
     @contextlib.contextmanager
     def watched(self, hung: Callable[[Ending], None]) -> Iterator[None]:
@@ -143,7 +141,7 @@ class Endings:
             while not over.wait(WATCH_SECONDS):
                 if store.check(["ending"]):
                     if not over.wait(GRACE_SECONDS):
-                        hung(Ending(**json.loads(store.get("ending"))))
+                        hung(Ending(*json.loads(store.get("ending"))))
                     return
 
         thread = threading.Thread(target=wait, daemon=True)
