@@ -54,7 +54,7 @@ with (Path(root) / "baseline.csv").open("w") as out:
 COLLECT = """
 from pathlib import Path
 from scratch_vs_pretrain.analysis.runs.frame import tidy
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 frame = tidy(load_runs(Path(root), plain=True))
 """
 COMMAND = """

@@ -24,7 +24,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import trange
 
-from scratch_vs_pretrain.evaluation.coco_score import NUMBERS, score
+from scratch_vs_pretrain.evaluation.scores import NUMBERS, score
 
 WIDTH, HEIGHT, CATEGORIES = 640, 480, 80
 TARGET_RATIO, TOLERANCE = 4, 1e-9

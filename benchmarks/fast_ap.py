@@ -15,9 +15,8 @@ from scratch_vs_pretrain.data.shapes import make_shapes
 from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders, read_json
 from scratch_vs_pretrain.study.demo import FULL, STUDY_FILE
 from scratch_vs_pretrain.study.launch import run_study
-from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.sections import Data, DataFiles, Evaluation
-from scratch_vs_pretrain.study.spec import Study
+from scratch_vs_pretrain.study.spec import Study, load_study
 
 RECORDED = Path(__file__).parents[1] / "notebooks/data/demo/scratch"
 TASKS = ("bbox", "segm")

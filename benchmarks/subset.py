@@ -107,7 +107,7 @@ def load(way: str, file: Path, count: int) -> dict[str, Any]:
     from detectron2.data.datasets import load_coco_json, register_coco_instances
 
     from scratch_vs_pretrain.config import default_config
-    from scratch_vs_pretrain.data import subsets
+    from scratch_vs_pretrain.data import datasets
     from scratch_vs_pretrain.data.loading import load_training_records
 
     base = "synthetic_train"
@@ -116,7 +116,7 @@ def load(way: str, file: Path, count: int) -> dict[str, Any]:
     start, wall = time.process_time(), time.perf_counter()
     if way == "plain":
         records = load_coco_json(str(file), str(file.parent), base)
-        chosen = set(subsets.draw([record["image_id"] for record in records], count, 0))
+        chosen = set(datasets.draw([record["image_id"] for record in records], count, 0))
         records = [record for record in records if record["image_id"] in chosen]
         records = filter_images_with_only_crowd_annotations(records)
     else:
@@ -128,7 +128,7 @@ def load(way: str, file: Path, count: int) -> dict[str, Any]:
         "seconds": time.process_time() - start,
         "wall": time.perf_counter() - wall,
         "megabytes": _peak() - before,
-        "ids": subsets.digest(record["image_id"] for record in records),
+        "ids": datasets.digest(record["image_id"] for record in records),
         "instances": sum(len(record["annotations"]) for record in records),
     }
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.stats.crossing import regions, smoothed
+from scratch_vs_pretrain.analysis.stats.contrast import regions, smoothed
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     ALPHA,
     Claim,

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from scratch_vs_pretrain.api import load_runs, register_all, run
     from scratch_vs_pretrain.config import add_svp_config
     from scratch_vs_pretrain.errors import UserError
-    from scratch_vs_pretrain.study.parse import load_study
     from scratch_vs_pretrain.study.plan import plan
+    from scratch_vs_pretrain.study.spec import load_study
 
 __version__ = "0.2.0"
 
@@ -44,7 +44,7 @@ _ELSEWHERE = {
     "answer": "analysis.stats.answer",
     "conclude": "analysis.stats.conclusions",
     "figure": "analysis.registry",
-    "load_study": "study.parse",
+    "load_study": "study.spec",
     "plan": "study.plan",
     "report": "analysis.report",
     "table": "analysis.registry",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scratch_vs_pretrain.analysis.runs import records
+from scratch_vs_pretrain.analysis import runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scratch_vs_pretrain.study.spec import Study
 
 
-class Runs(tuple[records.RunRecord, ...]):
+class Runs(tuple[runs.RunRecord, ...]):
     """Runs that were read, sorted by study, arm, schedule and seed."""
 
     __slots__ = ()
@@ -32,7 +32,7 @@ class Runs(tuple[records.RunRecord, ...]):
 
     def studies(self) -> Iterator[Runs]:
         """Yields the runs of each study."""
-        from scratch_vs_pretrain.analysis.stats.comparison import by_study
+        from scratch_vs_pretrain.analysis.stats.results import by_study
 
         yield from map(Runs, by_study(self).values())
 
@@ -79,7 +79,7 @@ def load_runs(*folders: Path | str) -> Runs:
     Raises:
         UserError: no runs there, a damaged one, one run found twice, or two studies of one name.
     """
-    return Runs(records.load_runs([Path(folder) for folder in folders], plain=True))
+    return Runs(runs.load_runs([Path(folder) for folder in folders], plain=True))
 
 
 def register_all(cfg: CfgNode) -> None:

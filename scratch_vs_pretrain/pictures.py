@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -51,66 +51,60 @@ class ImageFacts:
         return self.mode[0] in "IF" or ";16" in self.mode
 
 
-@dataclass(frozen=True)
-class Located:
+class Located(NamedTuple):
     """Where the images of a data set are."""
 
     files: Mapping[str, str]  # names relative to the image folder, by the names that are listed
-    renamed: Mapping[str, str]  # those of them that differ
     missing: Sequence[str]  # names of which there is no file
     unusable: Mapping[str, str]  # what is wrong with names that lead out of the folder
 
 
-def locate(folder: Path, names: Sequence[str]) -> Located:
+def locate(folder: Path, names: Sequence[str], listing: Path | None = None) -> Located:
     """Finds images by the names that annotations give them.
 
     A name may be an absolute path, or one with "..", that ends inside the folder; it may have
-    Windows' backslashes, and its ending another case than the file's.
+    Windows' backslashes, and its ending another case than the file's. Any that leads out of the
+    folder is a UserError where the file that lists them is given.
     """
+    root = os.path.abspath(folder)
     present: dict[str, dict[str, str]] = {}
 
-    def listing(head: str) -> dict[str, str]:
+    def any_ending(tail: str) -> str:
+        stem, ending = posixpath.splitext(tail)
+        return f"{stem}\0{ending.lower()}"
+
+    def there(head: str) -> dict[str, str]:
         if head not in present:
             try:
                 found = sorted(entry.name for entry in os.scandir(folder / head))
             except (OSError, ValueError):
                 found = []
             # Any spelling of the ending leads to a file; its own leads there first.
-            present[head] = {_any_ending(name): name for name in found} | {
-                name: name for name in found
-            }
+            present[head] = {any_ending(name): name for name in found}
+            present[head] |= {name: name for name in found}
         return present[head]
 
     files, missing, unusable = {}, [], {}
     for name in names:
         head, tail = posixpath.split(name)
         plain = not name.startswith("/") and ".." not in head.split("/")
-        if plain and tail in listing(head):
+        if plain and tail in there(head):
             files[name] = name
             continue
-        odd = not plain or "\\" in name
-        inside = _inside(folder, name.replace("\\", "/")) if odd else name
-        if inside is None:
-            unusable[name] = f"an image is {name}, which leads out of the image folder {folder}"
-            continue
-        head, tail = posixpath.split(inside)
-        found = listing(head).get(tail) or listing(head).get(_any_ending(tail))
+        if not plain or "\\" in name:
+            path = os.path.normpath(os.path.join(root, name.replace("\\", "/")))
+            if not path.startswith(root.rstrip("/") + "/"):
+                problem = f"an image is {name}, which leads out of the image folder {folder}"
+                if listing:
+                    raise UserError(f"{listing}: {problem}")
+                unusable[name] = problem
+                continue
+            head, tail = posixpath.split(os.path.relpath(path, root))
+        found = there(head).get(tail) or there(head).get(any_ending(tail))
         if found is None:
             missing.append(name)
         files[name] = posixpath.join(head, found or tail)
-    renamed = {name: file for name, file in files.items() if name != file}
-    return Located(files, renamed, missing, unusable)
-
-
-def _any_ending(name: str) -> str:
-    stem, ending = posixpath.splitext(name)
-    return f"{stem}\0{ending.lower()}"
-
-
-def _inside(folder: Path, name: str) -> str | None:
-    root = os.path.abspath(folder)
-    path = os.path.normpath(os.path.join(root, name))
-    return os.path.relpath(path, root) if path.startswith(root.rstrip("/") + "/") else None
+    return Located(files, missing, unusable)
 
 
 def image_facts(file: Path) -> ImageFacts | None:
@@ -148,10 +142,8 @@ def eight_bits(file: Path) -> Image.Image:
     """Reads a picture of deep pixels as one of 8 bits, turned as EXIF asks for, without alpha.
 
     Whole numbers are scaled by the smallest of 8, 10, 12, 14 and 16 bits that hold the brightest
-    sample of the picture, fractions in [0, 1] by 255; fractions up to 255 stay.
-
-    Raises:
-        ValueError: other fractions, negative numbers, or more than 16 bits.
+    sample of the picture, fractions in [0, 1] by 255; fractions up to 255 stay. Raises ValueError
+    for other fractions, negative numbers, and more than 16 bits.
     """
     with Image.open(file) as image:
         mode = image.mode
@@ -160,10 +152,8 @@ def eight_bits(file: Path) -> Image.Image:
     low, high = values.min(), values.max()
     if not low >= 0:
         raise ValueError("has pixels below 0 or that are no numbers; convert it to 8 bits")
-    if mode == "F":
-        most = next((most for most in (1, 255) if high <= most), None)
-    else:
-        most = next((2**depth - 1 for depth in _DEPTHS if high < 2**depth), None)
+    scales = (1, 255) if mode == "F" else (2**depth - 1 for depth in _DEPTHS)
+    most = next((scale for scale in scales if high <= scale), None)
     if most is None:
         raise ValueError(f"has pixels up to {high:g}; convert it to 8 bits")
     scaled = Image.fromarray(np.rint(values * (255 / most)).astype(np.uint8))

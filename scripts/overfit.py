@@ -22,9 +22,8 @@ from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import read_json, write_json
 from scratch_vs_pretrain.study.launch import run_study
-from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.sections import Data, DataFiles
-from scratch_vs_pretrain.study.spec import Study
+from scratch_vs_pretrain.study.spec import Study, load_study
 
 STUDIES = Path(__file__).parents[1] / "configs" / "studies" / "overfit"
 PICTURES = ShapesSpec(train=8, test=0)

@@ -25,15 +25,15 @@ MAY_IMPORT = {
 # Lines, docstrings and blank lines included; "" stands for the modules beside the rooms. Ceilings
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
-    "": 2_290,
-    "study": 4_139,
+    "": 2_280,
+    "study": 3_859,
     "training": 1_803,
-    "evaluation": 1_124,
+    "evaluation": 898,
     "pretraining": 539,
-    "data": 2_832,
+    "data": 2_591,
     "modeling": 1_608,
-    "analysis": 6_423,
-    "cli": 993,
+    "analysis": 6_088,
+    "cli": 994,
 }
 MOST_LINES_OF_A_MODULE = 500
 FEW_LINES = 60

@@ -8,8 +8,8 @@ from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.config import config_text, default_config, load_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.plugins import add_configs, import_modules, versions
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.study.folders import prepare
+from scratch_vs_pretrain.study.spec import load_study
 
 PARTS = """
 from detectron2.config import CfgNode

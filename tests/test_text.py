@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.analysis.tables.table import Estimate, Table, render
+from scratch_vs_pretrain.analysis.tables import Estimate, Table, render
 from scratch_vs_pretrain.text import FORMS, clean, printable
 
 HOSTILE = {

@@ -13,21 +13,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.analysis.tables.table import Table, render
+from scratch_vs_pretrain.analysis.tables import Table, render
 from scratch_vs_pretrain.errors import UserError, check_choice
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
+    from scratch_vs_pretrain.analysis.runs import Records, RunRecord
 
 TABLES = {
-    "schedules": "tables.pairs:schedules_table",
-    "metrics": "tables.pairs:metrics_table",
-    "gaps": "tables.pairs:gap_table",
-    "catch-up": "tables.pairs:catch_up_table",
-    "samples": "stats.samples:samples_table",
-    "errors": "tables.pairs:errors_table",
+    "schedules": "tables.studies:schedules_table",
+    "metrics": "tables.studies:metrics_table",
+    "gaps": "tables.studies:gap_table",
+    "catch-up": "tables.studies:catch_up_table",
+    "samples": "stats.cost:samples_table",
+    "errors": "tables.studies:errors_table",
 }
 # Of all studies together.
 JOINT = {
@@ -41,16 +41,16 @@ OF_FINAL_NUMBERS = ("schedules", "metrics", "gaps", *JOINT)
 PUBLISHED = ("paper", "zoo")
 
 FIGURES = {
-    "ap": ("figures.curves:ap_figure", "every AP of both arms"),
-    "loss": ("figures.curves:loss_figure", "AP and training loss, a row for each study"),
-    "overlay": ("figures.curves:overlay_figure", "all schedules"),
-    "bars": ("figures.finals:bars_figure", "final AP, a group for each study"),
-    "samples": ("figures.finals:samples_figure", "what each arm has seen"),
+    "ap": ("figures.charts:ap_figure", "every AP of both arms"),
+    "loss": ("figures.charts:loss_figure", "AP and training loss, a row for each study"),
+    "overlay": ("figures.charts:overlay_figure", "all schedules"),
+    "bars": ("figures.charts:bars_figure", "final AP, a group for each study"),
+    "samples": ("figures.charts:samples_figure", "what each arm has seen"),
     "sizes": (
-        "figures.finals:sizes_figure",
+        "figures.charts:sizes_figure",
         "final AP against training images, with what pre-training is worth in them",
     ),
-    "iou": ("figures.finals:iou_figure", "the final gap at each IoU threshold"),
+    "iou": ("figures.charts:iou_figure", "the final gap at each IoU threshold"),
     "detections": (
         "figures.detections:detections_figure",
         "what each arm detects in the same test pictures",
@@ -65,7 +65,7 @@ def tables(
     runs: Records, kind: str, *, against: str | None = None, best: bool = False
 ) -> list[Table]:
     """Returns one :func:`table` for each study of `runs` and size of its data, or one of all."""
-    from scratch_vs_pretrain.analysis.stats.comparison import by_setting
+    from scratch_vs_pretrain.analysis.stats.results import by_setting
 
     check_choice("kind of table", kind, KINDS)
     if (against or best) and (kind not in OF_FINAL_NUMBERS or (against and best)):
@@ -106,8 +106,8 @@ def table(
 
 
 def tables_text(folders: Path | Sequence[Path], kind: str, form: str, **options: Any) -> str:
-    """Returns :func:`tables` of the runs below `folders`, as `table.render` writes them."""
-    from scratch_vs_pretrain.analysis.runs.records import load_runs
+    """Returns :func:`tables` of the runs below `folders`, as `tables.render` writes them."""
+    from scratch_vs_pretrain.analysis.runs import load_runs
 
     found = tables(load_runs(folders), kind, **options)
     return "\n".join(render(table, form) for table in found)
@@ -122,7 +122,7 @@ def figure(runs: Records, name: str = "ap", **options: Any) -> Figure:
         UserError: an unknown name, runs of several studies where the figure is of one, an option
             that the figure does not have, or what its function raises.
     """
-    from scratch_vs_pretrain.analysis.stats.comparison import by_setting
+    from scratch_vs_pretrain.analysis.stats.results import by_setting
 
     check_choice("figure", name, FIGURES)
     function = _function(FIGURES[name][0])
@@ -141,8 +141,8 @@ def figure(runs: Records, name: str = "ap", **options: Any) -> Figure:
 
 def draw(folders: Path | Sequence[Path], name: str, files: Iterable[Path], **options: Any) -> None:
     """Draws a :func:`figure` of the runs below `folders` into each of `files`."""
-    from scratch_vs_pretrain.analysis.figures.style import save_figure
-    from scratch_vs_pretrain.analysis.runs.records import load_runs
+    from scratch_vs_pretrain.analysis.figures.panels import save_figure
+    from scratch_vs_pretrain.analysis.runs import load_runs
 
     roots = (folders,) if isinstance(folders, Path) else tuple(folders)
     found = in_order(roots, load_runs(roots, plain=name not in OF_OWN_RUNS))

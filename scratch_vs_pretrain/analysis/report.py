@@ -6,7 +6,6 @@ is folded.
 
 import contextlib
 import dataclasses
-import importlib.resources
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,23 +17,21 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from scratch_vs_pretrain.analysis.figures.curves import answer_figure
-from scratch_vs_pretrain.analysis.figures.finals import by_size
-from scratch_vs_pretrain.analysis.figures.panels import styles_of
-from scratch_vs_pretrain.analysis.figures.style import figure_bytes, new_figure
+from scratch_vs_pretrain.analysis.figures.charts import answer_figure
+from scratch_vs_pretrain.analysis.figures.panels import figure_bytes, new_figure, styles_of
 from scratch_vs_pretrain.analysis.registry import figure, table
+from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.runs.numbers import names
-from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import Part, answer
-from scratch_vs_pretrain.analysis.stats.comparison import by_setting, by_study
 from scratch_vs_pretrain.analysis.stats.conclusions import conclude, level_notes
-from scratch_vs_pretrain.analysis.tables.pairs import COSTS
+from scratch_vs_pretrain.analysis.stats.results import by_setting, by_study
+from scratch_vs_pretrain.analysis.tables import Table, render
 from scratch_vs_pretrain.analysis.tables.runs import (
     differences_table,
     provenance_table,
     runs_table,
 )
-from scratch_vs_pretrain.analysis.tables.table import Table, render
+from scratch_vs_pretrain.analysis.tables.studies import COSTS, schedules_table
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 from scratch_vs_pretrain.text import printable_lines
@@ -50,9 +47,6 @@ FOLDED: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
     "Final configs, key by key": differences_table,
     "Provenance": provenance_table,
 }
-# A reader who wants these has the table of gaps.
-SCHEDULE_COLUMNS = ("iterations", "images", "epochs")
-
 SIZES = "AP against training images"
 
 T = TypeVar("T")
@@ -80,15 +74,15 @@ def report_html(folder: Path) -> str:
         # Where they differ in more than their sizes, there is no such figure.
         with contextlib.suppress(UserError):
             across.append((SIZES, _svg(figure(runs, "sizes"), "across-")))
-    template = (importlib.resources.files(__package__) / "report.html").read_text()
     environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("scratch_vs_pretrain", "analysis"),
         autoescape=True,
         finalize=_harmless,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.from_string(template).render(
+    return environment.get_template("report.html").render(
         studies=[_study(members, f"s{n}-") for n, members in enumerate(groups.values())],
         across=across,
         conclusions=conclude(runs),
@@ -120,14 +114,16 @@ def _command(runs: Sequence[RunRecord]) -> str:
 def _study(runs: Sequence[RunRecord], prefix: str) -> dict[str, Any]:
     """Returns what the template says about one study, by the names that it has there."""
     notes: list[str] = []
-    found = dict(_made({"answer": partial(answer, runs)}, notes)).get("answer")
-    parts = found.parts if found else ()
-    tables = [made for part in by_setting(runs).values() for made in _tables(part, notes)]
-    figures = {
-        title: partial(figure, part, **of)
-        for name, of in _figures(runs).items()
-        for title, part in ({name: runs} if name == SIZES else _by_title(name, runs)).items()
-    }
+    found = dict(_made("answer", {"": runs}, answer, notes)).get("answer")
+    parts, settings = found.parts if found else (), by_setting(runs)
+    tables = [made for part in settings.values() for made in _tables(part, notes)]
+    figures = [
+        drawn
+        for title, of in _figures(runs).items()
+        for drawn in _made(
+            title, {"": runs} if title == SIZES else settings, partial(figure, **of), notes
+        )
+    ]
     return {
         "name": runs[0].study,
         "answer": found,
@@ -139,8 +135,7 @@ def _study(runs: Sequence[RunRecord], prefix: str) -> dict[str, Any]:
             if any(len(band.iterations) for band in part.curves.values())
         ],
         "figures": [
-            (title, _svg(drawn, f"{prefix}{n}-"))
-            for n, (title, drawn) in enumerate(_made(figures, notes))
+            (title, _svg(drawn, f"{prefix}{n}-")) for n, (title, drawn) in enumerate(figures)
         ],
         "tables": [Markup(render(table, "html")) for table in tables],  # it escapes every cell
         "folded": dict(_folded(runs, tables, notes)),
@@ -148,19 +143,18 @@ def _study(runs: Sequence[RunRecord], prefix: str) -> dict[str, Any]:
     }
 
 
-def _made(makers: Mapping[str, Callable[[], T]], notes: list[str]) -> Iterator[tuple[str, T]]:
-    """Yields what can be made, by its title; why the rest cannot is added to `notes`."""
-    for title, make in makers.items():
+def _made(
+    title: str,
+    parts: Mapping[str, Sequence[RunRecord]],
+    make: Callable[[Sequence[RunRecord]], T],
+    notes: list[str],
+) -> Iterator[tuple[str, T]]:
+    """Yields what can be made of each part, by its title; why the rest cannot goes to `notes`."""
+    for name, part in parts.items():
         try:
-            yield title, make()
+            yield title if len(parts) == 1 else f"{title}: {name}", make(part)
         except UserError as error:
             notes.append(str(error))
-
-
-def _by_title(name: str, runs: Sequence[RunRecord]) -> dict[str, Sequence[RunRecord]]:
-    """Returns the runs of each size of a study's data, by the title of what is made of them."""
-    parts = by_setting(runs)
-    return {name if len(parts) == 1 else f"{name}: {size}": part for size, part in parts.items()}
 
 
 def _arms(runs: Sequence[RunRecord]) -> Iterator[dict[str, str]]:
@@ -183,8 +177,9 @@ def _arms(runs: Sequence[RunRecord]) -> Iterator[dict[str, str]]:
 
 
 def _tables(runs: Sequence[RunRecord], notes: list[str]) -> Iterator[Table]:
-    for _, schedules in _made({"schedules": partial(table, runs)}, notes):
-        yield schedules.without(SCHEDULE_COLUMNS)
+    # Without the lengths: a reader who wants these has the table of gaps.
+    for _, schedules in _made("", {"": runs}, partial(schedules_table, lengths=False), notes):
+        yield schedules
         if any(not names(run).isdisjoint(COSTS) for run in runs):
             yield table(runs, "errors")
         # Most studies are not the paper's.
@@ -197,15 +192,11 @@ def _folded(
 ) -> Iterator[tuple[str, Markup]]:
     """Yields the other tables, without what the notes of an earlier one say already."""
     said = {note for one in shown for note in one.notes}
-    makers = {
-        title: partial(make, part)
-        for name, make in FOLDED.items()
-        for title, part in _by_title(name, runs).items()
-    }
-    for title, made in _made(makers, notes):
-        new = tuple(note for note in made.notes if note not in said)
-        said.update(new)
-        yield title, Markup(render(dataclasses.replace(made, notes=new), "html"))
+    for name, make in FOLDED.items():
+        for title, made in _made(name, by_setting(runs), make, notes):
+            new = tuple(note for note in made.notes if note not in said)
+            said.update(new)
+            yield title, Markup(render(dataclasses.replace(made, notes=new), "html"))
 
 
 def _figures(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
@@ -218,7 +209,7 @@ def _figures(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
         found["More over the length of training"] = {"name": "ap", "metrics": others}
     if len({(run.arm, run.schedule) for run in runs}) > len({run.arm for run in runs}):
         found["All schedules"] = {"name": "overlay"}
-    if len(by_size(runs)) > 1:
+    if len({run.train_images for run in runs}) > 1:
         found[SIZES] = {"name": "sizes"}
     found["Where the gap lies: AP at each IoU threshold"] = {"name": "iou"}
     if any(RunFolder(run.folder).detections_file.is_file() for run in runs):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.analysis.tables.table import FORMATS
+from scratch_vs_pretrain.analysis.tables import FORMATS
 from scratch_vs_pretrain.errors import UserError
 
 # Commands import what they need when they run: `svp table` must not wait for torch.
@@ -133,7 +133,7 @@ def output(default: Path = OUTPUT) -> Option:
 
 def read_study(options: argparse.Namespace) -> Study:
     """Reads the study that :data:`STUDY` and :data:`WEIGHTS` name."""
-    from scratch_vs_pretrain.study.parse import load_study
+    from scratch_vs_pretrain.study.spec import load_study
 
     for path in (options.study, getattr(options, "output", None) or options.study):
         try:

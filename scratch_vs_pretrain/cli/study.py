@@ -49,7 +49,7 @@ def _hours(text: str) -> float:
     opt.output(),
 )
 def _plan(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.study.inputs import missing_data, missing_weights, unfit
+    from scratch_vs_pretrain.study.audit import missing_data, missing_weights, unfit
     from scratch_vs_pretrain.study.plan import plan
 
     study = opt.read_study(options)
@@ -73,7 +73,7 @@ def _plan(options: argparse.Namespace) -> int:
     opt.option("--format", choices=("json", "markdown"), default="json"),
 )
 def _schema(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.study.parse import schema_markdown, study_schema
+    from scratch_vs_pretrain.study.spec import schema_markdown, study_schema
 
     schema = study_schema()
     markdown = options.format == "markdown"
@@ -94,10 +94,10 @@ def _schema(options: argparse.Namespace) -> int:
     opt.written(None, "also draw it, into a .png, .svg or .pdf file"),
 )
 def _budget(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.analysis.stats.samples import budget_table
-    from scratch_vs_pretrain.analysis.tables.table import render
-    from scratch_vs_pretrain.study.budget import study_budgets
-    from scratch_vs_pretrain.study.inputs import missing_data, missing_weights
+    from scratch_vs_pretrain.analysis.stats.cost import budget_table
+    from scratch_vs_pretrain.analysis.tables import render
+    from scratch_vs_pretrain.study.audit import missing_data, missing_weights
+    from scratch_vs_pretrain.study.plan import study_budgets
 
     study = opt.read_study(options)
     found = study_budgets(study)
@@ -105,8 +105,8 @@ def _budget(options: argparse.Namespace) -> int:
         say(f"note: before it runs: {missing}")
     print(render(budget_table(found), options.format), end="")
     if options.output:
-        from scratch_vs_pretrain.analysis.figures.finals import budget_figure
-        from scratch_vs_pretrain.analysis.figures.style import save_figure
+        from scratch_vs_pretrain.analysis.figures.charts import budget_figure
+        from scratch_vs_pretrain.analysis.figures.panels import save_figure
 
         save_figure(budget_figure(found), options.output)
         print(options.output)
@@ -189,7 +189,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.budget is not None and not options.until:
         raise UserError("--budget goes with --until answered; add it, or leave the budget out")
     from scratch_vs_pretrain.study.adaptive import Adaptive
-    from scratch_vs_pretrain.study.launch import ENDED, make_slots, report, run_study
+    from scratch_vs_pretrain.study.launch import make_slots, report, run_study
+    from scratch_vs_pretrain.training.checkpoint import ENDED
 
     cluster = None
     if options.launcher:
@@ -247,7 +248,7 @@ def _status(options: argparse.Namespace) -> int:
     opt.flag("--yes", help="delete it"),
 )
 def _prune(options: argparse.Namespace) -> int:
-    from scratch_vs_pretrain.study.prune import delete, find_waste, freed_bytes
+    from scratch_vs_pretrain.study.folders import delete, find_waste, freed_bytes
 
     found = find_waste(options.folder, options.final)
     for path, why in found.items():

@@ -42,8 +42,8 @@ def _subset(options: argparse.Namespace) -> int:
 
     name = options.name
     if options.study:
-        from scratch_vs_pretrain.study.parse import load_study
         from scratch_vs_pretrain.study.resolve import run_config
+        from scratch_vs_pretrain.study.spec import load_study
 
         study = load_study(options.study)
         register(run_config(study, study.runs()[0]))
@@ -66,11 +66,11 @@ def study_sets(file: Path) -> list[DataSet]:
     """
     from scratch_vs_pretrain.data.check import DataSet, registered_set
     from scratch_vs_pretrain.data.datasets import register
-    from scratch_vs_pretrain.data.findings import MOST_DROPPED
+    from scratch_vs_pretrain.data.judge import MOST_DROPPED
     from scratch_vs_pretrain.data.loading import heads_of
-    from scratch_vs_pretrain.study.parse import load_study
     from scratch_vs_pretrain.study.resolve import run_config
     from scratch_vs_pretrain.study.sections import DataFiles
+    from scratch_vs_pretrain.study.spec import load_study
 
     study = load_study(file)
     data, heads, limit, dropped = study.data, None, 0.0, MOST_DROPPED

@@ -1,8 +1,6 @@
 """Whether a number trained on data sets can be trusted: reads them once, images included, and lists
 everything that is wrong or odd in them."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import os
@@ -11,15 +9,15 @@ from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.data.coco import CocoFile, Note, open_coco, without_gc
+from scratch_vs_pretrain.data import coco
+from scratch_vs_pretrain.data.coco import KINDS, MENDED, SEVERE, Note
 from scratch_vs_pretrain.data.datasets import annotations_of, location
-from scratch_vs_pretrain.data.findings import KINDS, MENDED, MOST_DROPPED, SEVERE, Heads
-from scratch_vs_pretrain.data.judge import judge
+from scratch_vs_pretrain.data.judge import MOST_DROPPED, Heads, judge
 from scratch_vs_pretrain.data.voc import is_voc, voc_file
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pictures import ImageFacts, eight_bits, image_errors, image_facts, locate
@@ -28,22 +26,18 @@ from scratch_vs_pretrain.text import printable, printable_lines
 
 _EXAMPLES = 3
 
+# Of images that decode, their digests and what their headers say.
+Looks = dict[str, tuple[str, ImageFacts | None]]
+
 
 @dataclass
 class Report:
-    """What was found.
+    """What was found; `found` by (data set, kind), in the order of :data:`KINDS`."""
 
-    Attributes:
-        images: how many there are, by data set.
-        found: examples by (data set, kind), in the order of :data:`KINDS`.
-        opened: whether the images were looked at, too.
-        hints: what to change in the program that exported a data set.
-    """
-
-    images: dict[str, int] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)  # how many there are, by data set
     found: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    opened: bool = True
-    hints: list[str] = field(default_factory=list)
+    opened: bool = True  # whether the images were looked at, too
+    hints: list[str] = field(default_factory=list)  # what to change in the program that exported
 
     @property
     def breaks(self) -> bool:
@@ -78,40 +72,32 @@ class Report:
 
     def text(self) -> str:
         """Returns the verdict and the table that `svp check-data` prints."""
-        rows = [
-            (name, kind, KINDS[kind].text(), f"{len(where):,}", "; ".join(where[:_EXAMPLES]))
-            for (name, kind), where in self.found.items()
-        ]
-        printed = [tuple(map(printable, row)) for row in rows]
+        rows = []
+        for (name, kind), where in self.found.items():
+            means = ": ".join(filter(None, KINDS[kind]))
+            row = (name, kind, means, f"{len(where):,}", "; ".join(where[:_EXAMPLES]))
+            rows.append(tuple(map(printable, row)))
         looked = ", ".join(f"{name}: {count:,} images" for name, count in self.images.items())
         looked += "" if self.opened else " (annotations alone, no image was opened)"
         answer = f"Can a number trained on this be trusted? {self.verdict()}"
         if not rows:
             return f"{answer}\n{looked}\nnothing to report"
         header = ("data set", "found", "means", "count", "for example")
-        table = tabulate(printed, header, tablefmt="plain", disable_numparse=True)
+        table = tabulate(rows, header, tablefmt="plain", disable_numparse=True)
         return printable_lines("\n".join([answer, looked, table, *self.hints]))
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One to check.
+    """One to check."""
 
-    Attributes:
-        name: for the report; of a VOC tree, as registered.
-        annotations: in COCO format; of a VOC tree, the list of its images.
-        images: the folder that file names are relative to.
-        heads: what is to be learnt from it; None for all that it has.
-        unreadable, dropped: the share of images that may be undecodable, of instances dropped.
-    """
-
-    name: str
-    annotations: Path
-    images: Path
+    name: str  # for the report; of a VOC tree, as registered
+    annotations: Path  # in COCO format; of a VOC tree, the list of its images
+    images: Path  # the folder that file names are relative to
     voc: bool = False
-    heads: Heads | None = None
-    unreadable: float = 0.0
-    dropped: float = MOST_DROPPED
+    heads: Heads | None = None  # what is to be learnt from it; None for all that it has
+    unreadable: float = 0.0  # the share of images that may be undecodable
+    dropped: float = MOST_DROPPED  # the share of instances that may be
 
 
 def registered_set(
@@ -127,29 +113,21 @@ def registered_set(
 
 
 def check(
-    sets: Sequence[DataSet],
-    workers: int | None = None,
-    progress: bool = True,
-    images: bool = True,
+    sets: Sequence[DataSet], workers: int | None = None, progress: bool = True, images: bool = True
 ) -> Report:
     """Checks every annotation of one study's data sets and, unless `images` is False, every image,
-    with so many `workers` (None: one a core).
-
-    Raises:
-        UserError: annotations that cannot be read at all.
-    """
+    with so many `workers` (None: one a core). Raises UserError where annotations cannot be read."""
     notes: list[tuple[str, Note]] = []
     alike: dict[str, list[tuple[str, str]]] = defaultdict(list)
     report = Report(opened=images)
     for one in sets:
-        with without_gc():
+        with coco.without_gc():
             count, hints, looks, found = _check_set(one, workers, progress, images)
         report.images[one.name] = count
         report.hints += hints
         notes += [(one.name, note) for note in found]
-        for image, look in looks.items():
-            if look.digest:
-                alike[look.digest].append((one.name, image))
+        for image, (digest, _) in looks.items():
+            alike[digest].append((one.name, image))
     for where in alike.values():
         names = Counter(name for name, _ in where)
         for name in (name for name, count in names.items() if count > 1):
@@ -167,33 +145,32 @@ def check(
 
 def _check_set(
     one: DataSet, workers: int | None, progress: bool, images: bool
-) -> tuple[int, list[str], dict[str, _Look], list[Note]]:
+) -> tuple[int, list[str], Looks, list[Note]]:
     """Returns how many images are usable, hints, what was seen of each image, and all findings."""
-    file = voc_file(one.name, strict=False) if one.voc else open_coco(one.annotations)
+    file = voc_file(one.name, strict=False) if one.voc else coco.open_coco(one.annotations)
     if file.unusable and "it has no list of" in file.unusable[0]:
         raise UserError(f"{one.annotations}: {file.unusable[0]}")
     names = [image["file_name"] for image in file.images]
     located = locate(one.images, names)
     kind = "unusable XML" if one.voc else "unusable entry"
     notes = [Note(kind, problem) for problem in (*file.unusable, *located.unusable.values())]
-    renamed = located.renamed.items() if images else ()
+    renamed = [pair for pair in located.files.items() if images and pair[0] != pair[1]]
     notes += [Note("file of another name", f"{name} ({used})") for name, used in renamed]
     inside = [image for image in file.images if image["file_name"] not in located.unusable]
     file = dataclasses.replace(file, images=inside)
-    looks: dict[str, _Look] = {}
+    looks: Looks = {}
     if images:
         missing = set(located.missing)
         there = {name: path for name, path in located.files.items() if name not in missing}
-        looks = _look_at_images(one.images, there, one.name, workers, progress)
-        broken = _undecodable(looks)
+        looks, broken = _look_at_images(one.images, there, one.name, workers, progress)
         few = len(broken) <= one.unreadable * len(names)
         kind = "undecodable training image" if few else "undecodable image"
         notes += [Note("missing image", name) for name in located.missing]
         notes += [Note(kind, where) for where in broken]
-    facts = {name: look.facts for name, look in looks.items() if look.facts}
+    facts = {name: seen for name, (_, seen) in looks.items() if seen}
     heads = one.heads or Heads(file.facts.masks, len(file.facts.keypoints))
     notes += judge(file, facts, heads, one.dropped)[1]
-    return len(file.images), export_hints(file, {note.kind for note in notes}), looks, notes
+    return len(file.images), _export_hints(file, {note.kind for note in notes}), looks, notes
 
 
 def check_decodable(names: Sequence[str]) -> None:
@@ -202,37 +179,27 @@ def check_decodable(names: Sequence[str]) -> None:
     for name in names:
         _, folder = location(name)
         files = locate(folder, annotations_of(name).file_names).files
-        looks = _look_at_images(folder, files, name, None, False)
-        if broken := _undecodable(looks):
+        if broken := _look_at_images(folder, files, name, None, False)[1]:
             raise UserError(
-                f"{folder}: {len(broken)} of the {len(looks)} images of {name}, which is to be "
+                f"{folder}: {len(broken)} of the {len(files)} images of {name}, which is to be "
                 f"evaluated on, cannot be decoded: {'; '.join(broken[:_EXAMPLES])}"
             )
 
 
-class _Look(NamedTuple):
-    """What was seen of an image file: its digest and facts if it decodes, or what is wrong."""
-
-    digest: str | None = None
-    facts: ImageFacts | None = None
-    problem: str = ""
-
-
 def _look_at_images(
     folder: Path, files: Mapping[str, str], title: str, workers: int | None, progress: bool
-) -> dict[str, _Look]:
+) -> tuple[Looks, list[str]]:
+    """Returns what was seen of images that decode, and which of the others are broken and how."""
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        looks = Bar(
-            pool.map(_look, (folder / file for file in files.values())),
-            desc=title,
-            total=len(files),
-            unit="image",
-            disable=not progress,
-        )
-        return dict(zip(files, looks, strict=True))
+        found = pool.map(_look, (folder / file for file in files.values()))
+        bar = Bar(found, desc=title, total=len(files), unit="image", disable=not progress)
+        looks = dict(zip(files, bar, strict=True))
+    broken = [f"{name} ({look})" for name, look in looks.items() if isinstance(look, str)]
+    return {name: look for name, look in looks.items() if not isinstance(look, str)}, broken
 
 
-def _look(file: Path) -> _Look:
+def _look(file: Path) -> tuple[str, ImageFacts | None] | str:
+    """Returns an image's digest and facts if it decodes, or what is wrong."""
     from detectron2.data.detection_utils import read_image
 
     try:
@@ -243,13 +210,9 @@ def _look(file: Path) -> _Look:
                 eight_bits(file)
             else:
                 read_image(str(file), "BGR")
+            return digest, facts
     except UserError as error:
-        return _Look(problem=str(error).removeprefix(f"{file}: "))
-    return _Look(digest, facts)
-
-
-def _undecodable(looks: Mapping[str, _Look]) -> list[str]:
-    return [f"{name} ({look.problem})" for name, look in looks.items() if look.problem]
+        return str(error).removeprefix(f"{file}: ")
 
 
 # What to change in the program that exported a file, by a kind of finding in it.
@@ -292,25 +255,18 @@ _EXPORTS = {
 }
 
 
-def exporter(file: CocoFile) -> str:
-    """Returns which annotation program wrote a file, empty where that cannot be seen."""
+def _export_hints(file: coco.CocoFile, kinds: Set[str]) -> list[str]:
+    """Returns what to change where a file was exported, of what was found in it; nothing where the
+    annotation program that wrote it cannot be seen."""
     stated = str(file.info).lower()
-    for name in _EXPORTS:
-        if name.lower() in stated:
-            return name
+    name = next((name for name in _EXPORTS if name.lower() in stated), "")
     first = file.annotations[0] if file.annotations else {}
-    if isinstance(first.get("attributes"), dict) and "occluded" in first["attributes"]:
-        return "CVAT"
-    if any(".rf." in image["file_name"] for image in file.images[:1]):
-        return "Roboflow"
-    if any(category["name"] in ("_background_", "__ignore__") for category in file.categories):
-        return "labelme"
-    return ""
-
-
-def export_hints(file: CocoFile, kinds: Set[str]) -> list[str]:
-    """Returns what to change where a file was exported, of what was found in it."""
-    name = exporter(file)
+    if not name and isinstance(first.get("attributes"), dict) and "occluded" in first["attributes"]:
+        name = "CVAT"
+    if not name and any(".rf." in image["file_name"] for image in file.images[:1]):
+        name = "Roboflow"
+    if not name and {"_background_", "__ignore__"} & {one["name"] for one in file.categories}:
+        name = "labelme"
     remedies = _EXPORTS.get(name, {})
     return [
         f"This looks like an export of {name} ({kind}): {remedies[kind]}."

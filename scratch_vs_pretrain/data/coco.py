@@ -14,7 +14,7 @@ import json
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
@@ -29,11 +29,11 @@ from typing_extensions import TypedDict
 from scratch_vs_pretrain.errors import UserError
 
 COCO_KEYPOINTS = 17
-# The mean of COCO's 17, for keypoints whose categories state none.
-USUAL_SIGMA = 0.067
 
 Entry = dict[str, Any]
 Identity = int | str
+# A file's path, size and time of change, by which it is known again.
+FileState = tuple[Path, int, int]
 
 _FLAGS = {"0": 0, "0.0": 0, "false": 0, "": 0, "none": 0, "1": 1, "1.0": 1, "true": 1}
 
@@ -81,32 +81,69 @@ _GIVE = {"file_name": "text", "name": "text", "bbox": "[x, y, w, h]", "iscrowd":
 
 
 class Note(NamedTuple):
-    """One finding: its kind, a key of ``findings.KINDS``, and where."""
+    """One finding: its kind, a key of :data:`KINDS`, and where."""
 
     kind: str
     where: str
 
 
+class Kind(NamedTuple):
+    """What one kind of finding means for training, and what training does about it, if anything."""
+
+    means: str
+    fate: str
+
+
+BREAKS, SPOILS = "breaks training", "spoils the result"
+MENDED, ODD = "harmless", "worth knowing"
+# Of what means one of these no number can be trusted.
+SEVERE = (BREAKS, SPOILS)
+_KINDS = (
+    (BREAKS, "", "missing image, undecodable image, unusable entry, unusable XML"),
+    (BREAKS, "", "nothing to learn"),
+    (SPOILS, "", "instances lost, category lost, ids of two kinds, categories numbered from 0"),
+    (SPOILS, "", "boxes as parts of the image, boxes as two corners"),
+    (SPOILS, "", "size that contradicts the boxes"),
+    # At most SVP.MAX_UNREADABLE of them, and only where nothing is evaluated on them.
+    (MENDED, "another image takes its place", "undecodable training image"),
+    (MENDED, "read as it is meant", "other spelling"),
+    (MENDED, "used", "file of another name"),
+    (MENDED, "true size used", "another size than stated"),
+    (MENDED, "dropped", "unknown category, object of another class, annotation of a missing image"),
+    (MENDED, "dropped", "annotation marked ignore, degenerate box, box outside the image"),
+    (MENDED, "clipped", "box partly outside the image"),
+    (MENDED, "dropped", "no mask, invalid mask, RLE of another size, empty mask"),
+    (MENDED, "polygon left out", "polygon of fewer than three points"),
+    (MENDED, "its box's used", "impossible area"),
+    (MENDED, "taken as unlabelled", "no valid keypoints"),
+    (MENDED, "left out", "image without instances"),
+    (MENDED, "converted", "greyscale image"),
+    (MENDED, "scaled to 8 bits", "deep image"),
+    (MENDED, "converted", "CMYK image"),
+    (MENDED, "turned", "EXIF-rotated image"),
+    (ODD, "", "duplicate annotation id, annotation id 0, annotation without area"),
+    (ODD, "", "area unlike its box, same box twice, box one pixel wide, boxes under 2 pixels"),
+    (ODD, "", "same file listed twice, same image twice in a data set"),
+    (ODD, "", "same image in several data sets, XML names another file"),
+    (ODD, "", "XML with fractions or without flags"),
+)
+# In the order in which they are listed.
+KINDS = {kind: Kind(means, fate) for means, fate, kinds in _KINDS for kind in kinds.split(", ")}
+
+
 @dataclass(frozen=True, eq=False)
 class CocoFile:
-    """An annotation file, or a VOC tree as one, whose path is that of its list of images.
-
-    Attributes:
-        images, annotations, categories: the entries that can be used, normalised; images by
-            ascending id, those of a VOC tree in the order of its list.
-        unusable: what keeps the file or others of its entries from being used.
-        notes: what was spelt in another way.
-        info: what the file says of itself.
-    """
+    """An annotation file, or a VOC tree as one, whose path is that of its list of images: its
+    entries that can be used, normalised."""
 
     path: Path
     sha256: str
-    images: list[Entry]
+    images: list[Entry]  # by ascending id, those of a VOC tree in the order of its list
     annotations: list[Entry]
     categories: list[Entry]
-    unusable: tuple[str, ...] = ()
-    notes: tuple[Note, ...] = ()
-    info: Any = None
+    unusable: tuple[str, ...] = ()  # what keeps the file or others of its entries from being used
+    notes: tuple[Note, ...] = ()  # what was spelt in another way
+    info: Any = None  # what the file says of itself
 
     def ids(self) -> list[Identity]:
         """Returns the image ids, ascending, numbers before texts."""
@@ -119,6 +156,12 @@ class CocoFile:
         instances = [entry for entry in self.annotations if not entry.get("iscrowd")]
         masks = list(map(dict.get, instances, repeat("segmentation")))
         names, sigmas, unfit = _keypoints(categories)
+        points = len(names) or COCO_KEYPOINTS
+        lacks = {"keypoints": unfit or keypoint_lack(self.annotations, points)}
+        if not any(map(dict.get, self.annotations, repeat("segmentation"))):
+            lacks["segm"] = "no annotation has a mask"
+        if not self.annotations:
+            lacks = dict.fromkeys(("bbox", "segm", "keypoints"), "there are no annotations")
         return AnnotationFile(
             file_names=tuple(map(itemgetter("file_name"), self.images)),
             annotations=len(self.annotations),
@@ -130,40 +173,29 @@ class CocoFile:
             masks=any(masks),
             labelled=not unfit and any(map(dict.get, instances, repeat("keypoints"))),
             run_lengths=dict in set(map(type, masks)),
-            lacks=_lacks(self.annotations, len(names) or COCO_KEYPOINTS, unfit),
+            lacks={task: lack for task, lack in lacks.items() if lack},
         )
 
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """What has to be known of a file where its annotations, so many, are not loaded.
+    """What has to be known of a file where its annotations, so many, are not loaded."""
 
-    Attributes:
-        file_names: of all images, relative to the image folder.
-        categories: names in the order of the ids.
-        keypoints: their names, empty where the categories have none in common.
-        skeleton: pairs of positions in `keypoints`, counted from 1; only drawn, never learnt.
-        masks, labelled: whether any annotation that is no crowd has a mask, has keypoints.
-        run_lengths: whether any of those masks is one of run lengths, no polygons.
-        sigmas: of object keypoint similarity, one a keypoint, or empty where none are stated.
-        lacks: what keeps a task from being scored, by task.
-    """
-
-    file_names: tuple[str, ...]
+    file_names: tuple[str, ...]  # of all images, relative to the image folder
     annotations: int
-    categories: tuple[str, ...]
-    keypoints: tuple[str, ...]
-    skeleton: tuple[tuple[int, int], ...]
+    categories: tuple[str, ...]  # names in the order of the ids
+    keypoints: tuple[str, ...]  # names, none where the categories have none in common
+    skeleton: tuple[tuple[int, int], ...]  # pairs of keypoints, from 1; only drawn, never learnt
     sha256: str
-    sigmas: tuple[float, ...] = ()
-    masks: bool = False
-    labelled: bool = False
-    run_lengths: bool = False
-    lacks: Mapping[str, str] = field(default_factory=dict)
+    lacks: Mapping[str, str]  # what keeps a task from being scored, by task
+    sigmas: tuple[float, ...] = ()  # of object keypoint similarity, none where none are stated
+    masks: bool = False  # whether any annotation that is no crowd has one
+    labelled: bool = False  # whether any of those has keypoints
+    run_lengths: bool = False  # whether any of the masks is one of run lengths, no polygons
 
 
 # Files that somebody holds; annotations of a large one take gigabytes, so nobody else keeps them.
-_HELD: weakref.WeakValueDictionary[tuple[Path, int, int], CocoFile] = weakref.WeakValueDictionary()
+_HELD: weakref.WeakValueDictionary[FileState, CocoFile] = weakref.WeakValueDictionary()
 
 
 def open_coco(path: Path) -> CocoFile:
@@ -191,12 +223,12 @@ def read_coco(path: Path, optional: Sequence[str] = ()) -> CocoFile:
 
 def read_annotations(path: Path) -> AnnotationFile:
     """Returns the facts of an annotation file, see :func:`read_coco`, once until it changes."""
-    return _facts(*state_of(path))
+    return _facts(state_of(path))
 
 
 @functools.lru_cache(maxsize=16)
-def _facts(path: Path, size: int, modified: int) -> AnnotationFile:
-    return read_coco(path).facts
+def _facts(state: FileState) -> AnnotationFile:
+    return read_coco(state[0]).facts
 
 
 def coco_file(path: Path, sha256: str, content: Any) -> CocoFile:
@@ -209,7 +241,12 @@ def coco_file(path: Path, sha256: str, content: Any) -> CocoFile:
         if entries is not top.get(key)
     ]
     notes: list[Note] = []
-    words = _category_words(stated["categories"])
+    # Category ids that are words are numbered in alphabetical order, which is Detectron2's; none
+    # where numbers are among them or all are written as text.
+    named = [one.get("id") for one in stated["categories"] if isinstance(one, dict)]
+    texts = sorted({one for one in named if isinstance(one, str)})
+    wordy = len(texts) == len(named) and not all(text.strip().isdecimal() for text in texts)
+    words = {word: number for number, word in enumerate(texts, 1)} if wordy else {}
     lists = {key: _read(key, some, words, unusable, notes) for key, some in stated.items()}
     for key in ("images", "categories"):  # of several with one id the first
         again = set(repeated([entry["id"] for entry in lists[key]]))
@@ -221,16 +258,6 @@ def coco_file(path: Path, sha256: str, content: Any) -> CocoFile:
     lists["images"].sort(key=lambda image: id_order(image["id"]))
     info = top.get("info")
     return CocoFile(path, sha256, **lists, unusable=tuple(unusable), notes=tuple(notes), info=info)
-
-
-def _category_words(categories: list[Any]) -> dict[str, int]:
-    """Returns the number of each category id that is a word, in alphabetical order, which is
-    Detectron2's; none where numbers are among them or all are written as text."""
-    ids = [one.get("id") for one in categories if isinstance(one, dict)]
-    words = sorted({one for one in ids if isinstance(one, str)})
-    if len(words) < len(ids) or all(word.strip().isdecimal() for word in words):
-        return {}
-    return {word: number for number, word in enumerate(words, 1)}
 
 
 def _read(
@@ -299,8 +326,7 @@ def without_gc() -> Iterator[None]:
             gc.enable()
 
 
-def state_of(path: Path) -> tuple[Path, int, int]:
-    """Returns a file's path, size and time of change, by which it is known again."""
+def state_of(path: Path) -> FileState:
     with readable(path):
         state = path.stat()
     return path, state.st_size, state.st_mtime_ns
@@ -316,11 +342,9 @@ def readable(path: Path) -> Iterator[None]:
 
 def parse(path: Path, data: bytes) -> Any:
     """Returns an annotation file's JSON, or raises a UserError."""
-    try:
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return msgspec.json.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        pass  # NaN and lone surrogates are no JSON, but Python and pycocotools read them
-    try:
+    try:  # NaN and lone surrogates are no JSON, but Python and pycocotools read them
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         reason = str(error).split("; use sys.")[0]
@@ -377,16 +401,6 @@ def _skeleton(categories: Sequence[Entry], keypoints: int) -> tuple[tuple[int, i
     except (OverflowError, TypeError, ValueError):
         return ()
     return bones if all(1 <= end <= keypoints for bone in bones for end in bone) else ()
-
-
-def _lacks(annotations: Sequence[Entry], keypoints: int, unfit: str) -> dict[str, str]:
-    """Returns what keeps annotations from being the ground truth of a task, by task."""
-    if not annotations:
-        return dict.fromkeys(("bbox", "segm", "keypoints"), "there are no annotations")
-    lacks = {"keypoints": unfit or keypoint_lack(annotations, keypoints)}
-    if not any(map(dict.get, annotations, repeat("segmentation"))):
-        lacks["segm"] = "no annotation has a mask"
-    return {task: lack for task, lack in lacks.items() if lack}
 
 
 def keypoint_lack(annotations: Sequence[Entry], keypoints: int) -> str:

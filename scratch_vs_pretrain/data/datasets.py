@@ -2,76 +2,133 @@
 
 Every process that resolves names goes through :func:`ensure`, so a name alone is enough anywhere.
 Nothing here needs torch but registering itself.
+
+Which images a subset's name, ``coco_2017_train_10k`` or ``coco_2017_train_10pct_s3``, means depends
+on nothing but the image ids: sort them by the SHA-256 digest of ``svp-subset:<seed>:<image id>`` in
+UTF-8 and take the first n. Its file is an ordinary COCO file, made once, so what reads data sets
+reads subsets; it lies in a folder named by the fingerprint of the file that it was drawn from.
 """
 
-from __future__ import annotations
-
+import contextlib
+import dataclasses
 import difflib
 import hashlib
+import itertools
+import json
+import math
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import msgspec
 import numpy as np
+from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain._detectron2 import registered, registered_names
+from scratch_vs_pretrain.data import coco
 from scratch_vs_pretrain.data.coco import AnnotationFile, CocoFile, read_annotations, read_coco
-from scratch_vs_pretrain.data.findings import Case, Heads, size_of
-from scratch_vs_pretrain.data.subsets import ALIASES, Subset, digest, parse_subset, subset_file
+from scratch_vs_pretrain.data.judge import Case, Heads, size_of
 from scratch_vs_pretrain.data.voc import is_voc, voc_file, voc_location
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pictures import locate
 from scratch_vs_pretrain.run_folder import write_atomically
 
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-
 _BONE_COLOUR = (102, 204, 255)
 _SUBSETS: dict[str, Path] = {}
 _NAMED_FILES = 3
+_TAKEN = "is the name of another data set already; choose another name"
 # COCO's sizes: areas in pixels, of the image as it is on disk.
 SMALL, LARGE = 32**2, 96**2
+# To be raised whenever the same annotation file would give another subset file.
+CACHE_FORMAT = 3
+# Of every subset's file.
+_END = b"]}\n"
+# Other names of registered data sets.
+ALIASES = {"coco_35k": "coco_2014_valminusminival"}  # the paper's 35k images, also called val35k
+UNITS = {"": Fraction(1), "k": Fraction(1000), "pct": Fraction(1, 100)}
+_SIZE = r"(?P<number>[0-9]{1,12}(?:\.[0-9]{1,12})?)(?P<unit>k|pct|)"
+_NAME = re.compile(rf"(?P<base>.+)_(?P<size>{_SIZE})(?:_s(?P<seed>[0-9]{{1,12}}))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A part of the data set `base`: so many images, or such a fraction where `relative`."""
+
+    name: str
+    base: str
+    size: Fraction
+    relative: bool
+    seed: int = 0
+
+    def count(self, images: int) -> int:
+        """Returns the number of images, of a base that has so many; halves are rounded up. Raises
+        UserError where the base has too few, or a percentage of them is no image."""
+        wanted = self.size * images if self.relative else self.size
+        count = math.floor(wanted + Fraction(1, 2))
+        if count > images:
+            raise UserError(
+                f"{self.name}: {count:,} images are more than the {images:,} of {self.base}; "
+                "choose a smaller size"
+            )
+        if count < 1:
+            raise UserError(
+                f"{self.name}: is less than one of the {images:,} images of {self.base}; "
+                "choose a larger size"
+            )
+        return count
 
 
 def register(cfg: CfgNode) -> None:
     """Registers every data set of ``SVP.DATASETS`` and ``SVP.VOC_DATASETS`` with Detectron2, and
     the subsets that the config trains on; the same again changes nothing.
 
-    Raises:
-        UserError: an entry is no such triple, its annotation file cannot be used, or its name
-            stands for other files already; a subset cannot be drawn, or is to be evaluated on.
+    Raises UserError where an entry is not as it should be, its annotation file cannot be used, or
+    its name stands for other files already; a subset cannot be drawn, or is to be evaluated on.
     """
-    from detectron2.data.datasets import register_coco_instances
+    from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 
     for entry in cfg.SVP.DATASETS:
-        name, annotations, images = _triple(entry)
-        known = registered(name)
-        if known is None:
-            metadata = _keypoint_metadata(read_annotations(Path(annotations)))
-            register_coco_instances(name, metadata, annotations, images)
-            continue
-        paths = [os.path.abspath(known.get(key, "")) for key in ("json_file", "image_root")]
-        if paths != [annotations, images]:
-            raise UserError(
-                f"SVP.DATASETS: {name} is the name of another data set already; choose another name"
-            )
+        strings = isinstance(entry, (list, tuple)) and all(isinstance(part, str) for part in entry)
+        if not strings or len(entry) != 3 or not all(entry):
+            raise UserError(f"SVP.DATASETS: {entry} must be [name, annotation file, image folder]")
+        name, *paths = entry[0], *map(os.path.abspath, entry[1:])
+        if registered(name) is None:
+            metadata = _keypoint_metadata(read_annotations(Path(paths[0])))
+            register_coco_instances(name, metadata, *paths)
+        known = registered(name) or {}
+        found = [os.path.abspath(known.get(key, "")) for key in ("json_file", "image_root")]
+        if found != paths:
+            raise UserError(f"SVP.DATASETS: {name} {_TAKEN}")
     for entry in cfg.SVP.VOC_DATASETS:
-        _register_voc(entry)
+        try:
+            name, root, split, year, classes = entry
+            facts = [os.path.abspath(root), split, year, [str(one) for one in classes]]
+        except (TypeError, ValueError):
+            raise UserError(
+                f"SVP.VOC_DATASETS: {entry} must be [name, root, split, year, [class, ...]]"
+            ) from None
+        if registered(name) is None:
+            register_pascal_voc(name, *facts)
+        known = registered(name) or {}
+        found = [known.get(key) for key in ("dirname", "split", "year", "thing_classes")]
+        if found != facts:
+            raise UserError(f"SVP.VOC_DATASETS: {name} {_TAKEN}")
     refuse_subsets(cfg.DATASETS.TEST)
     ensure((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
 
 
-def find_subset(name: str, more: Iterable[str] = ()) -> Subset | None:
-    """Returns the subset that a name means, None for the name of a full data set or of nothing.
+def subset_of(name: str, more: Iterable[str] = ()) -> Subset | None:
+    """Returns the subset that a name means, None for the name of a full data set or of nothing;
+    raises UserError where it reads like a subset's but makes no sense.
 
     Reads no files. A registered name stands for itself, such as Detectron2's coco_2017_val_100;
     `more` are names that are not registered yet but can be the base.
-
-    Raises:
-        UserError: it reads like a subset's but makes no sense.
     """
     full = {*registered_names(), *more, *ALIASES} - _SUBSETS.keys()
     return None if name in full else parse_subset(name, full)
@@ -82,20 +139,26 @@ def ensure(names: Iterable[str]) -> None:
 
     A subset has its base's metadata, with all categories, and an annotation file of its own.
     """
+    from detectron2.data import MetadataCatalog
+    from detectron2.data.datasets import register_coco_instances
+
+    stated = ("name", "json_file", "image_root", "evaluator_type")
     for name in names:
         if registered(name) is not None:
             continue
-        if name in ALIASES:
-            _register(name, ALIASES[name], *source(name))
-        elif subset := find_subset(name):
-            ensure([subset.base])
-            _register(name, subset.base, *source(name))
+        subset = subset_of(name)
+        base = subset.base if subset else ALIASES.get(name)
+        if base:
+            ensure([base])
+            known = MetadataCatalog.get(base).as_dict()
+            metadata = {key: value for key, value in known.items() if key not in stated}
+            register_coco_instances(name, metadata, *map(str, source(name)))
 
 
 def refuse_subsets(names: Iterable[str], more: Iterable[str] = ()) -> None:
-    """Raises UserError for a subset among the data sets to evaluate on; see :func:`find_subset`."""
+    """Raises UserError for a subset among the data sets to evaluate on; see :func:`subset_of`."""
     for name in names:
-        if subset := find_subset(name, more):
+        if subset := subset_of(name, more):
             raise UserError(
                 f"DATASETS.TEST: {name} is a subset of {subset.base}; evaluate on the full set, or "
                 f"write a file of its own with `svp subset {name} --export FILE.json`"
@@ -122,7 +185,7 @@ def source(name: str) -> tuple[Path, Path]:
     """Returns the annotation file and image folder of a data set; that of a subset is made."""
     if name in ALIASES and registered(name) is None:
         return source(ALIASES[name])
-    if subset := find_subset(name):
+    if subset := subset_of(name):
         annotations, images = source(subset.base)
         if name not in _SUBSETS:
             _SUBSETS[name] = subset_file(subset, annotations)
@@ -179,7 +242,7 @@ def check_files(names: Sequence[str]) -> None:
 
 def check_images(name: str, annotations: Path, images: Path, names: Sequence[str]) -> None:
     """Refuses a data set whose images are not all there."""
-    if missing := check_names(annotations, images, names):
+    if missing := locate(images, names, annotations).missing:
         named = ", ".join(missing[:_NAMED_FILES]) + (", .." if missing[_NAMED_FILES:] else "")
         raise UserError(
             f"{images}: {len(missing)} of the {len(names)} images of {name} are "
@@ -187,19 +250,12 @@ def check_images(name: str, annotations: Path, images: Path, names: Sequence[str
         )
 
 
-def check_names(annotations: Path, images: Path, names: Sequence[str]) -> Sequence[str]:
-    """Returns those images of a data set that are not there; refuses those outside its folder."""
-    located = locate(images, names)
-    for problem in located.unusable.values():
-        raise UserError(f"{annotations}: {problem}")
-    return located.missing
-
-
 def subset_text(name: str, file: CocoFile) -> str:
     """Returns the description of a data set as `svp subset` prints it; sizes are COCO's."""
     instances = [entry for entry in file.annotations if not entry.get("iscrowd")]
     of_category = Counter(map(itemgetter("category_id"), instances))
-    case = Case(instances, Heads(), {}, {one["id"]: size_of(one, {}) for one in file.images})
+    sizes = {one["id"]: size_of(one, {}) for one in file.images}
+    case = Case(dataclasses.replace(file, annotations=instances), Heads(), sizes)
     areas = np.where(np.isnan(case.areas), case.boxes[:, 2:].prod(1), case.areas)
     # COCO's ranges include both ends; the smaller one gets what lies on a border.
     small, large = (areas <= SMALL).sum(), (areas > LARGE).sum()
@@ -233,44 +289,6 @@ def export(file: CocoFile, target: Path) -> Path:
     return target
 
 
-def _register(name: str, base: str, annotations: Path, images: Path) -> None:
-    from detectron2.data import MetadataCatalog
-    from detectron2.data.datasets import register_coco_instances
-
-    stated = ("name", "json_file", "image_root", "evaluator_type")
-    known = MetadataCatalog.get(base).as_dict()
-    metadata = {key: value for key, value in known.items() if key not in stated}
-    register_coco_instances(name, metadata, str(annotations), str(images))
-
-
-def _register_voc(entry: Any) -> None:
-    try:
-        name, root, split, year, classes = entry
-        classes = [str(one) for one in classes]
-    except (TypeError, ValueError):
-        raise UserError(
-            f"SVP.VOC_DATASETS: {entry} must be [name, root, split, year, [class, ...]]"
-        ) from None
-    from detectron2.data.datasets import register_pascal_voc
-
-    root = os.path.abspath(root)
-    if registered(name) is None:
-        register_pascal_voc(name, root, split, year, classes)
-    known = registered(name) or {}
-    facts = [known.get(key) for key in ("dirname", "split", "year", "thing_classes")]
-    if facts != [root, split, year, classes]:
-        raise UserError(
-            f"SVP.VOC_DATASETS: {name} is the name of another data set already; choose another name"
-        )
-
-
-def _triple(entry: Any) -> tuple[str, str, str]:
-    strings = isinstance(entry, (list, tuple)) and all(isinstance(part, str) for part in entry)
-    if not strings or len(entry) != 3 or not all(entry):
-        raise UserError(f"SVP.DATASETS: {entry} must be [name, annotation file, image folder]")
-    return entry[0], os.path.abspath(entry[1]), os.path.abspath(entry[2])
-
-
 def _keypoint_metadata(file: AnnotationFile) -> dict[str, Any]:
     """Returns Detectron2's keypoint metadata, empty where no category has keypoints.
 
@@ -290,3 +308,144 @@ def _keypoint_metadata(file: AnnotationFile) -> dict[str, Any]:
         "keypoint_flip_map": tuple((a, b) for a, b in pairs if a != b and b in names),
         "keypoint_connection_rules": rules,
     }
+
+
+def parse_subset(name: str, registered: Iterable[str]) -> Subset | None:
+    """Returns the subset that a name means, None if it does not read like a subset's; raises
+    UserError where the size makes no sense, or the base is not registered.
+
+    That is ``<dataset>_<size>`` or ``<dataset>_<size>_s<seed>``, where a size is a number of images
+    (``500``), of thousands of them (``3.5k``) or a percentage (``10pct``). Data sets that are
+    `registered` can be the base; they are no subsets.
+    """
+    bases = {*registered, *ALIASES}
+    found = _NAME.fullmatch(name)
+    if not found or found["base"] not in bases:
+        for base in sorted(bases, key=len, reverse=True):
+            rest = name.removeprefix(f"{base}_")
+            if rest != name and re.match(r"[+-]?\.?[0-9]", rest):
+                raise UserError(
+                    f"{name}: {rest} is no size of a subset; write one such as 500, 3.5k, 10k or "
+                    "10pct, with a seed behind it such as 10k_s3 if you like"
+                )
+        if not found:
+            return None
+        raise UserError(
+            f"{name}: reads like a subset of {found['base']}, which is not registered; "
+            "name a registered full data set, such as coco_2017_train"
+        )
+    size = Fraction(found["number"]) * UNITS[found["unit"]]
+    relative = found["unit"] == "pct"
+    if size == 0:
+        raise UserError(f"{name}: a subset of size 0 has nothing to train on; choose a larger size")
+    if relative and size > 1:
+        raise UserError(f"{name}: {found['size']} is more than the whole; choose at most 100pct")
+    if not relative and size.denominator != 1:
+        raise UserError(f"{name}: {found['size']} is no whole number of images; such as 3.5k or 10")
+    return Subset(name, found["base"], size, relative, int(found["seed"] or 0))
+
+
+def draw(ids: Sequence[int | str], count: int, seed: int) -> list[int | str]:
+    """Returns the ids of a subset of distinct ones, in the order of the module's rule."""
+
+    def key(identity: int | str) -> tuple[bytes, bool]:
+        text = f"svp-subset:{seed}:{identity}"
+        # 7 and "7" may both be ids.
+        return hashlib.sha256(text.encode()).digest(), isinstance(identity, str)
+
+    return sorted(ids, key=key)[:count]
+
+
+def digest(ids: Iterable[int | str]) -> str:
+    """Returns the SHA-256 of an id list: ascending, one a line (numbers before texts)."""
+    lines = "".join(f"{identity}\n" for identity in sorted(ids, key=coco.id_order))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Returns where subset files are kept until somebody deletes it."""
+    if "SVP_CACHE" in os.environ:
+        return Path(os.environ["SVP_CACHE"])
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "scratch_vs_pretrain"
+
+
+def subset_file(subset: Subset, annotations: Path) -> Path:
+    """Returns a subset's annotation file, made from that of its base unless it is there."""
+    # No program can set a change time, so a file that was changed never keeps its fingerprint.
+    with coco.readable(annotations):
+        path = annotations.resolve()
+        state = path.stat()
+    facts = [CACHE_FORMAT, str(path), state.st_ino, state.st_size]
+    facts += [state.st_mtime_ns, state.st_ctime_ns]
+    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+    size = str(subset.size).replace("/", "_of_")
+    part = f"{'part_' if subset.relative else ''}{size}_s{subset.seed}.json"
+    file = cache_folder() / "subsets" / fingerprint / part
+    with contextlib.suppress(OSError), file.open("rb") as opened:
+        opened.seek(-len(_END), os.SEEK_END)
+        if opened.read() == _END:
+            return file
+    content = extract(annotations, lambda ids: draw(ids, subset.count(len(ids)), subset.seed))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, content)
+        read_annotations(file)
+    except OSError as error:
+        raise UserError(
+            f"{file.parent}: cannot keep subsets there ({error.strerror}); set SVP_CACHE to "
+            "another folder"
+        ) from None
+    except UserError as error:
+        file.unlink(missing_ok=True)  # what is wrong came with the annotations
+        raise UserError(str(error).replace(str(file), f"{annotations} ({subset.name})")) from None
+    return file
+
+
+class _Owner(msgspec.Struct):
+    image_id: int | float | str
+
+
+class _Outline(msgspec.Struct):
+    images: list[coco.Entry]
+    categories: list[coco.Entry]
+    annotations: list[msgspec.Raw]
+
+
+def extract(path: Path, draw: Callable[[list[coco.Identity]], list[coco.Identity]]) -> bytes:
+    """Returns a COCO file of the images that `draw` takes of all ids: ascending, with their
+    annotations in the order of the file, which alone are parsed, and all categories. Raises
+    UserError for an annotation of an image that is not listed."""
+    with coco.readable(path), coco.without_gc():
+        content, entries, owners = _outline(path, path.read_bytes())
+    file = coco.coco_file(path, "", content)
+    for problem in file.unusable:
+        raise UserError(f"{path}: {problem}")
+    known = {image["id"] for image in file.images}
+    for number, owner in enumerate(owners):
+        if owner not in known:
+            text = f"belongs to image {owner!r}, which is not among the images"
+            raise UserError(f"{path}: annotations[{number}] {text}; add the image or take it out")
+    chosen = set(draw([image["id"] for image in file.images]))
+    images = [image for image in file.images if image["id"] in chosen]
+    rest = json.dumps({"images": images, "categories": content["categories"]}).encode()[:-1]
+    taken = itertools.compress(entries, map(chosen.__contains__, owners))
+    return rest + b', "annotations": [' + b",\n".join(taken) + _END
+
+
+def _outline(path: Path, data: bytes) -> tuple[Any, list[Any], list[Any]]:
+    """Returns a file without its annotations, these as bytes, and what images they belong to."""
+    try:
+        found = msgspec.json.decode(data, type=_Outline)
+        owner = msgspec.json.Decoder(_Owner).decode
+        owners: list[Any] = [owner(entry).image_id for entry in found.annotations]
+        content: Any = {"images": found.images, "categories": found.categories}
+        return {**content, "annotations": []}, found.annotations, owners
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        content = coco.parse(path, data)
+    entries = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        return content, [], []
+    owners = [one.get("image_id") if isinstance(one, dict) else None for one in entries]
+    owners = [one if isinstance(one, (int, float, str)) else None for one in owners]
+    return {**content, "annotations": []}, [json.dumps(one).encode() for one in entries], owners

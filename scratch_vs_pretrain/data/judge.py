@@ -5,39 +5,98 @@ a little of that, and what shows that numbers mean something else than COCO's, i
 `svp check-data` lists the same findings, because it calls the same function.
 """
 
+import functools
 import math
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, compress
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import chain, compress, repeat
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as mask_api
 
-from scratch_vs_pretrain.data.coco import CocoFile, Entry, Identity, Note, as_float, flag
-from scratch_vs_pretrain.data.findings import (
-    MOST_DROPPED,
-    SHORTEST_SIDE,
-    TOLERANCE,
-    Case,
-    Heads,
-    size_of,
-    whole,
-)
+from scratch_vs_pretrain.data.coco import CocoFile, Entry, Identity, Note, as_float, flag, repeated
 from scratch_vs_pretrain.pictures import ImageFacts
 
 # Detectron2's BoxMode.XYWH_ABS, whose module needs torch.
 XYWH_ABS = 1
+# Rounded annotations may end this far outside, in pixels; Detectron2 clips them.
+TOLERANCE = 1.0
+# Detectron2's filter_empty_instances leaves out boxes of shorter sides.
+SHORTEST_SIDE = 1e-5
+# COCO's scores have no annotations of a larger area.
+LARGEST_AREA = 1e10
+# Of its box, what the area of an annotation may be without a remark.
+SMALLEST_PART, LARGEST_PART = 0.01, 2.0
+# The share of instances that may be dropped (SVP.MAX_DROPPED).
+MOST_DROPPED = 0.05
 # A polygon may reach this many image sizes outside: rasterizing takes memory in proportion.
 REACH = 1.0
 # Pixels: a polygon of more area than this times its outline's length covers some.
 _FAT = 1.1
 # Annotations whose polygons are looked at together: enough for numpy, and little memory.
 _TOGETHER = 5000
+_BOXES_ALONE = "with MODEL.MASK_ON: False boxes alone are learnt"
 
 
 class Unfit(Exception):
     """An annotation that cannot be learnt; its arguments are the kind of finding and a remark."""
+
+
+class Heads(NamedTuple):
+    """What a model learns beside boxes: masks or not, and how many keypoints (0: none)."""
+
+    masks: bool = False
+    keypoints: int = 0
+
+
+@dataclass
+class Case:
+    """What is collected while a data set is judged."""
+
+    file: CocoFile
+    heads: Heads
+    sizes: Mapping[Identity, tuple[int, int]]  # width and height of each image as it is, by id
+    notes: list[Note] = field(default_factory=list)
+    dropped: list[tuple[Entry, str]] = field(default_factory=list)  # instances, with the kind
+
+    @functools.cached_property
+    def classes(self) -> dict[int, int]:
+        """The class of each category id."""
+        return {number: k for k, number in enumerate(sorted(c["id"] for c in self.file.categories))}
+
+    @functools.cached_property
+    def boxes(self) -> np.ndarray:
+        """The box of each annotation; what is beyond floats is infinite."""
+        flat = chain.from_iterable(map(itemgetter("bbox"), self.file.annotations))
+        return np.fromiter(map(as_float, flat), float).reshape(-1, 4)
+
+    @functools.cached_property
+    def spaces(self) -> np.ndarray:
+        """The size of each annotation's image, NaN where there is none."""
+        owners, unknown = map(itemgetter("image_id"), self.file.annotations), (math.nan, math.nan)
+        flat = chain.from_iterable(self.sizes.get(owner, unknown) for owner in owners)
+        return np.fromiter(flat, float).reshape(-1, 2)
+
+    @functools.cached_property
+    def areas(self) -> np.ndarray:
+        """The area that each annotation states, NaN where there is none or it cannot be one."""
+        stated: Any = map(dict.get, self.file.annotations, repeat("area"))
+        numbers = (as_float(one) if type(one) in (int, float) else math.nan for one in stated)
+        areas = np.fromiter(numbers, float)
+        most = np.fmin((self.spaces + TOLERANCE).prod(1), LARGEST_AREA)
+        return np.where((areas > 0) & (areas <= most), areas, math.nan)
+
+    def note(self, entry: Entry, kind: str, remark: str = "") -> None:
+        self.notes.append(Note(kind, f"annotation {entry['id']}{remark and f' ({remark})'}"))
+
+    def drop(self, entry: Entry, kind: str, remark: str = "") -> None:
+        self.note(entry, kind, remark)
+        if not entry.get("iscrowd"):
+            self.dropped.append((entry, kind))
 
 
 def judge(
@@ -51,9 +110,8 @@ def judge(
     Of data without findings the records are those of ``load_coco_json``, but for masks and
     keypoints that no head learns; images without instances are included. Images without `facts`,
     by file name, have their stated size. At `most_dropped` 1 the whole is not judged."""
-    classes = {number: k for k, number in enumerate(sorted(c["id"] for c in file.categories))}
     sizes = {image["id"]: size_of(image, facts) for image in file.images}
-    case = Case(file.annotations, heads, classes, sizes)
+    case = Case(file, heads, sizes)
     objects: dict[Identity, list[dict[str, Any]]] = {image["id"]: [] for image in file.images}
     for entry, box, filled in _with_boxes(case):
         if entry["image_id"] in objects:
@@ -63,22 +121,29 @@ def judge(
                 case.drop(entry, *unfit.args)
     records = []
     for image in file.images:
-        name, (width, height) = image["file_name"], case.sizes[image["id"]]
+        name, (width, height) = image["file_name"], sizes[image["id"]]
         record = {"file_name": name, "height": height, "width": width, "image_id": image["id"]}
         records.append({**record, "annotations": objects[image["id"]]})
         if name in facts:
             case.notes += _image_notes(name, facts[name])
         if all(one.get("iscrowd") for one in objects[image["id"]]):
             case.notes.append(Note("image without instances", name))
-    return records, whole(case, file, facts, most_dropped)
+    notes = [*file.notes, *_notes_on_entries(case)]  # which drops some
+    notes += case.notes
+    if all(entry.get("iscrowd") for entry in file.annotations):
+        every = len(file.annotations)
+        text = f"all {every} annotations are crowds" if every else "no annotations"
+        notes.append(Note("nothing to learn", text))
+    if most_dropped < 1:
+        notes += [*_lost(case, most_dropped), *_looks_of_boxes(case)]
+    return records, [*notes, *_sizes(case, facts, judged=most_dropped < 1)]
 
 
 def scorable(file: CocoFile, sizes: Mapping[Identity, tuple[int, int]], task: str) -> list[Entry]:
     """Returns the annotations that a task is scored on: by training's rules, without those that no
     detection could match. Those without an area that can be one have their box's. Crowds stay, and
     so do annotations marked ``ignore``, as pycocotools has them."""
-    classes = {one["id"]: 0 for one in file.categories}
-    case = Case(file.annotations, Heads(masks=task == "segm"), classes, sizes)
+    case = Case(file, Heads(masks=task == "segm"), sizes)
     kept = []
     for (entry, box, filled), area in zip(_with_boxes(case), case.areas, strict=True):
         if not entry.get("iscrowd"):
@@ -106,20 +171,8 @@ def _image_notes(name: str, facts: ImageFacts) -> Iterator[Note]:
 
 
 def _with_boxes(case: Case) -> Iterator[tuple[Entry, str | list[float], bool]]:
-    """Yields annotations, each with its box as it is learnt, or what is wrong with that, and
-    whether its mask is learnt and :func:`surely_filled`."""
-    boxes = _boxes(case)
-    for start in range(0, len(boxes), _TOGETHER):
-        part = slice(start, start + _TOGETHER)
-        some = case.entries[part]
-        masks = [entry.get("segmentation") if case.heads.masks else None for entry in some]
-        sizes = [case.sizes.get(entry["image_id"], (0, 0)) for entry in some]
-        yield from zip(some, boxes[part], surely_filled(masks, sizes), strict=True)
-
-
-def _boxes(case: Case) -> list[str | list[float]]:
-    """Returns boxes as they are learnt, clipped where they lie partly outside the image, or what
-    keeps them from being learnt."""
+    """Yields annotations, each with its box as it is learnt, clipped where it lies partly outside
+    the image, or what keeps it from that, and whether its mask is learnt and surely filled."""
     start, extent = case.boxes[:, :2], case.boxes[:, 2:]
     with np.errstate(all="ignore"):
         end, low = start + extent, np.maximum(start, 0)
@@ -127,14 +180,18 @@ def _boxes(case: Case) -> list[str | list[float]]:
         degenerate = ~((extent > SHORTEST_SIDE).all(1) & np.isfinite(end).all(1))
         outside = ~(inside > SHORTEST_SIDE).all(1)
         partly = (np.maximum(-start, end - case.spaces) > TOLERANCE).any(1)
-    made = [entry["bbox"] for entry in case.entries]
+    boxes: list[Any] = [entry["bbox"] for entry in case.file.annotations]
     for number in np.flatnonzero(partly).tolist():
-        made[number] = [*low[number].tolist(), *inside[number].tolist()]
-    for number in np.flatnonzero(outside).tolist():
-        made[number] = "box outside the image"
-    for number in np.flatnonzero(degenerate).tolist():
-        made[number] = "degenerate box"
-    return made
+        boxes[number] = [*low[number].tolist(), *inside[number].tolist()]
+    for wrong, kind in ((outside, "box outside the image"), (degenerate, "degenerate box")):
+        for number in np.flatnonzero(wrong).tolist():
+            boxes[number] = kind
+    for first in range(0, len(boxes), _TOGETHER):
+        part = slice(first, first + _TOGETHER)
+        some = case.file.annotations[part]
+        masks = [entry.get("segmentation") if case.heads.masks else None for entry in some]
+        sizes = [case.sizes.get(entry["image_id"], (0, 0)) for entry in some]
+        yield from zip(some, boxes[part], surely_filled(masks, sizes), strict=True)
 
 
 def _object(entry: Entry, case: Case, box: str | list[float], filled: bool) -> dict[str, Any]:
@@ -146,11 +203,8 @@ def _object(entry: Entry, case: Case, box: str | list[float], filled: bool) -> d
         raise Unfit("annotation marked ignore")
     if isinstance(box, str):
         raise Unfit(box)
-    made = {
-        "bbox": box,
-        "bbox_mode": XYWH_ABS,
-        "category_id": case.classes[entry["category_id"]],
-    }
+    category = case.classes[entry["category_id"]]
+    made = {"bbox": box, "bbox_mode": XYWH_ABS, "category_id": category}
     if box is not entry["bbox"]:
         case.note(entry, "box partly outside the image")
     if "iscrowd" in entry:
@@ -164,20 +218,18 @@ def _object(entry: Entry, case: Case, box: str | list[float], filled: bool) -> d
         if isinstance(learnt, list) and len(learnt) < len(mask):
             case.note(entry, "polygon of fewer than three points")
     if case.heads.keypoints:
-        made["keypoints"] = _keypoints(entry.get("keypoints"), case.heads.keypoints)
-        if made["keypoints"] is None:
-            case.note(entry, "no valid keypoints")
-            made["keypoints"] = [0.5, 0.5, 0] * case.heads.keypoints
+        made["keypoints"] = _keypoints(entry, case)
     return made
 
 
-def _keypoints(values: Any, number: int) -> list[float] | None:
-    """Returns keypoints in continuous coordinates, as ``load_coco_json`` does; None if invalid."""
-    if not isinstance(values, list) or len(values) != 3 * number:
-        return None
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
-        return None
-    return [value if i % 3 == 2 else value + 0.5 for i, value in enumerate(values)]
+def _keypoints(entry: Entry, case: Case) -> list[float]:
+    """Returns keypoints in continuous coordinates, as ``load_coco_json`` does."""
+    values: Any = entry.get("keypoints")
+    whole = isinstance(values, list) and len(values) == 3 * case.heads.keypoints
+    if whole and all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        return [value if i % 3 == 2 else value + 0.5 for i, value in enumerate(values)]
+    case.note(entry, "no valid keypoints")
+    return [0.5, 0.5, 0] * case.heads.keypoints
 
 
 def trainable_mask(mask: Any, width: int, height: int) -> Any:
@@ -186,23 +238,19 @@ def trainable_mask(mask: Any, width: int, height: int) -> Any:
     if not mask:
         raise Unfit("no mask")
     try:
-        if isinstance(mask, dict):
-            return _run_lengths(mask, [height, width])
-        return _polygons(mask, width, height)
+        if not isinstance(mask, dict):
+            return _polygons(mask, width, height)
+        if list(mask["size"]) != [height, width]:
+            raise Unfit("RLE of another size", f"{mask['size']}, image {[height, width]}")
+        counts = mask["counts"]
+        runs = counts if isinstance(counts, list) else _runs(counts)
+        if min(runs, default=0) < 0 or sum(runs) != height * width:
+            raise ValueError("its runs are not as many pixels as the image")
+        if not any(runs[1::2]):
+            raise Unfit("empty mask")
+        return mask_api.frPyObjects(mask, height, width) if runs is counts else dict(mask)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise Unfit("invalid mask", " ".join(str(error).split())) from None
-
-
-def _run_lengths(mask: Mapping[str, Any], size: list[int]) -> dict[str, Any]:
-    if list(mask["size"]) != size:
-        raise Unfit("RLE of another size", f"{mask['size']}, image {size}")
-    counts = mask["counts"]
-    runs = counts if isinstance(counts, list) else _runs(counts)
-    if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
-        raise ValueError("its runs are not as many pixels as the image")
-    if not any(runs[1::2]):
-        raise Unfit("empty mask")
-    return mask_api.frPyObjects(mask, *size) if runs is counts else dict(mask)
 
 
 def _runs(counts: str | bytes) -> list[int]:
@@ -282,3 +330,135 @@ def surely_filled(masks: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> lis
             sure &= np.maximum.reduceat(side, starts) <= most
         filled[filled] = np.logical_and.reduceat(sure, np.cumsum([0, *counts[:-1]]))
     return filled.tolist()
+
+
+def _notes_on_entries(case: Case) -> Iterator[Note]:
+    """Finds what can be told of ids, images, areas and boxes without judging what is learnt."""
+    annotations = case.file.annotations
+    ids = list(map(itemgetter("id"), annotations))
+    if 0 in set(ids):
+        yield Note("annotation id 0", "pycocotools takes a match with it for none; renumbered here")
+    for number in repeated(ids):
+        yield Note("duplicate annotation id", f"annotations[{number}] ({ids[number]})")
+    if not case.sizes.keys() >= set(map(itemgetter("image_id"), annotations)):
+        for entry in annotations:
+            if entry["image_id"] not in case.sizes:
+                case.drop(entry, "annotation of a missing image")
+    for number in np.flatnonzero(np.isnan(case.areas)).tolist():
+        entry = annotations[number]
+        if entry.get("area") is None:
+            yield Note("annotation without area", f"annotation {entry['id']}")
+        elif min(entry["bbox"][2:]) > 0:
+            yield Note("impossible area", f"annotation {entry['id']}")
+    extent = case.boxes[:, 2:]
+    with np.errstate(over="ignore"):
+        box = np.where(extent > SHORTEST_SIDE, extent + TOLERANCE, math.nan).prod(1)
+    # No shape has more of its box, and a hair alone less.
+    odd = (case.areas > LARGEST_PART * box) | (case.areas < SMALLEST_PART * box)
+    for number in np.flatnonzero(odd & np.isfinite(box)).tolist():
+        entry = annotations[number]
+        where = f"annotation {entry['id']} (area {entry['area']:g}, box {{:g}} x {{:g}})"
+        yield Note("area unlike its box", where.format(*case.boxes[number, 2:]))
+    names = list(map(itemgetter("file_name"), case.file.images))
+    yield from (Note("same file listed twice", names[number]) for number in repeated(names))
+    boxes = list(map(tuple, map(itemgetter("bbox"), annotations)))
+    if len(set(boxes)) < len(boxes):
+        owners = map(itemgetter("image_id", "category_id"), annotations)
+        for number in repeated(list(zip(owners, boxes, strict=True))):
+            yield Note("same box twice", f"annotation {annotations[number]['id']}")
+
+
+def _lost(case: Case, most_dropped: float) -> Iterator[Note]:
+    """Judges what is dropped of a whole data set."""
+    had = Counter(e["category_id"] for e in case.file.annotations if not e.get("iscrowd"))
+    instances = had.total()
+    images, owners = set(map(type, case.sizes)), {type(e["image_id"]) for e, _ in case.dropped}
+    strangers = any(kind == "annotation of a missing image" for _, kind in case.dropped)
+    if images and strangers and owners - images:
+        texts = "text" if str in owners else "numbers", "text" if str in images else "numbers"
+        yield Note("ids of two kinds", f"image_id is {texts[0]}, the ids of images are {texts[1]}")
+    used = Counter(map(itemgetter("category_id"), case.file.annotations))
+    low, high = min(case.classes, default=0), max(case.classes, default=0)
+    if 0 in used and low > 0 and max(used) < high:
+        text = f"annotations have 0 to {max(used)}, categories {low} to {high}"
+        yield Note("categories numbered from 0", text)
+    lost = len(case.dropped)
+    if instances and lost > most_dropped * instances:
+        kinds = Counter(kind for _, kind in case.dropped)
+        text = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
+        text += "; " * bool(look := _look_of_masks(case)) + look
+        share = f"{100 * lost / instances:.3g} %"
+        yield Note("instances lost", f"{lost:,} of {instances:,} ({share}): {text}")
+    of_each = Counter(entry["category_id"] for entry, _ in case.dropped)
+    for category in case.file.categories:
+        count = of_each[category["id"]]
+        if count and count == had[category["id"]]:
+            yield Note("category lost", f"{category['name']}, all {count:,} of its instances")
+
+
+def _look_of_masks(case: Case) -> str:
+    dropped = (one for one, kind in case.dropped if kind.endswith("mask"))
+    masks: list[Any] = [one.get("segmentation") for one in dropped]
+    if masks and all(isinstance(mask, list) and mask for mask in masks):
+        if all(isinstance(mask[0], (int, float)) for mask in masks):
+            return "segmentation is one flat list here, COCO has a list of such lists"
+        if not any(map(any, masks)):
+            return f"the polygons are empty; {_BOXES_ALONE}"
+    return _BOXES_ALONE if masks and not any(masks) else ""
+
+
+def _looks_of_boxes(case: Case) -> Iterator[Note]:
+    """Tells boxes that are no x, y, width and height in pixels by what all of them have."""
+    sound = np.isfinite(case.boxes).all(1) & np.isfinite(case.spaces).all(1)
+    boxes, size = case.boxes[sound], case.spaces[sound]
+    if not len(boxes):
+        return
+    start, extent = boxes[:, :2], boxes[:, 2:]
+    with np.errstate(over="ignore"):
+        parts = ((boxes >= 0) & (boxes <= 1)).all(1)
+        tiny = (extent < 2).any(1) & (extent > SHORTEST_SIDE).all(1)
+        beyond = (start + extent > size + TOLERANCE).any(1)
+    corners = (extent > start).all(1) & (extent <= size + TOLERANCE).all(1)
+
+    def of_all(chosen: np.ndarray) -> str:
+        return f"{chosen.sum():,} of {len(boxes):,} boxes"
+
+    if parts.mean() >= 0.5:
+        yield Note("boxes as parts of the image", f"{of_all(parts)} lie in [0, 1]; COCO has pixels")
+    elif tiny.mean() >= 0.2:
+        yield Note("boxes under 2 pixels", of_all(tiny))
+    if corners.mean() >= 0.99 and beyond.mean() > 0.05:
+        text = f"{of_all(beyond)} leave the image, none does if read as x1, y1, x2, y2"
+        yield Note("boxes as two corners", text)
+
+
+def _sizes(case: Case, facts: Mapping[str, ImageFacts], judged: bool) -> Iterator[Note]:
+    """Judges the images whose files have another size than stated.
+
+    Their annotations belong to the size that all of them fit into. Where they fit into both, a
+    size that is turned (without EXIF saying so) or scaled is no slip of a pen.
+    """
+    images = {image["id"]: image for image in case.file.images}
+    other = {k: one for k, one in images.items() if case.sizes[k] != size_of(one, {})}
+    reach: dict[Identity, np.ndarray] = {}
+    for entry, box in zip(case.file.annotations, case.boxes, strict=True) if other else ():
+        if entry["image_id"] in other and np.isfinite(box).all():
+            end = np.maximum(box[:2] + box[2:], reach.get(entry["image_id"], 0))
+            reach[entry["image_id"]] = end
+    for identity, image in other.items():
+        stated, found = size_of(image, {}), case.sizes[identity]
+        end = reach.get(identity, np.zeros(2))
+        fits = [bool((end <= np.add(size, TOLERANCE)).all()) for size in (stated, found)]
+        ratio = [f / max(s, 1) for f, s in zip(found, stated, strict=True)]
+        turned = found == stated[::-1] and not facts[image["file_name"]].turned
+        scaled = abs(ratio[0] - ratio[1]) < 0.02 * ratio[0] and not 0.9 < ratio[0] < 1.1
+        doubtful = (turned or scaled) and fits[0] == fits[1]
+        wrong = judged and identity in reach and (fits == [True, False] or doubtful)
+        kind = "size that contradicts the boxes" if wrong else "another size than stated"
+        sizes = f"{stated[0]} x {stated[1]} stated, {found[0]} x {found[1]} found"
+        yield Note(kind, f"{image['file_name']} ({sizes})")
+
+
+def size_of(image: Mapping[str, Any], facts: Mapping[str, ImageFacts]) -> tuple[int, int]:
+    found = facts.get(image["file_name"])
+    return (found.width, found.height) if found else (image["width"], image["height"])

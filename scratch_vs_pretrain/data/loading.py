@@ -1,6 +1,10 @@
-"""Loads the records of data sets, for training and for evaluation."""
+"""Loads the records of data sets, for training and for evaluation, and the ground truth of those
+that are evaluated on: read once, and checked for what a task needs.
 
-from __future__ import annotations
+Two things differ from pycocotools on the same file, see docs/data.md: annotation ids are numbered
+anew (its matching takes id 0 for no match), and annotations that no detection could match are left
+out, by the rules by which training drops them.
+"""
 
 import dataclasses
 import functools
@@ -9,29 +13,32 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+
+from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain._detectron2 import registered
-from scratch_vs_pretrain.data.coco import CocoFile, Note, read_coco, state_of, without_gc
+from scratch_vs_pretrain.data import coco
+from scratch_vs_pretrain.data.coco import KINDS, CocoFile, FileState, Note, read_coco, state_of
 from scratch_vs_pretrain.data.datasets import coco_of, describe, location
-from scratch_vs_pretrain.data.findings import KINDS, MENDED, SEVERE, Heads
-from scratch_vs_pretrain.data.judge import judge
+from scratch_vs_pretrain.data.judge import MOST_DROPPED, Heads, judge, scorable
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pictures import DEEP, facts_of_images, locate
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 logger = logging.getLogger(__name__)
 
 # Twice so many images are looked at before anything else is done with a data set.
 _FEW = 10
+# The config key that asks for a task.
+_ASKED_BY = {
+    "bbox": "DATASETS.TEST",
+    "segm": "MODEL.MASK_ON",
+    "keypoints": "MODEL.KEYPOINT_ON or TEST.KEYPOINT_OKS_SIGMAS",
+}
 
 
-@dataclass(frozen=True)
-class TrainingRecords:
+class TrainingRecords(NamedTuple):
     """Records of all images that are left, and how many entries were mended, by kind and fate."""
 
     records: list[dict[str, Any]]
@@ -63,7 +70,7 @@ def load_training_records(cfg: CfgNode) -> TrainingRecords:
     records: list[dict[str, Any]] = []
     notes: list[Note] = []
     for name, file in zip(names, files, strict=True):
-        with without_gc():
+        with coco.without_gc():
             found, remarks = _judged(file, location(name)[1], heads_of(cfg), cfg.SVP.MAX_DROPPED)
         if problem := refusal(remarks):
             raise UserError(f"{name}: {problem}")
@@ -86,13 +93,11 @@ def load_test_records(name: str) -> list[dict[str, Any]]:
     """Returns Detectron2's records of all images of a data set, without annotations, ordered by id
     (of a VOC tree: as listed), with the sizes of the files that can be read."""
     listing, folder = location(name)
-    return list(_test_records(name, folder, *state_of(listing)))
+    return list(_test_records(name, folder, state_of(listing)))
 
 
 @functools.lru_cache(maxsize=4)
-def _test_records(
-    name: str, folder: Path, listing: Path, size: int, modified: int
-) -> list[dict[str, Any]]:
+def _test_records(name: str, folder: Path, state: FileState) -> list[dict[str, Any]]:
     file = coco_of(name, ("annotations", "categories"))
     return _judged(dataclasses.replace(file, annotations=[]), folder, Heads(), 1)[0]
 
@@ -101,7 +106,7 @@ def count_repairs(notes: Sequence[Note]) -> dict[str, int]:
     """Returns how many entries are dropped or mended, as "degenerate box, dropped", and logs it."""
     found: dict[str, list[str]] = defaultdict(list)
     for note in notes:
-        if KINDS[note.kind].means == MENDED:
+        if KINDS[note.kind].means == coco.MENDED:
             found[f"{note.kind}, {KINDS[note.kind].fate}"].append(note.where)
     for kind, where in sorted(found.items()):
         logger.warning("%d times %s, for example %s", len(where), kind, where[0])
@@ -112,22 +117,20 @@ def _judged(
     file: CocoFile, folder: Path, heads: Heads, most_dropped: float
 ) -> tuple[list[dict[str, Any]], list[Note]]:
     """Judges a data set with its image files; names of records are paths."""
-    located = locate(folder, [image["file_name"] for image in file.images])
-    for problem in located.unusable.values():
-        raise UserError(f"{file.path}: {problem}")
+    located = locate(folder, [image["file_name"] for image in file.images], file.path)
     facts = facts_of_images(folder, located.files)
     records, notes = judge(file, facts, heads, most_dropped)
     for record in records:
         deep = record["file_name"] in facts and facts[record["file_name"]].deep
         path = os.path.join(folder, located.files[record["file_name"]])
         record["file_name"] = DEEP + path if deep else path
-    renamed = (f"{name} ({file})" for name, file in located.renamed.items())
+    renamed = (f"{name} ({file})" for name, file in located.files.items() if name != file)
     return records, [*notes, *(Note("file of another name", where) for where in renamed)]
 
 
 def refusal(notes: Sequence[Note], use: str = "train") -> str:
     """Returns why a data set is not trained or evaluated on, empty if it can be."""
-    severe = [note for note in notes if KINDS[note.kind].means in SEVERE]
+    severe = [note for note in notes if KINDS[note.kind].means in coco.SEVERE]
     if not severe:
         return ""
     more = f" (and {len(severe) - 1} more)" if severe[1:] else ""
@@ -137,18 +140,70 @@ def refusal(notes: Sequence[Note], use: str = "train") -> str:
     )
 
 
-@functools.lru_cache(maxsize=16)
-def refusal_of_test_set(
-    name: str, state: tuple[Path, int, int], heads: Heads, most_dropped: float
-) -> str:
-    """Returns why a registered data set of this ``state_of`` its listing is not evaluated on."""
-    file = _as_scored(coco_of(name, ("annotations",)))
-    return refusal(_judged(file, location(name)[1], heads, most_dropped)[1], "evaluate")
-
-
 def _as_scored(file: CocoFile) -> CocoFile:
     """Returns a file whose annotations marked ``ignore`` count, as scoring them does."""
     return dataclasses.replace(file, annotations=[{**one, "ignore": 0} for one in file.annotations])
+
+
+def load_ground_truth(dataset_name: str, task: str = "bbox") -> Mapping[str, Any]:
+    """Returns a data set's COCO JSON for a task, kept in memory until its file changes. Not to be
+    changed.
+
+    Images have the sizes of their files, where these can be read. In VOC trees difficult objects
+    are crowds: VOC's evaluation neither rewards nor punishes detections of them, and COCO's treats
+    crowds so. Raises UserError where there is no annotation file, or it is no COCO JSON.
+    """
+    return _ground_truth(dataset_name, task, state_of(location(dataset_name)[0]))
+
+
+@functools.lru_cache(maxsize=8)
+def _ground_truth(name: str, task: str, state: FileState) -> Mapping[str, Any]:
+    file = coco_of(name, ("annotations",))
+    sizes = {one["image_id"]: (one["width"], one["height"]) for one in load_test_records(name)}
+    images = [
+        {**image, "width": sizes[image["id"]][0], "height": sizes[image["id"]][1]}
+        for image in file.images
+    ]
+    annotations = []
+    for number, one in enumerate(scorable(file, sizes, task), 1):
+        one = {**one, "id": number}
+        if one.get("difficult"):
+            one["iscrowd"] = 1
+        elif one.get("keypoints") and not isinstance(one.get("num_keypoints"), int):
+            one["num_keypoints"] = sum(visible > 0 for visible in one["keypoints"][2::3])
+        annotations.append(one)
+    return {"images": images, "annotations": annotations, "categories": file.categories}
+
+
+def check_ground_truth(
+    dataset_name: str,
+    tasks: Sequence[str],
+    keypoint_sigmas: Sequence[float] = (),
+    most_dropped: float = MOST_DROPPED,
+) -> None:
+    """Raises UserError where a data set lacks what a task needs, or is not fit to be evaluated on;
+    without sigmas, keypoints are COCO's 17."""
+    keypoints = len(keypoint_sigmas) or coco.COCO_KEYPOINTS
+    asked = dataset_name, tuple(tasks), keypoints, most_dropped
+    if tasks and (unfit := _unfit(*asked, state_of(location(dataset_name)[0]))):
+        raise UserError(f"{dataset_name}: {unfit}")
+
+
+@functools.lru_cache(maxsize=16)
+def _unfit(
+    name: str, tasks: tuple[str, ...], keypoints: int, most_dropped: float, state: FileState
+) -> str:
+    """Returns why a data set of this state is not evaluated on, empty if it can be."""
+    file = coco_of(name, ("annotations",))
+    lacks = {**file.facts.lacks, "keypoints": coco.keypoint_lack(file.annotations, keypoints)}
+    for task in tasks:
+        if lacks.get(task):
+            return (
+                f"{lacks[task]}, so that there is no {task} AP; evaluate on another data set or "
+                f"change {_ASKED_BY[task]}"
+            )
+    heads = Heads("segm" in tasks)
+    return refusal(_judged(_as_scored(file), location(name)[1], heads, most_dropped)[1], "evaluate")
 
 
 def a_few(names: Sequence[str]) -> list[str]:
@@ -168,12 +223,7 @@ def refusal_at_a_look(name: str, file: Path, cfg: CfgNode, part: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _look(
-    state: tuple[Path, int, int],
-    folder: Path,
-    heads: Heads,
-    most_dropped: float,
-    unreadable: float,
-    use: str,
+    state: FileState, folder: Path, heads: Heads, most_dropped: float, unreadable: float, use: str
 ) -> str:
     file = read_coco(state[0]) if use == "train" else _as_scored(read_coco(state[0]))
     located = locate(folder, a_few([image["file_name"] for image in file.images]))
@@ -187,8 +237,3 @@ def _look(
     refused = refusal(judge(file, facts, heads, most_dropped)[1], use)
     # Sizes of the other images may still save it.
     return refused and refusal(_judged(file, folder, heads, most_dropped)[1], use)
-
-
-def sizes_of(images: Sequence[Mapping[str, Any]], identity: str) -> dict[Any, tuple[int, int]]:
-    """Returns width and height of images or records by what they are identified by."""
-    return {one[identity]: (one["width"], one["height"]) for one in images}

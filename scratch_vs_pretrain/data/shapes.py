@@ -31,15 +31,13 @@ JPEG_QUALITY = 90
 CLASSES = ("disc", "square", "triangle", "star", "cross", "ring", "crescent", "bar")
 # Tips of an object in its own directions, before its rotation; a flip swaps left and right.
 KEYPOINTS = ("right", "bottom", "left", "top")
+_DIRECTIONS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
 STREAMS = ("train", "test", "classification train", "classification val")
-
 # An object that can be seen less is left out of the image: none is visible and unlabelled.
 LEAST_VISIBLE = 0.25
-
 # An object's centre keeps this part of its diameter from the image's border, which leaves
 # LEAST_VISIBLE of the foremost object, whatever its outline and rotation.
 BORDER = 0.3
-
 # To be raised whenever the same spec would give other images.
 GENERATOR = 1
 
@@ -61,39 +59,24 @@ COATS = (
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """What `shapes` is made of.
+    """What `shapes` is made of; with keypoints and without images and masks are the same."""
 
-    Attributes:
-        train, test: images.
-        image_size: pixels a side.
-        objects: fewest (at least 1) and most in an image, before hidden ones are left out.
-        object_size: smallest (at least 6) and largest diameter of the circumscribed circle, pixels;
-            log-uniform between them.
-        rotation: largest to either side, in radians.
-        typical: share of the objects that wear their class's coat; the others wear any texture.
-        texture, background: contrast of textures, of objects and behind them: 0 plain, 1 full.
-        clutter: most strokes drawn on the background.
-        noise: standard deviation of the brightness noise of a pixel, of 255.
-        blur: largest radius of the box blur, in pixels.
-        keypoints: annotate :data:`KEYPOINTS`, too; images and masks are the same with and without.
-        classes: how many of :data:`CLASSES`, from the first.
-    """
-
-    train: int = 2000
+    train: int = 2000  # images
     test: int = 300
     seed: int = 0
-    image_size: int = 128
-    objects: tuple[int, int] = (2, 5)
+    image_size: int = 128  # pixels a side
+    objects: tuple[int, int] = (2, 5)  # fewest (at least 1) and most, before hidden ones go
+    # Smallest (at least 6) and largest diameter of the circumscribed circle, pixels; log-uniform.
     object_size: tuple[int, int] = (20, 72)
-    rotation: float = 0.3
-    typical: float = 0.8
-    texture: float = 0.8
-    background: float = 0.2
-    clutter: int = 3
-    noise: float = 5.0
-    blur: float = 0.8
-    keypoints: bool = False
-    classes: int = len(CLASSES)
+    rotation: float = 0.3  # largest to either side, in radians
+    typical: float = 0.8  # share of objects in their class's coat; the others wear any texture
+    texture: float = 0.8  # contrast of the objects' textures: 0 plain, 1 full
+    background: float = 0.2  # the same behind them
+    clutter: int = 3  # most strokes drawn on the background
+    noise: float = 5.0  # standard deviation of the brightness noise of a pixel, of 255
+    blur: float = 0.8  # largest radius of the box blur, in pixels
+    keypoints: bool = False  # annotate KEYPOINTS, too
+    classes: int = len(CLASSES)  # how many of them, from the first
 
 
 @dataclass(frozen=True)
@@ -158,8 +141,15 @@ def draw_scene(
         free &= ~mask
         labels.append(label)
         masks.append(mask)
-        tips.append(_tips(CLASSES[label], pose))
-    return _photograph(rng, spec, image), labels, np.stack(masks), tips
+        # The outline's corners that reach furthest in the directions of KEYPOINTS.
+        corners = _outline(CLASSES[label])[0]
+        tips.append(pose.placed(corners[(corners @ _DIRECTIONS.T).argmax(0)]))
+    # Blurred and then noisy, as by a camera.
+    picture = Image.fromarray(image.astype(np.uint8))
+    picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0, spec.blur)))
+    noise = rng.standard_normal((*image.shape[:2], 1), np.float32) * np.float32(spec.noise)
+    photograph = np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8)
+    return photograph, labels, np.stack(masks), tips
 
 
 def silhouette(name: str, pose: Pose, image_size: int) -> tuple[np.ndarray, int]:
@@ -171,13 +161,6 @@ def silhouette(name: str, pose: Pose, image_size: int) -> tuple[np.ndarray, int]
         ImageDraw.Draw(canvas).polygon(points.ravel().tolist(), fill=fill)
     whole = np.asarray(canvas, bool)
     return whole[margin:-margin, margin:-margin].copy(), int(whole.sum())
-
-
-def _tips(name: str, pose: Pose) -> np.ndarray:
-    """Returns the outline's corners that reach furthest in the directions of :data:`KEYPOINTS`."""
-    corners = _outline(name)[0]
-    directions = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
-    return pose.placed(corners[(corners @ directions.T).argmax(0)])
 
 
 def _visible(tips: np.ndarray, mask: np.ndarray) -> list[float]:
@@ -248,14 +231,6 @@ def _texture(
     return first + blend[..., None] * (np.float32(contrast) * (second - first))
 
 
-def _photograph(rng: np.random.Generator, spec: ShapesSpec, image: np.ndarray) -> np.ndarray:
-    """Returns the image as uint8, blurred and then noisy, as by a camera."""
-    picture = Image.fromarray(image.astype(np.uint8))
-    picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0, spec.blur)))
-    noise = rng.standard_normal((*image.shape[:2], 1), np.float32) * np.float32(spec.noise)
-    return np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8)
-
-
 def _write_detection(folder: Path, spec: ShapesSpec, bar: Bar) -> None:
     from pycocotools import mask as rle
 
@@ -310,10 +285,8 @@ def make_shapes(folder: Path, spec: ShapesSpec, progress: bool = True) -> None:
     """Writes ``annotations/{train,test}.json`` and ``{train,test}/*.jpg`` under `folder`, or, of a
     :class:`ClassificationSpec`, ``{train,val}/<class>/*.jpg``, equally many of each class.
 
-    A `folder` that holds this very data set is left as it is. A killed call leaves none.
-
-    Raises:
-        UserError: `folder` holds something else, or cannot be written.
+    A `folder` that holds this very data set is left as it is. A killed call leaves none. Raises
+    UserError where `folder` holds something else, or cannot be written.
     """
     kind, write = "shapes", _write_detection
     if isinstance(spec, ClassificationSpec):

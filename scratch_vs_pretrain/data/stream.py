@@ -7,6 +7,7 @@ augmentation draws from (seed, its position in the stream).
 """
 
 import contextlib
+import itertools
 import logging
 import math
 import random
@@ -49,30 +50,18 @@ def batch_indices(
         landscape: (n,) bool, the orientation of each record; all equal turns grouping off.
         batch_size: over all processes; `group_size` divides it.
     """
-    waiting: dict[bool, tuple[np.ndarray, np.ndarray]] = {}
-    pending = np.empty((0, group_size), dtype=np.int64)
-    per_batch = batch_size // group_size
-    epoch = 0
-    while True:
-        order = np.random.default_rng([seed, epoch]).permutation(len(landscape))
-        due = np.arange(len(order)) + epoch * len(order)
-        groups, completed = [], []
-        for orientation in (False, True):
-            mask = landscape[order] == orientation
-            index, position = order[mask], due[mask]
-            if orientation in waiting:
-                index = np.concatenate([waiting[orientation][0], index])
-                position = np.concatenate([waiting[orientation][1], position])
-            full = len(index) // group_size * group_size
-            groups.append(index[:full].reshape(-1, group_size))
-            completed.append(position[:full].reshape(-1, group_size)[:, -1])
-            waiting[orientation] = (index[full:], position[full:])
-        merged = np.concatenate(groups)[np.argsort(np.concatenate(completed))]
-        pending = np.concatenate([pending, merged])
-        while len(pending) >= per_batch:
-            yield pending[:per_batch].reshape(-1)
-            pending = pending[per_batch:]
-        epoch += 1
+    waiting: dict[bool, list[int]] = {False: [], True: []}
+    orientations, batch = landscape.tolist(), []
+    for epoch in itertools.count():
+        for index in np.random.default_rng([seed, epoch]).permutation(len(landscape)).tolist():
+            group = waiting[orientations[index]]
+            group.append(index)
+            if len(group) == group_size:
+                batch += group
+                group.clear()
+            if len(batch) == batch_size:
+                yield np.array(batch)
+                batch.clear()
 
 
 def counted(batch: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -113,51 +102,40 @@ class _SeededSamples(torch.utils.data.Dataset):
         return len(self._records)
 
     def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[list[dict[str, Any]], list[str]]:
-        unreadable: list[str] = []
-        samples = [self._read(*item, unreadable) for item in batch]
+        samples, unreadable = [], []
+        for position, index in batch:
+            # One that cannot be read is replaced by the next record that can, always the same.
+            for offset in range(min(len(self), MOST_REPLACEMENTS)):
+                record = self._records[(index + offset) % len(self)]
+                try:
+                    with seeded(self._seed, position), image_errors(record["file_name"]):
+                        samples.append(self._mapper(record))
+                    break
+                except UserError as error:
+                    unreadable.append(str(error))
         return [sample for sample in samples if sample is not None], unreadable
-
-    def _read(self, position: int, index: int, unreadable: list[str]) -> dict[str, Any] | None:
-        # An image that cannot be read is replaced by the next record that can, always the same.
-        for offset in range(min(len(self), MOST_REPLACEMENTS)):
-            record = self._records[(index + offset) % len(self)]
-            try:
-                with seeded(self._seed, position), image_errors(record["file_name"]):
-                    return self._mapper(record)
-            except UserError as error:
-                unreadable.append(str(error))
-        return None
 
 
 class TrainingStream:
-    """An iterable over this process's part of the batches, from any batch on.
-
-    Attributes:
-        samples: what this process has handed out, see :func:`counted`.
-        unreadable: what is wrong with each image that another one had to replace.
-        repaired: how many entries were dropped or mended, by what was wrong.
-    """
+    """An iterable over this process's part of the batches, from any batch on."""
 
     def __init__(
         self, cfg: Any, mapper: Callable | None = None, prefetch: bool = False, start: int = 0
     ) -> None:
         """Loads the records of ``cfg.DATASETS.TRAIN``; the mapper is Detectron2's by default,
         `prefetch` hands out images on the CUDA device MODEL.DEVICE, copied there ahead, and the
-        first batch of each iteration over the stream is `start`.
-
-        Raises:
-            UserError: the batch does not divide over the processes, or no record is left.
-        """
+        first batch of each iteration over the stream is `start`. Raises UserError where the batch
+        does not divide over the processes, or no record is left."""
         world = comm.get_world_size()
         if cfg.SOLVER.IMS_PER_BATCH % world:
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which does not divide over "
                 f"{world} processes; change one of them"
             )
-        loaded = load_training_records(cfg)
-        records, self.repaired = loaded.records, loaded.repaired
-        self.samples = Counter(images=0, instances=0, pixels=0)
-        self.unreadable: set[str] = set()
+        # Repaired: how many entries were dropped or mended, by what was wrong.
+        records, self.repaired = load_training_records(cfg)
+        self.samples = Counter(images=0, instances=0, pixels=0)  # counted() of all handed out
+        self.unreadable: set[str] = set()  # what is wrong with each image that was replaced
         self._cfg = cfg
         self._prefetch = prefetch
         self._start = start
@@ -191,22 +169,19 @@ class TrainingStream:
         )
         batches = prefetched(loader, self._cfg.MODEL.DEVICE) if self._prefetch else loader
         for batch, unreadable in batches:
-            self._count_unreadable(unreadable)
+            for file in set(unreadable) - self.unreadable:
+                logger.warning("%s; another image takes its place", file)
+                self.unreadable.add(file)
+            if len(self.unreadable) > self._limit:
+                raise UserError(
+                    f"{len(self.unreadable)} of {len(self._dataset)} training images cannot be "
+                    f"read, more than SVP.MAX_UNREADABLE ({self._cfg.SVP.MAX_UNREADABLE}) admits, "
+                    f"for example {min(self.unreadable)}"
+                )
             if not batch:
                 raise UserError(f"no training image can be read, for example {unreadable[0]}")
             self.samples.update(counted(batch))
             yield batch
-
-    def _count_unreadable(self, files: list[str]) -> None:
-        for file in set(files) - self.unreadable:
-            logger.warning("%s; another image takes its place", file)
-            self.unreadable.add(file)
-        if len(self.unreadable) > self._limit:
-            raise UserError(
-                f"{len(self.unreadable)} of {len(self._dataset)} training images cannot be read, "
-                f"more than SVP.MAX_UNREADABLE ({self._cfg.SVP.MAX_UNREADABLE}) admits, "
-                f"for example {min(self.unreadable)}"
-            )
 
 
 def _ignore_interrupt(worker: int) -> None:

@@ -1,5 +1,6 @@
 """PASCAL VOC trees as COCO annotations, boxes as Detectron2's ``load_voc_instances`` has them."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -8,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from scratch_vs_pretrain._detectron2 import registered
-from scratch_vs_pretrain.data.coco import CocoFile, Entry, Note, repeated, state_of
+from scratch_vs_pretrain.data.coco import CocoFile, Entry, FileState, Note, repeated, state_of
 from scratch_vs_pretrain.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -44,7 +45,7 @@ def voc_file(name: str, strict: bool = True) -> CocoFile:
 
     listing, root = voc_location(name)
     # To check it, anew: XML files may have changed, and the list of them not.
-    tree = _read(listing, root) if strict else _parse_all.__wrapped__(listing, 0, 0, root)
+    tree = _read(listing, root) if strict else _parse_all.__wrapped__((listing, 0, 0), root)
     return _with_classes(tree, tuple(MetadataCatalog.get(name).thing_classes))
 
 
@@ -53,6 +54,7 @@ def _with_classes(tree: CocoFile, classes: tuple[str, ...]) -> CocoFile:
     numbers = {name: number for number, name in enumerate(classes, 1)}
     known = [one for one in tree.annotations if one["name"] in numbers]
     others = [one for one in tree.annotations if one["name"] not in numbers]
+    strangers = [f"{one['image_id']}.xml ({one['name']})" for one in others]
     return dataclasses.replace(
         tree,
         annotations=[
@@ -60,7 +62,7 @@ def _with_classes(tree: CocoFile, classes: tuple[str, ...]) -> CocoFile:
             for number, one in enumerate(known, 1)
         ],
         categories=[{"id": number, "name": name} for name, number in numbers.items()],
-        notes=(*tree.notes, *(_note("object of another class", one) for one in others)),
+        notes=(*tree.notes, *(Note("object of another class", where) for where in strangers)),
     )
 
 
@@ -84,15 +86,16 @@ def _listing(root: Path, split: str) -> Path:
 
 
 def _read(listing: Path, root: Path) -> CocoFile:
-    tree = _parse_all(*state_of(listing), root)
+    tree = _parse_all(state_of(listing), root)
     for problem in tree.unusable:
         raise UserError(problem)
     return tree
 
 
 @functools.lru_cache(maxsize=8)
-def _parse_all(listing: Path, size: int, modified: int, root: Path) -> CocoFile:
+def _parse_all(state: FileState, root: Path) -> CocoFile:
     """Reads all XML files; the digest is of the list of images and those of their annotations."""
+    listing, *_ = state
     images: list[Entry] = []
     objects: list[Entry] = []
     notes: list[Note] = []
@@ -101,11 +104,11 @@ def _parse_all(listing: Path, size: int, modified: int, root: Path) -> CocoFile:
         file = root / "Annotations" / f"{identity}.xml"
         try:
             data = file.read_bytes()
-            image, found = _parse(file, identity, data, notes)
+            image, found = _parse(identity, data, notes)
         except OSError as error:
             problems.append(f"{file}: cannot read the annotations ({error.strerror})")
         except UserError as error:
-            problems.append(str(error))
+            problems.append(f"{file}: {error}")
         else:
             images.append(image)
             objects += found
@@ -132,41 +135,36 @@ def _identities(listing: Path) -> list[str]:
     return identities
 
 
-def _parse(file: Path, identity: str, data: bytes, notes: list[Note]) -> tuple[Entry, list[Entry]]:
+def _parse(identity: str, data: bytes, notes: list[Note]) -> tuple[Entry, list[Entry]]:
     """Returns what an XML file says: the image and its objects."""
     try:
         tree = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise UserError(f"{file}: not valid XML ({error}); is it truncated?") from None
+        raise UserError(f"not valid XML ({error}); is it truncated?") from None
     entries = tree.findall("object")
     image = {
         "id": identity,
         "file_name": f"JPEGImages/{identity}.jpg",
-        "width": int(_number(file, tree, "size/width", "the image")),
-        "height": int(_number(file, tree, "size/height", "the image")),
+        "width": int(_number(tree, "size/width", "the image")),
+        "height": int(_number(tree, "size/height", "the image")),
     }
-    objects = [_object(file, one, n, identity) for n, one in enumerate(entries, 1)]
+    objects = [_object(one, n, identity) for n, one in enumerate(entries, 1)]
     named = (tree.findtext("filename") or "").strip()
     if named not in ("", f"{identity}.jpg"):
         notes.append(Note("XML names another file", f"{identity}.xml ({named})"))
     if not all(map(_is_plain, entries)):
         notes.append(Note("XML with fractions or without flags", f"{identity}.xml"))
-    notes += [_note("box one pixel wide", one) for one in objects if 1 in one["bbox"][2:]]
+    thin = [f"{identity}.xml ({one['name']})" for one in objects if 1 in one["bbox"][2:]]
+    notes += [Note("box one pixel wide", where) for where in thin]
     return image, objects
 
 
-def _note(kind: str, one: Entry) -> Note:
-    return Note(kind, f"{one['image_id']}.xml ({one['name']})")
-
-
-def _object(file: Path, entry: ElementTree.Element, number: int, identity: str) -> Entry:
+def _object(entry: ElementTree.Element, number: int, identity: str) -> Entry:
     where = f"object {number}"
     name = (entry.findtext("name") or "").strip()
     if not name:
-        raise UserError(f"{file}: {where} has no name; write its class there")
-    left, top, right, bottom = (
-        _number(file, entry, f"bndbox/{corner}", where) for corner in _CORNERS
-    )
+        raise UserError(f"{where} has no name; write its class there")
+    left, top, right, bottom = (_number(entry, f"bndbox/{one}", where) for one in _CORNERS)
     # The first pixel has number 1, and the last one belongs to the box.
     width, height = right - left + 1, bottom - top + 1
     return {
@@ -191,13 +189,11 @@ def _is_plain(entry: ElementTree.Element) -> bool:
     return entry.find("pose") is not None and name == name.strip()
 
 
-def _number(file: Path, parent: ElementTree.Element, path: str, where: str) -> float:
+def _number(parent: ElementTree.Element, path: str, where: str) -> float:
     """Returns a number, a whole one as int; VOC 2012 has a few fractions."""
     text = (parent.findtext(path) or "").strip()
-    try:
+    with contextlib.suppress(ValueError):
         number = float(text)
         if abs(number) < 2**31:
             return int(number) if number == int(number) else number
-    except ValueError:
-        pass
-    raise UserError(f"{file}: {where} has no number as {path.replace('/', '.')} (it is {text!r})")
+    raise UserError(f"{where} has no number as {path.replace('/', '.')} (it is {text!r})")

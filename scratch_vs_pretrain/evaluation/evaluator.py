@@ -1,27 +1,28 @@
-"""Runs a model over the test data sets of a config and scores it."""
+"""Runs a model over the test data sets of a config, with ``TEST.AUG`` or without, and scores it."""
 
 import contextlib
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling.roi_heads.keypoint_head import keypoint_rcnn_inference
 from detectron2.utils import comm
-from torch import nn
+from fvcore.transforms.transform import HFlipTransform
+from torch import Tensor, nn
 
 from scratch_vs_pretrain.config_checks import augmentation_problems
-from scratch_vs_pretrain.data.loading import load_test_records
+from scratch_vs_pretrain.data import loading
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.coco_score import NUMBERS, score
-from scratch_vs_pretrain.evaluation.error_types import error_costs
-from scratch_vs_pretrain.evaluation.ground_truth import check_ground_truth, load_ground_truth
 from scratch_vs_pretrain.evaluation.others import WithOthers, check_names, others_of
-from scratch_vs_pretrain.evaluation.tta import with_augmentation
+from scratch_vs_pretrain.evaluation.scores import NUMBERS, error_costs, score
 from scratch_vs_pretrain.pictures import image_errors, register_deep_images
 from scratch_vs_pretrain.reproducibility import random_states, restore_random_states
 from scratch_vs_pretrain.run_folder import RunFolder, write_json
@@ -48,8 +49,9 @@ def check_test_sets(cfg: Any) -> None:
     check_names(cfg)
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty; name a data set to evaluate on")
+    needs = tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.SVP.MAX_DROPPED
     for name in cfg.DATASETS.TEST:
-        check_ground_truth(name, tasks_of(cfg), cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.SVP.MAX_DROPPED)
+        loading.check_ground_truth(name, *needs)
 
 
 def evaluate_model(
@@ -59,10 +61,8 @@ def evaluate_model(
     test_aug: bool = False,
     keep: Callable[[str, list[dict[str, Any]]], None] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Evaluates a model on every data set of DATASETS.TEST; every process must call it.
-
-    Training goes on afterwards as if nothing had happened: the mode of each module and all random
-    states are put back.
+    """Evaluates a model on every data set of DATASETS.TEST; every process must call it. Training
+    goes on afterwards as if nothing had happened: modes of modules and random states are put back.
 
     Args:
         model: returns Detectron2's ``{"instances": ...}`` for each image.
@@ -91,14 +91,9 @@ def evaluate_model(
             if keep and not augmented and comm.is_main_process():
                 keep(name, evaluator.results)
         if comm.is_main_process():
-            evaluations.append(
-                {
-                    "dataset": name,
-                    "images": evaluator.images,
-                    "seconds": round(time.perf_counter() - start, 3),
-                    "tasks": tasks,
-                }
-            )
+            seconds = round(time.perf_counter() - start, 3)
+            evaluation = {"dataset": name, "images": evaluator.images, "seconds": seconds}
+            evaluations.append({**evaluation, "tasks": tasks})
     return evaluations, flat_metrics(evaluations)
 
 
@@ -122,9 +117,9 @@ def write_evaluation(
     The first data set is the file's main one; further ones follow under ``others``.
     """
     first, *others = evaluations
-    content = {"format": 1, "iteration": iteration, **first} | (
-        {"others": others} if others else {}
-    )
+    content = {"format": 1, "iteration": iteration, **first}
+    if others:
+        content["others"] = others
     folder.evaluations.mkdir(parents=True, exist_ok=True)
     path = folder.evaluation_file(iteration)
     write_json(path, content)
@@ -140,30 +135,35 @@ def run_inference(
     test_aug: bool = True,
 ) -> dict[str, Any]:
     """Feeds a data set to a model and the outputs to `evaluator`, and returns what that returns."""
-    states = random_states()
+    mapper = DatasetMapper(cfg, is_train=False)
+
+    def mapped(record: dict[str, Any]) -> dict[str, Any]:
+        with image_errors(record["file_name"]):
+            return mapper(record)
+
+    # Put back even after an error; Detectron2's context does not, nor each module's own mode.
+    states, modes = random_states(), {module: module.training for module in model.modules()}
     try:
-        mapper = functools.partial(_mapped, DatasetMapper(cfg, is_train=False))
+        records, workers = loading.load_test_records(dataset_name), cfg.DATALOADER.NUM_WORKERS
         # The loader draws a seed for its workers.
-        batches: Any = build_detection_test_loader(
-            load_test_records(dataset_name), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
-        )
+        batches: Any = build_detection_test_loader(records, mapper=mapped, num_workers=workers)
         if progress is not None and comm.is_main_process():
             batches = progress(batches)
-        with _evaluation_mode(model), with_augmentation(cfg, model, test_aug) as detector:
+        model.eval()
+        with with_augmentation(cfg, model, test_aug) as detector:
             return inference_on_dataset(detector, batches, evaluator)
     finally:
+        for module, training in modes.items():
+            module.training = training
         restore_random_states(states)
 
 
 class CocoScoreEvaluator(DatasetEvaluator):
-    """Scores a model's outputs with :mod:`scratch_vs_pretrain.evaluation.coco_score`.
+    """Scores a model's outputs with :mod:`scratch_vs_pretrain.evaluation.scores`.
 
     In contrast to Detectron2's COCOEvaluator it changes none of the model's outputs, gives every
-    number COCO defines, 0 where nothing was detected, and writes no file.
-
-    Attributes:
-        images, results: how many images were processed, and their COCO results; after
-            :meth:`evaluate` those of all processes.
+    number COCO defines, 0 where nothing was detected, and writes no file. `images`, how many were
+    processed, and `results` are those of all processes after :meth:`evaluate`.
     """
 
     def __init__(
@@ -194,10 +194,20 @@ class CocoScoreEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return {}
         self.images = sum(images for images, _ in gathered)
-        self.results = self._with_dataset_categories([one for _, part in gathered for one in part])
+        results = [one for _, part in gathered for one in part]
+        categories = loading.load_ground_truth(self._dataset_name)["categories"]
+        # Of the model's classes, which Detectron2 numbers by ascending id.
+        ids = dict(enumerate(sorted(category["id"] for category in categories)))
+        try:
+            self.results = [{**one, "category_id": ids[one["category_id"]]} for one in results]
+        except KeyError as error:
+            raise UserError(
+                f"{self._dataset_name}: the model predicts class {error} but the data set has "
+                f"{len(ids)}; set NUM_CLASSES of its heads to {len(ids)}"
+            ) from None
         entries: dict[str, Any] = {}
         for task in self._tasks:
-            ground_truth = load_ground_truth(self._dataset_name, task)
+            ground_truth = loading.load_ground_truth(self._dataset_name, task)
             entries[task] = score(ground_truth, self.results, task, self._keypoint_sigmas)
             summary = {name: entries[task][name] for name in NUMBERS[task]}
             logger.info("%s of %s: %s", task, self._dataset_name, summary)
@@ -205,32 +215,58 @@ class CocoScoreEvaluator(DatasetEvaluator):
                 entries[task]["errors"] = error_costs(ground_truth, self.results)
         return entries
 
-    def _with_dataset_categories(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Replaces the model's classes by the category ids of the annotation file."""
-        categories = load_ground_truth(self._dataset_name)["categories"]
-        # As Detectron2 numbers them, by ascending id.
-        ids = dict(enumerate(sorted(category["id"] for category in categories)))
-        try:
-            return [{**r, "category_id": ids[r["category_id"]]} for r in results]
-        except KeyError as error:
-            raise UserError(
-                f"{self._dataset_name}: the model predicts class {error} but the data set has "
-                f"{len(ids)}; set NUM_CLASSES of its heads to {len(ids)}"
-            ) from None
-
 
 @contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts each module's own mode back, even after an error; Detectron2's context does not."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+def with_augmentation(cfg: Any, model: nn.Module, on: bool = True) -> Iterator[nn.Module]:
+    """Yields a detector that merges its detections as ``TEST.AUG`` says, or `model` itself, a
+    GeneralizedRCNN; `on=False` turns it off whatever the config says."""
+    if not on or not cfg.TEST.AUG.ENABLED:
+        yield model
+        return
+    if problems := augmentation_problems(cfg):
+        raise UserError("; ".join(problems))
+    heads: Any = model.roi_heads
+    # Detectron2 turns them off for the boxes, and leaves them so after an error.
+    names = [name for name in ("mask_on", "keypoint_on") if hasattr(heads, name)]
+    switches = {name: getattr(heads, name) for name in names}
+    augmented = KeypointRCNNWithTTA if cfg.MODEL.KEYPOINT_ON else GeneralizedRCNNWithTTA
     try:
-        yield
+        yield augmented(cfg, model)
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for name, on in switches.items():
+            setattr(heads, name, on)
 
 
-def _mapped(mapper: DatasetMapper, record: dict[str, Any]) -> dict[str, Any]:
-    with image_errors(record["file_name"]):
-        return mapper(record)
+class KeypointRCNNWithTTA(GeneralizedRCNNWithTTA):
+    """Test augmentation of a keypoint detector, which Detectron2's own refuses.
+
+    Boxes and masks are merged by Detectron2. For the merged boxes the heat maps of all scales and
+    mirror images are averaged, as Detectron does (core/test.py, TEST.KPS_AUG with HM_AVG).
+    """
+
+    def __init__(self, cfg: Any, model: nn.Module) -> None:
+        without = cfg.clone()
+        without.defrost()
+        without.MODEL.KEYPOINT_ON = False  # which Detectron2 asserts
+        super().__init__(without, model)
+        self._mirrored = list(create_keypoint_hflip_indices(cfg.DATASETS.TRAIN))
+
+    def _inference_one_image(self, input: dict[str, Any]) -> dict[str, Any]:
+        found = super()._inference_one_image(input)["instances"]
+        inputs, transforms = self._get_augmented_inputs(input)
+        boxes = self._rescale_detected_boxes(inputs, found, transforms)
+        outputs = self._batch_inference(inputs, boxes)
+        maps = [
+            mirror_back(output.pred_keypoint_heatmaps, self._mirrored)
+            if any(isinstance(one, HFlipTransform) for one in transform.transforms)
+            else output.pred_keypoint_heatmaps
+            for output, transform in zip(outputs, transforms, strict=True)
+        ]
+        keypoint_rcnn_inference(torch.stack(maps).mean(0), [found])
+        return {"instances": found}
+
+
+def mirror_back(maps: Tensor, mirrored: list[int]) -> Tensor:
+    """Returns heat maps, (objects, keypoints, height, width), of a mirror image as those of the
+    image; `mirrored` has for each keypoint the index of the one that it is in the mirror."""
+    return maps.flip(3)[:, mirrored]

@@ -1,15 +1,24 @@
-"""Evaluators beside COCO's: users' (``SVP.EVALUATORS``), VOC's, and a Panoptic FPN's."""
+"""Beside COCO's scores: evaluators of users (``SVP.EVALUATORS``), of VOC and of a Panoptic FPN, and
+what is found in the first test pictures, kept for `svp plot --figure detections`.
+
+A Panoptic FPN is scored on COCO-format data with masks: the objects are the things; what no object
+covers is one class of stuff, ``background``. Crowds are void. Definitions: Kirillov et al.,
+"Panoptic Segmentation" (arXiv 1801.00868), Section 4.
+"""
 
 import functools
 import math
 import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from contourpy import contour_generator
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     DatasetEvaluator,
@@ -18,15 +27,30 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 from detectron2.utils.registry import Registry
+from pycocotools import mask as mask_api
 
 from scratch_vs_pretrain.data.coco import CocoFile
+from scratch_vs_pretrain.data.loading import load_ground_truth, load_test_records
 from scratch_vs_pretrain.data.voc import is_voc, voc_file
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.panoptic import BACKGROUND, PanopticEvaluator
+from scratch_vs_pretrain.evaluation.scores import by_image
+from scratch_vs_pretrain.pictures import DEEP
 from scratch_vs_pretrain.plugins import registered
+from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
+from scratch_vs_pretrain.run_info import Detections, Found, Picture
 
 # AP50 is the VOC benchmark's; of VOC 2007 with its 11-point metric.
 VOC_NUMBERS = ("AP", "AP50", "AP75")
+# Of the semantic head, as Detectron2 numbers them: all things are 0.
+THINGS, BACKGROUND = 0, 1
+STUFF = "background"
+# Of the detections that are kept.
+PICTURES = 12
+PER_PICTURE = 30
+# Outlines are as exact as a printed picture of so many pixels.
+OUTLINE_SIZE = 160
+
+Segments = dict[int, str | int]
 
 EVALUATORS = Registry("EVALUATORS")
 EVALUATORS.__doc__ = """Builders of users' evaluators, called with the config and the name of a test
@@ -34,15 +58,12 @@ data set; they return a DatasetEvaluator, whose numbers become tasks of evaluati
 
 
 def check_names(cfg: Any) -> None:
-    """Checks that every evaluator of a config is there.
-
-    Raises:
-        UserError: a name is not registered, or a Panoptic FPN has other stuff than background.
-    """
+    """Raises UserError where an evaluator that a config names is not registered, or a Panoptic FPN
+    has other stuff than background."""
     for name in cfg.SVP.EVALUATORS:
         registered(EVALUATORS, name, "SVP.EVALUATORS")
     semantic = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if _is_panoptic(cfg) and semantic != BACKGROUND + 1:
+    if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN" and semantic != BACKGROUND + 1:
         raise UserError(
             f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {semantic}; set it to {BACKGROUND + 1}: things "
             "and, as the one class of stuff, the background"
@@ -54,7 +75,7 @@ def others_of(cfg: Any, dataset_name: str) -> dict[str, DatasetEvaluator]:
     others: dict[str, DatasetEvaluator] = {}
     if is_voc(dataset_name):
         others["VOC"] = VocScoreEvaluator(dataset_name)
-    if _is_panoptic(cfg):
+    if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
         others["PanopticFPN"] = PanopticEvaluator(dataset_name)
     return others | {name: EVALUATORS.get(name)(cfg, dataset_name) for name in cfg.SVP.EVALUATORS}
 
@@ -76,11 +97,8 @@ class WithOthers(DatasetEvaluators):
 
 
 def as_tasks(name: str, found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a user's evaluator found, as tasks of an evaluation file.
-
-    Raises:
-        UserError: no numbers, something else than numbers, or a task that there is already.
-    """
+    """Returns what a user's evaluator found, as tasks of an evaluation file. Raises UserError for
+    no numbers, something else than numbers, or a task that there is already."""
     where = f"SVP.EVALUATORS: {name}"
     if not isinstance(found, Mapping) or not found:
         raise UserError(f"{where} returned no numbers; let evaluate() return them by name")
@@ -97,10 +115,6 @@ def as_tasks(name: str, found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
     if not all(tasks.values()):
         raise UserError(f"{where} returned no numbers; let evaluate() return them by name")
     return tasks
-
-
-def _is_panoptic(cfg: Any) -> bool:
-    return cfg.MODEL.META_ARCHITECTURE == "PanopticFPN"
 
 
 class VocScoreEvaluator(PascalVOCDetectionEvaluator):
@@ -149,3 +163,167 @@ def _plain_copy(dataset_name: str, file: CocoFile) -> tuple[str, tempfile.Tempor
         dirname=folder.name, split="all", year=original.year, thing_classes=classes
     )
     return name, folder
+
+
+class PanopticEvaluator(DatasetEvaluator):
+    """Scores "sem_seg" and "panoptic_seg" of a model's outputs; numbers are percent."""
+
+    def __init__(self, dataset_name: str) -> None:
+        truth = load_ground_truth(dataset_name, "segm")
+        self._images = {image["id"]: image for image in truth["images"]}
+        ids = sorted(category["id"] for category in truth["categories"])
+        self._classes = {category: k for k, category in enumerate(ids)}
+        self._objects = by_image(truth["annotations"])
+        self.reset()
+
+    def reset(self) -> None:
+        self._matched: Counter = Counter()
+        self._confusion = np.zeros((2, 2), np.int64)
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            truth, classes = self._truth(image["image_id"])
+            segments, found = output["panoptic_seg"]
+            names = {one["id"]: one["category_id"] if one["isthing"] else STUFF for one in found}
+            self._matched += match(segments.cpu().numpy(), names, truth, classes)
+            wanted = np.array([-1, *(int(name == STUFF) for name in classes.values())])[truth]
+            known, semantic = wanted >= 0, output["sem_seg"].argmax(0).cpu().numpy()
+            pairs = 2 * wanted[known] + semantic[known]
+            self._confusion += np.bincount(pairs, minlength=4).reshape(2, 2)
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        parts = comm.gather((self._matched, self._confusion))
+        if not comm.is_main_process():
+            return {}
+        matched: Counter = sum((counts for counts, _ in parts), Counter())
+        confusion = sum(table for _, table in parts)
+        union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+        iou = confusion.diagonal()[union > 0] / union[union > 0]
+        numbers: dict[str, float] = {}
+        things: tuple[str | int, ...] = tuple(self._classes.values())
+        for suffix, names in {"": (*things, STUFF), "_th": things, "_st": (STUFF,)}.items():
+            found = np.array([panoptic_quality(matched, name) for name in names])
+            known = found[np.isfinite(found).all(1)]
+            means = known.mean(0) if len(known) else np.full(3, math.nan)
+            keys = [f"{kind}Q{suffix}" for kind in "PSR"]
+            numbers |= zip(keys, means.tolist(), strict=True)
+        mean_iou = 100 * float(iou.mean()) if len(iou) else math.nan
+        return {"sem_seg": {"mIoU": mean_iou}, "panoptic_seg": numbers}
+
+    def _truth(self, image_id: Any) -> tuple[np.ndarray, Segments]:
+        """Returns (height, width) segment numbers, 0 where void, and each number's class."""
+        height, width = (self._images[image_id][side] for side in ("height", "width"))
+        segments = np.full((height, width), -1, np.int64)
+        classes: Segments = {}
+        for one in self._objects[image_id]:
+            free = decoded(one["segmentation"], height, width) & (segments < 0)
+            if one.get("iscrowd"):
+                segments[free] = 0
+            elif free.any():
+                classes[len(classes) + 1] = self._classes[one["category_id"]]
+                segments[free] = len(classes)
+        if (segments < 0).any():
+            classes[len(classes) + 1] = STUFF
+            segments[segments < 0] = len(classes)
+        return segments, classes
+
+
+def match(
+    found: np.ndarray, found_classes: Segments, truth: np.ndarray, true_classes: Segments
+) -> Counter:
+    """Matches one image's segments of one class whose IoU is above 0.5.
+
+    `found` and `truth` are (height, width) numbers of segments, 0 for none (void).
+
+    Returns:
+        by (class, what): the sum of IoUs ("iou"), and how many "matched", "found" and "true".
+    """
+    counts: Any = Counter()
+    numbers = found.ravel().tolist(), truth.ravel().tolist()
+    area, true_area = map(Counter, numbers)
+    pairs = Counter(zip(*numbers, strict=True))
+    matched = set()
+    for (one, other), shared in pairs.items():
+        if found_classes.get(one, -1) != true_classes.get(other):
+            continue
+        iou = shared / (area[one] - pairs[one, 0] + true_area[other] - shared)
+        if iou > 0.5:
+            counts[true_classes[other], "iou"] += iou
+            counts[true_classes[other], "matched"] += 1
+            matched.add(one)
+    for one, name in found_classes.items():
+        # What lies in the void is no error.
+        if one in matched or pairs[one, 0] <= 0.5 * area[one]:
+            counts[name, "found"] += 1
+    for name in true_classes.values():
+        counts[name, "true"] += 1
+    return counts
+
+
+def panoptic_quality(counts: Counter, name: str | int) -> tuple[float, float, float]:
+    """Returns PQ, SQ and RQ of a class in percent, NaN where it neither is nor is found."""
+    either = (counts[name, "found"] + counts[name, "true"]) / 2
+    if not either:
+        return (np.nan, np.nan, np.nan)
+    iou, matched = counts[name, "iou"], counts[name, "matched"]
+    return 100 * iou / either, 100 * iou / max(matched, 1), 100 * matched / either
+
+
+def semantic_truth(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Returns the semantic head's (height, width) int64 classes for (n, height, width) masks."""
+    covered = masks.any(0) if len(masks) else torch.zeros(height, width, dtype=torch.bool)
+    return torch.where(covered, THINGS, BACKGROUND)
+
+
+def write_detections(
+    folder: RunFolder, iteration: int, dataset: str, results: Iterable[Mapping[str, Any]]
+) -> None:
+    """Writes the objects of the first test pictures of a run, and the best detections in them.
+
+    `results` are COCO results, found after an iteration, with the categories of the data set.
+    """
+    truth = load_ground_truth(dataset)
+    names = {one["id"]: str(one["name"]) for one in truth["categories"]}
+    objects = by_image(one for one in truth["annotations"] if not one.get("iscrowd"))
+    shown = [one for one in load_test_records(dataset) if one["image_id"] in objects][:PICTURES]
+    found = by_image(results)
+    pictures = []
+    for one in shown:
+        size = (one["height"], one["width"])
+        best = sorted(found[one["image_id"]], key=lambda result: -result["score"])[:PER_PICTURE]
+        pictures.append(
+            Picture(
+                file=one["file_name"].removeprefix(DEEP),
+                height=size[0],
+                width=size[1],
+                objects=tuple(_found(each, names, size) for each in objects[one["image_id"]]),
+                detections=tuple(_found(each, names, size) for each in best),
+            )
+        )
+    content = Detections(iteration=iteration, dataset=dataset, pictures=tuple(pictures))
+    write_atomically(folder.detections_file, content.model_dump_json() + "\n")
+
+
+def _found(one: Mapping[str, Any], names: Mapping[Any, str], size: tuple[int, int]) -> Found:
+    """Returns an object or detection with the polygons (x, y, x, y, ...) around its mask."""
+    x, y, width, height = (round(float(value), 1) for value in one["bbox"])
+    lines: Sequence[Any] = ()
+    if mask := one.get("segmentation"):
+        step = math.ceil(max(size) / OUTLINE_SIZE)
+        # With a border, so that what leaves the picture is closed.
+        inside = np.pad(decoded(mask, *size)[::step, ::step], 1)
+        found: Sequence[Any] = contour_generator(z=inside).lines(0.5)
+        lines = [((line - 0.5) * step).ravel() for line in found]
+    return Found(
+        category=names[one["category_id"]],
+        score=round(float(one.get("score", 1)), 3),
+        box=(x, y, width, height),
+        outline=tuple(tuple(round(float(value), 1) for value in line) for line in lines),
+    )
+
+
+def decoded(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Returns a mask, given as polygons or encoded, as (height, width) bool."""
+    if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
+        segmentation = mask_api.frPyObjects(segmentation, height, width)
+    return mask_api.decode(segmentation).reshape(height, width, -1).any(2)

@@ -14,23 +14,20 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
+from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answer, plain
 from scratch_vs_pretrain.analysis.stats.contrast import Lack
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE, RunFolder, write_json
 from scratch_vs_pretrain.run_info import RunInfo
+from scratch_vs_pretrain.study.launch import Outcome
 from scratch_vs_pretrain.study.plan import check_parts, plan
-from scratch_vs_pretrain.study.resolve import arm_branches, schedules_of
+from scratch_vs_pretrain.study.resolve import schedules_of, search_study, with_recipe
 from scratch_vs_pretrain.study.sections import Answer
 from scratch_vs_pretrain.study.spec import SCRATCH, Study
-from scratch_vs_pretrain.study.tune import search_study, with_recipe
 from scratch_vs_pretrain.training.checkpoint import ENDED
-
-if TYPE_CHECKING:
-    from scratch_vs_pretrain.study.launch import Outcome
 
 # Each look has so many times the seeds of the one before, at least: a look costs certainty.
 GROWTH = 1.7
@@ -95,11 +92,7 @@ def part_of(study: Study, stage: Stage) -> Study:
         lengths = {one.name: one.iterations for one in schedules_of(study, arm)}
         ordered = sorted(arm.schedules, key=lambda one: lengths[one.name])
         arms.append(replace(arm, schedules=tuple(ordered[: stage.schedules])))
-    return replace(
-        study,
-        arms=tuple(arms),
-        seeds=tuple(itertools.islice(seeds, stage.seeds)),
-    )
+    return replace(study, arms=tuple(arms), seeds=tuple(itertools.islice(seeds, stage.seeds)))
 
 
 @dataclass
@@ -148,8 +141,9 @@ class Adaptive:
             self.sizes = with_recipe(self.study, self.output).by_size()[::-1]
         for size in self.sizes:
             stage: Stage | None = Stage(1, self.limits.seeds[0])
-            for look in itertools.count(1):
-                assert stage is not None
+            look = 0
+            while stage is not None:
+                look += 1
                 part = part_of(size, stage)
                 if (hours := self.spent() + self._hours_left(part)) > self.budget:
                     say(f"the next stage would bring the hours to {hours:.1f}, over the budget")
@@ -159,8 +153,6 @@ class Adaptive:
                     return outcomes
                 stage, why = self._look([one.folder for one in outcomes], stage, look)
                 say(f"look {look} of at most {self.limits.looks}: {why}")
-                if stage is None:
-                    break
         return outcomes
 
     def _look(
@@ -200,23 +192,11 @@ class Adaptive:
 
     def _hours_left(self, part: Study) -> float:
         """Returns how long a part's runs still train, at the rate so far."""
+        folders = [run.folder(self.output) for run in part.runs()]
+        begun = [folder.read() for folder in folders if folder.state() != "planned"]
+        gone = sum(run.iterations - run.iteration for run in begun if run.state in ENDED)
+        left = plan(part).iterations - iterations_of(begun) - gone
         done = iterations_of([*self.searched, *self.seen.values()])
-        left = 0
-        for arm, seed in itertools.product(part.arms, part.seeds):
-            folders = {
-                one.name: part.run(arm, one, seed).folder(self.output) for one in arm.schedules
-            }
-            states = {name: folder.state() for name, folder in folders.items()}
-            begun = [name for name, state in states.items() if state != "planned"]
-            branches = arm_branches(part, arm, begun)
-            for one in schedules_of(part, arm):
-                if states[one.name] in ENDED:
-                    continue
-                branch = branches.get(one.name)
-                done_of_it = branch.at if branch else 0
-                if one.name in begun:
-                    done_of_it = folders[one.name].read().iteration
-                left += one.iterations - done_of_it
         return left * self.spent() / done if done else 0.0
 
     def text(self) -> str:

@@ -1,15 +1,22 @@
 """The fairness audit: what a study's arms differ in, and recipes that cannot train from scratch.
 
-Reads merged configs alone, so it runs before anything is built; modeling/checks.py looks at the
-built models.
+And what is missing or does not fit beside the study file: checkpoints, data sets, registered parts.
+Merged configs, names and what lies open in files are all that is looked at, without torch, so it
+runs before anything is built; modeling/checks.py looks at the built models.
 """
 
+import json
+import mmap
+import os
+import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fvcore.common.config import CfgNode
 
+from scratch_vs_pretrain._detectron2 import part_names, registered_names
 from scratch_vs_pretrain.config import ONE_STAGE, differences, flatten
 from scratch_vs_pretrain.config_checks import (
     ADMISSIBLE,
@@ -19,21 +26,27 @@ from scratch_vs_pretrain.config_checks import (
     norm_problems,
 )
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.data_sets import HEADS, data_notices, data_problems
-from scratch_vs_pretrain.study.resolve import (
-    ORIGINS,
-    PRESETS,
-    arm_config,
-    base_config,
-    resolved_schedule,
-)
-from scratch_vs_pretrain.study.spec import RUN_SCHEME, Study
+from scratch_vs_pretrain.plugins import unknown_part
+from scratch_vs_pretrain.study import data_sets, resolve
+from scratch_vs_pretrain.study.fields import is_uri
+from scratch_vs_pretrain.study.spec import REQUIRED, RUN_SCHEME, Arm, Study
 from scratch_vs_pretrain.text import nearest
 
+# Config keys that name a part, and the module and registry that hold it.
+PARTS = {
+    "MODEL.META_ARCHITECTURE": ("detectron2.modeling", "META_ARCH_REGISTRY"),
+    "MODEL.BACKBONE.NAME": ("detectron2.modeling", "BACKBONE_REGISTRY"),
+    "MODEL.ROI_HEADS.NAME": ("detectron2.modeling", "ROI_HEADS_REGISTRY"),
+    "SVP.MAPPER": ("scratch_vs_pretrain.training.recipe", "MAPPERS"),
+    "SVP.OPTIMIZER": ("scratch_vs_pretrain.training.recipe", "OPTIMIZERS"),
+    "SVP.EVALUATORS": ("scratch_vs_pretrain.evaluation.others", "EVALUATORS"),
+}
+# How torch's files of before 2020 begin, which hold numbers behind their last pickle.
+TORCH_OF_2019 = b"\x80\x02\x8a\nl\xfc\x9cF"
+# Names of tensors that a BatchNorm alone has: torch's, Caffe2's.
+BATCH_NORM = (b"running_mean", b"_bn_s")
 # What arms are meant to differ in.
-INITIAL_WEIGHTS = "MODEL.WEIGHTS"
-LOADED_PART = "SVP.LOAD"
-SCHEDULE_KEYS = ("SOLVER.MAX_ITER", "SOLVER.STEPS")
+EXPECTED = ("MODEL.WEIGHTS", "SVP.LOAD", "SOLVER.MAX_ITER", "SOLVER.STEPS")
 BACKBONE_NORM = "MODEL.RESNETS.NORM"
 
 CASCADE_HEADS = "CascadeROIHeads"
@@ -87,11 +100,11 @@ def audit(study: Study) -> Audit:
             lack what its model learns.
     """
     configs = {
-        (arm.name, schedule.name): arm_config(study, arm, schedule)
+        (arm.name, schedule.name): resolve.arm_config(study, arm, schedule)
         for arm in study.arms
         for schedule in arm.schedules
     }
-    base = base_config(study)
+    base = resolve.base_config(study)
     known = flatten(base)
     for key in study.allow_differences:
         if key not in known:
@@ -113,19 +126,14 @@ def audit(study: Study) -> Audit:
     unfit = dict.fromkeys(
         problem
         for cfg in configs.values()
-        for problem in (*data_problems(cfg), *_metric_problems(study, cfg))
+        for problem in (*data_sets.data_problems(cfg), *_metric_problems(study, cfg))
     )
     if unfit:
         raise UserError(f"{study.file}: {'; '.join(unfit)}")
-    found: dict[str, dict[str, Any]] = {}
-    for group in _comparisons(study):
-        for key, values in differences({arm: configs[arm, name] for arm, name in group}).items():
-            found.setdefault(key, values)
-    expected = (INITIAL_WEIGHTS, LOADED_PART, *SCHEDULE_KEYS)
-    confounders = {key: each for key, each in found.items() if key not in expected}
-    _refuse_confounders(study, confounders)
+    found = _compare(study, configs)
+    confounders = {key: each for key, each in found.items() if key not in EXPECTED}
     return Audit(
-        differing=tuple(key for key in (*expected, *confounders) if key in found),
+        differing=tuple(key for key in (*EXPECTED, *confounders) if key in found),
         allowed=confounders,
         notices=tuple(_notices(study, confounders, configs, base)),
         admitted=tuple(dict.fromkeys(check for cfg in configs.values() for check in cfg.SVP.ADMIT)),
@@ -156,12 +164,7 @@ def recipe_problems(cfg: CfgNode, allowed: Collection[str] = ()) -> list[str]:
         "no-warm-up": missing_warmup(cfg),
     }
     problems = [p for check, each in found.items() if check not in cfg.SVP.ADMIT for p in each]
-    return [
-        *problems,
-        *norm_problems(cfg),
-        *augmentation_problems(cfg),
-        *_preset_problems(cfg),
-    ]
+    return [*problems, *norm_problems(cfg), *augmentation_problems(cfg), *_preset_problems(cfg)]
 
 
 def _frozen(cfg: CfgNode, allowed: Collection[str]) -> Iterator[str]:
@@ -191,16 +194,16 @@ def _frozen(cfg: CfgNode, allowed: Collection[str]) -> Iterator[str]:
 def _preset_problems(cfg: CfgNode) -> Iterator[str]:
     """Finds pixels or strides that weights of a known address were not trained with."""
     weights, values = cfg.MODEL.WEIGHTS, flatten(cfg)
-    preset = next((name for start, name in ORIGINS.items() if weights.startswith(start)), None)
-    expected = PRESETS[preset] if preset else {}
+    presets = [name for start, name in resolve.ORIGINS.items() if weights.startswith(start)]
+    expected = resolve.PRESETS[presets[0]] if presets else {}
     wrong = [f"{key} {value}" for key, value in expected.items() if values[key] != value]
     if wrong:
-        yield f"{weights} was trained with {', '.join(wrong)}; set preset: {preset}"
+        yield f"{weights} was trained with {', '.join(wrong)}; set preset: {presets[0]}"
 
 
 def _metric_problems(study: Study, cfg: CfgNode) -> Iterator[str]:
     """Finds metrics by which a config's model is not evaluated."""
-    heads = {task: key for key, task, *_ in HEADS}
+    heads = {task: key for key, task, *_ in data_sets.HEADS}
     known = (*heads, "bbox", "voc", "panoptic_seg", "sem_seg")
     other = "; choose another, such as bbox/AP, or name what measures it in SVP.EVALUATORS"
     for key, part in (("answer.metric", study.answer), ("tune.metric", study.tune)):
@@ -230,14 +233,27 @@ def _norms_in_use(cfg: CfgNode) -> dict[str, str]:
     }
 
 
-def _comparisons(study: Study) -> Iterator[list[tuple[str, str]]]:
-    """Yields groups of (arm, schedule name) to be compared with each other."""
-    yield [(arm.name, arm.schedules[-1].name) for arm in study.arms]
-    sharing: dict[str, list[tuple[str, str]]] = {}
-    for arm in study.arms:
-        for schedule in arm.schedules:
-            sharing.setdefault(schedule.name, []).append((arm.name, schedule.name))
-    yield from sharing.values()
+def _compare(study: Study, configs: Mapping[tuple[str, str], CfgNode]) -> dict[str, dict[str, Any]]:
+    """Returns the keys in which arms differ, with every arm's value; all of them are allowed."""
+    groups = {"": [(arm.name, arm.schedules[-1].name) for arm in study.arms]}
+    for arm, schedule in configs:
+        groups.setdefault(schedule, []).append((arm, schedule))
+    found: dict[str, dict[str, Any]] = {}
+    for group in groups.values():
+        for key, values in differences({arm: configs[arm, name] for arm, name in group}).items():
+            found.setdefault(key, values)
+    refused = [key for key in found if key not in (*EXPECTED, *study.allow_differences)]
+    if refused:
+        listed = "; ".join(
+            f"{key} ({', '.join(f'{arm}: {value!r}' for arm, value in found[key].items())})"
+            for key in refused
+        )
+        raise UserError(
+            f"{study.file}: arms may differ in initial weights and schedule alone, but differ in "
+            f"{listed}; make them equal, or admit it with "
+            f"allow_differences: [{', '.join(refused)}]"
+        )
+    return found
 
 
 def _check_circles(study: Study) -> None:
@@ -258,20 +274,6 @@ def _check_circles(study: Study) -> None:
                 )
 
 
-def _refuse_confounders(study: Study, found: Mapping[str, Mapping[str, Any]]) -> None:
-    refused = [key for key in found if key not in study.allow_differences]
-    if refused:
-        listed = "; ".join(
-            f"{key} ({', '.join(f'{arm}: {value!r}' for arm, value in found[key].items())})"
-            for key in refused
-        )
-        raise UserError(
-            f"{study.file}: arms may differ in initial weights and schedule alone, but differ in "
-            f"{listed}; make them equal, or admit it with "
-            f"allow_differences: [{', '.join(refused)}]"
-        )
-
-
 def _notices(
     study: Study,
     confounders: Mapping[str, Any],
@@ -287,7 +289,7 @@ def _notices(
     for weights, names in inits.items():
         if len(names) > 1:
             yield f"arms {' and '.join(names)} start from {weights or 'random weights'}"
-    told = (notice for arm in study.arms for notice in data_notices(study, arm, base))
+    told = (notice for arm in study.arms for notice in data_sets.data_notices(study, arm, base))
     yield from dict.fromkeys(told)
     for (name, schedule), cfg in configs.items():
         first = (*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER)[0]
@@ -298,21 +300,15 @@ def _notices(
             )
 
 
-def switched_study(study: Study) -> Study:
-    """Returns the study whose runs are the ends of this study's: same arms, the switch's config."""
-    assert study.switch is not None
-    return replace(study, base=study.switch.config, switch=None)
-
-
 def check_switch(study: Study) -> None:
     """Checks a study's switch, if it has one, under every arm's schedules."""
     if study.switch is None:
         return
-    switched = switched_study(study)
+    switched = resolve.switched_study(study)
     for arm in study.arms:
         for spec in arm.schedules:
-            before, after = (arm_config(one, arm, spec) for one in (study, switched))
-            schedule = resolved_schedule(study, arm, spec)
+            before, after = (resolve.arm_config(one, arm, spec) for one in (study, switched))
+            schedule = resolve.resolved_schedule(study, arm, spec)
             if study.switch.start(schedule) < 1:
                 raise UserError(
                     f"{study.file}: switch.last: {study.switch.last:,} iterations leave none "
@@ -332,3 +328,97 @@ def check_switch(study: Study) -> None:
                     f"{study.file}: switch.config: {study.switch.config} is no Cascade R-CNN; "
                     f"set MODEL.ROI_HEADS.NAME to {CASCADE_HEADS} in it"
                 )
+
+
+def missing_weights(study: Study) -> list[str]:
+    """Returns the checkpoints that arms start from and that are not there."""
+    missing = []
+    for arm in study.arms:
+        given = f"--weights {arm.name}=PATH"
+        if arm.init == REQUIRED:
+            missing.append(f"arms.{arm.name}.init: a checkpoint must be given with {given}")
+        elif arm.weights and not is_uri(arm.weights) and not os.path.isfile(arm.weights):
+            missing.append(
+                f"arms.{arm.name}.init: {arm.weights}: no such checkpoint; give one with {given}"
+            )
+    return missing
+
+
+def missing_data(study: Study) -> list[str]:
+    """Returns the data sets of unknown names, and the study's own whose images are not there."""
+    missing = []
+    for arm in study.arms:
+        cfg = resolve.arm_config(study, arm, arm.schedules[-1])
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            found = data_sets.origin(cfg, name)
+            if not found.own and found.base not in registered_names():
+                own = [one for one, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
+                near = nearest(found.base, [*own, *registered_names()])
+                missing.append(f"no data set is called {found.base}{near}")
+        try:
+            data_sets.check_own_images(cfg)
+        except UserError as error:
+            missing.append(str(error))
+    return list(dict.fromkeys(missing))
+
+
+def unfit(study: Study, output: Path) -> list[str]:
+    """Returns what else `svp run` would refuse, as far as it shows in names and in open files; runs
+    that arms start from lie in `output`."""
+    found = []
+    for arm in study.arms:
+        cfg = resolve.arm_config(study, arm, arm.schedules[-1])
+        problems = _weights_problems(study, arm, cfg, output)
+        found += [f"arms.{arm.name}.init: {problem}" for problem in problems]
+        for key, (module, registry) in PARTS.items():
+            known, value = part_names(module, registry), flatten(cfg)[key]
+            names = [value] if isinstance(value, str) else value
+            found += [unknown_part(name, key, known) for name in names if name not in known]
+    return list(dict.fromkeys(found))
+
+
+def _weights_problems(study: Study, arm: Arm, cfg: CfgNode, output: Path) -> Iterator[str]:
+    weights, batch_norm = arm.weights, False
+    if arm.init.startswith(RUN_SCHEME):
+        try:
+            resolve.origin_run(arm, study.seeds[0], output)
+        except UserError as error:
+            yield str(error)
+    elif is_uri(weights):
+        presets = [preset for start, preset in resolve.ORIGINS.items() if weights.startswith(start)]
+        batch_norm = any(preset != "detectron2-gn" for preset in presets)
+    elif os.path.isfile(weights):
+        damaged, batch_norm = look_at(Path(weights))
+        if damaged:
+            yield f"{weights}: truncated, or not a checkpoint; copy or make it again"
+    grouped = cfg.MODEL.RESNETS.NORM == "GN" and "resne" in cfg.MODEL.BACKBONE.NAME
+    if batch_norm and grouped and cfg.SVP.NORM_WEIGHTS == "all":
+        yield (
+            f"{weights}: trained with BatchNorm, but MODEL.RESNETS.NORM is GN; take a GroupNorm "
+            "checkpoint, set SyncBN in both arms, or SVP.NORM_WEIGHTS: affine_only"
+        )
+
+
+def look_at(path: Path) -> tuple[bool, bool]:
+    """Tells of a checkpoint whether it is damaged, and whether it holds a BatchNorm.
+
+    Only what lies open in the file is read: its end, and the names in it.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+            names: bytes | mmap.mmap = whole
+            if whole[:4] == b"PK\x03\x04":
+                with zipfile.ZipFile(file) as archive:
+                    [pickled] = [n for n in archive.namelist() if n.endswith("data.pkl")]
+                    names, damaged = archive.read(pickled), False
+            elif whole[8:9] == b"{":  # safetensors
+                end = 8 + int.from_bytes(whole[:8], "little")
+                names = whole[8:end]
+                tensors = [one for one in json.loads(names).values() if "data_offsets" in one]
+                size = max(one["data_offsets"][1] for one in tensors)
+                damaged = end + size != len(whole)
+            else:
+                damaged = whole[: len(TORCH_OF_2019)] != TORCH_OF_2019 and whole[-1:] != b"."
+            return damaged, any(names.find(name) >= 0 for name in BATCH_NORM)
+    except Exception:  # damaged bytes can raise anything in json, zipfile and zlib
+        return True, False

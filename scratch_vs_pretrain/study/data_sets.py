@@ -12,22 +12,19 @@ from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain._detectron2 import registered
 from scratch_vs_pretrain.config import ONE_STAGE, classes_key, flatten
-from scratch_vs_pretrain.data.coco import (
-    COCO_KEYPOINTS,
-    USUAL_SIGMA,
-    AnnotationFile,
-    read_annotations,
-)
-from scratch_vs_pretrain.data.datasets import check_images, check_names, find_subset
+from scratch_vs_pretrain.data.coco import COCO_KEYPOINTS, AnnotationFile, read_annotations
+from scratch_vs_pretrain.data.datasets import ALIASES, Subset, check_images, subset_file, subset_of
 from scratch_vs_pretrain.data.loading import refusal_at_a_look
-from scratch_vs_pretrain.data.subsets import ALIASES, Subset, subset_file
 from scratch_vs_pretrain.data.voc import voc_classes, voc_images
 from scratch_vs_pretrain.errors import UserError, located
+from scratch_vs_pretrain.pictures import locate
 from scratch_vs_pretrain.study.sections import Data, DataFiles, VocTree
 from scratch_vs_pretrain.study.spec import Arm, Study
 
 # Larger annotation files of built-in names are COCO's own: their names say what they hold.
 OFFICIAL_BYTES = 50_000_000
+# The mean of COCO's 17, for keypoints whose categories state none.
+USUAL_SIGMA = 0.067
 
 # COCO_PERSON_KEYPOINT_NAMES of Detectron2's data/datasets/builtin_meta.py.
 _PAIRED = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
@@ -66,7 +63,7 @@ def data_facts(data: Data) -> DataFacts:
     sources = [files for files in all_of_it if isinstance(files, DataFiles)]
     read = [read_annotations(files.annotations) for files in sources]
     for files, found in zip(sources, read, strict=True):
-        check_names(files.annotations, files.images, found.file_names)
+        locate(files.images, found.file_names, files.annotations)
     for files, found in zip(sources, read, strict=True):
         if found.categories != read[0].categories:
             raise UserError(
@@ -77,12 +74,13 @@ def data_facts(data: Data) -> DataFacts:
     if not read[0].categories:
         raise UserError(f"data: {sources[0].annotations}: lists no categories to detect")
     *train, test = read
+    unknown = not test.sigmas and test.keypoints not in ((), COCO_PERSON_KEYPOINTS)
     return DataFacts(
         classes=test.categories,
         lacks={key: _missing(sources, train, test, task) for key, task, *_ in HEADS},
         keypoints=test.keypoints,
-        sigmas=_sigmas(test),
-        stated_sigmas=bool(test.sigmas) or not _sigmas(test),
+        sigmas=(USUAL_SIGMA,) * len(test.keypoints) if unknown else test.sigmas,
+        stated_sigmas=not unknown,
         run_lengths=any(found.run_lengths for found in train),
     )
 
@@ -126,6 +124,9 @@ def data_notices(study: Study, arm: Arm, base: CfgNode) -> Iterator[str]:
         return
     facts = data_facts(study.data)
     overrides = {**study.overrides, **arm.overrides}
+    architecture = overrides.get("MODEL.META_ARCHITECTURE", base.MODEL.META_ARCHITECTURE)
+    if architecture in ONE_STAGE:  # They learn boxes alone.
+        return
     follows = _head_keys(facts, overrides)
     for key, _, what, _ in HEADS:
         on = follows[key]
@@ -157,29 +158,20 @@ def _missing(
 ) -> str:
     """Returns why a task cannot be learnt from the training files and scored on the last one."""
     for files, found in zip(sources, [*train, test], strict=True):
-        if lack := _lack_of(found, task, "TEST" if found is test else "TRAIN"):
+        if lack := _lack(found, task, "TEST" if found is test else "TRAIN"):
             return f"{files.annotations}: {lack}"
     if task == "keypoints" and not all(found.keypoints == test.keypoints != () for found in train):
         return "the categories do not name the same keypoints everywhere"
     return ""
 
 
-def _lack_of(found: AnnotationFile, task: str, part: str) -> str:
+def _lack(found: AnnotationFile, task: str, part: str) -> str:
     """Returns why a task cannot be learnt from a file (TRAIN) or scored on it (TEST)."""
     if part == "TEST" and task in found.lacks:
         return found.lacks[task]
     if task == "segm":
         return "" if found.masks else "no annotation has a mask"
     return "" if found.labelled else "no annotation has keypoints"
-
-
-def _sigmas(file: AnnotationFile) -> tuple[float, ...]:
-    """Returns the sigmas that keypoints are scored with, none for COCO's persons."""
-    if file.sigmas or not file.keypoints:
-        return file.sigmas
-    if file.keypoints == COCO_PERSON_KEYPOINTS:
-        return ()
-    return (USUAL_SIGMA,) * len(file.keypoints)
 
 
 @dataclass(frozen=True)
@@ -205,7 +197,7 @@ def origin(cfg: CfgNode, name: str) -> Origin:
     """Returns where a name in a config's DATASETS leads; reads no file."""
     files = {one: Path(file) for one, file, _ in cfg.SVP.DATASETS}
     trees = {one: (Path(root), split) for one, root, split, *_ in cfg.SVP.VOC_DATASETS}
-    subset = None if name in trees else find_subset(name, files)
+    subset = None if name in trees else subset_of(name, files)
     base = subset.base if subset else name
     base = ALIASES.get(base, base)
     known = registered(base) or {}
@@ -250,12 +242,19 @@ def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
         root, split = where.tree
         if (root / "ImageSets" / "Main" / f"{split}.txt").is_file():
             voc_images(root, split)  # refuses a list that cannot be used
-    file = where.readable
+    file, known = where.readable, registered(where.base) or {}
     found = read_annotations(file) if file else None
+    named = known.get("keypoint_names") or where.base.startswith("keypoints_")
     lacking = False
     for key, task, what, example in HEADS:
-        lack = _lack(found, where, task, part) if flatten(cfg)[key] else ""
-        if lack:
+        if where.tree:
+            lack = BOXES_ALONE
+        elif found:
+            lack = _lack(found, task, part)
+        else:  # its name says what it has
+            without = task == "keypoints" and known.get("json_file") and not named
+            lack = "no annotation has keypoints" if without else ""
+        if lack and flatten(cfg)[key]:
             lacking = True
             yield (
                 f"{name}: {lack}, but {key} is True; choose data with {what}, such as {example}, "
@@ -268,17 +267,6 @@ def _problems(cfg: CfgNode, name: str, part: str) -> Iterator[str]:
         part_of_it = subset_file(where.subset, file) if where.subset else file
         if refused := refusal_at_a_look(where.base, part_of_it, cfg, part):
             yield f"{name}: {refused}"
-
-
-def _lack(found: AnnotationFile | None, where: Origin, task: str, part: str) -> str:
-    """Returns why a task cannot be learnt from a set or scored on it, as its name says."""
-    if where.tree:
-        return BOXES_ALONE
-    if found or task == "segm":
-        return _lack_of(found, task, part) if found else ""
-    known = registered(where.base) or {}
-    named = known.get("keypoint_names") or where.base.startswith("keypoints_")
-    return "" if named or not known.get("json_file") else "no annotation has keypoints"
 
 
 def _disagreements(cfg: CfgNode, name: str, found: AnnotationFile, part: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The fields of a study file: strict, and with a sentence for what is wrong.
+"""A study file as plain YAML, and its fields: strict, and with a sentence for what is wrong.
 
 A study's classes are pydantic's; what does not fit them is told as ``file: key: what is wrong, and
 what to write``.
@@ -10,20 +10,19 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar
 
+import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
     ValidationError,
     ValidationInfo,
     model_validator,
 )
 from pydantic.dataclasses import dataclass
-from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ArgsKwargs, PydanticCustomError
 
@@ -31,6 +30,8 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.text import nearest
 
 MOST_ITERATIONS = 10**9
+MOST_BYTES = 1_000_000
+DEEPEST = 50
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 # Marks the attributes that no file states.
@@ -49,7 +50,6 @@ _SENTENCES = {
     "tuple_type": "must be a list in brackets, such as [0, 1] of numbers, not {input}",
     "literal_error": "unknown {last} {input}; known are {expected}",
 }
-_Model = TypeVar("_Model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,19 +88,6 @@ class Section:
             if field.is_required() and key not in content:
                 raise wrong("{key} is missing", key=key)
         return {**content, **given.known}
-
-
-def read_model(model: type[_Model], content: Any, read: Path, **known: Any) -> _Model:
-    """Returns the model that plain YAML describes; paths in it are relative to the file `read`.
-
-    `known` are attributes that no file states.
-    """
-    try:
-        return TypeAdapter(model).validate_python(
-            Stated(content, known), context={"folder": read.parent}
-        )
-    except ValidationError as error:
-        raise UserError(sentence(error, content, read)) from None
 
 
 def sentence(error: ValidationError, content: Any, file: Path | str) -> str:
@@ -236,16 +223,6 @@ def _existing(kind: str, is_there: Callable[[str], bool]) -> BeforeValidator:
     return BeforeValidator(read)
 
 
-def whole(low: int, high: int) -> FieldInfo:
-    """Returns the bounds of a whole number."""
-    return Field(strict=True, ge=low, le=high)
-
-
-def real(above: float, most: float) -> FieldInfo:
-    """Returns the bounds of a number; the lower one is too low."""
-    return Field(strict=True, gt=above, le=most)
-
-
 Line = Annotated[str, Field(strict=True), AfterValidator(printable)]  # may be empty
 Text = Annotated[str, Field(strict=True, min_length=1), AfterValidator(printable)]
 Name = Annotated[
@@ -258,6 +235,72 @@ Name = Annotated[
 ]
 ExistingFile = Annotated[Path, _existing("file", os.path.isfile)]
 ExistingFolder = Annotated[Path, _existing("folder", os.path.isdir)]
-Iterations = Annotated[int, whole(1, MOST_ITERATIONS)]
+Iterations = Annotated[int, Field(strict=True, ge=1, le=MOST_ITERATIONS)]
 NotEmpty = BeforeValidator(_refuse_empty)
 Distinct = AfterValidator(refuse_repeated)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Plain YAML, where a repeated key is an error, and an alias, which can be made recursive.
+
+    As in YAML 1.2, `on` and `off` are texts: the key `on` of a study's `tune` is no truth value.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        place: Any = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(None, None, "aliases are not supported", place)
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.MarkedYAMLError(None, None, "nested too deeply", place)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in getattr(node, "value", ()):
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(None, None, "a key is not text", key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"{key.value} appears twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: rules
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    if first not in ("o", "O")
+}
+
+
+def read_plain_yaml(file: Path) -> Any:
+    """Returns a YAML file's content: mappings, lists and scalars, nothing executed."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MOST_BYTES + 1)
+        text = data.decode()
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not a text file ({error})") from None
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{file}: is larger than {MOST_BYTES:,} bytes, which no study file is")
+    if yaml.reader.Reader.NON_PRINTABLE.search(text):
+        raise UserError(f"{file}: not a text file (it holds control characters)")
+    loader = _PlainLoader(text)
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not plain YAML ({' '.join(str(error).split())})") from None
+    except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+        # PyYAML lets exceptions of its scalar constructors out, for 2020-13-45 or `!!int ""`.
+        line = loader.get_mark().line + 1
+        raise UserError(f"{file}: not plain YAML before line {line} ({error})") from None
+    except RecursionError:  # flow collections recurse in the parser itself
+        raise UserError(f"{file}: not plain YAML (nested too deeply)") from None

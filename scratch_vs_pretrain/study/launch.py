@@ -23,12 +23,12 @@ from scratch_vs_pretrain.analysis.tables.runs import live_table, status_text
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo
-from scratch_vs_pretrain.study.inputs import missing_weights
+from scratch_vs_pretrain.study.audit import missing_weights
+from scratch_vs_pretrain.study.folders import prepare
 from scratch_vs_pretrain.study.plan import check_parts
-from scratch_vs_pretrain.study.prepare import prepare
-from scratch_vs_pretrain.study.slurm import Cluster, Submission
+from scratch_vs_pretrain.study.resolve import search_study, with_recipe
+from scratch_vs_pretrain.study.slurm import Cluster, submit
 from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study
-from scratch_vs_pretrain.study.tune import search_study, with_recipe
 from scratch_vs_pretrain.training import signals_to, start_training
 from scratch_vs_pretrain.training.checkpoint import ENDED, is_ready, trunk_of
 
@@ -36,10 +36,8 @@ if TYPE_CHECKING:
     from scratch_vs_pretrain.study.adaptive import Adaptive
 
 POLL_SECONDS = 0.5
-
 # Exit status of `python -m scratch_vs_pretrain.training` when another process has the run.
 BUSY = 2
-
 # The devices of a slot as CUDA_VISIBLE_DEVICES names them; none where runs share the processor.
 Slot = tuple[str, ...]
 
@@ -129,16 +127,13 @@ class RunQueue:
             ready = next(filter(self._can_begin, self.waiting), None)
             if ready:
                 self.waiting.remove(ready)
-                self.running[number] = ready, self._train(ready, number)
-
-    def _train(self, folder: RunFolder, number: int) -> subprocess.Popen:
-        """Starts the process that trains a run in the slot of this number."""
-        slot = self.slots[number]
-        options = ["--processes", str(len(slot))] if len(slot) > 1 else []
-        told = environment(os.environ, number, slot, len(self.slots))
-        if self.show:
-            told["SVP_BARS"] = "0"
-        return start_training(folder, options + ["--verbose"] * self.verbose, told)
+                slot = self.slots[number]
+                options = ["--processes", str(len(slot))] if len(slot) > 1 else []
+                told = environment(os.environ, number, slot, len(self.slots))
+                if self.show:
+                    told["SVP_BARS"] = "0"
+                process = start_training(ready, options + ["--verbose"] * self.verbose, told)
+                self.running[number] = ready, process
 
     def _block(self) -> None:
         """Gives up branches whose trunk came to an end before them."""
@@ -209,21 +204,21 @@ def run_study(
         study = with_recipe(study, output)
     folders = prepare(study, output)
     waiting = [folder for folder in in_order(study, folders) if folder.state() not in ENDED]
-    queue: RunQueue | Submission
-    if cluster is None:
-        queue = RunQueue(waiting, list(slots)[: max(1, len(waiting))], verbose)
+    if cluster is not None:
+        blocked = submit(cluster, output / "jobs", waiting)
     else:
-        queue = Submission(cluster, output / "jobs", waiting)
-    with ExitStack() as held:
-        held.enter_context(signals_to(queue.stop))
-        # Elsewhere the runs' bars are better: lines in a log file, or between lines of one.
-        if isinstance(queue, RunQueue) and waiting and not verbose and sys.stderr.isatty():
-            table = live_table(lambda: status_text(output / study.name), error_output=True)
-            queue.show = held.enter_context(table)
-        queue.work()
+        queue = RunQueue(waiting, list(slots)[: max(1, len(waiting))], verbose)
+        with ExitStack() as held:
+            held.enter_context(signals_to(queue.stop))
+            # Elsewhere the runs' bars are better: lines in a log file, or between lines of one.
+            if waiting and not verbose and sys.stderr.isatty():
+                table = live_table(lambda: status_text(output / study.name), error_output=True)
+                queue.show = held.enter_context(table)
+            queue.work()
+        blocked = queue.blocked
     runs = [(folder, folder.read()) for folder in folders]
     return [
-        Outcome(folder, run, folder.state_of(run), queue.blocked.get(folder) or run.reason)
+        Outcome(folder, run, folder.state_of(run), blocked.get(folder) or run.reason)
         for folder, run in runs
     ]
 

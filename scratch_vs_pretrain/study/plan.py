@@ -1,28 +1,31 @@
-"""Every run of a study with its iterations, rate drops, images and epochs; nothing is trained."""
+"""Every run of a study with its iterations, rate drops, images and epochs; nothing is trained.
+
+And its budget: what each arm will see, from configs and annotation files alone.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 from fvcore.common.config import CfgNode
 from tabulate import tabulate  # type: ignore[import-untyped]
 
+from scratch_vs_pretrain.analysis.stats import cost
 from scratch_vs_pretrain.config import merge_overrides
 from scratch_vs_pretrain.data.coco import read_annotations
+from scratch_vs_pretrain.data.datasets import location, register
+from scratch_vs_pretrain.data.loading import load_training_records
 from scratch_vs_pretrain.data.voc import voc_images
 from scratch_vs_pretrain.errors import UserError, located
+from scratch_vs_pretrain.run_info import Init
+from scratch_vs_pretrain.study import resolve
 from scratch_vs_pretrain.study.audit import Audit, audit, joined
 from scratch_vs_pretrain.study.data_sets import origin
-from scratch_vs_pretrain.study.resolve import (
-    arm_branches,
-    arm_config,
-    base_config,
-    resolved_schedule,
-    run_config,
-)
-from scratch_vs_pretrain.study.spec import Study
-from scratch_vs_pretrain.study.tune import search_study
+from scratch_vs_pretrain.study.spec import Arm, Study
 
 # Images that official annotation files list, so that a plan needs neither the files nor the time
 # to read them.
@@ -34,6 +37,12 @@ OFFICIAL_IMAGES = {
     "voc_2012_train": 5_717,
     "voc_2012_trainval": 11_540,
 }
+# COCO without its files. Instances: train2017 has 849,949 that are no crowds, in 117,266 images,
+# as Detectron2 logs it (facebookresearch/detectron2, issue 1134); train2014 and valminusminival
+# together are train2017. Pixels: as of COCO's usual picture.
+COCO_TRAIN = ("coco_2017_train", "coco_2014_train", "coco_2014_valminusminival")
+COCO_INSTANCES_PER_IMAGE = 849_949 / 117_266
+COCO_HEIGHT, COCO_WIDTH = 480, 640
 
 
 @dataclass(frozen=True)
@@ -125,37 +134,34 @@ class Plan:
 def plan(study: Study) -> Plan:
     """Plans a study."""
     check_parts(study)
-    search = plan(search_study(study)) if study.tune else None
-    if study.sizes:
-        parts = [plan(one) for one in study.by_size()]
-        rows = tuple(row for part in parts for row in part.rows)
-        return Plan(study.name, rows, joined([part.audit for part in parts]), search)
-    audited = audit(study)
-    branches = {arm.name: arm_branches(study, arm) for arm in study.arms}
-    planned = []
-    for run in study.runs():
-        cfg = run_config(study, run)
-        branch = branches[run.arm.name].get(run.schedule.name)
-        schedule = resolved_schedule(study, run.arm, run.schedule)
-        images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
-        per_epoch = training_images(cfg)
-        planned.append(
-            PlannedRun(
-                arm=run.arm.name,
-                schedule=run.schedule.name,
-                seed=run.seed,
-                iterations=cfg.SOLVER.MAX_ITER,
-                base_rate=cfg.SOLVER.BASE_LR,
-                drops=tuple(cfg.SOLVER.STEPS),
-                images=images,
-                epochs=images / per_epoch if per_epoch else None,
-                trunk=branch.of if branch else None,
-                shared=branch.at if branch else 0,
-                switch=study.switch.start(schedule) if study.switch else None,
-                size=study.size,
+    search = plan(resolve.search_study(study)) if study.tune else None
+    audits, rows = [], []
+    for part in study.by_size():
+        audits.append(audit(part))
+        branches = {arm.name: resolve.arm_branches(part, arm) for arm in part.arms}
+        for run in part.runs():
+            cfg = resolve.arm_config(part, run.arm, run.schedule)
+            branch = branches[run.arm.name].get(run.schedule.name)
+            schedule = resolve.resolved_schedule(part, run.arm, run.schedule)
+            images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+            per_epoch = training_images(cfg)
+            rows.append(
+                PlannedRun(
+                    arm=run.arm.name,
+                    schedule=run.schedule.name,
+                    seed=run.seed,
+                    iterations=cfg.SOLVER.MAX_ITER,
+                    base_rate=cfg.SOLVER.BASE_LR,
+                    drops=tuple(cfg.SOLVER.STEPS),
+                    images=images,
+                    epochs=images / per_epoch if per_epoch else None,
+                    trunk=branch.of if branch else None,
+                    shared=branch.at if branch else 0,
+                    switch=part.switch.start(schedule) if part.switch else None,
+                    size=part.size,
+                )
             )
-        )
-    return Plan(study.name, tuple(planned), audited, search)
+    return Plan(study.name, tuple(rows), joined(audits), search)
 
 
 def check_parts(study: Study) -> None:
@@ -165,12 +171,12 @@ def check_parts(study: Study) -> None:
         grid = study.tune.grid
         places += [("tune.grid", {key: value}) for key in grid for value in grid[key]]
     if places:
-        cfg = base_config(study)  # in a run's, what is wrong would be another place's
+        cfg = resolve.base_config(study)  # in a run's, what is wrong would be another place's
         for place, overrides in places:
             merge_overrides(cfg, overrides, f"{study.file}: {place}")
     seen: dict[int | None, str] = {None: ""}
     for number, one in enumerate(study.by_size() if study.sizes else ()):
-        cfg = arm_config(one, one.arms[0], one.arms[0].schedules[-1])
+        cfg = resolve.arm_config(one, one.arms[0], one.arms[0].schedules[-1])
         with located(f"{study.file}: sizes.{number}"):
             images = training_images(cfg)
         if other := seen.get(images):
@@ -201,3 +207,94 @@ def _images(cfg: CfgNode, name: str) -> int | None:
     if count is None:
         return None if found.subset.relative else int(found.subset.size)
     return found.subset.count(count)
+
+
+def study_budgets(study: Study) -> cost.Budgets:
+    """Returns what to expect of every arm and schedule of a study; opens images for their headers.
+
+    Raises:
+        UserError: a config cannot be made, or a training set cannot be used. Missing files of
+            Detectron2's built-in data sets are no error: what is assumed instead is noted.
+    """
+    check_parts(study)
+    rows: list[cost.Budget] = []
+    # Of one image: the expected instances and pixels, None where unknown, and what was assumed.
+    known: dict[str, tuple[float | None, float | None, str]] = {}
+    for part in study.by_size():
+        for arm, schedule in [(one, of_it) for one in part.arms for of_it in one.schedules]:
+            cfg = resolve.arm_config(part, arm, schedule)
+            model = cfg.MODEL
+            heads = model.MASK_ON, model.KEYPOINT_ON, model.ROI_KEYPOINT_HEAD
+            key = str((cfg.DATASETS.TRAIN, *heads, cfg.DATALOADER, cfg.INPUT))
+            if key not in known:
+                known[key] = _per_image(cfg)
+            images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+            instances, pixels = (
+                None if mean is None else round(mean * images) for mean in known[key][:2]
+            )
+            training = cost.Counts(images, instances, pixels)
+            before = _pretraining(arm)
+            rows.append(cost.Budget(arm.name, schedule.name, before, training, part.size))
+    notes = [note for *_, note in known.values() if note]
+    if study.tune:
+        notes.append(
+            f"The search for the recipe on arm {study.tune.on}, which the recipe favours, is not "
+            "counted."
+        )
+    notes = [*cost.assumptions(rows), *dict.fromkeys(notes)]
+    return cost.Budgets(study.name, tuple(rows), False, tuple(notes))
+
+
+def annotated(records: list[dict[str, Any]]) -> cost.Annotated:
+    """Returns the sizes and instances of Detectron2's training records."""
+    from detectron2.structures import BoxMode
+
+    instances = [
+        (number, BoxMode.convert(entry["bbox"], entry["bbox_mode"], BoxMode.XYXY_ABS))
+        for number, record in enumerate(records)
+        for entry in record.get("annotations", ())
+        if not entry.get("iscrowd", 0)
+    ]
+    return cost.Annotated(
+        heights=np.array([record["height"] for record in records]),
+        widths=np.array([record["width"] for record in records]),
+        owners=np.array([owner for owner, _ in instances], dtype=int),
+        boxes=np.array([box for _, box in instances], dtype=float).reshape(-1, 4),
+    )
+
+
+def _per_image(cfg: CfgNode) -> tuple[float | None, float | None, str]:
+    rule, missing = cfg.INPUT, []  # built-in sets whose files are not there, and why they are not
+    for name in cfg.DATASETS.TRAIN:
+        full = origin(cfg, name).base
+        if full in OFFICIAL_IMAGES or full.startswith("keypoints_coco_"):
+            try:
+                location(full)
+            except UserError as error:
+                missing.append((full, str(error)))
+    if not missing:
+        register(cfg)
+        data = annotated(load_training_records(cfg).records)
+        return cost.expected_instances(data, rule), cost.expected_pixels(data, rule), ""
+    names, reasons = zip(*missing, strict=True)
+    if len(names) < len(cfg.DATASETS.TRAIN) or not set(names) <= set(COCO_TRAIN):
+        return None, None, f"Unknown without its annotations: {'; '.join(reasons)}."
+    shape = cost.Annotated(
+        np.array([COCO_HEIGHT]), np.array([COCO_WIDTH]), np.empty(0, int), np.empty((0, 4))
+    )
+    note = (
+        f"Assumed without the annotations ({'; '.join(reasons)}): "
+        f"{COCO_INSTANCES_PER_IMAGE:.2f} instances an image as in train2017, and images of "
+        f"{COCO_WIDTH} x {COCO_HEIGHT} pixels before they are resized."
+    )
+    return COCO_INSTANCES_PER_IMAGE, cost.expected_pixels(shape, rule), note
+
+
+def _pretraining(arm: Arm) -> cost.Counts:
+    """Returns what an arm's weights have seen; only a file that is here is asked."""
+    noted = None
+    if arm.weights and os.path.isfile(os.path.expanduser(arm.weights)):
+        from scratch_vs_pretrain.modeling.checkpoint_file import read_metadata
+
+        noted = read_metadata(arm.weights)
+    return cost.pretraining(Init(weights=arm.weights, pretraining=noted))

@@ -1,9 +1,11 @@
-"""``svp plan --check``: a few iterations of every arm, and what the whole study will take.
+"""What is tried before a study trains: that each arm's model can be built and its weights fit.
 
-Trains in a temporary folder, with the very trainer of a run; the output folder stays as it is.
+``svp plan --check`` also trains a few iterations of every arm, in a temporary folder with the very
+trainer of a run, and tells what the whole study will take.
 """
 
 import itertools
+import re
 import resource
 import shutil
 import statistics
@@ -18,25 +20,28 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from tabulate import tabulate  # type: ignore[import-untyped]
 
 from scratch_vs_pretrain.config import config_text
 from scratch_vs_pretrain.data.check import check_decodable
-from scratch_vs_pretrain.data.datasets import annotations_of, register
-from scratch_vs_pretrain.errors import UserError, located, reason_of
+from scratch_vs_pretrain.data.datasets import annotations_of, check_files, ensure, register
+from scratch_vs_pretrain.errors import UserError, located, reason_of, say
 from scratch_vs_pretrain.evaluation.evaluator import check_test_sets, run_inference
-from scratch_vs_pretrain.evaluation.others import EVALUATORS, WithOthers
+from scratch_vs_pretrain.evaluation.others import EVALUATORS, WithOthers, check_names
+from scratch_vs_pretrain.modeling.initial import match_initial, report_text
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo
-from scratch_vs_pretrain.study.audit import switched_study
-from scratch_vs_pretrain.study.inputs import check_trainable, missing_weights, with_origins
+from scratch_vs_pretrain.study.audit import missing_weights
+from scratch_vs_pretrain.study.data_sets import check_own_images, origin
 from scratch_vs_pretrain.study.plan import Plan, PlannedRun, plan
-from scratch_vs_pretrain.study.resolve import run_config
+from scratch_vs_pretrain.study.resolve import arm_config, run_config, switched_study, with_origins
 from scratch_vs_pretrain.study.spec import Arm, Study
 from scratch_vs_pretrain.training.kernels import deterministic_kernels
+from scratch_vs_pretrain.training.recipe import check_recipe
 from scratch_vs_pretrain.training.trained import config_of
 from scratch_vs_pretrain.training.trainer import Trainer
 
@@ -45,6 +50,63 @@ WARM_UP, TIMED = 3, 5
 # Test images, of which the first is not counted.
 IMAGES = 9
 GB = 1000**3
+
+
+# What fvcore's Registry says of a name that it does not hold.
+_UNKNOWN = re.compile(r"No object named '(.+)' found in '(.+)' registry")
+
+
+def check_trainable(study: Study) -> None:
+    """Tries what every run of a study needs, before any of them is written: that every arm's model
+    can be built, that its checkpoint fills its backbone, and that there is what the config names
+    beside it.
+
+    What becomes of a whole detector's checkpoint is said.
+    """
+    for arm in study.arms:
+        cfg = arm_config(study, arm, arm.schedules[-1]).clone()
+        cfg.defrost()
+        with located(place := f"{study.file}: arms.{arm.name}"):
+            check_recipe(cfg)
+            check_names(cfg)
+            model = _build(cfg)
+            if arm.weights:
+                report, *_ = match_initial(model, cfg)
+                if cfg.SVP.LOAD == "detector":
+                    say(f"{place}: {report_text(report, arm.weights)}")
+    for arm in study.arms:
+        cfg = arm_config(study, arm, arm.schedules[-1])
+        names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        # The annotations of the study's own sets were read with it.
+        others = [name for name in names if not origin(cfg, name).own]
+        with located(study.file):
+            ensure(others)
+            check_files(others)
+            check_own_images(cfg)
+
+
+def _build(cfg: CfgNode) -> torch.nn.Module:
+    """Builds a config's model, without numbers unless its parts (a user's, say) need them."""
+    try:
+        try:
+            cfg.MODEL.DEVICE = "meta"
+            with torch.device("meta"):
+                return build_model(cfg)
+        except RuntimeError:
+            cfg.MODEL.DEVICE = "cpu"
+            return build_model(cfg)
+    except UserError:
+        raise
+    except Exception as error:  # of any kind, from a user's own module
+        if unknown := _UNKNOWN.search(str(error)):
+            name, registry = unknown.groups()
+            raise UserError(
+                f"Detectron2 knows no {name} in its {registry} registry; correct the name, or "
+                "import the module that registers it"
+            ) from None
+        raise UserError(
+            f"this model cannot be built ({reason_of(error)}); correct MODEL"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -80,7 +142,10 @@ def rehearsal_text(study: Study, output: Path) -> str:
             with located(f"{study.file}: arms.{arm.name}"):
                 parts.setdefault(arm.name, []).append(_measure(stage, arm, bar))
     costs = {arm: np.zeros(2) for arm in parts}
-    for name, row in _runs(planned):
+    rows = [(row.arm, row) for row in planned.rows]
+    if planned.search:  # whose arms are called ARM-NUMBER
+        rows += [(row.arm.rpartition("-")[0], row) for row in planned.search.rows]
+    for name, row in rows:
         costs[name] += _costs(planned, row, parts[name])
     disk = np.sum(list(costs.values()), axis=0)[1]
     return "\n".join([_table(parts, costs), *_notes(study, last, parts, disk, output)])
@@ -123,13 +188,6 @@ def _notes(
     free = shutil.disk_usage(there).free
     short = ", fewer than the study needs; make room, or choose another folder with -o"
     yield f"note: {there} has {free / GB:.0f} GB free{short if free < disk else ''}"
-
-
-def _runs(planned: Plan) -> Iterator[tuple[str, PlannedRun]]:
-    """Yields every run with the arm that was measured; an arm of a search is called ARM-NUMBER."""
-    yield from ((row.arm, row) for row in planned.rows)
-    if planned.search:
-        yield from ((row.arm.rpartition("-")[0], row) for row in planned.search.rows)
 
 
 def _costs(planned: Plan, row: PlannedRun, parts: list[Measured]) -> tuple[float, int]:

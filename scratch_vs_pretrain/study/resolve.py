@@ -1,44 +1,42 @@
-"""The final config of a run: Detectron2's default, the base, and what the study says."""
+"""What a study's runs are made of: each one's final config, and the studies that a study becomes.
 
+Those are the search for the recipe, ``<study>-tune`` with an arm for each point of the grid, which
+is run, resumed and read like any other; the study with the recipe that was found, which all arms
+train with unchanged (the paper's protocol for small data); and the study after a switch.
+"""
+
+import itertools
 from collections.abc import Collection
+from dataclasses import replace
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain.config import default_config, flatten, merge_file, merge_overrides
 from scratch_vs_pretrain.config_checks import value_problems
+from scratch_vs_pretrain.data.datasets import refuse_subsets, subset_of
 from scratch_vs_pretrain.errors import UserError, located
+from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_json
 from scratch_vs_pretrain.run_info import Branch
 from scratch_vs_pretrain.study.data_sets import merge_data
-from scratch_vs_pretrain.study.schedule import Schedule, branches_of
-from scratch_vs_pretrain.study.spec import FULL, Arm, Run, Study
+from scratch_vs_pretrain.study.sections import Schedule, Tune, branches_of
+from scratch_vs_pretrain.study.spec import FULL, RUN_SCHEME, Arm, Run, Study
 
 # What the pixels of a pre-trained backbone looked like, and where its stages halve the resolution.
 # The three belong together, and to both arms. Sources: comments in Detectron2's
 # checkpoint/catalog.py and config/defaults.py; torchvision's ImageNet normalization times 255.
-PRESETS: dict[str, dict[str, Any]] = {
+_KEYS = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.STRIDE_IN_1X1")
+_VALUES = {
     # ImageNetPretrained/MSRA/*: Caffe models.
-    "detectron2": {
-        "INPUT.FORMAT": "BGR",
-        "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
-        "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
-        "MODEL.RESNETS.STRIDE_IN_1X1": True,
-    },
+    "detectron2": ("BGR", [103.53, 116.28, 123.675], [1.0, 1.0, 1.0], True),
     # ImageNetPretrained/FAIR/*-GN: Caffe2 models.
-    "detectron2-gn": {
-        "INPUT.FORMAT": "BGR",
-        "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
-        "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
-        "MODEL.RESNETS.STRIDE_IN_1X1": False,
-    },
+    "detectron2-gn": ("BGR", [103.53, 116.28, 123.675], [1.0, 1.0, 1.0], False),
     # ImageNetPretrained/torchvision/* and most self-supervised ones.
-    "torchvision": {
-        "INPUT.FORMAT": "RGB",
-        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
-        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
-        "MODEL.RESNETS.STRIDE_IN_1X1": False,
-    },
+    "torchvision": ("RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375], False),
 }
+PRESETS = {name: dict(zip(_KEYS, values, strict=True)) for name, values in _VALUES.items()}
 # Whose weights an address gives: what it begins with, and the preset that they need.
 ORIGINS = {
     "detectron2://ImageNetPretrained/MSRA/": "detectron2",
@@ -149,8 +147,6 @@ def arm_branches(study: Study, arm: Arm, begun: Collection[str] = ()) -> dict[st
 
 
 def _check_data_names(cfg: CfgNode, study: Study) -> None:
-    from scratch_vs_pretrain.data.datasets import find_subset, refuse_subsets
-
     for key in ("TRAIN", "TEST"):
         names = cfg.DATASETS[key]
         if not names or not all(isinstance(name, str) for name in names):
@@ -161,5 +157,152 @@ def _check_data_names(cfg: CfgNode, study: Study) -> None:
     own = [name for name, *_ in (*cfg.SVP.DATASETS, *cfg.SVP.VOC_DATASETS)]
     with located(study.file):
         for name in cfg.DATASETS.TRAIN:
-            find_subset(name, own)
+            subset_of(name, own)
         refuse_subsets(cfg.DATASETS.TEST, own)
+
+
+def switched_study(study: Study) -> Study:
+    """Returns the study whose runs are the ends of this study's: same arms, the switch's config."""
+    assert study.switch is not None
+    ends = replace(study, base=study.switch.config, switch=None)
+    return vars(study).setdefault("_ends", ends)  # one, which keeps its merged configs
+
+
+def origin_run(arm: Arm, seed: int, output: Path) -> RunFolder:
+    """Returns the run that an arm of ``init: run://...`` starts from, which must have finished."""
+    path = arm.init.removeprefix(RUN_SCHEME)
+    folder = RunFolder(output / (path if path[-1].isdigit() else f"{path}{seed}"))
+    state = folder.state() if folder.run_file.exists() else "not there"
+    if state != "finished":
+        raise UserError(f"the run in {folder.path} is {state}; train it to its end first")
+    return folder
+
+
+def with_origins(study: Study, seed: int, output: Path) -> Study:
+    """Returns a study in which arms that start from another run have that run's checkpoint.
+
+    Arms of ``init: run://STUDY/ARM/SCHEDULE/seed`` start from the run below `output` of the same
+    `seed`, those of ``.../seed0`` from that one.
+    """
+    arms = []
+    for arm in study.arms:
+        if arm.init.startswith(RUN_SCHEME):
+            from scratch_vs_pretrain.training.checkpoint import newest_first
+
+            with located(f"{study.file}: arms.{arm.name}.init: {arm.init}"):
+                folder = origin_run(arm, seed, output)
+                files = newest_first(folder)
+                if not files:
+                    raise UserError(f"{folder.checkpoints} has no checkpoint left; train it again")
+            arm = replace(arm, init=str(files[0].resolve()))
+        arms.append(arm)
+    return replace(study, arms=tuple(arms))
+
+
+def grid_points(tune: Tune) -> list[dict[str, Any]]:
+    """Returns the overrides of every point, the last key varying fastest."""
+    return [
+        dict(zip(tune.grid, values, strict=True))
+        for values in itertools.product(*tune.grid.values())
+    ]
+
+
+def search_study(study: Study) -> Study:
+    """Returns the study that searches: the tuned arm's first schedule and the first seed.
+
+    Its name and its arms' name the search's folders. A size that states its recipe is not in it.
+    """
+    tune = study.tune
+    assert tune is not None
+    origin = next(arm for arm in study.arms if arm.name == tune.on)
+    points = grid_points(tune)
+    arms = tuple(
+        Arm(
+            f"{tune.on}-{number:0{len(str(len(points)))}d}",
+            origin.init,
+            origin.schedules[:1],
+            {**origin.overrides, **point},
+        )
+        for number, point in enumerate(points, 1)
+    )
+    return replace(
+        study,
+        name=f"{study.name}-tune",
+        description=f"search for the recipe of {study.name} on {tune.on}",
+        arms=arms,
+        seeds=study.seeds[:1],
+        sizes=tuple(
+            replace(size, schedules=size.schedules[:1])
+            for size in study.sizes
+            if not tune.grid.keys() <= size.overrides.keys()
+        ),
+        allow_differences=tuple(dict.fromkeys((*study.allow_differences, *tune.grid))),
+        tune=None,
+    )
+
+
+def with_recipe(study: Study, output: Path) -> Study:
+    """Returns the study in which every arm trains with the best of its search, the first of equals.
+
+    The runs of :func:`search_study` below `output` have ended. Writes the search of each size to a
+    ``tune.json`` beside its run folders.
+    """
+    assert study.tune is not None
+    winners = {one.size: _winner(study.tune, one, output) for one in search_study(study).by_size()}
+    if not study.sizes:
+        overrides = {**study.overrides, **winners[None]}
+        return replace(study, overrides=overrides, tune=None, tuned_on=study.tune.on)
+    sizes = (
+        replace(size, overrides={**size.overrides, **winners[size.name]}, tuned_on=study.tune.on)
+        if size.name in winners
+        else size
+        for size in study.sizes
+    )
+    return replace(study, sizes=tuple(sizes), tune=None)
+
+
+def _winner(tune: Tune, search: Study, output: Path) -> dict[str, Any]:
+    """Returns the overrides of the best run of a search."""
+    folders = [run.folder(output) for run in search.runs()]
+    root = folders[0].path.parents[2]
+    trials: list[dict[str, Any]] = [
+        {"arm": arm.name, "overrides": point, **_result(folder, tune.metric)}
+        for folder, arm, point in zip(folders, search.arms, grid_points(tune), strict=True)
+    ]
+    scored = [trial for trial in trials if trial["score"] is not None]
+    if not scored:
+        raise UserError(
+            f"{search.file}: tune: every one of the {len(trials)} runs below {root} diverged; "
+            "choose another grid"
+        )
+    best = max(scored, key=itemgetter("score"))  # the first of equals
+    write_json(
+        root / "tune.json",
+        {
+            "format": 1,
+            "study": search.name.removesuffix("-tune"),
+            "on": tune.on,
+            "metric": tune.metric,
+            "schedule": search.arms[0].schedules[0].name,
+            "seed": search.seeds[0],
+            "grid": {key: list(values) for key, values in tune.grid.items()},
+            "trials": trials,
+            "winner": {key: best[key] for key in ("arm", "overrides", "score")},
+        },
+    )
+    return dict(best["overrides"])
+
+
+def _result(folder: RunFolder, metric: str) -> dict[str, Any]:
+    """Returns how a point's run ended, and the metric after its last iteration if it finished."""
+    run = folder.read()
+    if run.state != "finished":
+        return {"state": run.state, "score": None}
+    file = folder.evaluation_file(run.iterations)
+    task, number = metric.split("/")
+    try:
+        return {"state": run.state, "score": read_json(file)["tasks"][task][number]}
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{file}: has no {metric}, by which the study tunes; change tune.metric"
+        ) from None

@@ -1,11 +1,18 @@
-"""Parts of a study file: its data, when to evaluate, the search for a recipe, what is an answer."""
+"""Parts of a study file: its schedules, its data, the search for a recipe, what is an answer.
+
+Two runs of one arm and seed that differ in their schedule alone are the same run until the shorter
+one's first rate drop. The run that stays longest at the constant rate is the trunk; the others
+branch off from its checkpoints.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -17,9 +24,176 @@ from pydantic import (
     model_validator,
 )
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.run_info import Branch
 from scratch_vs_pretrain.study import fields
 from scratch_vs_pretrain.text import nearest
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+# The paper's schedule rule (Sections 3 and 4): 1x is 90k iterations of 16 images; the rate drops
+# to a tenth 60k and again 20k iterations before the end, whatever the length.
+ITERATIONS_1X = 90_000
+DROPS_BEFORE_END = (60_000, 20_000)
+
+
+def _read_drops(drops: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+    if list(drops) != sorted(drops, reverse=True):
+        raise fields.wrong("write the earliest drop first, such as [200, 67]")
+    if drops and drops[0] >= info.data.get("iterations", fields.MOST_ITERATIONS):
+        raise fields.wrong(f"{drops[0]:,} iterations before the end is no later than the begin")
+    return drops
+
+
+@dataclass(frozen=True, config=fields.STRICT)
+class Schedule(fields.Section):
+    """How long one run trains and when its rate drops."""
+
+    name: fields.Name
+    """names the run folder. Default: 600it."""
+    iterations: fields.Iterations
+    """the length, whatever the batch size."""
+    drops_before_end: Annotated[
+        tuple[fields.Iterations, ...], fields.Distinct, AfterValidator(_read_drops)
+    ] = ()
+    """the rate drops to a tenth so many iterations before the end. Default: the proportions of 2x,
+    a third and a ninth of the length."""
+    rate_factor: Annotated[float, fields.NOT_STATED] = 1.0
+    """multiplies SOLVER.BASE_LR and divides SOLVER.WARMUP_ITERS (linear scaling)."""
+    per_batch: Annotated[bool, fields.NOT_STATED] = False
+    """whether its numbers are those of SVP.REFERENCE_BATCH images a batch, as those of the paper's
+    multiples; see :meth:`resolve`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled(cls, value: Any) -> Any:
+        """Reads ``2x``, ``600it`` or ``{iterations: 600, ...}``."""
+        if isinstance(value, (ArgsKwargs, cls)):
+            return value
+        if isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,3}x", value, re.ASCII):
+            return ArgsKwargs((), vars(paper_schedule(int(value[:-1]))))
+        if isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,8}it", value, re.ASCII):
+            return ArgsKwargs((), vars(short_schedule(int(value[:-2]))))
+        if not isinstance(value, dict):
+            raise fields.wrong(
+                f"{fields.shorten(value)} is no schedule; write 2x (twice 90,000 iterations of 16 "
+                "images), or {iterations: 600} for a literal length"
+            )
+        name, length = value.get("name"), value.get("iterations")
+        if isinstance(name, str) and re.fullmatch(r"[0-9]+x", name):
+            raise fields.wrong(f"{name} would read like a multiple of 90,000 iterations", "name")
+        proportions = short_schedule(
+            length if type(length) is int and 0 < length <= fields.MOST_ITERATIONS else 1
+        )
+        usual = {"name": proportions.name, "drops_before_end": proportions.drops_before_end}
+        return {**usual, **value}
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Iterations at which the rate drops."""
+        return tuple(self.iterations - before for before in self.drops_before_end)
+
+    def resolve(self, images_per_batch: int, reference_batch: int) -> Schedule:
+        """Returns the schedule at this batch size.
+
+        A literal length stays as it is, and so does its rate; a multiple is scaled linearly.
+        """
+        if images_per_batch < 1 or reference_batch < 1:
+            raise UserError(
+                f"schedule {self.name}: SOLVER.IMS_PER_BATCH ({images_per_batch}) and "
+                f"SVP.REFERENCE_BATCH ({reference_batch}) must be at least 1"
+            )
+        if not self.per_batch:
+            return self
+        shrink = reference_batch / images_per_batch
+        length = round(self.iterations * shrink)
+        drops = tuple(round(before * shrink) for before in self.drops_before_end)
+        if length > fields.MOST_ITERATIONS:
+            raise UserError(
+                f"schedule {self.name}: {length:,} iterations at {images_per_batch} images per "
+                f"batch are more than {fields.MOST_ITERATIONS:,}; choose a shorter schedule"
+            )
+        if any(longer <= shorter for longer, shorter in itertools.pairwise((length, *drops, 0))):
+            raise UserError(
+                f"schedule {self.name}: {length} iterations leave no room for rate "
+                f"drops {' and '.join(map(str, drops))} iterations before the "
+                f"end at {images_per_batch} images per batch; choose a longer schedule"
+            )
+        return Schedule(self.name, length, drops, images_per_batch / reference_batch)
+
+    def apply(self, cfg: CfgNode) -> None:
+        """Writes the schedule, which has been resolved, into SOLVER."""
+        cfg.SOLVER.MAX_ITER = self.iterations
+        cfg.SOLVER.STEPS = self.steps
+        cfg.SOLVER.BASE_LR *= self.rate_factor
+        cfg.SOLVER.WARMUP_ITERS = round(cfg.SOLVER.WARMUP_ITERS / self.rate_factor)
+
+
+def paper_schedule(multiple: int) -> Schedule:
+    """Returns the paper's schedule of `multiple` times 90k iterations, to be resolved."""
+    return Schedule(f"{multiple}x", ITERATIONS_1X * multiple, DROPS_BEFORE_END, per_batch=True)
+
+
+def short_schedule(iterations: int, name: str | None = None) -> Schedule:
+    """Returns a schedule of a literal length with the proportions of 2x, for small studies."""
+    last = [round(iterations * before / (2 * ITERATIONS_1X)) for before in DROPS_BEFORE_END]
+    # The shortest have no room for both drops.
+    return Schedule(name or f"{iterations}it", iterations, tuple(drop for drop in last if drop))
+
+
+@dataclass(frozen=True, config=fields.STRICT)
+class Switch(fields.Section):
+    """Another config for the end of every run, such as that of Cascade R-CNN."""
+
+    config: fields.ExistingFile
+    """the config that takes the place of base."""
+    last: fields.Iterations
+    """iterations that it has; with Nx schedules at the reference batch."""
+
+    def start(self, schedule: Schedule) -> int:
+        """Returns the number of iterations before the switch; not above 0 if there is no room."""
+        return schedule.iterations - round(self.last / schedule.rate_factor)
+
+
+def own_start(schedule: Schedule, switch: Switch | None = None) -> int:
+    """Returns the iteration at which what is a schedule's own begins: its last at least.
+
+    Schedules of one recipe agree on everything before their first drop, the trunk.
+    """
+    start = schedule.iterations - max(schedule.drops_before_end, default=1)
+    return min(start, switch.start(schedule)) if switch else start
+
+
+def branches_of(
+    schedules: Iterable[Schedule], switch: Switch | None = None, begun: Collection[str] = ()
+) -> dict[str, Branch]:
+    """Returns where runs of one recipe branch off, by schedule; none that shares nothing.
+
+    Args:
+        schedules: of one arm and seed; those of one rate share a trunk.
+        switch: another config for the last iterations of each, which are its own then.
+        begun: schedules of runs that have begun, one of which is to be the trunk.
+    """
+    groups: dict[float, list[Schedule]] = {}
+    for schedule in sorted(schedules, key=lambda one: one.iterations):
+        groups.setdefault(schedule.rate_factor, []).append(schedule)
+    branches = {}
+    for group in groups.values():
+        starts = {one.name: own_start(one, switch) for one in group}
+        longest = max(group, key=lambda one: (starts[one.name], one.iterations)).name
+        there = [one.name for one in group if one.name in begun]
+        trunk = max(there, key=lambda name: starts[name], default=longest)
+        for name, start in starts.items():
+            # Beyond a trunk that has begun, what is longer shares its way with the longest.
+            of = longest if start > starts[trunk] and name != longest else trunk
+            at = min(start, starts[of])
+            if name != of and at > 0:
+                branches[name] = Branch(of=of, at=at)
+    return branches
+
 
 TASKS = ("bbox", "segm", "keypoints")
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -151,7 +325,7 @@ class Data(fields.Section):
 class Evaluation(fields.Section):
     """When to evaluate; the last iteration always is."""
 
-    period: Annotated[int, fields.whole(0, fields.MOST_ITERATIONS)] | None = None
+    period: Annotated[int, Field(strict=True, ge=0, le=fields.MOST_ITERATIONS)] | None = None
     """every so many iterations. Default: as the config says."""
     at: Annotated[
         tuple[fields.Iterations, ...], fields.Distinct, AfterValidator(lambda at: tuple(sorted(at)))
@@ -175,7 +349,7 @@ class Tune(fields.Section):
 class Noise(fields.Section):
     """The noise between seeds that is assumed where too few were trained to estimate it."""
 
-    sd: Annotated[float, fields.real(0, 100)]
+    sd: Annotated[float, Field(strict=True, gt=0, le=100)]
     """standard deviation of the AP between two runs of one config."""
     because: fields.Text
     """where the number is from; shown with verdicts."""
@@ -185,9 +359,9 @@ class Noise(fields.Section):
 class SeedRange(fields.Section):
     """How many seeds an answer may rest on."""
 
-    least: Annotated[int, fields.whole(1, 1000)] = 3
+    least: Annotated[int, Field(strict=True, ge=1, le=1000)] = 3
     """no verdict from fewer."""
-    most: Annotated[int, fields.whole(1, 1000)] = 10
+    most: Annotated[int, Field(strict=True, ge=1, le=1000)] = 10
     """no more are trained."""
 
     @model_validator(mode="after")
@@ -201,11 +375,11 @@ class SeedRange(fields.Section):
 class Answer(fields.Section):
     """What the study asks, and how sure it wants to be."""
 
-    margin: Annotated[float, fields.real(0, 100)] = 0.5
+    margin: Annotated[float, Field(strict=True, gt=0, le=100)] = 0.5
     """AP by which an arm may be behind and be no worse."""
     seeds: SeedRange = SeedRange()
     """how many seeds."""
-    level: Annotated[float, fields.real(0.5, 0.9999)] = 0.95
+    level: Annotated[float, Field(strict=True, gt=0.5, le=0.9999)] = 0.95
     """how often all verdicts together are right."""
     metric: Metric | None = None
     """what is compared; larger is better. Default: keypoint AP, or else box AP."""

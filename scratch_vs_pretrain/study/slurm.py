@@ -23,15 +23,11 @@ from scratch_vs_pretrain.training import start_training
 
 # A time-out is no failure: a run of several days is put back as often as it takes.
 MOST_REQUEUES = 1000
-
 # How long before its end a job is told.
 NOTICE_SECONDS = 180
-
 # Of the notice, what putting a job back may take.
 REQUEUE_SECONDS = 30
-
 POLL_SECONDS = 0.2
-
 # Exit status of `python -m scratch_vs_pretrain.training` after a request to stop.
 INTERRUPTED = 130
 
@@ -170,57 +166,40 @@ class TrainRun:
         return ended is not None
 
 
-@dataclass
-class Submission:
-    """Runs handed to SLURM, which keeps their order: a branch waits for its trunk.
+def submit(cluster: Cluster, files: Path, waiting: Sequence[RunFolder]) -> dict[RunFolder, str]:
+    """Hands runs to SLURM, and returns those that were not submitted, and why.
 
-    No more than `max_parallel` jobs are active, because each waits for the end of an earlier one.
+    A branch waits for its trunk. No more than `max_parallel` jobs are active, because each waits
+    for the end of an earlier one. `files` is the folder of submitit's files.
     """
+    from scratch_vs_pretrain.training.checkpoint import is_ready, trunk_of
 
-    cluster: Cluster  # what each job asks for
-    files: Path  # folder for submitit's files
-    waiting: list[RunFolder]  # the runs
-    # Runs that were not submitted, and why.
-    blocked: dict[RunFolder, str] = field(default_factory=dict)
-    jobs: dict[RunFolder, str] = field(default_factory=dict)
-
-    def work(self) -> None:
-        """Submits what is not submitted yet."""
-        from scratch_vs_pretrain.training.checkpoint import trunk_of
-
-        for folder in sorted(self.waiting, key=lambda folder: trunk_of(folder) in self.waiting):
-            self._submit(folder)
-
-    def stop(self, number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    def _submit(self, folder: RunFolder) -> None:
-        from scratch_vs_pretrain.training.checkpoint import is_ready, trunk_of
-
-        run = folder.read()
-        there = run.job
-        if there and _is_active(there):
-            say(f"{folder.path}: already submitted as job {there}")
-            self.jobs[folder] = there
-            return
-        trunk, after = trunk_of(folder), []
+    blocked: dict[RunFolder, str] = {}
+    jobs: dict[RunFolder, str] = {}
+    for folder in sorted(waiting, key=lambda folder: trunk_of(folder) in waiting):
+        run, trunk, after = folder.read(), trunk_of(folder), []
+        if run.job and _is_active(run.job):
+            say(f"{folder.path}: already submitted as job {run.job}")
+            jobs[folder] = run.job
+            continue
         if trunk is not None and not is_ready(folder):
-            if trunk not in self.jobs:
-                self.blocked[folder] = f"its trunk, {trunk.path.parent.name}, is {trunk.state()}"
-                return
-            after.append(f"afterok:{self.jobs[trunk]}")
-        limit, before = self.cluster.max_parallel, list(self.jobs.values())
+            if trunk not in jobs:
+                blocked[folder] = f"its trunk, {trunk.path.parent.name}, is {trunk.state()}"
+                continue
+            after.append(f"afterok:{jobs[trunk]}")
+        limit, before = cluster.max_parallel, list(jobs.values())
         if limit and len(before) >= limit:
             after.append(f"afterany:{before[-limit]}")
         name = f"{run.study}-{run.arm}-{run.schedule}-{run.seed}"
-        executor = self.cluster.executor(self.files, name, after)
+        executor = cluster.executor(files, name, after)
         try:
-            job = executor.submit(TrainRun(folder, tasks=self.cluster.gpus_per_run))
+            job = executor.submit(TrainRun(folder, cluster.gpus_per_run)).job_id
         except Exception as error:  # submitit's, of several kinds, with sbatch's message
             raise UserError(f"{folder.path}: cannot be submitted: {error}") from None
-        self.jobs[folder] = job.job_id
-        folder.update(job=job.job_id)
-        say(f"{folder.path}: job {job.job_id}" + (f" after {', '.join(after)}" if after else ""))
+        jobs[folder] = job
+        folder.update(job=job)
+        say(f"{folder.path}: job {job}" + (f" after {', '.join(after)}" if after else ""))
+    return blocked
 
 
 def _is_active(job: str) -> bool:

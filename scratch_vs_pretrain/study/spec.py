@@ -1,11 +1,13 @@
-"""A study file as frozen, validated objects: arms, schedules, seeds, and the runs they make."""
+"""A study file, read as frozen, validated objects: arms, sizes, seeds, and the runs they make."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,16 +15,17 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     model_validator,
 )
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
+from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.study import fields
-from scratch_vs_pretrain.study.schedule import Schedule, Switch
-from scratch_vs_pretrain.study.sections import Answer, Data, Evaluation, Noise, Tune
+from scratch_vs_pretrain.study import fields, sections
 from scratch_vs_pretrain.text import nearest
 
 SCRATCH = "scratch"
@@ -108,7 +111,8 @@ _RUN = re.compile(r"run://[^/]+/[^/]+/[^/]+/seed(?P<seed>0|[1-9][0-9]{0,9})?", r
 _SIZE = re.compile(r"(?!0+(\.0+)?(k|pct)?$)[0-9]{1,12}(\.[0-9]{1,12})?(k|pct)?", re.ASCII)
 
 Overrides = Annotated[dict[str, Any], BeforeValidator(_read_overrides)]
-Schedules = Annotated[tuple[Schedule, ...], fields.NotEmpty, fields.Distinct]
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)]
+Schedules = Annotated[tuple[sections.Schedule, ...], fields.NotEmpty, fields.Distinct]
 Module = Annotated[
     fields.Text,
     fields.matching(
@@ -178,7 +182,7 @@ class Run:
 
     study: str
     arm: Arm
-    schedule: Schedule
+    schedule: sections.Schedule
     seed: int
     size: str | None = None
 
@@ -213,7 +217,9 @@ class Study(fields.Section):
     ]
     """arms by name, in the order of tables."""
     seeds: Annotated[
-        tuple[Annotated[int, fields.whole(0, 2**32 - 1)], ...], fields.NotEmpty, fields.Distinct
+        tuple[Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)], ...],
+        fields.NotEmpty,
+        fields.Distinct,
     ] = (0,)
     """one run of every arm and schedule for each."""
     description: Annotated[
@@ -227,18 +233,18 @@ class Study(fields.Section):
     MODEL.RESNETS.STRIDE_IN_1X1."""
     overrides: Overrides = field(default_factory=dict)
     """config keys, for every arm."""
-    evaluation: Evaluation = Evaluation()
+    evaluation: sections.Evaluation = sections.Evaluation()
     """when to evaluate."""
-    data: Data | None = None
+    data: sections.Data | None = None
     """your own data, in place of the config's; classes and heads follow."""
     allow_differences: Annotated[tuple[fields.Text, ...], fields.Distinct] = ()
     """config keys that arms may differ in; every table names them."""
     admit: Annotated[tuple[fields.Text, ...], fields.Distinct] = ()
     """checks to switch off, for a study of mistakes: frozen-stages-from-scratch,
     frozen-norm-from-scratch, small-batch-norm, no-warm-up; every table names them."""
-    switch: Switch | None = None
+    switch: sections.Switch | None = None
     """what every run goes on with at its end."""
-    tune: Tune | None = None
+    tune: sections.Tune | None = None
     """the search that has to come first; with sizes, one for each whose overrides do not set its
     keys."""
     imports: Annotated[tuple[Module, ...], fields.Distinct] = ()
@@ -246,9 +252,9 @@ class Study(fields.Section):
     read, for what they register with Detectron2."""
     sizes: Annotated[tuple[Size, ...], fields.Distinct] = ()
     """nested subsets of the training data; every arm trains on each."""
-    answer: Answer | None = None
+    answer: sections.Answer | None = None
     """what counts as an answer."""
-    noise: Noise | None = None
+    noise: sections.Noise | None = None
     """assumed where seeds are too few to estimate it."""
     tuned_on: Annotated[str | None, fields.NOT_STATED] = None
     """the arm on which a search found the recipe, whose winner `overrides` holds."""
@@ -257,7 +263,7 @@ class Study(fields.Section):
     sharing: Annotated[bool, fields.NOT_STATED] = True
     """whether schedules of one arm and seed share their trunk."""
 
-    def run(self, arm: Arm, schedule: Schedule, seed: int) -> Run:
+    def run(self, arm: Arm, schedule: sections.Schedule, seed: int) -> Run:
         """Returns one run."""
         return Run(self.name, arm, schedule, seed, self.size)
 
@@ -276,7 +282,7 @@ class Study(fields.Section):
         if not self.sizes:
             return (self,)
         return tuple(
-            dataclasses.replace(
+            replace(
                 self,
                 sizes=(),
                 size=size.name,
@@ -284,9 +290,147 @@ class Study(fields.Section):
                 tuned_on=size.tuned_on,
                 overrides={**self.overrides, **size.overrides},
                 arms=tuple(
-                    dataclasses.replace(arm, schedules=size.schedules or arm.schedules)
-                    for arm in self.arms
+                    replace(arm, schedules=size.schedules or arm.schedules) for arm in self.arms
                 ),
             )
             for size in self.sizes
         )
+
+
+def load_study(path: Path | str, weights: Mapping[str, str] | None = None) -> Study:
+    """Reads a study file.
+
+    Args:
+        path: the file; paths in it are relative to its folder.
+        weights: checkpoint paths or URIs by arm, in place of the file's; relative to the current
+            folder.
+
+    Raises:
+        UserError: whatever is wrong with the file, in one sentence that names file and key.
+    """
+    file = Path(path)
+    return parse_study(fields.read_plain_yaml(file), file, weights or {})
+
+
+def parse_study(content: Any, file: Path, weights: Mapping[str, str]) -> Study:
+    """Returns the study that plain YAML content describes; see :func:`load_study`."""
+    if content is None:
+        raise UserError(f"{file}: the file is empty; it needs name, base, arms and schedules")
+    try:
+        study = TypeAdapter(Study).validate_python(
+            fields.Stated(content, {"file": file}), context={"folder": file.parent}
+        )
+    except ValidationError as error:
+        raise UserError(fields.sentence(error, content, file)) from None
+    names = [arm.name for arm in study.arms]
+    for name in weights:
+        if name not in names:
+            raise UserError(f"--weights {name}=...: {file} has no arm {name}{nearest(name, names)}")
+    arms = tuple(_completed(study, arm, weights.get(arm.name)) for arm in study.arms)
+    _check_keys(study)
+    return replace(study, arms=arms, preset=_preset(study))
+
+
+def _completed(study: Study, arm: Arm, given: str | None) -> Arm:
+    """Returns an arm with the study's schedules if it states none, and with the weights given."""
+    schedules = arm.schedules or study.schedules
+    if not schedules:
+        raise UserError(
+            f"{study.file}: arms.{arm.name}: has no schedules, and neither has the study; for "
+            "example [2x]"
+        )
+    if given is not None and arm.init == SCRATCH:
+        raise UserError(
+            f"--weights {arm.name}={given}: {study.file} starts {arm.name} from random "
+            "weights; name another arm"
+        )
+    init = arm.init if given is None else fields.absolute(given, Path.cwd())
+    try:
+        return replace(arm, schedules=schedules, init=init)
+    except ValidationError as error:
+        raise UserError(fields.sentence(error, {}, f"--weights {arm.name}=...")) from None
+
+
+def _preset(study: Study) -> Preset | None:
+    """Returns the one preset that study and arms name; an arm's is for every arm."""
+    places = [("preset", study.preset)]
+    places += [(f"arms.{arm.name}.preset", arm.preset) for arm in study.arms]
+    named = [(key, preset) for key, preset in places if preset]
+    for (one_key, one), (other_key, other) in itertools.pairwise(named):
+        if one != other:
+            raise UserError(
+                f"{study.file}: {one_key}: is {one}, but {other_key} is {other}; pixels and "
+                "strides must be alike in every arm, so keep one of them"
+            )
+    return named[0][1] if named else None
+
+
+def _check_keys(study: Study) -> None:
+    """Refuses config keys that two places of the file set."""
+    owned = dict.fromkeys(OWNED_BY_DATA, "data") if study.data else {}
+    if study.evaluation.period is not None:
+        owned["TEST.EVAL_PERIOD"] = "evaluation.period"
+    if study.evaluation.at:
+        owned["SVP.EVAL_ITERATIONS"] = "evaluation.at"
+    places: dict[str, Mapping[str, Any]] = {"overrides": study.overrides}
+    places |= {f"arms.{arm.name}.overrides": arm.overrides for arm in study.arms}
+    sizes = {f"sizes.{n}.overrides": size.overrides for n, size in enumerate(study.sizes)}
+    for place, keys in (places | sizes).items():
+        for key in owned.keys() & keys.keys():
+            raise UserError(
+                f"{study.file}: {place}.{key}: follows from {owned[key]}; remove one of them"
+            )
+    if study.tune is None:
+        return
+    arms = [arm.name for arm in study.arms]
+    if study.tune.on not in arms:
+        known = nearest(study.tune.on, arms) or f"; known are {', '.join(arms)}"
+        raise UserError(f"{study.file}: tune.on: no arm is named {study.tune.on}{known}")
+    grid = study.tune.grid.keys()
+    # A size that sets them all states its recipe, and is not searched.
+    searched = {place: keys for place, keys in sizes.items() if not grid <= keys.keys()}
+    if sizes and not searched:
+        raise UserError(f"{study.file}: tune: each of the sizes states its recipe; remove tune")
+    taken = {**OWNED_KEYS, **owned}
+    for place, keys in (places | searched).items():
+        taken |= dict.fromkeys(keys, place)
+    for key in grid:
+        if key in taken:
+            raise UserError(
+                f"{study.file}: tune.grid.{key}: is set by {taken[key]} already; remove one of them"
+            )
+
+
+def study_schema() -> dict[str, Any]:
+    """Returns the JSON schema of study files; its descriptions are the docstrings."""
+    schema = TypeAdapter(Study).json_schema()
+    definitions = schema["$defs"]
+    # Both have a short form.
+    definitions["Schedule"]["required"] = ["iterations"]
+    for name, short in (("Schedule", ["string"]), ("Size", ["string", "integer"])):
+        definitions[name] = {"anyOf": [{"type": short}, definitions[name]]}
+    return schema
+
+
+def schema_markdown(schema: Mapping[str, Any]) -> str:
+    """Returns the page docs/study_file.md."""
+    parts = {"A study": schema, **schema["$defs"]}
+    lines = [
+        "# Study files",
+        "",
+        "A study file is plain YAML without tags, aliases or repeated keys; its paths start there.",
+        "`svp schema > study.schema.json` writes its schema for editors; a first line such as",
+        "`# yaml-language-server: $schema=study.schema.json` makes them complete and check keys.",
+        "[One whole file](study_example.md); this page is `svp schema --format markdown`.",
+    ]
+    for name, part in parts.items():
+        part = part.get("anyOf", [part])[-1]
+        lines += ["", f"## {name}", "", part["description"], "", "| key | default | meaning |"]
+        lines.append("|---|---|---|")
+        for key, told in part["properties"].items():
+            usual = (
+                "required" if key in part.get("required", ()) else json.dumps(told.get("default"))
+            )
+            meaning = " ".join(told["description"].split())
+            lines.append(f"| `{key}` | {usual} | {meaning} |")
+    return "\n".join(lines) + "\n"

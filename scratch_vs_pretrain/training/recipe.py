@@ -21,7 +21,7 @@ from detectron2.structures import BitMasks, PolygonMasks
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from scratch_vs_pretrain.evaluation.panoptic import semantic_truth
+from scratch_vs_pretrain.evaluation.others import semantic_truth
 from scratch_vs_pretrain.plugins import registered
 
 OPTIMIZERS = Registry("OPTIMIZERS")

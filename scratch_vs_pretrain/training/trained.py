@@ -15,10 +15,10 @@ from torch import nn
 
 from scratch_vs_pretrain.config import classes_key, flatten, load_config
 from scratch_vs_pretrain.data import datasets as registration
+from scratch_vs_pretrain.data.loading import load_ground_truth
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.detections import write_detections
 from scratch_vs_pretrain.evaluation.evaluator import CocoScoreEvaluator, run_inference, tasks_of
-from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
+from scratch_vs_pretrain.evaluation.others import write_detections
 from scratch_vs_pretrain.modeling.checkpoint_file import save
 from scratch_vs_pretrain.modeling.checks import use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze

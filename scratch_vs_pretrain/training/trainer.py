@@ -25,8 +25,8 @@ from torch import nn
 from scratch_vs_pretrain import _detectron2
 from scratch_vs_pretrain.data.stream import TrainingStream
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.detections import write_detections
 from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evaluation
+from scratch_vs_pretrain.evaluation.others import write_detections
 from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoints
 from scratch_vs_pretrain.modeling.checks import check_trainable, use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze, match_initial

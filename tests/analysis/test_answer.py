@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from scratch_vs_pretrain.analysis.registry import figure, tables
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answers, answers_text
 from scratch_vs_pretrain.analysis.stats.conclusions import conclude
-from scratch_vs_pretrain.analysis.stats.lines import signed
-from scratch_vs_pretrain.analysis.stats.verdicts import NO, UNDECIDED, YES
+from scratch_vs_pretrain.analysis.stats.verdicts import NO, UNDECIDED, YES, signed
 from scratch_vs_pretrain.errors import UserError
 
 RECORDED = Path(__file__).parents[2] / "notebooks/data"

@@ -12,9 +12,8 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from scratch_vs_pretrain.analysis.report import report
-from scratch_vs_pretrain.analysis.runs import metrics
+from scratch_vs_pretrain.analysis.runs import load_runs, numbers
 from scratch_vs_pretrain.analysis.runs.frame import collect_into, tidy
-from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -79,7 +78,7 @@ def test_second_collect_reads_nothing(study, tmp_path, monkeypatch):
     output = tmp_path / "runs.csv"
     collect_into(study.root / "output", output)
     before = output.stat()
-    monkeypatch.setattr(metrics, "read_rows", None)
+    monkeypatch.setattr(numbers, "read_rows", None)
     assert collect_into(study.root / "output", output).read == 0
     assert output.stat() == before
 

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.stats.comparison import by_study, final_results, notes
+from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.stats.results import by_study, final_results, notes
 from scratch_vs_pretrain.errors import UserError
 
 

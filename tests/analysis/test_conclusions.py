@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.stats.conclusions import (
     CONTRADICTED,
     IN_PART,
     NOT_ENOUGH,
     SUPPORTED,
+    Test,
     conclude,
     conclusions_text,
 )
-from scratch_vs_pretrain.analysis.stats.rules import Test
 from scratch_vs_pretrain.analysis.stats.verdicts import spread
 
 RECORDED = Path(__file__).parents[2] / "notebooks/data"

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.runs.numbers import curve
-from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.analysis.stats.cost import (
     axis_sentences,
     axis_title,

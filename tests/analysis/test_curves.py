@@ -4,17 +4,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scratch_vs_pretrain.analysis.figures.curves import (
+from scratch_vs_pretrain.analysis.figures.charts import (
     answer_figure,
     ap_figure,
     loss_figure,
     overlay_figure,
 )
-from scratch_vs_pretrain.analysis.figures.panels import styles_of
-from scratch_vs_pretrain.analysis.figures.style import SCRATCH_COLOR
-from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.stats.answer import Band, answer
-from scratch_vs_pretrain.analysis.stats.crossing import Region
+from scratch_vs_pretrain.analysis.figures.panels import SCRATCH_COLOR, styles_of
+from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.stats.answer import answer
+from scratch_vs_pretrain.analysis.stats.contrast import Region
+from scratch_vs_pretrain.analysis.stats.verdicts import Band
 from scratch_vs_pretrain.errors import UserError
 
 

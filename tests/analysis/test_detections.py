@@ -10,8 +10,8 @@ from scratch_vs_pretrain.analysis.figures.detections import (
     judged,
     read_detections,
 )
-from scratch_vs_pretrain.analysis.figures.style import COLORS, SCRATCH_COLOR
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.figures.panels import COLORS, SCRATCH_COLOR
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 

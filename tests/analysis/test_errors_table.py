@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.tables.pairs import ERROR_TYPES, errors_table
-from scratch_vs_pretrain.analysis.tables.table import Estimate
-from scratch_vs_pretrain.evaluation import error_types as evaluation
+from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.tables import Estimate
+from scratch_vs_pretrain.analysis.tables.studies import ERROR_TYPES, errors_table
+from scratch_vs_pretrain.evaluation import scores as evaluation
 
 BOX = [0.0, 0.0, 10.0, 10.0]
 MISPLACED = [0.0, 0.0, 10.0, 4.0]

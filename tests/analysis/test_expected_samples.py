@@ -7,7 +7,7 @@ from detectron2.data import transforms as T
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.analysis.stats.samples import (
+from scratch_vs_pretrain.analysis.stats.cost import (
     Annotated,
     expected_instances,
     expected_pixels,

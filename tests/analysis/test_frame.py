@@ -1,7 +1,7 @@
 import pytest
 
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.runs.frame import COLUMNS, tidy
-from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.errors import UserError
 
 

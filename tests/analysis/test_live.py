@@ -1,6 +1,6 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.tables import runs as live
 from scratch_vs_pretrain.analysis.tables.runs import score_so_far, seconds_left, status_text, watch
 from scratch_vs_pretrain.errors import UserError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.analysis.runs.metrics import curves, is_score, read_metrics, read_rows
+from scratch_vs_pretrain.analysis.runs.numbers import curves, is_score, read_metrics, read_rows
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.tables.pairs import (
+from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.tables.studies import (
     catch_up_table,
     gap_table,
     metrics_table,
@@ -161,10 +161,13 @@ def test_catch_up_names_the_margin(folders):
 
 def test_not_reached_is_a_result(folders):
     for seed in range(3):
-        folders.run("scratch", seed, curve={100: 10.0, 600: 20.0 + seed / 10})
-        folders.run("pretrained", seed, curve={100: 20.0, 600: 30.0})
-    row = records(catch_up_table(load_runs(folders.root)))[0]
+        folders.run("scratch", seed, curve={100: 10.0, 600: 20.0 + seed / 10}, seconds=4320.0)
+        folders.run("pretrained", seed, curve={100: 20.0, 600: 30.0}, seconds=4320.0)
+    rows = {row["in"]: row for row in records(catch_up_table(load_runs(folders.root)))}
+    row = rows["iterations"]
     assert (row["seeds"], row["from"], row["to"]) == (3, "not by 600", None)
+    assert rows["images"]["from"] == "not by 4,800"
+    assert rows["gpu-hours"]["from"] == "not by 1.2"
 
 
 def test_two_seeds_give_no_region(folders):

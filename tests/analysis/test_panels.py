@@ -7,18 +7,19 @@ from scratch_vs_pretrain.analysis.figures.panels import (
     Line,
     Panel,
     arm_names,
+    arm_styles,
     choose_metrics,
     draw_line,
     label_arms,
     lines_of,
     metric_title,
+    new_figure,
     of_schedule,
     sentences,
     subject,
 )
-from scratch_vs_pretrain.analysis.figures.style import arm_styles, new_figure
+from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.runs.numbers import names
-from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -146,7 +147,7 @@ STYLES = arm_styles(["scratch", "pretrained"])
 def line(arm="scratch", schedule="2x", seeds=1, complete=True, x=(1, 2, 3)):
     mean = np.arange(len(x), dtype=float)
     look = STYLES[arm]
-    return Line(arm, look, schedule, np.array(x), mean, mean - 1, mean + 1, seeds, complete)
+    return Line(arm, look, np.array(x), mean, mean - 1, mean + 1, seeds, schedule, complete)
 
 
 def panels(*lines):

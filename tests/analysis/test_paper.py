@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.stats.conclusions import (
     CONTRADICTED,
     IN_PART,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.tables import published as module
 from scratch_vs_pretrain.analysis.tables.published import (
     all_published,

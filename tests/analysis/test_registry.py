@@ -12,8 +12,8 @@ from scratch_vs_pretrain.analysis.registry import (
     tables,
     tables_text,
 )
-from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.tables.table import FORMATS
+from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.tables import FORMATS
 from scratch_vs_pretrain.errors import UserError
 
 COCO = {

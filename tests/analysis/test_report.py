@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from scratch_vs_pretrain.analysis.report import report, report_html
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answers
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.text import printable

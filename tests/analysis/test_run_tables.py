@@ -1,6 +1,6 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.tables.runs import (
     differences_table,
     provenance_table,

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.runs.frame import tidy
-from scratch_vs_pretrain.analysis.runs.records import load_runs
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 
@@ -152,11 +152,11 @@ def test_damaged_run_json_is_named(folders, change, message):
 def test_reading_imports_neither_torch_nor_detectron2():
     """And records are read without pandas, which alone takes most of a second."""
     script = (
-        "import sys; from scratch_vs_pretrain.analysis.runs import records;"
-        "from scratch_vs_pretrain.analysis.tables import pairs;"
+        "import sys; import scratch_vs_pretrain.analysis.runs;"
+        "from scratch_vs_pretrain.analysis.tables import studies;"
         "heavy = {'pandas', 'matplotlib', 'scipy'} & set(sys.modules); assert not heavy, heavy;"
         "from scratch_vs_pretrain.analysis.runs import frame;"
-        "from scratch_vs_pretrain.analysis.figures import curves;"
+        "from scratch_vs_pretrain.analysis.figures import charts;"
         "from scratch_vs_pretrain.analysis.stats import conclusions;"
         "from scratch_vs_pretrain.analysis.tables import published;"
         "wrong = {'torch', 'detectron2', 'matplotlib.pyplot'} & set(sys.modules);"

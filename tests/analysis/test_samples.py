@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
-from scratch_vs_pretrain.analysis.stats.samples import Counts, budget_table, budgets, pretraining
+from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.stats.cost import Counts, budget_table, budgets, pretraining
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_info import Init
 

@@ -9,7 +9,7 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     seeds_needed,
     t_interval,
 )
-from scratch_vs_pretrain.analysis.tables.pairs import bca_interval, sign_flip_p
+from scratch_vs_pretrain.analysis.tables.studies import bca_interval, sign_flip_p
 from scratch_vs_pretrain.errors import UserError
 
 

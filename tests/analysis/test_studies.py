@@ -1,6 +1,6 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.tables.studies import (
     large_table,
     less_data_table,

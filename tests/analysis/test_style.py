@@ -6,20 +6,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.analysis.figures.curves import ap_figure
-from scratch_vs_pretrain.analysis.figures.style import (
+from scratch_vs_pretrain.analysis.figures.charts import ap_figure
+from scratch_vs_pretrain.analysis.figures.panels import (
     SCRATCH_COLOR,
     SMALL_TEXT_SIZE,
     TEXT_SIZE,
     add_caption,
     arm_styles,
-    label_ends,
+    move_apart,
     new_figure,
     save_figure,
     short_number,
     spread,
+    write_right,
 )
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.errors import UserError
 
 labels = st.lists(st.tuples(st.floats(-300, 300), st.floats(1, 60)), max_size=12)
@@ -90,8 +91,11 @@ def test_labels_and_caption_lie_inside_the_figure_and_apart(names):
         for k, _ in enumerate(names):
             ax.plot([0, 1], [0, 30 + 0.1 * k])
     add_caption(figure, ["One sentence of a caption that is long enough to be wrapped.", "$x$"] * 2)
-    for ax in axes:
-        label_ends(ax, [(30 + 0.1 * k, name, "black") for k, name in enumerate(names)])
+    labels = [
+        [write_right(ax, name, 30 + 0.1 * k, "black") for k, name in enumerate(names)]
+        for ax in axes
+    ]
+    move_apart(figure, labels)
     figure.draw_without_rendering()
     for ax in axes:
         boxes = [text.get_window_extent() for text in ax.texts]

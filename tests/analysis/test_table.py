@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from scratch_vs_pretrain.analysis.tables.table import FORMATS, Estimate, Table, render
+from scratch_vs_pretrain.analysis.tables import FORMATS, Estimate, Table, render
 from scratch_vs_pretrain.errors import UserError
 
 NASTY = "<script>a|b_$x$\n& 100 %"

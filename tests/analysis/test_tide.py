@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from scratch_vs_pretrain.evaluation.error_types import ERROR_TYPES, error_costs
+from scratch_vs_pretrain.evaluation.scores import ERROR_TYPES, error_costs
 
 NAMES = dict(zip(("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"), ERROR_TYPES, strict=True))
 COCO = Path(__file__).parents[3] / "shared/datasets/coco/annotations/instances_val2017.json"

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, judge_contrast
+from scratch_vs_pretrain.analysis.stats.contrast import (
+    Contrast,
+    Curves,
+    half_as_long,
+    judge_contrast,
+)
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     ALPHA,
     NO,
@@ -154,10 +159,10 @@ def test_no_shorter_schedule_no_end():
 def test_a_schedule_nearly_as_long_shows_no_end():
     arms = [[curves(n, end + NOISE) for n in (1000, 1200)] for end in (28, 30)]
     contrast = Contrast(*map(tuple, arms))
-    assert contrast.shorter is None
+    assert half_as_long(contrast.scratch) is None
     assert judge_contrast(contrast).end.reason == "short"
     halved = Contrast(*((curves(600, arm[0].values[:, 1]), *arm) for arm in arms))
-    assert halved.shorter.length == 600
+    assert half_as_long(halved.scratch).length == 600
     assert judge_contrast(halved).end.verdict == YES
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
+from scratch_vs_pretrain.study.spec import load_study
 
 REPOSITORY = Path(__file__).parents[2]
 PAPER = REPOSITORY / "configs" / "studies" / "paper"

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from scratch_vs_pretrain.study.audit import audit
-from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
-from scratch_vs_pretrain.study.resolve import run_config
-from scratch_vs_pretrain.study.tune import grid_points, search_study
+from scratch_vs_pretrain.study.resolve import grid_points, run_config, search_study
+from scratch_vs_pretrain.study.spec import load_study
 
 PAPER = Path(__file__).parents[2] / "configs" / "studies" / "paper"
 FOUND_BY_THE_PAPER = {

@@ -12,12 +12,11 @@ from detectron2.modeling import build_model
 from scratch_vs_pretrain.config import flatten
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checks import norm_layers
-from scratch_vs_pretrain.study.audit import audit, switched_study
-from scratch_vs_pretrain.study.inputs import missing_weights
-from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.audit import audit, missing_weights
 from scratch_vs_pretrain.study.plan import plan
-from scratch_vs_pretrain.study.resolve import arm_config, run_config
+from scratch_vs_pretrain.study.resolve import arm_config, run_config, switched_study
 from scratch_vs_pretrain.study.sections import Data, DataFiles
+from scratch_vs_pretrain.study.spec import load_study
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
 MISTAKES = STUDIES / "miniature" / "wrong_on_purpose.yaml"

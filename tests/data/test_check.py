@@ -7,7 +7,7 @@ import pytest
 
 from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.check import check, check_decodable
-from scratch_vs_pretrain.data.findings import BREAKS, KINDS, MENDED, SPOILS
+from scratch_vs_pretrain.data.coco import BREAKS, KINDS, MENDED, SPOILS
 from scratch_vs_pretrain.errors import UserError
 
 

@@ -20,15 +20,16 @@ from scratch_vs_pretrain.data.datasets import (
     check_files,
     coco_of,
     describe,
+    digest,
+    draw,
     ensure,
     export,
-    find_subset,
     refuse_subsets,
     register,
+    subset_of,
     subset_text,
 )
 from scratch_vs_pretrain.data.loading import load_training_records
-from scratch_vs_pretrain.data.subsets import digest, draw
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pictures import image_errors
 
@@ -443,7 +444,7 @@ def test_registering_a_config_registers_its_subsets(full):
 def test_a_subset_of_a_subset_is_refused_also_once_that_is_registered(full):
     _, name, _ = full
     ensure([f"{name}_10"])
-    assert find_subset(f"{name}_10_s3").base == name
+    assert subset_of(f"{name}_10_s3").base == name
     with pytest.raises(UserError, match="is no size of a subset"):
         ensure([f"{name}_10_5"])
 
@@ -470,7 +471,7 @@ def test_evaluation_is_never_on_a_subset(full):
 
 
 def test_detectron2s_own_small_sets_are_full_sets():
-    assert find_subset("coco_2017_val_100") is None
+    assert subset_of("coco_2017_val_100") is None
     refuse_subsets(["coco_2017_val_100"])
 
 

@@ -13,15 +13,15 @@ from PIL import Image
 
 from scratch_vs_pretrain.data.check import DataSet, check
 from scratch_vs_pretrain.data.datasets import check_files
-from scratch_vs_pretrain.data.findings import Heads
+from scratch_vs_pretrain.data.judge import Heads
 from scratch_vs_pretrain.data.loading import (
     a_few,
+    check_ground_truth,
     load_test_records,
     load_training_records,
     refusal_at_a_look,
 )
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.ground_truth import check_ground_truth
 from scratch_vs_pretrain.pretraining.pretrain import _Pictures
 
 FLAT = [1, 2, 6, 2, 6, 8, 1, 8]

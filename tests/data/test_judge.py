@@ -18,9 +18,8 @@ from pycocotools import mask as mask_api
 from scratch_vs_pretrain import modeling as _registers_networks  # noqa: F401
 from scratch_vs_pretrain.config import default_config, merge_file
 from scratch_vs_pretrain.data.check import check
-from scratch_vs_pretrain.data.coco import coco_file
-from scratch_vs_pretrain.data.findings import KINDS, MENDED, Heads
-from scratch_vs_pretrain.data.judge import Unfit, judge, surely_filled, trainable_mask
+from scratch_vs_pretrain.data.coco import KINDS, MENDED, coco_file
+from scratch_vs_pretrain.data.judge import Heads, Unfit, judge, surely_filled, trainable_mask
 from scratch_vs_pretrain.data.loading import load_training_records
 
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.data import subsets
+from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.coco import read_annotations
-from scratch_vs_pretrain.data.subsets import (
+from scratch_vs_pretrain.data.datasets import (
     Subset,
     cache_folder,
     digest,
@@ -161,7 +161,8 @@ def test_published_digests(seed, count):
 
 def test_another_process_and_hash_seed_draw_the_same():
     code = (
-        "from scratch_vs_pretrain.data.subsets import *; print(digest(draw(range(1, 1001), 10, 0)))"
+        "from scratch_vs_pretrain.data.datasets import digest, draw; "
+        "print(digest(draw(range(1, 1001), 10, 0)))"
     )
     for seed in "12":
         done = subprocess.run(
@@ -362,8 +363,8 @@ def scans(monkeypatch):
         found.append(file)
         return original(file, draw)
 
-    original = subsets.extract
-    monkeypatch.setattr(subsets, "extract", scan)
+    original = datasets.extract
+    monkeypatch.setattr(datasets, "extract", scan)
     return found
 
 

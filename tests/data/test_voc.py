@@ -12,10 +12,9 @@ from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.check import check, registered_set
 from scratch_vs_pretrain.data.datasets import location
-from scratch_vs_pretrain.data.loading import load_training_records
+from scratch_vs_pretrain.data.loading import load_ground_truth, load_training_records
 from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.ground_truth import load_ground_truth
 
 CLASSES = ("ring", "disc")
 OBJECT = (

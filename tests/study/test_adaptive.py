@@ -32,7 +32,7 @@ from scratch_vs_pretrain.study.adaptive import (
     part_of,
     seeds_at_looks,
 )
-from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.spec import load_study
 
 LIMITS = Limits((3, 4, 6, 9, 10), 3)
 

@@ -7,14 +7,11 @@ import pytest
 
 from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.audit import audit, recipe_problems
-from scratch_vs_pretrain.study.inputs import missing_data, missing_weights
+from scratch_vs_pretrain.study.audit import audit, missing_data, missing_weights, recipe_problems
 from scratch_vs_pretrain.study.launch import run_study
-from scratch_vs_pretrain.study.parse import parse_study
 from scratch_vs_pretrain.study.resolve import PRESETS
-from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
-from scratch_vs_pretrain.study.sections import Answer, Tune
-from scratch_vs_pretrain.study.spec import Arm, Study
+from scratch_vs_pretrain.study.sections import Answer, Tune, paper_schedule, short_schedule
+from scratch_vs_pretrain.study.spec import Arm, Study, parse_study
 
 SHORT = short_schedule(9000)
 LONG = short_schedule(18000)

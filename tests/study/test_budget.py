@@ -7,14 +7,14 @@ import pytest
 from detectron2.config import get_cfg
 from PIL import Image
 
-from scratch_vs_pretrain.analysis.stats.samples import Annotated, Counts, expected_pixels
+from scratch_vs_pretrain.analysis.stats.cost import Annotated, Counts, expected_pixels
 from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.stream import TrainingStream
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checkpoint_file import write_backbone
-from scratch_vs_pretrain.study.budget import study_budgets
-from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.plan import study_budgets
 from scratch_vs_pretrain.study.resolve import run_config
+from scratch_vs_pretrain.study.spec import load_study
 
 DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
 PAIR = {"scratch": {"init": "scratch"}, "pretrained": {"init": "required"}}

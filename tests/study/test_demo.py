@@ -7,8 +7,7 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pretraining.pretrain import PretrainSpec
 from scratch_vs_pretrain.run_folder import find_run_folders
 from scratch_vs_pretrain.study import demo
-from scratch_vs_pretrain.study.schedule import short_schedule
-from scratch_vs_pretrain.study.sections import Evaluation
+from scratch_vs_pretrain.study.sections import Evaluation, short_schedule
 
 TINY = demo.DemoSize(
     ShapesSpec(train=12, test=4),

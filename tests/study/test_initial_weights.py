@@ -7,10 +7,10 @@ import torchvision
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, write_backbone
-from scratch_vs_pretrain.study.inputs import check_trainable
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.study.folders import prepare
+from scratch_vs_pretrain.study.rehearsal import check_trainable
 from scratch_vs_pretrain.study.resolve import arm_config
+from scratch_vs_pretrain.study.spec import load_study
 from scratch_vs_pretrain.training.__main__ import config_of
 from scratch_vs_pretrain.training.trainer import build_run_model
 

@@ -13,9 +13,9 @@ from scratch_vs_pretrain import _detectron2
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling import backbone  # noqa: F401  registers ours
-from scratch_vs_pretrain.study.inputs import PARTS, look_at, unfit
-from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.audit import PARTS, look_at, unfit
 from scratch_vs_pretrain.study.plan import plan
+from scratch_vs_pretrain.study.spec import load_study
 
 STATE = {"layer1.0.bn1.running_mean": torch.zeros(3), "conv1.weight": torch.ones(2, 3)}
 WITHOUT = {"conv1.weight": torch.ones(20, 3)}

@@ -19,6 +19,7 @@ from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.study import launch
+from scratch_vs_pretrain.study.folders import prepare
 from scratch_vs_pretrain.study.launch import (
     BUSY,
     RunQueue,
@@ -27,8 +28,7 @@ from scratch_vs_pretrain.study.launch import (
     make_slots,
     run_study,
 )
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.study.spec import load_study
 from scratch_vs_pretrain.training.checkpoint import trunk_of
 
 

@@ -6,8 +6,13 @@ import pytest
 from scratch_vs_pretrain.config import config_text, differences, flatten, load_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.resolve import arm_config, run_config
-from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
-from scratch_vs_pretrain.study.sections import Data, DataFiles, Evaluation
+from scratch_vs_pretrain.study.sections import (
+    Data,
+    DataFiles,
+    Evaluation,
+    paper_schedule,
+    short_schedule,
+)
 from scratch_vs_pretrain.study.spec import Arm, Study
 
 SHORT = short_schedule(90, "short")

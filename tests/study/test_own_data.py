@@ -11,13 +11,14 @@ from PIL import Image
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.audit import audit
-from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.resolve import run_config
+from scratch_vs_pretrain.study.spec import load_study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = CONFIGS / "demo_mask_rcnn_R_18_FPN_gn.yaml"
 FASTER = CONFIGS / "faster_rcnn_R_101_FPN_gn_voc.yaml"
+RETINANET = CONFIGS / "retinanet_R_18_FPN_gn.yaml"
 REAL = Path(__file__).parents[2].parent / "shared" / "datasets" / "coco"
 POLYGON = [[1, 2, 6, 2, 6, 8, 1, 8]]
 RUNS = {"size": [12, 16], "counts": [100, 92]}
@@ -83,6 +84,7 @@ def notices(path):
         ([POLYGON, POLYGON], FASTER, True, "turn MODEL.MASK_ON on, unlike faster_rcnn"),
         (None, DEMO, False, "turn MODEL.MASK_ON off, unlike demo_mask_rcnn"),
         (None, FASTER, False, ""),
+        ([POLYGON, POLYGON], RETINANET, False, ""),  # it learns boxes alone
         ([POLYGON, []], DEMO, True, ""),  # whether to do without masks is the user's decision
     ],
 )
@@ -309,7 +311,7 @@ SHORT = [{"iterations": 2, "name": "short", "drops_before_end": [1]}]
 
 def train_here(path):
     """Trains a study of one run in this process; returns its run.json and last evaluation."""
-    from scratch_vs_pretrain.study.prepare import prepare
+    from scratch_vs_pretrain.study.folders import prepare
     from scratch_vs_pretrain.training.__main__ import train
 
     (folder,) = prepare(load_study(path), path.parent / "output")

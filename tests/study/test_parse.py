@@ -10,16 +10,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.parse import (
+from scratch_vs_pretrain.study.fields import read_plain_yaml
+from scratch_vs_pretrain.study.plan import plan
+from scratch_vs_pretrain.study.sections import (
+    Data,
+    DataFiles,
+    Evaluation,
+    Schedule,
+    Switch,
+    Tune,
+    VocTree,
+    paper_schedule,
+    short_schedule,
+)
+from scratch_vs_pretrain.study.spec import (
     load_study,
     parse_study,
-    read_plain_yaml,
     schema_markdown,
     study_schema,
 )
-from scratch_vs_pretrain.study.plan import plan
-from scratch_vs_pretrain.study.schedule import Schedule, Switch, paper_schedule, short_schedule
-from scratch_vs_pretrain.study.sections import Data, DataFiles, Evaluation, Tune, VocTree
 
 BASE = {
     "name": "tiny",

@@ -6,10 +6,8 @@ import pytest
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study import data_sets
-from scratch_vs_pretrain.study.budget import study_budgets
-from scratch_vs_pretrain.study.plan import plan, training_images
-from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
-from scratch_vs_pretrain.study.sections import Data, DataFiles, Tune
+from scratch_vs_pretrain.study.plan import plan, study_budgets, training_images
+from scratch_vs_pretrain.study.sections import Data, DataFiles, Tune, paper_schedule, short_schedule
 from scratch_vs_pretrain.study.spec import Arm, Study
 
 TWICE = paper_schedule(2)

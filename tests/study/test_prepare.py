@@ -10,8 +10,8 @@ from scratch_vs_pretrain import _detectron2
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling import checkpoint_file
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.study.folders import prepare
+from scratch_vs_pretrain.study.spec import load_study
 
 
 def prepared(study_file, output):
@@ -84,6 +84,17 @@ def test_another_config_is_refused_and_named(write_study, tmp_path):
     with pytest.raises(UserError, match=r"SOLVER.MOMENTUM \(0.9 there, 0.8 now\)"):
         prepared(changed, tmp_path)
     assert folder.config_file.read_bytes() == before
+
+
+def test_a_switch_where_there_was_none_is_refused_and_named(write_study, tmp_path):
+    base = load_study(write_study()).base
+    cascade = tmp_path / "cascade.yaml"
+    cascade.write_text(f"_BASE_: {base}\nMODEL: {{ROI_HEADS: {{NAME: CascadeROIHeads}}}}\n")
+    folder = prepared(write_study(), tmp_path)[0]
+    switched = write_study(switch={"config": str(cascade), "last": 3})
+    with pytest.raises(UserError, match=r"another config: .*switch \(None there, \{'at': 3\} now"):
+        prepared(switched, tmp_path)
+    assert not folder.before_switch_file.exists()
 
 
 def test_other_weights_are_refused(write_study, tiny_backbone, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import Branch, RunInfo
-from scratch_vs_pretrain.study.prune import find_waste
+from scratch_vs_pretrain.study.folders import find_waste
 
 
 @pytest.fixture

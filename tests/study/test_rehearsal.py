@@ -8,9 +8,9 @@ from detectron2.evaluation import DatasetEvaluator
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.evaluation.others import EVALUATORS
-from scratch_vs_pretrain.study.parse import load_study
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.rehearsal import Measured, _costs
+from scratch_vs_pretrain.study.spec import load_study
 
 PAIR = {"scratch": {"init": "scratch"}}
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_info import Branch
-from scratch_vs_pretrain.study.schedule import (
+from scratch_vs_pretrain.study.sections import (
     Schedule,
     Switch,
     branches_of,
@@ -45,7 +45,7 @@ class TestSchedule:
         assert solver["MAX_ITER"] == iterations
         assert solver["STEPS"] == steps
         assert (solver["BASE_LR"], solver["WARMUP_ITERS"]) == (0.02, 1000)
-        assert schedule.tail == 60_000
+        assert schedule.drops_before_end[0] == 60_000
 
     def test_is_the_zoos_at_four_times_the_batch(self, cfg):
         # Detectron2's configs/Misc/scratch_mask_rcnn_R_50_FPN_9x_gn.yaml
@@ -62,7 +62,7 @@ class TestSchedule:
         schedule = paper_schedule(multiple).resolve(batch, 16)
         assert schedule.iterations * batch == pytest.approx(90_000 * multiple * 16, abs=batch)
         assert list(schedule.steps) == sorted(schedule.steps)
-        assert schedule.iterations - schedule.tail <= schedule.steps[0]
+        assert schedule.iterations - max(schedule.drops_before_end) <= schedule.steps[0]
 
     def test_short_has_the_proportions_of_2x(self):
         assert short_schedule(180_000).steps == paper_schedule(2).steps

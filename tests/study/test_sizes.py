@@ -3,17 +3,15 @@
 import pytest
 
 from scratch_vs_pretrain.analysis.registry import KINDS
-from scratch_vs_pretrain.analysis.stats.samples import budget_table
+from scratch_vs_pretrain.analysis.stats.cost import budget_table
 from scratch_vs_pretrain.cli import main
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import read_json, write_json
-from scratch_vs_pretrain.study.budget import study_budgets
+from scratch_vs_pretrain.study.folders import prepare
 from scratch_vs_pretrain.study.launch import run_study
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.plan import plan
-from scratch_vs_pretrain.study.prepare import prepare
-from scratch_vs_pretrain.study.resolve import run_config
-from scratch_vs_pretrain.study.tune import search_study, with_recipe
+from scratch_vs_pretrain.study.plan import plan, study_budgets
+from scratch_vs_pretrain.study.resolve import run_config, search_study, with_recipe
+from scratch_vs_pretrain.study.spec import load_study
 
 SIZES = [2, {"images": 3, "schedules": ["4it"], "overrides": {"SOLVER.BASE_LR": 0.5}}, "full"]
 

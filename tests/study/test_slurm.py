@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from scratch_vs_pretrain import cli
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.study.folders import prepare
 from scratch_vs_pretrain.study.launch import run_study
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.prepare import prepare
 from scratch_vs_pretrain.study.slurm import Cluster, TrainRun, minutes_of, parameter
+from scratch_vs_pretrain.study.spec import load_study
 from scratch_vs_pretrain.training import __main__ as worker
 
 SCHEDULES = [

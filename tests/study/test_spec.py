@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from scratch_vs_pretrain.study.resolve import PRESETS
-from scratch_vs_pretrain.study.schedule import paper_schedule
+from scratch_vs_pretrain.study.sections import paper_schedule
 from scratch_vs_pretrain.study.spec import Arm, Preset, Run, Study
 
 TWICE = paper_schedule(2)

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.study.audit import audit, check_switch, switched_study
-from scratch_vs_pretrain.study.resolve import run_config
-from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
-from scratch_vs_pretrain.study.spec import Arm, Study, Switch
+from scratch_vs_pretrain.study.audit import audit, check_switch
+from scratch_vs_pretrain.study.resolve import run_config, switched_study
+from scratch_vs_pretrain.study.sections import Switch, paper_schedule, short_schedule
+from scratch_vs_pretrain.study.spec import Arm, Study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CASCADE = CONFIGS / "cascade_mask_rcnn_R_50_FPN_gn.yaml"

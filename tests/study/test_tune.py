@@ -12,10 +12,9 @@ from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_json
 from scratch_vs_pretrain.study import launch
 from scratch_vs_pretrain.study.audit import audit
 from scratch_vs_pretrain.study.plan import plan
-from scratch_vs_pretrain.study.schedule import short_schedule
-from scratch_vs_pretrain.study.sections import Data, DataFiles, Tune
+from scratch_vs_pretrain.study.resolve import grid_points, search_study, with_recipe
+from scratch_vs_pretrain.study.sections import Data, DataFiles, Tune, short_schedule
 from scratch_vs_pretrain.study.spec import Arm, Study
-from scratch_vs_pretrain.study.tune import grid_points, search_study, with_recipe
 
 SHORT, LONG = (short_schedule(n) for n in (300, 600))
 GRID = {"SOLVER.BASE_LR": (0.02, 0.04, 0.08), "SOLVER.GAMMA": (0.1, 0.02)}
@@ -79,7 +78,7 @@ def trained(monkeypatch):
 
     monkeypatch.setattr(launch.RunQueue, "work", work)
     # COCO's annotations are not here, and nothing trains on them.
-    monkeypatch.setattr("scratch_vs_pretrain.study.prepare.check_trainable", lambda study: None)
+    monkeypatch.setattr("scratch_vs_pretrain.study.rehearsal.check_trainable", lambda study: None)
     return order, states
 
 

@@ -8,8 +8,8 @@ from scratch_vs_pretrain.analysis.registry import tables_text
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, write_backbone
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.study.folders import prepare
+from scratch_vs_pretrain.study.spec import load_study
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training.checkpoint import load_newest
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.study.folders import prepare
+from scratch_vs_pretrain.study.spec import load_study
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training import checkpoint
 

@@ -15,7 +15,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from scratch_vs_pretrain.evaluation.coco_score import NUMBERS, score
+from scratch_vs_pretrain.evaluation.scores import NUMBERS, score
 
 ANNOTATIONS = Path(__file__).parents[2].parent / "shared" / "datasets" / "coco" / "annotations"
 TASKS = ("bbox", "segm", "keypoints")

@@ -19,8 +19,6 @@ from tqdm import tqdm
 
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.coco_score import NUMBERS
-from scratch_vs_pretrain.evaluation.error_types import ERROR_TYPES
 from scratch_vs_pretrain.evaluation.evaluator import (
     CocoScoreEvaluator,
     evaluate_model,
@@ -28,6 +26,7 @@ from scratch_vs_pretrain.evaluation.evaluator import (
     write_evaluation,
 )
 from scratch_vs_pretrain.evaluation.others import as_tasks
+from scratch_vs_pretrain.evaluation.scores import ERROR_TYPES, NUMBERS
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.training import distributed as process_group
 

@@ -10,10 +10,11 @@ import time
 import psutil
 import pytest
 
-from scratch_vs_pretrain.analysis.runs.records import load_runs
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.study.launch import prepare, run_study
-from scratch_vs_pretrain.study.parse import load_study
+from scratch_vs_pretrain.study.folders import prepare
+from scratch_vs_pretrain.study.launch import run_study
+from scratch_vs_pretrain.study.spec import load_study
 from scratch_vs_pretrain.training import __main__ as worker
 
 

@@ -6,9 +6,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from scratch_vs_pretrain.data.loading import check_ground_truth, load_ground_truth
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.coco_score import score
-from scratch_vs_pretrain.evaluation.ground_truth import check_ground_truth, load_ground_truth
+from scratch_vs_pretrain.evaluation.scores import score
 
 NAME = "ground_truth_under_test"
 

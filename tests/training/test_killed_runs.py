@@ -13,8 +13,8 @@ import pytest
 from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import JSONWriter
 
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.study.folders import prepare
+from scratch_vs_pretrain.study.spec import load_study
 from scratch_vs_pretrain.training import __main__ as worker
 
 KILLS = 12

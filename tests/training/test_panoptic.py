@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from scratch_vs_pretrain.evaluation.panoptic import (
+from scratch_vs_pretrain.evaluation.others import (
     STUFF,
     match,
     panoptic_quality,

@@ -17,8 +17,8 @@ import torch
 
 from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.study.folders import prepare
+from scratch_vs_pretrain.study.spec import load_study
 from scratch_vs_pretrain.training import __main__ as worker
 from scratch_vs_pretrain.training import distributed
 

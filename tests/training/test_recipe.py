@@ -4,7 +4,7 @@ from detectron2.solver import build_lr_scheduler
 from detectron2.solver import build_optimizer as detectron2_optimizer
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.study.schedule import paper_schedule, short_schedule
+from scratch_vs_pretrain.study.sections import paper_schedule, short_schedule
 from scratch_vs_pretrain.training.recipe import build_optimizer, depth_of, rate_factor
 
 

@@ -9,8 +9,12 @@ from detectron2.modeling import build_model
 from scratch_vs_pretrain.config import config_text
 from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.evaluator import check_test_sets, evaluate_model
-from scratch_vs_pretrain.evaluation.tta import mirror_back, with_augmentation
+from scratch_vs_pretrain.evaluation.evaluator import (
+    check_test_sets,
+    evaluate_model,
+    mirror_back,
+    with_augmentation,
+)
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study.audit import recipe_problems
 from scratch_vs_pretrain.training.trained import predict

@@ -27,8 +27,8 @@ from scratch_vs_pretrain.evaluation.evaluator import (
     flat_metrics,
 )
 from scratch_vs_pretrain.evaluation.others import VOC_NUMBERS, WithOthers, others_of
-from scratch_vs_pretrain.study.parse import load_study
-from scratch_vs_pretrain.study.prepare import prepare
+from scratch_vs_pretrain.study.folders import prepare
+from scratch_vs_pretrain.study.spec import load_study
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo_mask_rcnn_R_18_FPN_gn.yaml"
 SIDE = 64

@@ -13,8 +13,7 @@ from matplotlib.path import Path
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 
-from scratch_vs_pretrain.analysis.figures.panels import styles_of
-from scratch_vs_pretrain.analysis.figures.style import (
+from scratch_vs_pretrain.analysis.figures.panels import (
     PAGE_WIDTH,
     SMALL_TEXT_SIZE,
     TEXT_SIZE,
@@ -22,8 +21,9 @@ from scratch_vs_pretrain.analysis.figures.style import (
     new_figure,
     plain,
     shortened,
+    styles_of,
 )
-from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord
+from scratch_vs_pretrain.analysis.runs import Records, RunRecord
 from scratch_vs_pretrain.errors import UserError, from_validation
 from scratch_vs_pretrain.pictures import IMAGE_ERRORS, deep_as_rgb
 from scratch_vs_pretrain.run_folder import RunFolder, read_bytes
@@ -64,33 +64,27 @@ def detections_figure(runs: Records, *, images: int = 6, schedule: str | None = 
         raise UserError(
             "the arms were evaluated on no picture together that can be drawn; draw them apart"
         )
-    styles = styles_of(runs)
-    columns = 1 + len(shown)
+    heads = [("ground truth", TRUTH)]
+    for run, found in shown:
+        title = f"{shortened(run.arm)}\n{run.schedule}, {found.iteration:,} iterations"
+        heads.append((plain(title), styles_of(runs)[run.arm].color))
     first = [of_arms[0][file] for file in common[:images]]
     # A higher picture is drawn smaller.
-    height = sum(PAGE_WIDTH / columns * min(one.height / one.width, 3) for one in first)
-    titles = [
-        f"{shortened(run.arm)}\n{run.schedule}, {found.iteration:,} iterations"
-        for run, found in shown
-    ]
-    height += TITLE_LINE_INCHES * max(title.count("\n") + 1 for title in titles) + CAPTION_INCHES
-    figure, axes = new_figure(columns, rows=len(first), width=PAGE_WIDTH, height=height)
+    height = sum(PAGE_WIDTH / len(heads) * min(one.height / one.width, 3) for one in first)
+    height += TITLE_LINE_INCHES * max(title.count("\n") + 1 for title, _ in heads) + CAPTION_INCHES
+    figure, axes = new_figure(len(heads), rows=len(first), width=PAGE_WIDTH, height=height)
     for row, picture in enumerate(first):
-        panels = axes[row * columns : (row + 1) * columns]
-        pixels = _pixels(picture)
-        for ax in panels:
+        truth = [(one, True) for one in picture.objects[:MOST_FOUND]]
+        marks = [truth, *(judged(mine[picture.file]) for mine in of_arms)]
+        panels, pixels = axes[row * len(heads) :], _pixels(picture)
+        for ax, (title, color), found_here in zip(panels, heads, marks, strict=False):
             ax.imshow(pixels, extent=(0, picture.width, picture.height, 0))
             ax.set_axis_off()
-        for one in picture.objects[:MOST_FOUND]:
-            _draw(panels[0], one, TRUTH, cut(one.category, LONGEST_CATEGORY))
-        for ax, (run, _), mine in zip(panels[1:], shown, of_arms, strict=True):
-            for one, right in judged(mine[picture.file]):
-                color = styles[run.arm].color if right else WRONG
-                label = f"{cut(one.category, LONGEST_CATEGORY)} {one.score:.2f}"
-                _draw(ax, one, color, label, dashed=not right)
-    axes[0].set_title("ground truth", fontsize=TEXT_SIZE, color=TRUTH)
-    for ax, (run, _), title in zip(axes[1:columns], shown, titles, strict=True):
-        ax.set_title(plain(title), fontsize=TEXT_SIZE, color=styles[run.arm].color)
+            ax.set_title("" if row else title, fontsize=TEXT_SIZE, color=color)
+            for one, right in found_here:
+                label = cut(one.category, LONGEST_CATEGORY)
+                label += "" if color == TRUTH else f" {one.score:.2f}"
+                _draw(ax, one, color if right else WRONG, label, dashed=not right)
     caption = (
         f"{runs[0].study}: the first pictures of {shown[0][1].dataset}.",
         f"Detections with a score of at least {SCORE}; dashed and black where no object of the "

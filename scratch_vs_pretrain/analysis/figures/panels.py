@@ -1,35 +1,58 @@
-"""Panels of lines, from runs: their numbers, how they are drawn, and what the caption says."""
+"""What all figures share: colours, lines of runs, axes, labels, captions and files.
 
-import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+No pyplot, no global state.
+"""
+
+import io
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from scratch_vs_pretrain.analysis import BANDS
-from scratch_vs_pretrain.analysis.figures.style import (
-    LABEL_DISTANCE,
-    ON_LINES,
-    TEXT_SIZE,
-    Style,
-    add_caption,
-    arm_styles,
-    label_ends,
-    new_figure,
-    plain,
-    shortened,
-    write,
-)
-from scratch_vs_pretrain.analysis.runs.metrics import is_score
-from scratch_vs_pretrain.analysis.runs.numbers import curve
-from scratch_vs_pretrain.analysis.runs.records import UNKNOWN, Records, RunRecord
-from scratch_vs_pretrain.analysis.stats.comparison import by_study, scratch_arm
+from scratch_vs_pretrain.analysis.runs import UNKNOWN, Records, RunRecord
+from scratch_vs_pretrain.analysis.runs.numbers import curve, is_score
 from scratch_vs_pretrain.analysis.stats.cost import cost
-from scratch_vs_pretrain.analysis.stats.setting import no_metric
+from scratch_vs_pretrain.analysis.stats.results import by_study, no_metric, scratch_arm
 from scratch_vs_pretrain.errors import UserError, check_choice
+from scratch_vs_pretrain.run_folder import write_atomically
+from scratch_vs_pretrain.text import printable_lines
+
+# Okabe and Ito's palette, without the yellow that white paper swallows. Scratch is always the
+# first; the others take theirs in the study's order. Markers tell them apart without colour.
+SCRATCH_COLOR = "#D55E00"
+COLORS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SCRATCH_MARKER = "o"
+MARKERS = ("s", "^", "D", "v", "P", "X")
+
+# Inches: a column and the text of a two-column page. Text has its size in points there.
+COLUMN_WIDTH = 3.44
+PAGE_WIDTH = 6.88
+ROW_HEIGHT = 2.0
+
+TEXT_SIZE = 9
+SMALL_TEXT_SIZE = 8
+LINE_HEIGHT = 1.2 * TEXT_SIZE
+LABEL_WIDTH = 18
+LABEL_LINES = 3
+
+# Points: a label stands so far right of its line's end.
+LABEL_DISTANCE = 6
+
+# Of texts that lines may cross.
+ON_LINES = {"path_effects": [withStroke(linewidth=2.5, foreground="white")]}
 
 Names = Sequence[str] | None
 TASKS = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint", "voc": "VOC box"}
@@ -51,8 +74,30 @@ MOST_MARKERS = 30
 LOW_AP = 10.0
 
 DROP_COLOR = "0.75"
+DOTTED = "Dotted: the learning rate drops."
 # A line that ends in this part of its panel's width has its label in the panel.
 ROOM_FOR_LABEL = 0.7
+
+FILES: dict[str, dict[str, Any]] = {
+    ".png": {"metadata": {"Software": None}, "dpi": 200},
+    ".svg": {"metadata": {"Date": None, "Creator": None}},
+    ".pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
+}
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        return figure_bytes(self, ".png"), {"width": round(100 * self.get_figwidth())}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an arm looks in every figure."""
+
+    color: str
+    marker: str
 
 
 @dataclass(frozen=True)
@@ -61,12 +106,12 @@ class Line:
 
     arm: str  # what the arm is called, see :func:`arm_names`
     style: Style
-    schedule: str
     x: np.ndarray  # (n,) on the figure's axis
     mean: np.ndarray  # (n,) over seeds, at iterations that all seeds have
     low: np.ndarray  # (n,) lower edge of the band
     high: np.ndarray  # (n,) upper edge
     seeds: int  # runs behind it
+    schedule: str = ""
     complete: bool = True  # False for a run that is not finished
     drops: tuple[float, ...] = ()  # where on the axis the learning rate drops
     # The schedule from which a branch has its first points; None elsewhere.
@@ -85,6 +130,13 @@ class Panel:
     score: bool = False  # its y axis is one of AP
     # Draws what is no line, before them.
     beside: Callable[[Axes], object] | None = None
+
+
+def arm_styles(arms: Iterable[str], scratch: str | None = "scratch") -> dict[str, Style]:
+    """Returns each arm's style; `arms` in the study's order, `scratch` the one from scratch."""
+    others = itertools.cycle(map(Style, COLORS, MARKERS))
+    first = Style(SCRATCH_COLOR, SCRATCH_MARKER)
+    return {arm: first if arm == scratch else next(others) for arm in arms}
 
 
 def arm_names(runs: Records) -> dict[tuple[str, str], str]:
@@ -116,10 +168,9 @@ def choose_metrics(known: Collection[str], wanted: Names, runs: str = "run") -> 
 def of_schedule(runs: Records, schedule: str | None) -> list[RunRecord]:
     """Returns the runs of one schedule, which somebody must have trained, or of the longest."""
     if schedule is None:
-        longest: dict[tuple[str, str], RunRecord] = {}
-        for run in sorted(runs, key=lambda run: run.iterations):
-            longest[run.study, run.arm] = run
-        return [run for run in runs if run.schedule == longest[run.study, run.arm].schedule]
+        by_length = sorted(runs, key=lambda run: run.iterations)
+        longest = {(run.study, run.arm): run.schedule for run in by_length}
+        return [run for run in runs if run.schedule == longest[run.study, run.arm]]
     found = [run for run in runs if run.schedule == schedule]
     if not found:
         there = ", ".join(dict.fromkeys(run.schedule for run in runs))
@@ -133,34 +184,31 @@ def lines_of(runs: Records, metric: str, x: str, band: str) -> list[Line]:
     called, styles = arm_names(runs), styles_of(runs)
     groups: dict[tuple[str, str, str], list[RunRecord]] = {}
     for run in runs:
-        groups.setdefault((run.study, run.arm, run.schedule), []).append(run)
-    whole = [[run for run in members if run.state in COMPLETE] for members in groups.values()]
-    parts = [[run] for members in groups.values() for run in members if run.state not in COMPLETE]
-    lines = []
-    for some in filter(None, (*whole, *parts)):
+        if run.state in COMPLETE:
+            groups.setdefault((run.study, run.arm, run.schedule), []).append(run)
+    lines: list[Line] = []
+    for some in (*groups.values(), *([run] for run in runs if run.state not in COMPLETE)):
         name = called[some[0].study, some[0].arm]
-        lines.append(_line(name, styles[name], some, metric, x, band))
-    return [line for line in lines if line is not None]
+        lines += _line(name, styles[name], some, metric, x, band)
+    return lines
 
 
-def _line(arm: str, style: Style, runs: Records, metric: str, x: str, band: str) -> Line | None:
+def _line(arm: str, style: Style, runs: Records, metric: str, x: str, band: str) -> Iterator[Line]:
+    """Yields the line through runs of one schedule, unless they have no iteration in common."""
     curves = {run.folder: curve(run, metric) for run in runs}
-    runs = [run for run in runs if len(curves[run.folder].iterations)]
-    found = [curves[run.folder] for run in runs]
-    shared = functools.reduce(np.intersect1d, [one.iterations for one in found] or [np.empty(0)])
-    if len(shared) == 0:
-        return None
-    values = np.stack([one.values[np.isin(one.iterations, shared)] for one in found], axis=1)
+    runs = [run for run in runs if len(curves[run.folder].values)]
+    found = [pd.Series(one.values, one.iterations) for one in curves.values() if len(one.values)]
+    values = pd.DataFrame(dict(enumerate(found))).dropna()
+    if values.empty:
+        return
     if not is_score(metric):
-        import pandas as pd
-
-        window, every = 1 + len(values) // SMOOTH_POINTS, -(-len(shared) // MOST_POINTS)
-        values = pd.DataFrame(values).rolling(window, min_periods=1).median().to_numpy()
-        kept = slice((len(shared) - 1) % every, None, every)
-        shared, values = shared[kept], values[kept]
-    places = np.mean([cost(run, x, shared) for run in runs], axis=0)
+        window, every = 1 + len(values) // SMOOTH_POINTS, -(-len(values) // MOST_POINTS)
+        smooth = values.rolling(window, min_periods=1).median()
+        values = smooth.iloc[(len(values) - 1) % every :: every]
+    shared = values.index.to_numpy()
+    values.index = np.mean([cost(run, x, shared) for run in runs], axis=0)
     run = runs[0]
-    if np.isnan(places).any():
+    if values.index.hasnans:
         raise UserError(
             f"{run.folder}: does not say how many {x} an iteration has; draw it over iterations"
         )
@@ -168,12 +216,12 @@ def _line(arm: str, style: Style, runs: Records, metric: str, x: str, band: str)
     drops = np.array([i for i in run.steps if i <= shared[-1]])
     at = np.mean([cost(one, x, drops) for one in runs], axis=0)
     copied = run.branch_of is not None and shared[0] <= run.branch_at
-    return Line(
+    yield line_through(
         arm,
         style,
-        run.schedule,
-        places,
-        *band_of(values, band),
+        values,
+        band,
+        schedule=run.schedule,
         complete=run.state in COMPLETE,
         drops=tuple(at[np.isfinite(at)].tolist()),
         trunk=run.branch_of if copied else None,
@@ -181,19 +229,59 @@ def _line(arm: str, style: Style, runs: Records, metric: str, x: str, band: str)
     )
 
 
-def band_of(values: Any, band: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Returns mean, low, high and number of seeds of n places, each with values of some seeds."""
-    mean = np.array([np.mean(each) for each in values])
-    low, high = np.array([(min(each), max(each)) for each in values]).T
+def line_through(arm: str, style: Style, values: pd.DataFrame, band: str, **more: Any) -> Line:
+    """Returns the line through values of some seeds, a column for each, by place on the x axis."""
+    mean, low, high = (values.agg(how, axis=1).to_numpy() for how in ("mean", "min", "max"))
     if band == "std":
-        reach = np.array([np.std(each, ddof=1) if len(each) > 1 else 0.0 for each in values])
+        reach = values.std(axis=1).fillna(0.0).to_numpy()  # of one seed: unknown
         low, high = mean - reach, mean + reach
-    return mean, low, high, min(map(len, values))
+    seeds = int(values.count(axis=1).min())
+    return Line(arm, style, values.index.to_numpy(float), mean, low, high, seeds, **more)
 
 
-def line_through(arm: str, style: Style, values: Mapping[Any, Sequence[float]], band: str) -> Line:
-    """Returns the line through values of some seeds at each place."""
-    return Line(arm, style, "", np.array([*values], float), *band_of([*values.values()], band))
+def new_figure(
+    columns: int, *, rows: int = 1, width: float | None = None, height: float = 2.9
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure that is to be printed at its own size, and its axes row by row.
+
+    Without a width, in inches, a column of the page is for one panel and the page for more, of
+    which no more than two stand in a row. The height is of the first row with the caption.
+    """
+    panels = rows * columns
+    if width is None:
+        width = COLUMN_WIDTH if columns == 1 else PAGE_WIDTH
+        if rows == 1 and columns > 2:
+            columns, rows = 2, -(-columns // 2)
+            height += (rows - 1) * ROW_HEIGHT
+    figure = ShownFigure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax in figure.subplots(rows, columns, squeeze=False).flat[panels:]:
+        ax.remove()
+    for ax in figure.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="0.92", linewidth=0.8)
+        ax.set_axisbelow(True)
+        ax.margins(x=0.02)
+        ax.tick_params(labelsize=SMALL_TEXT_SIZE, color="0.6")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    return figure, figure.axes
+
+
+def short_number(value: float) -> str:
+    """Formats a count for an axis: 540000 as "540k", 2.88e6 as "2.88M", 1200 as it is."""
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(unit, 1e4):
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
+
+
+def add_caption(figure: Figure, sentences: Iterable[str]) -> None:
+    """Prints a caption under the axes, wrapped to the figure's width."""
+    width = int(figure.get_figwidth() * 72 / (0.58 * SMALL_TEXT_SIZE))
+    lines = "\n".join(wrapped(" ".join(sentences), width, separators=" "))
+    look = {"fontsize": SMALL_TEXT_SIZE, "color": "0.35", "ha": "left", "ma": "left"}
+    figure.supxlabel(plain(lines), x=0.01, **look)
 
 
 def draw_panels(
@@ -201,22 +289,22 @@ def draw_panels(
     caption: Iterable[str],
     *,
     draw: Callable[[Axes, Line], None] | None = None,
-    label: Callable[[Axes, Sequence[Line]], None] | None = None,
+    label: Callable[[Axes, Sequence[Line]], Sequence[Annotation]] | None = None,
     **layout: Any,
 ) -> Figure:
     """Draws panels, given row by row, and then a caption.
 
     Args:
-        draw: draws one line; default: :func:`draw_line` and where its rate drops.
-        label: names the lines when all else is drawn; default: :func:`label_arms`.
+        draw: draws one line; default: :func:`draw_line`.
+        label: names lines when all else is drawn, and returns the names right of the axes;
+            default: :func:`label_arms`.
         layout: of :func:`.new_figure`.
     """
     figure, axes = new_figure(len(panels) // layout.get("rows", 1), **layout)
     for ax, panel in zip(axes, panels, strict=True):
         if panel.beside:
             panel.beside(ax)
-        if draw is None:
-            _draw_drops(ax, panel.lines)
+        _draw_drops(ax, panel.lines)
         for line in panel.lines:
             (draw or draw_line)(ax, line)
         ax.set_title(plain(panel.title), loc="left", fontsize=TEXT_SIZE)
@@ -227,9 +315,8 @@ def draw_panels(
         if panel.score and (low < 0.5 * high or high < LOW_AP):
             ax.set_ylim(bottom=0)
     add_caption(figure, caption)
-    for ax, panel in zip(axes, panels, strict=True):
-        if panel.lines:
-            (label or label_arms)(ax, panel.lines)
+    label = label or label_arms
+    move_apart(figure, [label(ax, p.lines) for ax, p in zip(axes, panels, strict=True)])
     return figure
 
 
@@ -262,14 +349,12 @@ def _draw_drops(ax: Axes, lines: Sequence[Line]) -> None:
 
 def _first_of_arms(lines: Sequence[Line]) -> list[Line]:
     """Returns each arm's first line, which is complete if any is."""
-    found: dict[str, Line] = {}
-    for line in lines:
-        found.setdefault(line.arm, line)
-    return list(found.values())
+    arms = [line.arm for line in lines]
+    return [line for k, line in enumerate(lines) if line.arm not in arms[:k]]
 
 
-def label_arms(ax: Axes, lines: Sequence[Line]) -> None:
-    """Labels each arm once, at its first line's end; the limits of the axes must be final."""
+def label_arms(ax: Axes, lines: Sequence[Line]) -> list[Annotation]:
+    """Labels each arm once, at its first line's end; returns the labels right of the axes."""
     late = []
     for line in _first_of_arms(lines):
         x, y, color = line.x[-1], line.mean[-1], line.style.color
@@ -277,8 +362,70 @@ def label_arms(ax: Axes, lines: Sequence[Line]) -> None:
             look = {"fontsize": TEXT_SIZE, "color": color, **ON_LINES}
             write(ax, shortened(line.arm), (x, y), (LABEL_DISTANCE, 0), **look)
         else:
-            late.append((y, line.arm, color))
-    label_ends(ax, late)
+            late.append(write_right(ax, line.arm, y, color))
+    return late
+
+
+def write(
+    ax: Axes, text: str, at: tuple[float, float], away: tuple[float, float], **more: Any
+) -> Annotation:
+    """Writes a text some points `away` from a place; `more` are matplotlib's properties."""
+    look = {"fontsize": SMALL_TEXT_SIZE, "linespacing": 1.0, "va": "center", **more}
+    return ax.annotate(plain(text), at, xytext=away, textcoords="offset points", **look)
+
+
+def write_right(ax: Axes, text: str, y: float, color: str) -> Annotation:
+    """Writes a label right of axes, whose limits must be final, beside a line's end at `y`."""
+    look = {"color": color, "fontsize": TEXT_SIZE, "annotation_clip": False}
+    return write(ax, shortened(text), (ax.get_xlim()[1], y), (LABEL_DISTANCE, 0), **look)
+
+
+def move_apart(figure: Figure, labels: Sequence[Sequence[Annotation]]) -> None:
+    """Moves labels right of the axes, given by panel, up and down until none collide."""
+    if any(labels):
+        # The layout gives the axes their final height, which the spacing needs in points.
+        figure.draw_without_rendering()
+    for ax, notes in zip(figure.axes, labels, strict=True):
+        heights = [LINE_HEIGHT * (note.get_text().count("\n") + 1) for note in notes]
+        places = [ax.transData.transform(note.xy)[1] * 72 / figure.dpi for note in notes]
+        for note, place, moved in zip(notes, places, spread(places, heights), strict=True):
+            note.xyann = (LABEL_DISTANCE, moved - place)
+
+
+def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Moves labels of some heights apart with the least squared displacement, in their order."""
+    from scipy.optimize import isotonic_regression
+
+    order = np.argsort(places, kind="stable")
+    # A centre less the room of those below it must not fall.
+    tall = np.asarray(heights, float)[order]
+    room = np.cumsum(tall) - tall / 2
+    moved = np.empty(len(order))
+    if len(order):
+        moved[order] = isotonic_regression(np.asarray(places)[order] - room).x + room
+    return moved.tolist()
+
+
+def wrapped(text: str, width: int, separators: str = r"_.\-/ ") -> list[str]:
+    """Breaks a text into lines of at most `width`, after separators where that is possible."""
+    lines = [""]
+    for part in re.split(f"(?<=[{separators}])", text):
+        for piece in (part[k : k + width] for k in range(0, len(part), width)):
+            if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+                lines.append("")
+            lines[-1] += piece
+    return [line.rstrip() for line in lines]
+
+
+def shortened(text: str, width: int = LABEL_WIDTH) -> str:
+    """Breaks a label into lines of at most `width`, and drops what needs too many of them."""
+    lines = wrapped(text, width)
+    return "\n".join(lines if len(lines) <= LABEL_LINES else [*lines[:LABEL_LINES], "..."])
+
+
+def plain(text: str) -> str:
+    """Keeps matplotlib from reading a name as TeX, and what no figure can show out of its file."""
+    return printable_lines(text).replace("$", r"\$")
 
 
 def metric_title(metric: str) -> str:
@@ -315,3 +462,23 @@ def sentences(panels: Sequence[Panel], band: str) -> Iterator[str]:
     # Medians of fewer points would be of single ones.
     if any(len(line.x) >= SMOOTH_POINTS for p in panels if not p.score for line in p.lines):
         yield "What training logs is smoothed by a running median."
+    if any(line.drops for line in lines):
+        yield DOTTED
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, SVG or PDF by the path's ending; equal figures give equal bytes."""
+    if path.suffix.lower() not in FILES:
+        raise UserError(f"{path}: figures are written as {', '.join(FILES)}; choose one of them")
+    try:
+        write_atomically(path, figure_bytes(figure, path.suffix.lower()))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def figure_bytes(figure: Figure, ending: str) -> bytes:
+    """Returns a figure in the format of an ending of :data:`FILES`."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "scratch_vs_pretrain", "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=ending[1:], **FILES[ending])
+    return buffer.getvalue()

@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import pandas as pd
 
-from scratch_vs_pretrain.analysis.runs import metrics
-from scratch_vs_pretrain.analysis.runs.numbers import Piece, pieces
-from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord, load_runs, skip
+from scratch_vs_pretrain.analysis.runs import Records, RunRecord, load_runs, numbers, skip
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder, is_replaced, replacing, write_json
 from scratch_vs_pretrain.text import csv_cell
@@ -52,10 +50,10 @@ def tidy(runs: Records) -> pd.DataFrame:
     Raises:
         UserError: a damaged file; names it and the key or line.
     """
-    return frame_of(runs, [list(pieces(run)) for run in runs])
+    return frame_of(runs, [list(numbers.pieces(run)) for run in runs])
 
 
-def frame_of(runs: Records, read: Sequence[Sequence[Piece]]) -> pd.DataFrame:
+def frame_of(runs: Records, read: Sequence[Sequence[numbers.Piece]]) -> pd.DataFrame:
     """Returns the frame of :func:`tidy` of runs and the pieces that were read of each."""
     of = [run for run, some in zip(runs, read, strict=True) for _ in some]
     joined = [piece for some in read for piece in some]
@@ -292,26 +290,26 @@ def _tables(
 
 def _starts(
     run: RunRecord, restarts: str, restarted: list[str]
-) -> Iterator[tuple[RunRecord, Iterable[Piece]]]:
+) -> Iterator[tuple[RunRecord, Iterable[numbers.Piece]]]:
     """Yields a run with what it logged; with "split", each start of its training as one."""
     file = RunFolder(run.folder).metrics_file
     if not file.exists():
-        yield run, pieces(run)
+        yield run, numbers.pieces(run)
         return
-    rows = metrics.read_rows(file)
-    found = metrics.restarts(rows)
+    rows = numbers.read_rows(file)
+    found = numbers.restarts(rows)
     if found and restarts == "refuse":
-        metrics.refuse_restarts(file, found, own=run.own)
+        numbers.refuse_restarts(file, found, own=run.own)
     restarted += [
         f"{file}, line {one.line}: training began again at iteration {one.iteration} "
         f"after {one.after}"
         for one in found
     ]
     if not found or restarts != "split":
-        kept = tuple(metrics.kept_by_the_last(rows, found))
-        yield run, pieces(run, metrics.curves(kept, own=run.own))
+        kept = tuple(numbers.kept_by_the_last(rows, found))
+        yield run, numbers.pieces(run, numbers.curves(kept, own=run.own))
         return
-    for number, part in enumerate(metrics.each_start(rows, found), 1):
+    for number, part in enumerate(numbers.each_start(rows, found), 1):
         start = run.model_copy(update={"study": f"{run.study}, start {number}"})
         # Evaluations of their own are of the last start.
-        yield start, pieces(start, metrics.curves(part, own=run.own), number > len(found))
+        yield start, numbers.pieces(start, numbers.curves(part, own=run.own), number > len(found))

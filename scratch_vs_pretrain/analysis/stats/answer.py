@@ -4,9 +4,10 @@ for answer in answers(load_runs("output/demo")):
     print(answer.text())
 """
 
-import dataclasses
+import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,33 +15,50 @@ from typing import Any
 
 import numpy as np
 
-from scratch_vs_pretrain.analysis.runs.records import RunRecord, load_runs
-from scratch_vs_pretrain.analysis.stats.comparison import by_study
+from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.contrast import (
     MOST_SEEDS,
-    Curves,
     Judged,
     Lack,
+    Worth,
+    catch_up_text,
+    half_as_long,
     judge_contrast,
+    paired,
     shared_leads,
+    worth_in_images,
 )
-from scratch_vs_pretrain.analysis.stats.cost import hours_text, mean_hours, on_processors
-from scratch_vs_pretrain.analysis.stats.crossing import Worth
-from scratch_vs_pretrain.analysis.stats.lines import (
-    Line,
-    lines_of,
-    lost_text,
-    ranking,
-    setting_text,
-    worths,
+from scratch_vs_pretrain.analysis.stats.cost import (
+    hours_text,
+    mean_hours,
+    on_processors,
+    pretraining_text,
 )
-from scratch_vs_pretrain.analysis.stats.setting import MASKS, Setting, looks_at, settings
+from scratch_vs_pretrain.analysis.stats.results import (
+    MASKS,
+    Setting,
+    by_study,
+    looks_at,
+    metric_name,
+    score_name,
+    settings,
+)
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     LEAST_SEEDS,
     LEVEL,
+    NO,
+    UNDECIDED,
+    Band,
+    Verdict,
     alpha_of,
+    band_of,
     bounds,
+    holm,
+    interval_text,
+    seeds_text,
+    signed,
     spread,
+    two_sided,
 )
 
 
@@ -52,18 +70,13 @@ class Need:
     kind: str  # "seeds" (more of them) or "length" (a longer schedule)
     seeds: int | None  # pairs to add; None if more than 100
     iterations: int  # length of the runs
-    hours: float | None  # of all of them together; None where the runs do not tell their time
+    hours: float  # of all of them together; infinite where the runs do not tell their time
     cpu: bool  # the hours are a processor's
-
-    @property
-    def price(self) -> float:
-        """The hours; infinite where they are unknown."""
-        return math.inf if self.hours is None else self.hours
 
     def text(self, verb: str = "add") -> str:
         """Says it: "add 2 seeds, 0.4 GPU hours"."""
         more = " more" * (verb != "add")
-        cost = "" if self.hours is None else f", {hours_text(self.hours, self.cpu)}"
+        cost = "" if math.isinf(self.hours) else f", {hours_text(self.hours, self.cpu)}"
         if self.kind == "length":
             each = f" for {self.seeds} seeds" if (self.seeds or 0) > 1 else ""
             what = f"{verb} {self.iterations:,}{more} iterations{each}{cost}"
@@ -71,17 +84,6 @@ class Need:
         if self.seeds is None:
             return f"not by {MOST_SEEDS} seeds: the lead is too near to the margin, or to 0"
         return f"{verb} {self.seeds}{more} seed{'s' * (self.seeds > 1)}{cost}"
-
-
-@dataclass(frozen=True)
-class Band:
-    """A mean over seeds with its pointwise 95 % interval."""
-
-    iterations: np.ndarray  # (k,)
-    mean: np.ndarray  # (k,)
-    low: np.ndarray  # (k,), NaN below three seeds
-    high: np.ndarray  # (k,)
-    seeds: int
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,16 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Line:
+    """One line of an answer."""
+
+    key: str  # "early", "at", "end", "worth", "cost", "next", "ranks", "size", "setting", "numbers"
+    title: str  # what stands before it: "at 1200it"
+    text: str  # the line
+    verdict: str = ""  # "yes", "no" or "undecided"; empty where it is none
+
+
+@dataclass(frozen=True)
 class Answer:
     """The answer that one study gives."""
 
@@ -113,10 +125,10 @@ class Answer:
     setting: str  # what was trained on what: one phrase
     metric: str  # that decides
     margin: float  # in AP
-    parts: tuple[Part, ...]  # scratch against each other arm, at each size, largest first
-    lines: tuple[Line, ...]  # the answer
     assuming: str  # what it rests on beside the runs; empty if on nothing
+    lines: tuple[Line, ...]  # the answer
     worth: tuple[Worth, ...]  # in images, by size, of the first other arm
+    parts: tuple[Part, ...]  # scratch against each other arm, at each size, largest first
 
     def text(self) -> str:
         """Returns the answer for a terminal."""
@@ -127,7 +139,6 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the answer as JSON: lines, verdicts, what is needed, and the picture's data."""
-        names = ("study", "setting", "metric", "margin", "assuming", "lines", "worth")
         parts = [
             {
                 "name": part.name,
@@ -148,22 +159,17 @@ class Answer:
             }
             for part in self.parts
         ]
-        found: dict[str, Any] = plain({name: getattr(self, name) for name in names})
-        return {**found, "parts": plain(parts)}
+        found: dict[str, Any] = plain({**vars(self), "parts": parts})
+        return found
 
 
 def plain(value: Any) -> Any:
     """Returns dataclasses and arrays as JSON; what is not finite becomes null."""
-    if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        return {field.name: plain(getattr(value, field.name)) for field in fields}
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    def as_json(one: Any) -> Any:
+        return one.tolist() if isinstance(one, (np.ndarray, np.generic)) else vars(one)
+
+    return json.loads(json.dumps(value, default=as_json), parse_constant=lambda constant: None)
 
 
 def answers(runs: Iterable[RunRecord], **options: Any) -> tuple[Answer, ...]:
@@ -194,7 +200,7 @@ def answer(
     found = settings(runs, metric)
     # Arms beside scratch are ranked among themselves too, which is a family of its own.
     families = len(found) + (len({s.other for s in found}) > 1)
-    level = level or found[0].level
+    level = level or found[0].runs[0].level or LEVEL
     alpha = alpha_of(level, look, looks or looks_at(runs)) / families
     parts = tuple(part_of(setting, alpha) for setting in found)
     first = found[0]
@@ -207,20 +213,12 @@ def answer(
         for need in part_of(replace(setting, metric=MASKS), alpha).needs
     ]
     worth = worths(found)
-    ranks = ranking(found, alpha)
     resting = [part for part in parts if any(v.assuming for v in part.judged.verdicts)]
     assumed = dict.fromkeys(text for part in resting for text in part.setting.assumed())
-    assuming = " and ".join(assumed)
-    return Answer(
-        first.study,
-        setting_text(first),
-        first.metric,
-        first.limits.margin,
-        parts,
-        lines_of(parts, masks, worth, ranks, lost_text(runs, found), assuming, level),
-        assuming,
-        worth,
-    )
+    ranks, lost, assuming = ranking(found, alpha), lost_text(runs, found), " and ".join(assumed)
+    lines = lines_of(parts, masks, worth, ranks, lost, assuming, level)
+    about = (first.results.study, setting_text(first), first.metric, first.limits.margin)
+    return Answer(*about, assuming, lines, worth, parts)
 
 
 def part_of(setting: Setting, alpha: float) -> Part:
@@ -231,45 +229,259 @@ def part_of(setting: Setting, alpha: float) -> Part:
         "" if setting.alone else setting.name.partition(", ")[2],
         setting,
         judged,
-        tuple(sorted((_need(setting, lack) for lack in judged.lacks), key=lambda n: n.price)),
-        {name: _band(arm[-1].iterations, arm[-1].values) for name, arm in arms.items() if arm},
-        _band(*shared_leads(*common[-1])) if common else None,
+        tuple(sorted((_need(setting, lack) for lack in judged.lacks), key=lambda n: n.hours)),
+        {name: band_of(arm[-1].iterations, arm[-1].values) for name, arm in arms.items() if arm},
+        band_of(*shared_leads(*common[-1])) if common else None,
     )
 
 
-def _band(iterations: np.ndarray, values: np.ndarray) -> Band:
-    columns = [spread(column) for column in values.T]
-    low, high = np.array([bounds(c, (1 - LEVEL) / 2) for c in columns], float).reshape(-1, 2).T
-    return Band(iterations, np.array([float(c.mean) for c in columns]), low, high, len(values))
-
-
 def _need(setting: Setting, lack: Lack) -> Need:
-    contrast = setting.contrast
+    contrast, runs, claim = setting.contrast, setting.runs, lack.claim
     both = contrast.scratch[-1:] + contrast.other[-1:]
-    length = max((c.length for c in both), default=0) or max(r.iterations for r in setting.runs)
+    length = max((c.length for c in both), default=0) or max(r.iterations for r in runs)
+    cpu = on_processors(runs)
     if lack.longer:
-        return _longer(setting, both, length, lack)
-    common = contrast.common()
-    if lack.claim != "end" and common:
+        # Twice the longest training: from the first rate drop on, before which they are one run.
+        seeds, hours = max(LEAST_SEEDS, lack.have), 0.0
+        for curves in both:
+            shared = min(curves.drops[:1] or (0,)) * min(len(curves.seeds), seeds)
+            share = (2 * length * seeds - shared) / curves.length
+            hours += share * mean_hours(r for r in runs if r.schedule == curves.schedule)
+        return Need(claim, "length", seeds, 2 * length, hours, cpu)
+    if claim != "end" and (common := contrast.common()):
         length = common[0][0].length
-    planned = [r for r in setting.runs if r.iterations == length]
     more = None if math.isinf(lack.seeds) else max(1, int(lack.seeds) - lack.have)
-    cost = mean_hours(planned or setting.runs)
-    hours = None if cost is None or more is None else 2 * more * cost
-    return Need(lack.claim, "seeds", more, length, hours, on_processors(setting.runs))
+    each = mean_hours([run for run in runs if run.iterations == length] or runs)
+    return Need(claim, "seeds", more, length, 2 * each * more if more else math.inf, cpu)
 
 
-def _longer(setting: Setting, both: Sequence[Curves], length: int, lack: Lack) -> Need:
-    """Twice the longest training: from the first rate drop on, before which they are one run."""
-    seeds = max(LEAST_SEEDS, lack.have)
-    total: float | None = 0.0
-    for curves in both:
-        runs = [run for run in setting.runs if run.schedule == curves.schedule]
+def setting_text(setting: Setting) -> str:
+    """Returns what is trained on what: "demo: Mask R-CNN ..., 3,000 training images"."""
+    what = setting.runs[0].description or f"{setting.scratch} and {setting.other}"
+    images = "" if setting.images is None else f", {setting.images:,} training images"
+    boxes = "" if setting.instances is None else f", {setting.instances:.1f} instances an image"
+    margin = f", margin {setting.limits.margin:g} {metric_name(setting.metric)}"
+    return f"{setting.results.study}: {what}{images}{boxes}{margin}"
+
+
+def lines_of(
+    parts: Sequence[Part],
+    masks: Sequence[Need],
+    worth: Sequence[Worth],
+    ranks: str,
+    lost: str,
+    assuming: str,
+    level: float,
+) -> tuple[Line, ...]:
+    """Returns the lines of an answer."""
+    first = parts[0].setting
+    largest = [part for part in parts if part.setting.size == first.size]
+    several, smaller = len(largest) > 1, parts[len(largest) :]
+    lines: list[Line] = []
+    for part in largest:
+        both = ": both from random weights" * part.setting.both_random
+        pair = f"{part.setting.other}, {first.scratch}{both}"
+        lines += [Line("setting", "", pair)] if several else []
+        lines += [_claim_line(part, verdict) for verdict in part.judged.asked]
+    absent = ", ".join(map(metric_name, first.without))
+    stands_in = f"{metric_name(first.metric)}, since no finished run has a number for {absent}"
+    cost, other = ("cost, {}", "the other arm") if several else ("cost", first.other)
+    numbers = (
+        f"leads: {other} less {first.scratch}, by seed; in brackets one-sided bounds, so wide that "
+        f"all verdicts together are right with probability {level:g}"
+    )
+    lines += [
+        *map(_size_line, smaller),
+        Line("worth", "worth", _worth_text(worth, parts) if smaller else ""),
+        Line("ranks", "ranks", ranks and ranks + _doubt(largest)),
+        *(Line("cost", cost.format(p.setting.other), _cost_text(p.setting)) for p in largest),
+        Line("next", "next", _next_text(parts, masks)),
+        Line("setting", "judged by", stands_in if absent else ""),
+        Line("setting", "left out", lost),
+        Line("setting", "assuming", assuming),
+        Line("numbers", "numbers", numbers),
+    ]
+    return tuple(line for line in lines if line.text)
+
+
+def _title(part: Part, claim: str) -> str:
+    return {"early": "early", "at": f"at {part.judged.shortest}", "end": "at the end"}[claim]
+
+
+def _claim_line(part: Part, verdict: Verdict) -> Line:
+    claim, contrast = verdict.claim, part.setting.contrast
+    shown = interval_text(verdict, metric_name(part.setting.metric) if claim == "early" else "")
+    need = next((f"; {need.text()}" for need in part.needs if need.claim == claim), "")
+    if claim == "early" and shown:
+        length = min(curves.length for curves in contrast.shortest() or ())
+        shown += f" over the first {part.judged.until:,.0f} of {length:,} iterations"
+    at_end = f" at {contrast.scratch[-1].length:,} iterations" if contrast.scratch else ""
+    assuming = ", assuming" * verdict.assuming
+    if verdict.reason == "short":
+        text = f"undecided, {_why(part, verdict)}{need}"
+    elif verdict.verdict == UNDECIDED:
+        text = ": ".join(one for one in ("undecided", shown) if one)
+        text += f"; {_why(part, verdict)}{need}"
+    elif claim == "end" and verdict.verdict == NO:
+        caught = catch_up_text(part.judged.catch_up)
+        text = f"no{assuming}: {part.setting.scratch} ends no worse{at_end}, {shown}"
+        text += f"; it {caught}" * bool(caught)
+    else:
+        text = f"{verdict.verdict}{assuming}: {shown}"
+        text += at_end * (claim == "end")
+        text += f" ({seeds_text(verdict.seeds)})" * (claim == "early")
+    return Line(claim, _title(part, claim), text, verdict.verdict)
+
+
+def _why(part: Part, verdict: Verdict) -> str:
+    """Says why a claim is undecided."""
+    contrast, unit = part.setting.contrast, score_name(part.setting.metric)
+    if verdict.reason == "short":
+        if not contrast.learned:
+            return f"training too short: both arms end under {contrast.limits.least_ap:g} {unit}"
+        longest, half = contrast.scratch[-1].schedule, half_as_long(contrast.scratch)
+        if half is None:
+            return f"training too short: no schedule half as long shows that {longest} is enough"
+        gain = f"gains {contrast.gain:.1f} {unit} from {half.schedule} to {longest}"
+        if contrast.gain < contrast.limits.margin:
+            return f"not shown that training is long enough: {part.setting.scratch} {gain}"
+        return f"training too short: {part.setting.scratch} still {gain}"
+    nothing = f"has a number for {metric_name(part.setting.metric)}"
+    return {
+        "nothing": f"no seed of both arms {nothing if all(contrast.arms) else 'is finished'}",
+        "unasked": "the arms were not evaluated at the same iterations then",
+        "seeds": f"{seeds_text(verdict.seeds)}, a verdict needs {LEAST_SEEDS} or a stated noise",
+        "noise": "the interval holds both",
+        "low": f"both arms are under {contrast.limits.least_ap:g} {unit} until then",
+    }[verdict.reason]
+
+
+def _size_line(part: Part) -> Line:
+    shown = [
+        f"{_title(part, v.claim)} {v.verdict}"
+        + " (assuming)" * (v.assuming and v.verdict != UNDECIDED)
+        + f" {interval_text(v)}".rstrip()
+        + " (training too short)" * (v.reason == "short")
+        for v in part.judged.asked
+    ]
+    return Line("size", part.name, "; ".join(shown), part.judged.end.verdict)
+
+
+def _cost_text(setting: Setting) -> str:
+    """Says what each arm's shortest schedule costs that ends where the lower arm does."""
+    contrast = setting.contrast
+    if not all(contrast.ends()):
+        return ""
+    target = min(_mean(finals) for finals in contrast.ends())
+    cpu, shown = on_processors(setting.runs), []
+    for name, arm in zip(setting.arms, contrast.arms, strict=True):
+        reaching = next(c for c in arm if _mean(c.finals()) >= target)
+        runs = [run for run in setting.of(name) if run.schedule == reaching.schedule]
         hours = mean_hours(runs)
-        shared = min(curves.drops[:1] or (0,)) * min(len(curves.seeds), seeds)
-        share = (2 * length * seeds - shared) / curves.length
-        total = None if total is None or hours is None else total + share * hours
-    return Need(lack.claim, "length", seeds, 2 * length, total, on_processors(setting.runs))
+        if math.isinf(hours):
+            return ""
+        before = pretraining_text(runs[0].init) if runs[0].init.weights else ""
+        shown.append(f"{name} {hours_text(hours, cpu)} ({reaching.schedule}){before}")
+    return f"one run to {target:.1f} {score_name(setting.metric)}: {', '.join(shown)}"
+
+
+def _mean(finals: dict[int, float]) -> float:
+    return float(np.mean([*finals.values()])) if finals else -math.inf
+
+
+def _next_text(parts: Sequence[Part], masks: Sequence[Need]) -> str:
+    """Says what is undecided, the cheapest runs that would decide it, and what mask AP needs."""
+    verdicts = [verdict.verdict for part in parts for verdict in part.judged.asked]
+    needs = [(need, part) for part in parts for need in part.needs]
+    said, asked = "nothing undecided", ""
+    if count := verdicts.count(UNDECIDED):
+        said = f"{count} undecided, which more runs of the same kind cannot decide"
+    if count and needs:
+        need, part = min(needs, key=lambda one: one[0].hours)
+        where, asked = f", {part.name}" if part.name else "", need.text()
+        said = f"{count} undecided; cheapest is {_title(part, need.claim)}{where}: {asked}"
+    if masks:
+        need = min(masks, key=lambda one: one.hours)
+        same = need.text() == asked
+        said += f"; mask AP {'needs the same' if same else need.text('needs about')}"
+    return said
+
+
+def lost_text(runs: Sequence[RunRecord], found: Sequence[Setting]) -> str:
+    """Says which runs ended without a result, and at which sizes an arm is missing."""
+    lost: Counter[tuple[str, ...]] = Counter()
+    for run in runs:
+        size = "" if run.size is None else f", {run.size:,} images"
+        if run.size not in {setting.size for setting in found}:
+            lost[f"{run.arm}{size}", "without the other arm"] += 1
+        elif run.state in ("diverged", "failed"):
+            lost[f"{run.arm} {run.schedule}{size}", run.state] += 1
+    return "; ".join(f"{what}: {count} {why}" for (what, why), count in lost.items())
+
+
+def worths(found: Sequence[Setting]) -> tuple[Worth, ...]:
+    """Returns what pre-training is worth at each size, for the first other arm."""
+    sized = [s for s in reversed(found) if s.other == found[0].other and s.size]
+    ends = [s.contrast.ends() for s in sized]
+    seeds = set.intersection(*({*ours} & {*theirs} for ours, theirs in ends)) if ends else set()
+    if len(sized) < 2 or not seeds:
+        return ()
+    scratch, other = (
+        np.array([[pair[arm][seed] for pair in ends] for seed in sorted(seeds)]) for arm in (0, 1)
+    )
+    return worth_in_images([s.size or 0 for s in sized], scratch, other, sd=found[0].sd)
+
+
+def _worth_text(worth: Sequence[Worth], parts: Sequence[Part]) -> str:
+    of_one = [part for part in parts if part.setting.other == parts[0].setting.other]
+    inside = list(itertools.takewhile(lambda part: part.judged.end.verdict == NO, of_one))
+    assuming = ", assuming" * any(part.judged.end.assuming for part in of_one)
+    margin = f"; inside the margin from {inside[-1].setting.size:,} images on" if inside else ""
+    each = [f"{_one_worth(one)} at {one.size:,} images" for one in worth]
+    known = "; ".join(each) or "not known: no seed has both arms at every size"
+    return known + margin + assuming + _doubt(of_one)
+
+
+def _doubt(parts: Sequence[Part]) -> str:
+    """Says of ends that are compared as they are whether training may have been too short."""
+    return "; training may be too short" * any(p.judged.end.reason == "short" for p in parts)
+
+
+def _one_worth(one: Worth) -> str:
+    if math.isinf(one.low):
+        return f"> {one.most:.1f} times the training images, beyond the largest size,"
+    ratio, high = (
+        f"> {one.most:.1f}" if math.isinf(x) else f"{x:.1f}" for x in (one.ratio, one.high)
+    )
+    if math.isnan(one.low):
+        return f"{ratio} times (too few seeds for an interval)"
+    low = f"{one.low:.1f}" if one.low else "< 1"
+    return f"{ratio} [{low}, {high}] times the training images"
+
+
+def ranking(found: Sequence[Setting], alpha: float) -> str:
+    """Ranks the arms of the largest size by their final AP; "" for two arms.
+
+    Every pair of arms is compared by a two-sided t test, adjusted by Holm's method; the intervals
+    of neighbours are simultaneous for all pairs (Bonferroni).
+    """
+    largest = [s for s in found if s.size == found[0].size]
+    if len(largest) < 2:
+        return ""
+    arms = {s.other: s.contrast.ends()[1] for s in largest}
+    arms[largest[0].scratch] = largest[0].contrast.ends()[0]
+    order = sorted(arms, key=lambda arm: -_mean(arms[arm]))
+    pairs = list(itertools.combinations(order, 2))
+    leads = {(a, b): spread(paired(arms[b], arms[a]), found[0].sd) for a, b in pairs}
+    p = dict(zip(pairs, holm([min(two_sided(leads[pair], 0.0)) for pair in pairs]), strict=True))
+    text = order[0]
+    for pair in itertools.pairwise(order):
+        low, high = (signed(x) for x in bounds(leads[pair], alpha / 2 / len(pairs)))
+        interval = f" [{low}, {high}]" if low != "+nan" else ""
+        interval += ", assuming" * math.isinf(leads[pair].df)
+        sign = ">" if p[pair] <= alpha else "~"
+        text += f" {sign} {pair[1]} ({signed(leads[pair].mean)}{interval})"
+    return text
 
 
 def answers_text(

@@ -1,4 +1,8 @@
-"""Scratch against one other arm: from curves to the claims of an answer; pure, on arrays."""
+"""Scratch against one other arm: from curves to the claims of an answer, and where it catches up.
+
+Pure, on arrays. Those of :func:`regions` and :func:`smoothed` may have leading axes, one entry for
+each simulated study.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scratch_vs_pretrain.analysis.stats.crossing import Region, region, smoothed
 from scratch_vs_pretrain.analysis.stats.verdicts import (
     ALPHA,
     LEAST_SD,
     LEAST_SEEDS,
+    LEVEL,
     NO,
     OPEN,
     SHUT,
@@ -19,11 +23,21 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     Claim,
     Gate,
     Verdict,
+    bounds,
     gate,
     judge,
     quantile,
     spread,
 )
+
+# More seeds are never said to be needed.
+MOST_SEEDS = 100
+
+# Of where a lead reaches a bound, as differences of log iterations. 0.5: from 0.6 to 1.6 times the
+# iteration.
+WINDOW = 0.5  # of the smoother, to either side
+STAY = 0.15  # over so much a lead is to stay inside the bound, or it has not come there
+POINTS = 300
 
 
 @dataclass(frozen=True)
@@ -91,14 +105,9 @@ class Contrast:
         return None if self.sd is None else self.sd * math.sqrt(2)
 
     @property
-    def shorter(self) -> Curves | None:
-        """Scratch's longest schedule that is at most half as long as its longest."""
-        return half_as_long(self.scratch)
-
-    @property
     def gain(self) -> float:
         """AP that scratch gains from there, mean over seeds; NaN where unknown."""
-        gains = growth(self)[0]
+        gains, *_ = growth(self)
         return math.nan if gains is None else float(spread(gains).mean)
 
     def ends(self) -> tuple[dict[int, float], dict[int, float]]:
@@ -126,6 +135,19 @@ class Contrast:
         if self.scratch and self.other:
             return (*self.common(), (self.scratch[0], self.other[0]))[0]
         return None
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where the mean lead reaches a bound."""
+
+    # The earliest point that the data allow: 0 if it may lie before them, infinite if the lead is
+    # above the bound up to their end, so that the point is censored.
+    low: float
+    high: float  # the latest; infinite if the data allow that it is not reached by their end
+    # Where the mean itself reaches it to stay; infinite if it does not, NaN unknown.
+    estimate: float
+    end: float  # of the data
 
 
 @dataclass(frozen=True)
@@ -246,37 +268,29 @@ def half_as_long(arm: tuple[Curves, ...]) -> Curves | None:
     return next((c for c in reversed(arm) if 2 * c.length <= arm[-1].length), None)
 
 
-Growth = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
-
-
-def growth(contrast: Contrast) -> Growth:
+def growth(contrast: Contrast) -> list[np.ndarray | None]:
     """Returns what each arm gains, and how the lead changes, from half as long to the longest.
 
     Each is (n,) over seeds; None without a schedule that is at most half as long.
     """
-    ours, theirs = (s.finals() if s else None for s in map(half_as_long, contrast.arms))
+    ours, theirs = (half.finals() if half else None for half in map(half_as_long, contrast.arms))
     ends, change = contrast.ends(), None
     if ours is not None and theirs is not None:
         change = paired(lead_by_seed(ours, theirs), lead_by_seed(*ends))
     gains = (b if b is None else paired(b, e) for b, e in zip((ours, theirs), ends, strict=True))
-    return (*gains, change)  # type: ignore[return-value]
+    return [*gains, change]
 
 
 def end_gate(contrast: Contrast) -> Gate:
     """Returns the gate of claims about the end; SHUT where nothing tells whether it is one."""
-    grown, sd = growth(contrast), contrast.sd
+    grown, noises = growth(contrast), (contrast.sd, contrast.sd, contrast.sd_of_change)
     if grown[0] is None and grown[1] is None:
         return OPEN if contrast.converged else SHUT
-    noises = (sd, sd, contrast.sd_of_change)
     ours, theirs, change = (
         values if values is None else spread(values, noise)
         for values, noise in zip(grown, noises, strict=True)
     )
     return gate(ours, theirs, change, contrast.limits.margin)
-
-
-# More are never said to be needed.
-MOST_SEEDS = 100
 
 
 def _lack(contrast: Contrast, verdict: Verdict, leads: np.ndarray, alpha: float) -> Lack:
@@ -327,13 +341,153 @@ def _fewest_seeds(values: np.ndarray, distance: float, sd: float | None, alpha: 
 
 
 def _catch_up(contrast: Contrast) -> Region | None:
-    common = contrast.common()
-    if not common:
+    if not (common := contrast.common()):
         return None
     ours, theirs = common[-1]
     at, leads = shared_leads(ours, theirs)
     at, leads = at[at > 0], leads[:, at > 0]
     if len(at) < 2 or (len(leads) < LEAST_SEEDS and contrast.sd is None):
         return None
-    grid, curves = smoothed(at, leads, ours.drops)
-    return region(grid, curves, contrast.limits.margin, sd=contrast.sd)
+    return region(*smoothed(at, leads, ours.drops), contrast.limits.margin, sd=contrast.sd)
+
+
+def smoothed(
+    iterations: ArrayLike, values: np.ndarray, drops: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Smooths curves over the logarithm of iterations; never across a drop of the rate.
+
+    Each is smoothed alone, by local quadratic regression (Cleveland 1979, JASA 74).
+
+    Args:
+        iterations: (k,) of the evaluations, ascending, above 0.
+        values: (..., k); of (g,) other iterations they are returned.
+        drops: iterations after which the rate is another.
+    """
+    at = np.asarray(iterations, float)
+    grid = np.geomspace(at[0], at[-1], POINTS) if len(at) > 1 else at
+    phase = np.searchsorted(drops, at, side="left")
+    weights = np.zeros((len(grid), len(at)))
+    known = np.unique(phase)
+    # A stretch whose own phase was not evaluated takes the nearest later evaluation's phase.
+    of = known[np.minimum(np.searchsorted(known, np.searchsorted(drops, grid)), len(known) - 1)]
+    for one in known:
+        rows, columns = np.flatnonzero(of == one), np.flatnonzero(phase == one)
+        weights[np.ix_(rows, columns)] = _local(np.log(at[columns]), np.log(grid[rows]))
+    return grid, values @ weights.T
+
+
+def _local(x: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Returns (g, k) weights of local quadratic regression, tricube in a window."""
+    degree = min(2, len(x) - 1)
+    distance = np.abs(grid[:, None] - x)
+    nearest = np.sort(distance, axis=1)[:, min(degree + 1, len(x) - 1)]
+    width = np.maximum(WINDOW, 1.01 * nearest)
+    tricube = np.clip(1 - (distance / width[:, None]) ** 3, 0, None) ** 3
+    powers = (x - grid[:, None])[..., None] ** np.arange(degree + 1)
+    weighted = powers * tricube[..., None]
+    inverse = np.linalg.pinv(np.swapaxes(powers, 1, 2) @ weighted)
+    return (inverse @ np.swapaxes(weighted, 1, 2))[:, 0]
+
+
+def regions(
+    grid: np.ndarray, values: np.ndarray, bound: float, *, sd: float | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (...) low, high and estimate, as :class:`Region` has them.
+
+    They are Fieller's (1954, J. R. Stat. Soc. B 16): all points at which a two-sided t test over
+    seeds does not reject "the mean lead here is the bound". The smoother is linear in the
+    evaluations, so that the t test stays exact for normal noise, whether evaluations of a run are
+    independent or not, and however often a run is evaluated. No crossing of single noisy curves is
+    ever taken: those come late by construction. ``benchmarks/verdicts.py`` measures how often the
+    region holds the true point.
+
+    (..., n, g) leads of n seeds over (g,) grid, ascending and above 0, reach the bound from above.
+    Below three seeds, `sd` is the assumed standard deviation of a lead.
+    """
+    found = spread(np.swapaxes(values, -1, -2), sd)
+    low, high = bounds(found, (1 - LEVEL) / 2)
+    known = np.isfinite(low).all(axis=-1)
+    # Between few and noisy evaluations the lower bound dips below any lead; within the smoother's
+    # window, all points are nearly one test, so that asking for all of them costs little error.
+    begins = np.array([0.0, *grid[:-1], math.inf])[_stays(grid, low <= bound, WINDOW)]
+    ends, estimate = (
+        np.append(grid, math.inf)[_stays(grid, inside, STAY)]
+        for inside in (high < bound, found.mean <= bound)
+    )
+    ends = np.maximum(ends, begins)
+    return (
+        np.where(known, begins, math.nan),
+        np.where(known, ends, math.nan),
+        np.where(known, np.clip(estimate, begins, ends), estimate),
+    )
+
+
+def _stays(grid: np.ndarray, inside: np.ndarray, stretch: float) -> np.ndarray:
+    """Returns the place from which `inside` holds over a stretch, or to the end; g if none is."""
+    until = np.searchsorted(grid, grid * math.exp(stretch))
+    outside = np.concatenate(
+        [np.zeros((*inside.shape[:-1], 1)), np.cumsum(~inside, axis=-1)], axis=-1
+    )
+    holds = outside[..., until] == outside[..., : len(grid)]
+    return np.where(holds.any(axis=-1), np.argmax(holds, axis=-1), len(grid))
+
+
+def region(
+    grid: np.ndarray, values: np.ndarray, bound: float, *, sd: float | None = None
+) -> Region:
+    """Returns the region of one study; see :func:`regions`."""
+    return Region(*map(float, (*regions(grid, values, bound, sd=sd), grid[-1])))
+
+
+def catch_up_text(region: Region | None) -> str:
+    """Returns "caught up between 4,300 and 6,200"; empty where nothing can be said."""
+    if region is None or math.isnan(region.low):
+        return ""
+    if math.isinf(region.low):
+        return f"had not caught up by {region.end:,.0f}"
+    if math.isinf(region.high):
+        earliest = f", not before {_round(region.low)}" * bool(region.low)
+        return f"may have caught up by {region.end:,.0f}{earliest}"
+    if not region.low:
+        return f"caught up by {_round(region.high)}"
+    return f"caught up between {_round(region.low)} and {_round(region.high)}"
+
+
+def _round(iterations: float) -> str:
+    """Returns two digits of it: what a region's end is known to, at best."""
+    digits = max(0, math.floor(math.log10(max(iterations, 1))) - 1)
+    return f"{round(iterations, -digits):,.0f}"
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What pre-training is worth, in training images, at one size."""
+
+    size: int  # training images of the pretrained arm
+    # Of images with which scratch reaches the same AP; infinite beyond the largest size.
+    ratio: float
+    # Its bounds; NaN where too few seeds allow none, `low` infinite where scratch needs more than
+    # the largest size.
+    low: float
+    high: float  # likewise; infinite where that is not excluded
+    most: float  # the largest ratio that the sizes can show
+
+
+def worth_in_images(
+    sizes: ArrayLike, scratch: np.ndarray, other: np.ndarray, *, sd: float | None = None
+) -> tuple[Worth, ...]:
+    """Says for each size with how many times the images scratch reaches the other arm's AP.
+
+    Straight lines in log images join scratch's sizes, and are not continued beyond them
+    ("effective data transferred", Hernandez et al. 2021, arXiv 2102.01293).
+
+    (n, k) AP of both arms is that of the same seeds with (k,) sizes, ascending; `sd` as above.
+    """
+    images = np.asarray(sizes, float)
+    found = []
+    for at, size in enumerate(images[:-1]):
+        grid = np.geomspace(size, images[-1], POINTS)
+        ours = np.array([np.interp(np.log(grid), np.log(images), row) for row in scratch])
+        r = region(grid, other[:, at, None] - ours, 0.0, sd=sd)
+        found.append(Worth(int(size), *(x / size for x in (r.estimate, r.low, r.high, r.end))))
+    return tuple(found)

@@ -106,6 +106,24 @@ def spread(values: ArrayLike, sd: float | None = None) -> Spread:
     return Spread(mean, np.full(mean.shape, max(sd, LEAST_SD) / math.sqrt(n)), math.inf, n)
 
 
+@dataclass(frozen=True)
+class Band:
+    """A mean over seeds with its pointwise 95 % interval."""
+
+    iterations: np.ndarray  # (k,)
+    mean: np.ndarray  # (k,)
+    low: np.ndarray  # (k,), NaN below three seeds
+    high: np.ndarray  # (k,)
+    seeds: int
+
+
+def band_of(iterations: np.ndarray, values: np.ndarray) -> Band:
+    """Summarizes (n, k) values of n seeds at (k,) iterations."""
+    columns = [spread(column) for column in values.T]
+    low, high = np.array([bounds(c, (1 - LEVEL) / 2) for c in columns], float).reshape(-1, 2).T
+    return Band(iterations, np.array([float(c.mean) for c in columns]), low, high, len(values))
+
+
 def alpha_of(level: float = LEVEL, look: int = 1, looks: int = 1) -> float:
     """Returns the error that one look may spend: an equal part of most of 1 - `level`.
 
@@ -296,6 +314,26 @@ def _verdict(claim: Claim, yes: bool, no: bool, alpha: float, margin: float) -> 
             reason = "noise"
     assuming = math.isinf(lead.df)
     return Verdict(claim.name, verdict, float(lead.mean), low, high, lead.n, assuming, reason)
+
+
+def interval_text(verdict: Verdict, unit: str = "") -> str:
+    """Returns "+5.8 box AP [+3.1, +8.5]"; without the interval where there is none."""
+    if not math.isfinite(verdict.mean):
+        return ""
+    unit = f" {unit}" if unit else ""
+    if verdict.low is None or verdict.high is None:
+        return f"{signed(verdict.mean)}{unit}"
+    return f"{signed(verdict.mean)}{unit} [{signed(verdict.low)}, {signed(verdict.high)}]"
+
+
+def signed(value: float | np.ndarray) -> str:
+    """Returns a number with its sign and one decimal; nothing is "-0.0"."""
+    return f"{round(float(value), 1) + 0.0:+.1f}"
+
+
+def seeds_text(seeds: int) -> str:
+    """Returns "1 seed" or "3 seeds"."""
+    return f"{seeds} seed{'s' * (seeds != 1)}"
 
 
 def paired_power(seeds: int, gap: float, noise: float, level: float = LEVEL) -> float:

@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from scratch_vs_pretrain.analysis.runs.records import Records
-from scratch_vs_pretrain.analysis.stats.comparison import Results, final_results, notes
-from scratch_vs_pretrain.analysis.stats.setting import metric_name
-from scratch_vs_pretrain.analysis.tables.pairs import within_noise
-from scratch_vs_pretrain.analysis.tables.table import Cell, Estimate, Table
+from scratch_vs_pretrain.analysis.runs import Records
+from scratch_vs_pretrain.analysis.stats.results import Results, final_results, metric_name, notes
+from scratch_vs_pretrain.analysis.tables import Cell, Estimate, Table
+from scratch_vs_pretrain.analysis.tables.studies import within_noise
 from scratch_vs_pretrain.errors import UserError
 
 # The zoo's numbers are from Detectron2 v0.6. Its pairs differ in more than their initial weights:
@@ -111,7 +110,10 @@ def published_table(runs: Records, by: str = "paper", kind: str = "schedules") -
         fields["experiment"] = "metrics"
     results = final_results(runs)
     ours = _of_our_data(results, published(by, **fields), fields["experiment"] or "")
-    numbers = [number for number in ours if _same_recipe(results, number)]
+    cascade = "cascade" in results.study.lower() or fields["experiment"] == "enhanced"
+    on_scratch = any(run.tuned_on == results.scratch for run in results.runs)
+    recipe = (cascade, on_scratch)
+    numbers = [n for n in ours if ("cascade" in n.note, "scratch arm" in n.note) == recipe]
     rows = tuple(row for number in numbers for row in _beside(results, number))
     theirs = sorted({f"{_our_metric(n)} at {n.schedule or 'best'}" for n in numbers})
     nothing = f"Nothing to compare: no finished run here has the {by}'s {', '.join(theirs)}."
@@ -153,12 +155,6 @@ def _of_our_data(
         f"study {results.study} is {there}, the paper's {experiment} numbers on "
         f"{', '.join(sorted(theirs)) or 'nothing that fits'}; they cannot be compared"
     )
-
-
-def _same_recipe(results: Results, number: PublishedNumber) -> bool:
-    cascade = "cascade" in results.study.lower() or number.experiment == "enhanced"
-    on_scratch = any(run.tuned_on == results.scratch for run in results.runs)
-    return ("cascade" in number.note) == cascade and ("scratch arm" in number.note) == on_scratch
 
 
 def _beside(results: Results, number: PublishedNumber) -> Iterator[tuple[Cell, ...]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import itertools
 import json
 import sys
 import time
@@ -11,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from scratch_vs_pretrain.analysis.runs import Records, RunRecord, load_runs
 from scratch_vs_pretrain.analysis.runs.numbers import read_evaluation
-from scratch_vs_pretrain.analysis.runs.records import Records, RunRecord, load_runs
-from scratch_vs_pretrain.analysis.tables.table import Cell, Table, render
+from scratch_vs_pretrain.analysis.tables import Cell, Table, render
 from scratch_vs_pretrain.config import differences
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -44,10 +45,8 @@ def _row(run: RunRecord, damaged: list[str]) -> tuple[Cell, ...]:
     except UserError as error:
         damaged.append(str(error))
     if seconds is not None:
-        try:
-            left = str(datetime.timedelta(seconds=round(seconds)))
-        except OverflowError:
-            left = "for ever"
+        endless = seconds > datetime.timedelta.max.total_seconds()
+        left = "for ever" if endless else str(datetime.timedelta(seconds=round(seconds)))
     if run.state == "planned" and run.branch_of is not None:
         waits = f"begins at iteration {run.branch_at} of {run.branch_of}"
     more = (run.state, far, score, left, run.reason or waits)
@@ -146,22 +145,16 @@ def runs_table(runs: Records) -> Table:
         hours = None if run.seconds is None else run.seconds / 3600
         far = (run.state, run.iteration, run.iterations, hours, run.reason)
         rows.append((run.arm, run.schedule, run.seed, *far))
+    known = {row[:3] for row in rows}
+    seeds = sorted({run.seed for run in runs if run.seed is not None})
+    for arm in runs[0].arm_order or dict.fromkeys(run.arm for run in runs):
+        mine = [run.schedule for run in runs if run.arm == arm] or [run.schedule for run in runs]
+        for one in itertools.product([arm], dict.fromkeys(mine), seeds):
+            if one not in known:
+                rows.append((*one, "no folder", None, None, None, None))
     header = ("arm", "schedule", "seed", "state", "iteration", "of", "hours", "reason")
     title = "Every run; those that are not finished enter no mean"
-    return Table(title, header, (*rows, *_absent(runs)))
-
-
-def _absent(runs: Records) -> Iterator[tuple[Cell, ...]]:
-    """Yields the runs without a folder whose schedule and seed other arms of the study have."""
-    known = {(run.arm, run.schedule, run.seed) for run in runs}
-    seeds = sorted({run.seed for run in runs if run.seed is not None})
-    arms = runs[0].arm_order or tuple(dict.fromkeys(run.arm for run in runs))
-    for arm in arms:
-        mine = list(dict.fromkeys(run.schedule for run in runs if run.arm == arm))
-        for schedule in mine or dict.fromkeys(run.schedule for run in runs):
-            for seed in seeds:
-                if (arm, schedule, seed) not in known:
-                    yield (arm, schedule, seed, "no folder", None, None, None, None)
+    return Table(title, header, tuple(rows))
 
 
 def provenance_table(runs: Records) -> Table:

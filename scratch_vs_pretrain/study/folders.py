@@ -1,8 +1,9 @@
-"""Writes the run folders of a study, and checks those that are there."""
+"""The run folders of a study: written once all that its runs need is there, checked, pruned."""
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +11,21 @@ from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain.config import config_text, differences, load_config
 from scratch_vs_pretrain.errors import UserError, say
-from scratch_vs_pretrain.modeling.checkpoint_file import (
-    forget_checkpoints,
-    read_metadata,
-    weights_sha256,
-)
-from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
+from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders, write_atomically
 from scratch_vs_pretrain.run_info import Init, Noise, PretrainingCost, RunInfo, Switch
-from scratch_vs_pretrain.study.audit import Audit, audit, switched_study
-from scratch_vs_pretrain.study.inputs import check_trainable, with_origins
+from scratch_vs_pretrain.study import resolve
+from scratch_vs_pretrain.study.audit import Audit, audit
 from scratch_vs_pretrain.study.plan import training_images
-from scratch_vs_pretrain.study.resolve import (
-    arm_branches,
-    resolved_schedule,
-    run_config,
-    schedules_of,
-)
-from scratch_vs_pretrain.study.schedule import own_start
+from scratch_vs_pretrain.study.sections import own_start
 from scratch_vs_pretrain.study.spec import Run, Study
-from scratch_vs_pretrain.training.checkpoint import ENDED
+from scratch_vs_pretrain.training.checkpoint import ENDED, newest_first, read, trunk_of
 
 # What run.json states of a run before it starts; a folder that differs in these is another run.
 IDENTITY = ("study", "arm", "schedule", "seed")
 # And by what the study's answer judges it, which may change; all but the first are `answer`'s.
 JUDGED_BY = ("noise", "margin", "level", "metric", "converged")
+# Of a run that goes on, the second is there should the newest be damaged.
+NEWEST = 2
 
 
 def prepare(study: Study, output: Path) -> list[RunFolder]:
@@ -46,8 +38,11 @@ def prepare(study: Study, output: Path) -> list[RunFolder]:
             :func:`check_trainable`; a folder holds a run of another config or of other weights; or
             a folder cannot be written. Nothing was started.
     """
+    from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoints
+    from scratch_vs_pretrain.study.rehearsal import check_trainable
+
     parts = [
-        (one, audit(one), {seed: with_origins(one, seed, output) for seed in one.seeds})
+        (one, audit(one), {seed: resolve.with_origins(one, seed, output) for seed in one.seeds})
         for one in study.by_size()
     ]
     for one, _, started in parts:
@@ -66,12 +61,10 @@ def prepare(study: Study, output: Path) -> list[RunFolder]:
 
 def _prepare_run(study: Study, run: Run, audited: Audit, output: Path) -> RunFolder:
     folder = run.folder(output)
-    files = {folder.config_file: run_config(study, run)}
+    files = {folder.config_file: resolve.run_config(study, run)}
     if study.switch:
-        files = {
-            folder.config_file: run_config(switched_study(study), run),
-            folder.before_switch_file: files[folder.config_file],
-        }
+        files[folder.before_switch_file] = files[folder.config_file]
+        files[folder.config_file] = resolve.run_config(resolve.switched_study(study), run)
     described = _describe(study, run, files[folder.config_file], audited)
     if folder.run_file.exists():
         there = folder.read()
@@ -96,8 +89,8 @@ def _plan_branches(study: Study, output: Path) -> None:
         folders = {spec.name: study.run(arm, spec, seed).folder(output) for spec in arm.schedules}
         runs = {name: folder.read() for name, folder in folders.items()}
         begun = [name for name, run in runs.items() if folders[name].state_of(run) != "planned"]
-        branches = arm_branches(study, arm, begun)
-        for schedule in schedules_of(study, arm):
+        branches = resolve.arm_branches(study, arm, begun)
+        for schedule in resolve.schedules_of(study, arm):
             name = schedule.name
             run, points = runs[name], {one.at for one in branches.values() if one.of == name}
             # From its first rate drop, a schedule that is longer can begin on another day.
@@ -120,7 +113,9 @@ def _update_idle(folder: RunFolder, there: RunInfo, **changes: Any) -> None:
 
 
 def _describe(study: Study, run: Run, cfg: CfgNode, audited: Audit) -> RunInfo:
-    weights, schedule = run.arm.weights, resolved_schedule(study, run.arm, run.schedule)
+    from scratch_vs_pretrain.modeling.checkpoint_file import read_metadata, weights_sha256
+
+    weights, schedule = run.arm.weights, resolve.resolved_schedule(study, run.arm, run.schedule)
     judged: dict[str, Any] = {name: getattr(study.answer, name, None) for name in JUDGED_BY[1:]}
     return RunInfo(
         study=study.name,
@@ -166,6 +161,7 @@ def _refuse_another_run(
     changed = [
         f"{key} ({values['there']!r} there, {values['now']!r} now)"
         for file, cfg in files.items()
+        if there.switch or file != folder.before_switch_file
         for key, values in differences({"there": load_config(file), "now": cfg}).items()
         # The same weights may lie elsewhere; their sha256 is compared below.
         if key != "MODEL.WEIGHTS"
@@ -184,3 +180,86 @@ def _refuse_another_run(
             f"{folder.path}: holds a run that started from other weights (sha256 {before} there, "
             f"{now} now); choose another output folder, or restore the weights"
         )
+
+
+def find_waste(root: Path, final: bool = False) -> dict[Path, str]:
+    """Returns the files and folders below `root` that may be deleted, and why.
+
+    Of a run in training there are none. Of others these stay: the newest checkpoints of one that
+    goes on, the final model, the checkpoint of the first rate drop, from which a longer schedule
+    can begin, and any from which a run is to begin that is planned.
+
+    Args:
+        root: holds run folders.
+        final: finished runs give up their final models and branch points, too, unless a planned
+            run begins there; they can then be neither exported nor made longer.
+    """
+    folders = find_run_folders(root)
+    if not folders:
+        raise UserError(f"{root}: holds no runs; name the folder that svp run wrote into")
+    needed = {file for folder in folders for file in _origin(folder)}
+    found = {
+        file: why
+        for folder in folders
+        if not folder.is_locked() and folder.state() != "running"
+        for file, why in _of_run(folder, final)
+        if file not in needed
+    }
+    caches = (index.parent for index in sorted(root.rglob("*.cache/index.json")))
+    return found | dict.fromkeys(caches, "cache of svp collect")
+
+
+def _origin(folder: RunFolder) -> list[Path]:
+    """Returns the checkpoint from which a run that has not begun is to begin, if it is a branch."""
+    trunk, branch = trunk_of(folder), folder.read().branch
+    if trunk is None or branch is None or folder.state() in ENDED:
+        return []
+    # Where that one is missing, the newest before it serves.
+    return _newest([file for file in newest_first(trunk) if int(file.stem) <= branch.at], 1)
+
+
+def _of_run(folder: RunFolder, final: bool) -> Iterator[tuple[Path, str]]:
+    for file in sorted(folder.path.rglob(".*.tmp")):
+        yield file, "left by a process that was killed"
+    state, files = folder.state(), newest_first(folder)
+    points = set(folder.read().branch_points)
+    keep = {"finished": 1, "diverged": 0}.get(state, NEWEST)
+    if state == "diverged" or (final and state == "finished"):
+        keep, points = 0, set()
+    for file in reversed(files[len(_newest(files, keep)) :]):
+        if int(file.stem) not in points:
+            yield file, f"checkpoint of a run that is {state}"
+
+
+def _newest(files: list[Path], count: int) -> list[Path]:
+    """Returns the first of `files` among which so many can be read, or all where fewer can."""
+    if len(files) <= count:
+        return files
+    readable = 0
+    for number, file in enumerate(files):
+        if readable == count:
+            return files[:number]
+        readable += read(file, numbers=False) is not None
+    return files
+
+
+def freed_bytes(paths: Iterable[Path]) -> int:
+    """Returns what deleting these frees; of a file with several names, only with the last one."""
+    links: dict[tuple[int, int], int] = {}
+    total = 0
+    for path in paths:
+        for file in [path] if path.is_file() else path.rglob("*"):
+            stat = file.stat()
+            key = stat.st_dev, stat.st_ino
+            links[key] = links.get(key, 0) + 1
+            total += stat.st_size if links[key] == stat.st_nlink and file.is_file() else 0
+    return total
+
+
+def delete(paths: Iterable[Path]) -> None:
+    """Deletes files and folders."""
+    for path in paths:
+        try:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be deleted ({error.strerror})") from None
