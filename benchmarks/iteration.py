@@ -37,7 +37,7 @@ from scratch_vs_pretrain.config import config_text, default_config, merge_file, 
 from scratch_vs_pretrain.data.datasets import register
 from scratch_vs_pretrain.data.shapes import ShapesSpec, make_shapes
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.training.exactness import deterministic_kernels
+from scratch_vs_pretrain.training.kernels import deterministic_kernels
 from scratch_vs_pretrain.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -8,8 +8,10 @@ from typing import Any
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
-from scratch_vs_pretrain.modeling.backbone import build_svp_resnet_fpn_backbone
-from scratch_vs_pretrain.modeling.vgg import build_svp_vgg16_backbone
+from scratch_vs_pretrain.modeling.backbone import (
+    build_svp_resnet_fpn_backbone,
+    build_svp_vgg16_backbone,
+)
 
 
 @BACKBONE_REGISTRY.register()

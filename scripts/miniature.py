@@ -18,8 +18,8 @@ from scratch_vs_pretrain.data.shapes import (
     ShapesSpec,
     make_shapes,
 )
+from scratch_vs_pretrain.pretraining import PretrainSpec
 from scratch_vs_pretrain.pretraining.pretrain import pretrain
-from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 
 ROOT = Path(__file__).parents[1]
 # Objects that wear their class's coat always, on quiet backgrounds, are learnt in some hundreds of

@@ -29,8 +29,8 @@ DEMO_CONFIG = Path(__file__).parents[1] / "configs/demo_mask_rcnn_R_18_FPN_gn.ya
 @pytest.fixture
 def load_backbone():
     """Returns what fills a model's bottom-up network with a checkpoint's tensors and reports."""
+    from scratch_vs_pretrain.modeling.backbone import pretrained_part
     from scratch_vs_pretrain.modeling.initial import match_backbone
-    from scratch_vs_pretrain.modeling.vgg import pretrained_part
 
     def load(model, state, *arguments, **options):
         report, tensors = match_backbone(model, state, *arguments, **options)

@@ -26,13 +26,13 @@ MAY_IMPORT = {
 # that are lowered whenever a room gets thinner, on the way to 17,000 lines in all.
 CEILINGS = {
     "": 1_947,
-    "study": 3_859,
-    "training": 1_907,
+    "study": 3_855,
+    "training": 1_802,
     "evaluation": 898,
-    "pretraining": 581,
-    "data": 2_591,
-    "modeling": 1_790,
-    "analysis": 6_088,
+    "pretraining": 539,
+    "data": 2_590,
+    "modeling": 1_607,
+    "analysis": 6_082,
     "cli": 1_009,
 }
 MOST_LINES_OF_A_MODULE = 500

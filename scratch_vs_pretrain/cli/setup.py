@@ -313,8 +313,8 @@ def _check_data(options: argparse.Namespace) -> int:
 )
 def _pretrain(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.config import load_config
+    from scratch_vs_pretrain.pretraining import PretrainSpec
     from scratch_vs_pretrain.pretraining.pretrain import pretrain
-    from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 
     names = {field.name for field in fields(PretrainSpec)}
     given = {name: value for name, value in vars(options).items() if value is not None}

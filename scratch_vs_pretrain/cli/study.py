@@ -179,7 +179,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError("--budget goes with --until answered; add it, or leave the budget out")
     from scratch_vs_pretrain.study.adaptive import Adaptive
     from scratch_vs_pretrain.study.launch import make_slots, report, run_study
-    from scratch_vs_pretrain.training.branch import ENDED
+    from scratch_vs_pretrain.training.checkpoint import ENDED
 
     cluster = None
     if options.launcher:

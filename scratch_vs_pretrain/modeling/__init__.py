@@ -1,3 +1,3 @@
 """Networks, their initialization and their checkpoints; importing it registers the networks."""
 
-from scratch_vs_pretrain.modeling import backbone, timm_backbone, vgg  # noqa: F401
+from scratch_vs_pretrain.modeling import backbone  # noqa: F401

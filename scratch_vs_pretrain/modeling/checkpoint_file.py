@@ -1,21 +1,31 @@
-"""Checkpoint files: found, opened and hashed once, and read without executing what they hold."""
+"""Checkpoint files: found, opened and hashed once, and read without executing what they hold.
 
+Python's own unpickler builds whatever a file names. Here each of a fixed list of names stands for
+code below, dtypes come by name, and arrays and tensors are cut out of the file's bytes after shape
+and size were checked. Everything else is refused.
+"""
+
+import collections
 import functools
 import hashlib
 import io
 import json
+import math
+import pickle
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.checkpoint import catalog as _catalog  # noqa: F401  registers catalog://
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.unpickling import Refused, read_torch_or_pickle
 from scratch_vs_pretrain.run_folder import write_for_user
 
 # Where checkpoints keep the state dict among other things.
@@ -145,15 +155,18 @@ def load(path: Path, source: str) -> Any:
     """
     try:
         with path.open("rb") as file:
-            is_safetensors = file.read(9)[8:] == b"{"
-        if is_safetensors:
+            start = file.read(len(_LEGACY))
+        if start[8:9] == b"{":
             from safetensors.torch import load_file
 
             return load_file(path)
-        return read_torch_or_pickle(path)
+        if start.startswith(b"PK\x03\x04"):
+            return _read_archive(path)
+        content = io.BytesIO(path.read_bytes())
+        return _read_legacy(content) if start == _LEGACY else _Unpickler(content).load()
     except ModuleNotFoundError:
         raise UserError(f"{source}: a safetensors file; run: pip install safetensors") from None
-    except Refused as error:
+    except _Refused as error:
         raise UserError(
             f"{source}: refused, nothing executed: it holds {error}, which is no tensor and could "
             "run code; save the state dict alone and give that"
@@ -182,3 +195,227 @@ def find_tensors(content: Any, prefix: str = "") -> dict[str, Tensor]:
 
 def _not_a_checkpoint(source: str) -> str:
     return f"{source}: truncated, or not a checkpoint; copy or make it again"
+
+
+class _Refused(Exception):
+    """Carries what a pickle asked for and does not get."""
+
+
+def _require(fits: bool) -> None:
+    """Ends the reading of a file of which one part does not fit the others."""
+    if not fits:
+        raise ValueError("damaged")
+
+
+# NumPy's names of numbers, without byte order.
+_ARRAY_TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+_STORAGE_TYPES = {
+    f"torch.{name}Storage": dtype
+    for name, dtype in (
+        *(("Half", torch.float16), ("BFloat16", torch.bfloat16), ("Float", torch.float32)),
+        *(("Double", torch.float64), ("Char", torch.int8), ("Short", torch.int16)),
+        *(("Int", torch.int32), ("Long", torch.int64), ("Byte", torch.uint8), ("Bool", torch.bool)),
+    )
+}
+
+
+@dataclass
+class _Dtype:
+    code: Any
+    order: str = "<"
+
+    def __post_init__(self) -> None:
+        if self.code not in _ARRAY_TYPES:
+            raise _Refused(f"a numpy dtype {str(self.code)[:20]!r}")
+
+
+@dataclass
+class _Storage:
+    """The numbers of one or several tensors."""
+
+    numbers: Tensor
+
+    def fill(self, data: bytes) -> None:
+        _require(len(data) == self.numbers.nbytes)
+        if data:  # a boolean byte may be 2
+            stored = torch.uint8 if self.numbers.dtype == torch.bool else self.numbers.dtype
+            self.numbers.copy_(torch.frombuffer(bytearray(data), dtype=stored))
+
+
+def _make_array(dtype: Any, shape: Any, data: Any, fortran: Any = False) -> Tensor:
+    if not isinstance(dtype, _Dtype):
+        raise _Refused("an array of no plain dtype")
+    if isinstance(data, str):  # of Python 2
+        data = data.encode("latin1")
+    if not isinstance(data, bytes | bytearray):
+        raise _Refused("a numpy array without bytes")
+    sizes = _sizes(shape)
+    _require(math.prod(sizes) * int(dtype.code[1:]) == len(data))
+    stored = "u1" if dtype.code == "b1" else dtype.code  # a boolean byte may be 2
+    native = np.frombuffer(data, dtype.order + stored).astype(stored)
+    array = native.reshape(sizes, order="F" if fortran else "C")
+    return torch.from_numpy(array != 0 if dtype.code == "b1" else array)
+
+
+def _make_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    sizes, strides, (start,) = _sizes(size), _sizes(stride), _sizes((offset,))
+    _require(isinstance(storage, _Storage))
+    end = start + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) + 1
+    _require((end if all(sizes) else start) <= storage.numbers.numel())
+    return storage.numbers.as_strided(sizes, strides, start)
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    _require(isinstance(value, tuple | list) and all(type(n) is int and n >= 0 for n in value))
+    return tuple(value)
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise _Refused(f"_codecs.encode with {encoding}")
+    return text.encode("latin1")
+
+
+def _beside(*_: Any) -> Callable[..., Any]:
+    """Stands for what training scripts keep beside weights, and nobody reads."""
+    return _beside
+
+
+# What stands for each name that a pickle may hold; nothing else that it can make is callable.
+_NAMES: dict[str, Any] = {
+    "numpy.ndarray": _beside,
+    "numpy.dtype": lambda code, *_: _Dtype(code),
+    "numpy.core.multiarray._reconstruct": lambda *_: torch.empty(0),  # filled by a state
+    "numpy.core.multiarray.scalar": lambda dtype, data: _make_array(dtype, (), data).item(),
+    "numpy.core.numeric._frombuffer": lambda data, dtype, shape, order: _make_array(
+        dtype, shape, data, order == "F"
+    ),
+    "collections.OrderedDict": collections.OrderedDict,
+    "_codecs.encode": _encode,
+    "torch._utils._rebuild_tensor_v2": _make_tensor,
+    "torch._utils._rebuild_tensor": _make_tensor,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
+    "torch._tensor._rebuild_from_type_v2": lambda function, _, args, __: function(*args),
+    "torch.storage._load_from_bytes": lambda data: _read_legacy(io.BytesIO(data)),
+    **_STORAGE_TYPES,
+    **dict.fromkeys(map(str, _STORAGE_TYPES.values()), _beside),
+    **dict.fromkeys(("torch.nn.parameter.Parameter", "torch.device", "torch.Size"), _beside),
+    **dict.fromkeys(("builtins.bytearray", "builtins.complex", "builtins.set"), _beside),
+    **dict.fromkeys(("collections.Counter", "argparse.Namespace"), _beside),
+}
+
+
+class _Unpickler(pickle._Unpickler):
+    """Python's own interpreter of opcodes, without those that build objects in other ways."""
+
+    # What mypy is not told of it.
+    stack: list[Any]
+    metastack: list[list[Any]]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+
+    def __init__(self, file: io.BytesIO, room: int = 0) -> None:
+        """`room` is what storages may take: no more bytes than the file can hold."""
+        super().__init__(file, encoding="latin1")  # Detectron's files are from Python 2.
+        self.storages: dict[str, _Storage] = {}
+        self._room = room
+
+    def find_class(self, module: str, name: str) -> Any:
+        # numpy.core is numpy._core since NumPy 2, builtins was __builtin__ in Python 2.
+        module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
+        if f"{module}.{name}" not in _NAMES:
+            raise _Refused(f"{module}.{name}")
+        return _NAMES[f"{module}.{name}"]
+
+    def persistent_load(self, reference: Any) -> _Storage:
+        kind, dtype, key, _, count, *view = reference
+        _require(kind == "storage" and isinstance(key, str) and not any(view))
+        (size,) = _sizes((count,))
+        if key not in self.storages:
+            self._room -= size * dtype.itemsize
+            _require(self._room >= 0)
+            self.storages[key] = _Storage(torch.zeros(size, dtype=dtype))
+        numbers = self.storages[key].numbers
+        _require((numbers.dtype, numbers.numel()) == (dtype, size))
+        return self.storages[key]
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        self.stack[-1] = self.stack[-1](*arguments)
+
+    def load_build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, _Dtype):
+            # Version 3, no subarray, names or fields, and the default size, alignment and flags.
+            version, order, *rest = state
+            if (version, *rest) != (3, None, None, None, -1, -1, 0) or order not in "<>=|":
+                raise _Refused("a numpy dtype with a state of its own")
+            target.order = ">" if order == ">" else "<"
+        elif isinstance(target, Tensor):
+            _, shape, dtype, fortran, data = state
+            target.data = _make_array(dtype, shape, data, fortran)
+        else:
+            _require(callable(target) or isinstance(target, collections.OrderedDict))
+
+    load_newobj = load_reduce  # calls a class
+
+    def load_setitem(self) -> None:
+        _require(isinstance(self.stack[-3], dict))  # numbers of a tensor stay as they are
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        _require(isinstance(self.metastack[-1][-1], dict))
+        super().load_setitems()  # type: ignore[misc]
+
+    def load_bytearray8(self) -> None:
+        # Python's own makes room for as many bytes as are announced.
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+
+
+# The others build instances, call the extension registry, or read buffers out of band.
+_LEFT_OUT = ("inst", "obj", "newobj_ex", "ext1", "ext2", "ext4", "next_buffer", "readonly_buffer")
+_Unpickler.dispatch = {
+    code: getattr(_Unpickler, method.__name__)
+    for code, method in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
+    if method.__name__.removeprefix("load_") not in _LEFT_OUT
+}
+
+
+# How torch.save's files from before 2020 begin: a number and their version, each a pickle.
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_NUMBER, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
+
+
+def _read_archive(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+
+        def read(name: str) -> bytes:
+            # torch compresses nothing; what is compressed may be larger than any memory.
+            _require(archive.getinfo(name).compress_type == zipfile.ZIP_STORED)
+            return archive.read(name)
+
+        names = archive.namelist()
+        (name,) = (name for name in names if name.rpartition("/")[2] == "data.pkl")
+        folder = name.removesuffix("data.pkl")
+        if f"{folder}byteorder" in names and read(f"{folder}byteorder") != b"little":
+            raise _Refused("numbers in the byte order of another processor")
+        reader = _Unpickler(io.BytesIO(read(name)), path.stat().st_size)
+        content = reader.load()
+        for key, storage in reader.storages.items():
+            storage.fill(read(f"{folder}data/{key}"))
+    return content
+
+
+def _read_legacy(file: io.BytesIO) -> Any:
+    start, version, machine = (_Unpickler(file).load() for _ in range(3))
+    _require((start, version, machine["little_endian"]) == (_LEGACY_NUMBER, _LEGACY_VERSION, True))
+    reader = _Unpickler(file, len(file.getbuffer()))
+    content = reader.load()
+    keys = _Unpickler(file).load()
+    _require(sorted(keys) == sorted(reader.storages))
+    for key in keys:
+        storage = reader.storages[key]
+        _require(int.from_bytes(file.read(8), "little") == storage.numbers.numel())
+        storage.fill(file.read(storage.numbers.nbytes))
+    return content

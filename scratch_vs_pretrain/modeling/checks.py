@@ -11,6 +11,7 @@ in one process it is a BatchNorm. A run records what it had, not what its config
 import logging
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -21,7 +22,19 @@ from scratch_vs_pretrain.config import SMALLEST_BATCH
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import bottom_up_of
 
+_log = logging.getLogger(__name__)
+
 NAMES_SHOWN = 5
+ONE_PROCESS = "SyncBN (as BatchNorm: one process)"
+NAIVE = "SyncBN (as Detectron2's NaiveSyncBatchNorm)"
+# What each normalization is called: the first that a layer is an instance of.
+_KINDS: tuple[tuple[Any, str], ...] = (
+    (FrozenBatchNorm2d, "FrozenBN"),
+    ((NaiveSyncBatchNorm, nn.SyncBatchNorm), "SyncBN"),
+    (nn.modules.batchnorm._BatchNorm, "BN"),
+    (nn.GroupNorm, "GN"),
+    (nn.LayerNorm, "LN"),
+)
 
 
 def check_trainable(
@@ -41,62 +54,56 @@ def check_trainable(
         optimizer: if given, it must hold every parameter.
     """
     pretrained = set(bottom_up_of(model).modules()) if cfg.MODEL.WEIGHTS else set()
-    found = {
-        "frozen-stages-from-scratch": _frozen_parameters(model, pretrained),
-        "frozen-norm-from-scratch": frozen_norms(model, pretrained),
-        "small-batch-norm": _small_batch_norms(model, images_per_process),
-    }
-    problems = [p for check, each in found.items() if check not in cfg.SVP.ADMIT for p in each]
-    if optimizer is not None:
-        problems += _forgotten_parameters(model, optimizer)
-    if problems:
-        start = "weights that are given" if cfg.MODEL.WEIGHTS else "scratch"
-        raise UserError(f"this cannot train from {start}: " + "; ".join(problems))
-
-
-def _frozen_parameters(model: nn.Module, pretrained: Container[nn.Module]) -> list[str]:
-    """Finds parameters that get no gradient, outside of modules that are pre-trained."""
-    names = [
+    frozen = [
         f"{name}.{key}" if name else key
         for name, module in model.named_modules()
         if module not in pretrained
         for key, parameter in module.named_parameters(recurse=False)
         if not parameter.requires_grad
     ]
-    text = "{} parameters are frozen ({}); set MODEL.BACKBONE.FREEZE_AT to 0, leave freeze out, or "
-    return _problem(names, f"{text}set requires_grad on them")
+    # Statistics of too few images; SyncBN's are of those of all processes.
+    few = _norms(model, "BN") if images_per_process < SMALLEST_BATCH else []
+    forgotten: list[str] = []
+    if optimizer is not None:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        trained = [(name, id(p)) for name, p in model.named_parameters() if p.requires_grad]
+        forgotten = [name for name, parameter in trained if parameter not in held]
+    found = {
+        "frozen-stages-from-scratch": _problem(
+            frozen,
+            "{} parameters are frozen ({}); set MODEL.BACKBONE.FREEZE_AT to 0, leave freeze out, "
+            "or set requires_grad on them",
+        ),
+        "frozen-norm-from-scratch": frozen_norms(model, pretrained),
+        "small-batch-norm": _problem(
+            few,
+            f"{{}} layers are BatchNorm ({{}}) at {images_per_process} images per process, fewer "
+            f"than {SMALLEST_BATCH}; set NORM to GN or SyncBN in MODEL.RESNETS, MODEL.FPN and the "
+            "heads",
+        ),
+        "": _problem(  # no study admits it
+            forgotten,
+            "{} parameters are missing from the optimizer ({}); "
+            "build the optimizer after the model is complete",
+        ),
+    }
+    problems = [text for check, text in found.items() if text and check not in cfg.SVP.ADMIT]
+    if problems:
+        start = "weights that are given" if cfg.MODEL.WEIGHTS else "scratch"
+        raise UserError(f"this cannot train from {start}: {'; '.join(problems)}")
 
 
-def frozen_norms(model: nn.Module, pretrained: Container[nn.Module] = ()) -> list[str]:
-    """Finds FrozenBatchNorm2d, which leaves a random network without normalization."""
-    text = "{} layers are FrozenBN ({}); set MODEL.RESNETS.NORM to GN or SyncBN, and "
-    names = _norms(model, "FrozenBN", pretrained)
-    return _problem(names, f"{text}MODEL.BACKBONE.FREEZE_AT to 0")
-
-
-def _small_batch_norms(model: nn.Module, images_per_process: int) -> list[str]:
-    """Finds BatchNorm whose statistics come from too few images. SyncBN is allowed."""
-    names = _norms(model, "BN") if images_per_process < SMALLEST_BATCH else ()
+def frozen_norms(model: nn.Module, pretrained: Container[nn.Module] = ()) -> str:
+    """Names FrozenBatchNorm2d, which leaves a random network without normalization, if any."""
     return _problem(
-        names,
-        f"{{}} layers are BatchNorm ({{}}) at {images_per_process} images per process, fewer than "
-        f"{SMALLEST_BATCH}; set NORM to GN or SyncBN in MODEL.RESNETS, MODEL.FPN and the heads",
+        _norms(model, "FrozenBN", pretrained),
+        "{} layers are FrozenBN ({}); set MODEL.RESNETS.NORM to GN or SyncBN, and "
+        "MODEL.BACKBONE.FREEZE_AT to 0",
     )
 
 
-def _forgotten_parameters(model: nn.Module, optimizer: optim.Optimizer) -> list[str]:
-    """Finds trainable parameters that no parameter group of `optimizer` holds."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    trained = [(name, id(p)) for name, p in model.named_parameters() if p.requires_grad]
-    return _problem(
-        [name for name, parameter in trained if parameter not in held],
-        "{} parameters are missing from the optimizer ({}); "
-        "build the optimizer after the model is complete",
-    )
-
-
-def _problem(names: Sequence[str], text: str) -> list[str]:
-    return [text.format(len(names), some(names, NAMES_SHOWN))] if names else []
+def _problem(names: Sequence[str], text: str) -> str:
+    return text.format(len(names), some(names, NAMES_SHOWN)) if names else ""
 
 
 def _norms(model: nn.Module, kind: str, beside: Container[nn.Module] = ()) -> list[str]:
@@ -111,74 +118,39 @@ def some(names: Sequence[str], shown: int = 20) -> str:
     return ", ".join(names[:shown]) + more
 
 
-_log = logging.getLogger(__name__)
-
-ONE_PROCESS = "SyncBN (as BatchNorm: one process)"
-NAIVE = "SyncBN (as Detectron2's NaiveSyncBatchNorm)"
-
-
 def use_runnable_norms(
     model: nn.Module, device: str | torch.device, world_size: int
 ) -> dict[str, int]:
     """Replaces SyncBatchNorm where it cannot run: on CPU, and in one process.
 
-    The replacement is Detectron2's ``NaiveSyncBatchNorm``, with the same parameters and buffers
-    under the same names; it works over gloo too. It weights each process by its number of images
-    (or regions), torch's by the number of pixels; in one process it is a BatchNorm2d.
-
-    The model is changed in place, but for itself.
+    The layers become Detectron2's ``NaiveSyncBatchNorm``, which has the same parameters and
+    buffers; it works over gloo too. It weights each process by its number of images (or regions),
+    torch's by the number of pixels; in one process it is a BatchNorm2d.
 
     Returns:
         Number of layers per normalization that really runs; also logged.
     """
     if torch.device(device).type == "cpu" or world_size == 1:
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.SyncBatchNorm):
-                    setattr(module, name, _naive(child))
-    census = norm_census(model, world_size)
-    _log.info("Normalization: %s", ", ".join(f"{n} x {k}" for k, n in census.items()) or "none")
-    return census
-
-
-def norm_census(model: nn.Module, world_size: int) -> dict[str, int]:
-    """Returns the number of layers per normalization, as it runs in so many processes."""
+        for layer in model.modules():
+            if isinstance(layer, nn.SyncBatchNorm):
+                layer.__class__ = NaiveSyncBatchNorm
+                # Processes may hold different numbers of regions in the heads, even none.
+                vars(layer)["_stats_mode"] = "N"
+    replaced = ONE_PROCESS if world_size == 1 else NAIVE
     counts = Counter(
-        (ONE_PROCESS if world_size == 1 else NAIVE)
-        if isinstance(module, NaiveSyncBatchNorm)
-        else kind
+        replaced if isinstance(module, NaiveSyncBatchNorm) else kind
         for _, module, kind in norm_layers(model)
     )
-    return dict(sorted(counts.items()))
+    census = dict(sorted(counts.items()))
+    _log.info("Normalization: %s", ", ".join(f"{n} x {k}" for k, n in census.items()) or "none")
+    return census
 
 
 def norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Yields name, module and kind (GN, BN, SyncBN, FrozenBN, LN, ...) of each normalization."""
     for name, module in model.named_modules():
-        if kind := _kind(module):
-            yield name, module, kind
-
-
-def _kind(module: nn.Module) -> str | None:
-    if isinstance(module, FrozenBatchNorm2d):
-        return "FrozenBN"
-    if isinstance(module, NaiveSyncBatchNorm | nn.SyncBatchNorm):
-        return "SyncBN"
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return "BN"
-    if isinstance(module, nn.GroupNorm):
-        return "GN"
-    # Detectron2 has a LayerNorm of its own beside torch's.
-    is_layer_norm = isinstance(module, nn.LayerNorm) or type(module).__name__ == "LayerNorm"
-    return "LN" if is_layer_norm else None
-
-
-def _naive(norm: nn.SyncBatchNorm) -> NaiveSyncBatchNorm:
-    # "N": processes may hold different numbers of regions in the heads, even none.
-    naive = NaiveSyncBatchNorm(
-        *(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats),
-        stats_mode="N",
-    )
-    for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
-        setattr(naive, name, tensor)
-    return naive.train(norm.training)
+        kinds = [kind for types, kind in _KINDS if isinstance(module, types)]
+        if type(module).__name__ == "LayerNorm":  # Detectron2 has one of its own beside torch's
+            kinds.append("LN")
+        if kinds:
+            yield name, module, kinds[0]

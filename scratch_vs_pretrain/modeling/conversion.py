@@ -9,18 +9,18 @@ heuristic is not used, because it may match a wrong layer without saying so.
 
 import functools
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from scratch_vs_pretrain.config import default_config, merge_overrides
+from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling import checkpoint_file, vgg
-from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+from scratch_vs_pretrain.modeling import checkpoint_file
+from scratch_vs_pretrain.modeling.backbone import LAYERS, build_svp_resnet_backbone, vgg16
 from scratch_vs_pretrain.modeling.checks import some
 from scratch_vs_pretrain.run_folder import write_json
 from scratch_vs_pretrain.run_info import Loaded, PretrainingCost
@@ -40,24 +40,28 @@ ARCHITECTURES: dict[str, dict[str, int]] = {
 VGG16 = "vgg16"
 ARCHITECTURE_NAMES = (*ARCHITECTURES, VGG16)
 
-# A key that each layout has exactly once per network.
-MARKERS = {
-    "detectron2": "stem.conv1.weight",
-    "torchvision": "layer1.0.conv1.weight",
-    "Hugging Face": "embedder.embedder.convolution.weight",
-    "Lightly": "4.0.conv1.weight",
-    "caffe2": "res2_0_branch2a_w",
-    "detectron2 VGG": "conv5_3.weight",
-    "torchvision VGG": "features.28.weight",
-    "caffe2 VGG": "conv5_3_w",
-}
-
 # Second networks in self-supervised checkpoints: the slowly moving copy of MoCo and BYOL, and
 # DINO's student, whose teacher is the one that DINO evaluates.
 NOT_THE_NETWORK = ("encoder_k", "momentum", "target", "student")
 
 # Patterns of names, and what stands for each in Detectron2's; "res1+1" is res2.
 Rules = tuple[tuple[str, str], ...]
+# A key that a layout has exactly once per network, and what gives a name in Detectron2's, if any.
+Layout = tuple[str, Callable[[str], str | None]]
+
+
+def renamed(key: str, rules: Rules) -> str | None:
+    """Returns what the first of the rules that fits makes of a name, None where none does."""
+    for pattern, name in rules:
+        if match := re.fullmatch(pattern, key):
+            return re.sub(
+                r"(\d+)([+-]\d)", lambda sum_: str(int(sum_[1]) + int(sum_[2])), match.expand(name)
+            )
+    return None
+
+
+def _layout(marker: str, *rules: tuple[str, str]) -> Layout:
+    return marker, functools.partial(renamed, rules=rules)
 
 
 def _resnet(conv1: str, bn1: str, layer: str, shift: str) -> Rules:
@@ -72,41 +76,47 @@ def _resnet(conv1: str, bn1: str, layer: str, shift: str) -> Rules:
     )
 
 
-_OWN: Rules = ((r"((?:stem|res[2-5])\..*)", r"\1"),)
+_OWN = (r"((?:stem|res[2-5])\..*)", r"\1")
 _HUGGING_FACE = r"encoder\.stages\.(\d)\.layers\.(\d+)\."
 # torchvision counts VGG's ReLUs and poolings, too; VGG-19's numbers are others from conv3_4 on.
 _FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-_CLASSIFIER = {r"classifier\.0": "box_head.fc1", r"classifier\.3": "box_head.fc2"}
-RULES: dict[str, Rules] = {
-    "detectron2": _OWN,
-    "caffe2": _OWN,  # after Detectron2's own renaming
-    "torchvision": _resnet("conv1", "bn1", r"layer(\d)", "+1"),
+LAYOUTS: dict[str, Layout] = {
+    "detectron2": _layout("stem.conv1.weight", _OWN),
+    "torchvision": _layout("layer1.0.conv1.weight", *_resnet("conv1", "bn1", r"layer(\d)", "+1")),
+    "Hugging Face": _layout(
+        "embedder.embedder.convolution.weight",
+        (r"embedder\.embedder\.convolution\.(\w+)", r"stem.conv1.\1"),
+        (r"embedder\.embedder\.normalization\.(\w+)", r"stem.conv1.norm.\1"),
+        (rf"{_HUGGING_FACE}layer\.(\d)\.convolution\.(\w+)", r"res\1+2.\2.conv\3+1.\4"),
+        (rf"{_HUGGING_FACE}layer\.(\d)\.normalization\.(\w+)", r"res\1+2.\2.conv\3+1.norm.\4"),
+        (rf"{_HUGGING_FACE}shortcut\.convolution\.(\w+)", r"res\1+2.\2.shortcut.\3"),
+        (rf"{_HUGGING_FACE}shortcut\.normalization\.(\w+)", r"res\1+2.\2.shortcut.norm.\3"),
+    ),
     # torchvision's children in a Sequential, by their places.
-    "Lightly": _resnet("0", "1", "([4-7])", "-2"),
-    "Hugging Face": tuple(
-        (rf"{place}\.{kind}\.(\w+)", rf"{name}{norm}.\{parameter}")
-        for place, name, parameter in (
-            (r"embedder\.embedder", "stem.conv1", 1),
-            (rf"{_HUGGING_FACE}layer\.(\d)", r"res\1+2.\2.conv\3+1", 4),
-            (rf"{_HUGGING_FACE}shortcut", r"res\1+2.\2.shortcut", 3),
-        )
-        for kind, norm in (("convolution", ""), ("normalization", ".norm"))
+    "Lightly": _layout("4.0.conv1.weight", *_resnet("0", "1", "([4-7])", "-2")),
+    "caffe2": (
+        "res2_0_branch2a_w",
+        lambda name: renamed(convert_basic_c2_names([name])[0], (_OWN,)),
     ),
     # Convolutions that VGG-16 lacks are renamed, too, so that VGG-19 is not taken for it.
-    "detectron2 VGG": ((r"(conv\d_\d|box_head\.fc[12])\.(weight|bias)", r"\1.\2"),),
-    "torchvision VGG": tuple(
-        (rf"{place}\.(weight|bias)", rf"{name}.\1")
-        for place, name in (
-            *zip((rf"features\.{n}" for n in _FEATURES), vgg.LAYERS, strict=True),
-            *_CLASSIFIER.items(),
-        )
+    "detectron2 VGG": _layout(
+        "conv5_3.weight", (r"(conv\d_\d|box_head\.fc[12])\.(weight|bias)", r"\1.\2")
     ),
-    "caffe2 VGG": (
+    "torchvision VGG": _layout(
+        "features.28.weight",
+        *(
+            (rf"features\.{number}\.(weight|bias)", rf"{name}.\1")
+            for number, name in zip(_FEATURES, LAYERS, strict=True)
+        ),
+        (r"classifier\.0\.(weight|bias)", r"box_head.fc1.\1"),
+        (r"classifier\.3\.(weight|bias)", r"box_head.fc2.\1"),
+    ),
+    "caffe2 VGG": _layout(
+        "conv5_3_w",
         *((r"(conv\d_\d)_w", r"\1.weight"), (r"(conv\d_\d)_b", r"\1.bias")),
         *((r"fc([67])_w", r"box_head.fc\1-5.weight"), (r"fc([67])_b", r"box_head.fc\1-5.bias")),
     ),
 }
-_OWN_NAMES = "its own"
 
 # Networks that are none of the known, by a key that they have.
 _FAMILIES = {
@@ -117,27 +127,9 @@ _FAMILIES = {
 }
 
 
-@dataclass(frozen=True)
-class BackboneWeights:
-    """A checkpoint's backbone under Detectron2's names.
-
-    Attributes:
-        others: keys of the checkpoint that are no part of the backbone, as they are there.
-        layout: a key of :data:`MARKERS`, or "its own" for a network's own names.
-        prefix: what stood before the backbone's names.
-        surplus: those of `others` that say that the file is of another, deeper network.
-    """
-
-    tensors: dict[str, Tensor]
-    others: tuple[str, ...]
-    layout: str
-    prefix: str
-    surplus: tuple[str, ...] = ()
-
-
 def to_detectron2(
     state: Mapping[str, Tensor], source: str = "the checkpoint", network: nn.Module | None = None
-) -> BackboneWeights:
+) -> tuple[Loaded, dict[str, Tensor], tuple[str, ...]]:
     """Finds the backbone in a state dict and renames it. Tensors are passed on as they are.
 
     Args:
@@ -145,26 +137,27 @@ def to_detectron2(
         network: what is to take them, by default a ResNet or VGG-16. Any other takes its own names,
             or what its method ``name_in_files(name)`` says.
 
+    Returns:
+        A report: the layout (a key of :data:`LAYOUTS`, or "its own"), what stood before the names,
+        and, as `unexpected`, the keys that are no part of the backbone. The backbone's tensors by
+        Detectron2's names. And the keys by which the file is of another, deeper network.
+
     Raises:
         UserError: no known layout; several networks, none of which is the obvious one; or Caffe2's
             fused BatchNorm, whose names cannot be told from GroupNorm's.
     """
-    own = _names_in_files(network)
-    markers = _own_markers(own) if own else MARKERS
-    layout, prefix = _locate(state, source, markers, _family_of(network))
+    own, layouts = _layouts_of(network)
+    family = "VGG-16" if hasattr(network, "conv5_3") else type(network).__name__
+    wanted = getattr(network, "family", family) if network else "ResNet or VGG-16"
+    layout, prefix = _locate(state, source, layouts, wanted)
+    _, rename = layouts[layout]
     # In a VGG detector fc6 and fc7 are beside the backbone.
     heads = f"{prefix.removesuffix('backbone.')}roi_heads."
     tensors: dict[str, Tensor] = {}
     others = []
     for key, tensor in state.items():
-        name = None
-        if layout == "detectron2 VGG" and key.startswith(heads):
-            name = renamed(key.removeprefix(heads), RULES[layout])
-        elif key.startswith(prefix):
-            rest = key.removeprefix(prefix)
-            if layout == "caffe2":
-                rest = convert_basic_c2_names([rest])[0]
-            name = own.get(rest) if own else renamed(rest, RULES[layout])
+        start = heads if layout == "detectron2 VGG" and key.startswith(heads) else prefix
+        name = rename(key.removeprefix(start)) if key.startswith(start) else None
         if name is None:
             others.append(key)
         elif name in tensors:
@@ -176,57 +169,46 @@ def to_detectron2(
             f"{source}: its BatchNorm is fused into a fixed scale and shift, which only FrozenBN "
             "can use; take a checkpoint with running statistics (for SyncBN) or with GroupNorm"
         )
-    surplus = tuple(key for key in others if _is_one_more(key.removeprefix(prefix), own))
-    return BackboneWeights(tensors, tuple(others), layout, prefix, surplus)
+    # Of one more in a row: of block 9 where the network ends with 8.
+    rows = {key: re.match(r"(.*\..*?)\d+\.\D*$", key.removeprefix(prefix)) for key in others}
+    surplus = tuple(
+        key for key, row in rows.items() if row and any(name.startswith(row[1]) for name in own)
+    )
+    found = Loaded(loaded=len(tensors), unexpected=tuple(others), layout=layout, prefix=prefix)
+    return found, tensors, surplus
 
 
-def _is_one_more(name: str, own: Mapping[str, str]) -> bool:
-    """Tells whether `name` is of one more in a row: of block 9 where the network ends with 8."""
-    row = re.match(r"(.*\..*?)\d+\.\D*$", name)
-    return row is not None and any(known.startswith(row[1]) for known in own)
-
-
-def _names_in_files(network: nn.Module | None) -> dict[str, str]:
-    """Returns the name in files of each tensor of a network, empty for ResNet and VGG-16."""
+def _layouts_of(network: nn.Module | None) -> tuple[dict[str, str], Mapping[str, Layout]]:
+    """Returns the layouts in which a network's files may be; and, but for ResNet and VGG-16, what
+    it calls each tensor that files of its own hold."""
     names = list(network.state_dict()) if network else []
-    if not {MARKERS["detectron2"], MARKERS["detectron2 VGG"]}.isdisjoint(names):
-        return {}
+    if not names or any(LAYOUTS[known][0] in names for known in ("detectron2", "detectron2 VGG")):
+        return {}, LAYOUTS
     in_files = getattr(network, "name_in_files", str)
-    return {in_files(name): name for name in names} | {name: name for name in names}
-
-
-def _own_markers(own: Mapping[str, str]) -> dict[str, str]:
+    own = {in_files(name): name for name in names} | {name: name for name in names}
     # The most nested name, which is no other name's end.
-    here = max(own.values(), key=lambda name: name.count("."))
-    in_files = next(name for name in own if own[name] == here)
-    return {_OWN_NAMES: in_files, f"{_OWN_NAMES}, as built": here}
-
-
-def _family_of(network: nn.Module | None) -> str:
-    if network is None:
-        return "ResNet or VGG-16"
-    name = "VGG-16" if hasattr(network, "conv5_3") else type(network).__name__
-    return getattr(network, "family", name)
+    here = max(names, key=lambda name: name.count("."))
+    return own, {"its own": (in_files(here), own.get), "its own, as built": (here, own.get)}
 
 
 def convert(
     state: Mapping[str, Tensor], architecture: str, source: str = "the checkpoint"
-) -> BackboneWeights:
-    """Returns the backbone of `state` under Detectron2's names, checked to be `architecture`."""
+) -> tuple[Loaded, dict[str, Tensor]]:
+    """Returns the backbone of `state` as :func:`to_detectron2`, checked to be `architecture`."""
     if architecture not in ARCHITECTURE_NAMES:
         known = ", ".join(ARCHITECTURE_NAMES)
         raise UserError(f"{architecture}: unknown architecture; use one of {known}")
-    weights = to_detectron2(state, source)
-    expected, found = _expected_shapes(architecture, weights.tensors), _shapes(weights.tensors)
+    report, tensors, _ = to_detectron2(state, source)
+    expected, found = _expected_shapes(architecture, tensors), _shapes(tensors)
     if expected != found:
         differing = [name for name in expected if expected[name] != found.get(name, expected[name])]
         raise UserError(
             f"{source}: these are not the weights of a {architecture} "
             f"({len(expected.keys() - found.keys())} missing, {len(differing)} of another shape, "
             f"{len(found.keys() - expected.keys())} too many of {len(expected)})"
-            f"{describe(weights.tensors)}"
+            f"{describe(tensors)}"
         )
-    return weights
+    return report, tensors
 
 
 def convert_file(source: str | Path, output: Path, architecture: str) -> Loaded:
@@ -238,8 +220,9 @@ def convert_file(source: str | Path, output: Path, architecture: str) -> Loaded:
         raise UserError(f"{output}: name a file that ends in .pth")
     if output.exists() and output.samefile(checkpoint_file.local_file(source)):
         raise UserError(f"{output}: is the checkpoint itself; choose another output file")
-    weights = convert(checkpoint_file.read_checkpoint(source), architecture, str(source))
-    check_finite(weights.tensors, str(source))
+    state = checkpoint_file.read_checkpoint(source)
+    report, tensors = convert(state, architecture, str(source))
+    check_finite(tensors, str(source))
     converted = {
         "architecture": architecture,
         "source": str(source),
@@ -247,19 +230,14 @@ def convert_file(source: str | Path, output: Path, architecture: str) -> Loaded:
     }
     # What `svp pretrain` noted about pixels still holds.
     checkpoint_file.write_backbone(
-        output, weights.tensors, {**checkpoint_file.read_metadata(source), "converted": converted}
+        output, tensors, {**checkpoint_file.read_metadata(source), "converted": converted}
     )
     # And what it cost, which lies beside the file.
     cost = PretrainingCost.file(output)
     cost.unlink(missing_ok=True)
     if noted := PretrainingCost.of(source):
         write_json(cost, noted["cost"])
-    return Loaded(
-        loaded=len(weights.tensors),
-        unexpected=weights.others,
-        layout=weights.layout,
-        prefix=weights.prefix,
-    )
+    return report
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
@@ -280,18 +258,14 @@ def _expected_shapes(
 @functools.cache
 def _shapes_of(architecture: str, norm: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        network = vgg.vgg16() if architecture == VGG16 else _build_resnet(architecture, norm)
-    return _shapes(network.state_dict())
-
-
-def _build_resnet(architecture: str, norm: str) -> nn.Module:
-    cfg = default_config()
-    resnets = {"NORM": norm, "STRIDE_IN_1X1": False, **ARCHITECTURES[architecture]}
-    settings = {f"MODEL.RESNETS.{key}": value for key, value in resnets.items()}
-    merge_overrides(cfg, settings | {"MODEL.BACKBONE.NAME": "build_svp_resnet_backbone"}, "arch")
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    return build_bottom_up(cfg)
+        if architecture == VGG16:
+            return _shapes(vgg16().state_dict())
+        cfg = default_config()
+        cfg.MODEL.BACKBONE.FREEZE_AT = 0
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+        cfg.MODEL.RESNETS.update({"NORM": norm, "STRIDE_IN_1X1": False})
+        cfg.MODEL.RESNETS.update(ARCHITECTURES[architecture])
+        return _shapes(build_svp_resnet_backbone(cfg, ShapeSpec(channels=3)).state_dict())
 
 
 def describe(tensors: Mapping[str, Tensor]) -> str:
@@ -302,9 +276,9 @@ def describe(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _locate(
-    state: Mapping[str, Tensor], source: str, markers: Mapping[str, str], wanted: str
+    state: Mapping[str, Tensor], source: str, layouts: Mapping[str, Layout], wanted: str
 ) -> tuple[str, str]:
-    for layout, marker in markers.items():
+    for layout, (marker, _) in layouts.items():
         prefixes = [
             key.removesuffix(marker) for key in state if key == marker or key.endswith(f".{marker}")
         ]
@@ -323,7 +297,7 @@ def _locate(
             return layout, prefixes[0]
     for family, pattern in _FAMILIES.items():
         key = next((key for key in state if re.search(pattern, key)), None)
-        if key and markers is MARKERS:
+        if key and layouts is LAYOUTS:
             raise UserError(
                 f"{source}: these are the weights of a {family} ({key}), but a {wanted} is to take "
                 "them; give a checkpoint of the config's architecture"
@@ -340,16 +314,6 @@ def _same_network(state: Mapping[str, Tensor], one: str, other: str) -> bool:
     names = [key.removeprefix(other) for key in state if key.startswith(other)]
     common = [name for name in names if one + name in state]
     return all(torch.equal(state[one + name], state[other + name]) for name in common)
-
-
-def renamed(key: str, rules: Rules) -> str | None:
-    """Returns what the first of the rules that fits makes of a name, None where none does."""
-    for pattern, name in rules:
-        if match := re.fullmatch(pattern, key):
-            return re.sub(
-                r"(\d+)([+-]\d)", lambda sum_: str(int(sum_[1]) + int(sum_[2])), match.expand(name)
-            )
-    return None
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

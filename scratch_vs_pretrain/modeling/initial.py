@@ -18,18 +18,15 @@ from torch import Tensor, nn
 
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.backbone import bottom_up_of
+from scratch_vs_pretrain.modeling.backbone import TimmBackbone, bottom_up_of, pretrained_part
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
 from scratch_vs_pretrain.modeling.checks import norm_layers, some
 from scratch_vs_pretrain.modeling.conversion import (
-    BackboneWeights,
     check_finite,
     describe,
     renamed,
     to_detectron2,
 )
-from scratch_vs_pretrain.modeling.timm_backbone import TimmBackbone
-from scratch_vs_pretrain.modeling.vgg import pretrained_part
 from scratch_vs_pretrain.run_info import Loaded
 
 # A block's convolution is "0" in it, and its norm "1".
@@ -80,35 +77,35 @@ def match_backbone(
             of a deeper network; BatchNorm into GroupNorm unless asked for; non-finite weights.
     """
     bottom_up = pretrained_part(model)
-    weights = to_detectron2(state, source, bottom_up)
-    statistics = _unused_statistics(weights, bottom_up, norm_weights, source)
-    tensors = {name: t for name, t in weights.tensors.items() if name not in statistics}
+    found, tensors, surplus = to_detectron2(state, source, bottom_up)
+    statistics = _unused_statistics(tensors, bottom_up, norm_weights, source)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in statistics}
     own = bottom_up.state_dict()
-    common = [name for name in own if name in tensors]
-    mismatched = [name for name in common if own[name].shape != tensors[name].shape]
-    loaded = {name: tensors[name] for name in common if name not in mismatched}
+    mismatched = {
+        name: f"{name} {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and own[name].shape != tensors[name].shape
+    }
+    loaded = {name: tensors[name] for name in own if name in tensors and name not in mismatched}
     report = Loaded(
         loaded=len(loaded),
         missing=tuple(n for n in own if n not in tensors and not n.endswith(_COUNTER)),
-        unexpected=(*(n for n in tensors if n not in own), *statistics, *weights.others),
-        mismatched=tuple(
-            f"{name} {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
-            for name in mismatched
-        ),
-        layout=weights.layout,
-        prefix=weights.prefix,
+        unexpected=(*(n for n in tensors if n not in own), *statistics, *found.unexpected),
+        mismatched=tuple(mismatched.values()),
+        layout=found.layout,
+        prefix=found.prefix,
     )
     more = [name for name in report.unexpected if _changes_network(name, tensors, bottom_up)]
-    _check_complete(report, [*weights.surplus, *more], tensors, source)
+    _check_complete(report, [*surplus, *more], tensors, source)
     check_finite(loaded, source)
     return report, loaded
 
 
 def _unused_statistics(
-    weights: BackboneWeights, bottom_up: nn.Module, norm_weights: str, source: str
+    tensors: Mapping[str, Tensor], bottom_up: nn.Module, norm_weights: str, source: str
 ) -> list[str]:
     """Returns the file's running statistics that GroupNorm has no place for."""
-    found = [name for name in weights.tensors if name.endswith(_STATISTICS)]
+    found = [name for name in tensors if name.endswith(_STATISTICS)]
     if not found or "GN" not in {kind for *_, kind in norm_layers(bottom_up)}:
         return []
     if norm_weights == "all":
@@ -183,9 +180,13 @@ def match_detector(
     # Heads of users' own have names that nobody knows.
     found = {name: state[name] for name in rest if name in state}
     found |= {name: tensor for name, (_, tensor) in heads.items()}
-    fitting = {
-        name: found[name] for name, tensor in rest.items() if _fits(name, tensor, rest, found)
-    }
+    fitting = {}
+    for name, tensor in rest.items():
+        # Scale and shift of a BatchNorm are no GroupNorm's.
+        statistics = f"{name.rpartition('.')[0]}.running_mean"
+        same_norm = (statistics in rest) == (statistics in found)
+        if name in found and found[name].shape == tensor.shape and same_norm:
+            fitting[name] = found[name]
     if not fitting:
         raise UserError(f"{source}: {_nothing_fits(rest, found)}")
     check_finite(fitting, source)
@@ -196,16 +197,6 @@ def match_detector(
         "unexpected": tuple(key for key in report.unexpected if key not in used),
     }
     return report.model_copy(update=changes), {**tensors, **fitting}
-
-
-def _fits(
-    name: str, tensor: Tensor, own: Mapping[str, Tensor], found: Mapping[str, Tensor]
-) -> bool:
-    if name not in found or found[name].shape != tensor.shape:
-        return False
-    # Scale and shift of a BatchNorm are no GroupNorm's.
-    statistics = f"{name.rpartition('.')[0]}.running_mean"
-    return (statistics in own) == (statistics in found)
 
 
 def _nothing_fits(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
@@ -223,21 +214,17 @@ def _nothing_fits(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str
 def heads_of(state: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
     """Returns by its name in Detectron2 what is not of the bottom-up network: its key, and the
     tensor with classes in Detectron2's order."""
-    if any(key.startswith("backbone.body.") for key in state):
-        several = "rpn.head.conv.1.0.weight" in state
-        named = {key: _from_torchvision(key, several) for key in state}
-        return {name: (key, _reordered(name, state[key])) for key, name in named.items() if name}
-    parts = ("backbone.fpn_", "proposal_generator.", "roi_heads.", "head.", "sem_seg_head.")
-    return {key: (key, tensor) for key, tensor in state.items() if key.startswith(parts)}
-
-
-def _from_torchvision(key: str, several: bool) -> str | None:
-    """Renames a key; `several` convolutions in the RPN are numbered, one alone is not."""
-    name = renamed(key, _TORCHVISION)
-    if name is None:
-        return None
-    name = re.sub(r"\.1\.(\w+)$", r".norm.\1", name)
-    return name if several else name.replace("rpn_head.conv.conv0", "rpn_head.conv")
+    if not any(key.startswith("backbone.body.") for key in state):
+        parts = ("backbone.fpn_", "proposal_generator.", "roi_heads.", "head.", "sem_seg_head.")
+        return {key: (key, tensor) for key, tensor in state.items() if key.startswith(parts)}
+    heads = {}
+    for key, tensor in state.items():
+        if name := renamed(key, _TORCHVISION):
+            name = re.sub(r"\.1\.(\w+)$", r".norm.\1", name)
+            if "rpn.head.conv.1.0.weight" not in state:  # one convolution alone has no number
+                name = name.replace("rpn_head.conv.conv0", "rpn_head.conv")
+            heads[name] = key, _reordered(name, tensor)
+    return heads
 
 
 def _reordered(name: str, tensor: Tensor) -> Tensor:
@@ -260,7 +247,11 @@ def match_initial(model: nn.Module, cfg: CfgNode) -> tuple[Loaded, nn.Module, di
     The model, which may be on the meta device, is not changed.
     """
     weights = cfg.MODEL.WEIGHTS
-    check_input(cfg, _origin(weights), weights)
+    config = Path(weights).parent.parent / "config.yaml"
+    if Path(weights).parent.name == "checkpoints" and config.is_file():  # a run's
+        check_input(cfg, {"input": input_settings(load_config(config))}, weights)
+    else:
+        check_input(cfg, read_metadata(weights), weights)
     of_detector = cfg.SVP.LOAD == "detector"
     match = match_detector if of_detector else match_backbone
     report, tensors = match(model, read_checkpoint(weights), weights, cfg.SVP.NORM_WEIGHTS)
@@ -286,23 +277,6 @@ def check_input(cfg: CfgNode, metadata: Mapping[str, Any], source: str) -> None:
                 f"{source}: pre-trained with {key} {trained[key]}, but the config has {value}; "
                 "set both arms to the former, or pre-train again"
             )
-
-
-def _origin(weights: str) -> dict[str, Any]:
-    """Returns what is noted of a checkpoint's training; of a run's, that is its config."""
-    config = Path(weights).parent.parent / "config.yaml"
-    if Path(weights).parent.name == "checkpoints" and config.is_file():
-        return {"input": input_settings(load_config(config))}
-    return read_metadata(weights)
-
-
-def load_initial(model: nn.Module, cfg: CfgNode) -> Loaded | None:
-    """Fills a run's model; returns None if its weights are to be random."""
-    if not cfg.MODEL.WEIGHTS:
-        return None
-    report, part, tensors = match_initial(model, cfg)
-    part.load_state_dict(tensors, strict=False)
-    return report
 
 
 def report_text(report: Loaded, source: str) -> str:

@@ -27,7 +27,7 @@ from scratch_vs_pretrain.study.plan import check_parts, plan
 from scratch_vs_pretrain.study.resolve import schedules_of, search_study, with_recipe
 from scratch_vs_pretrain.study.sections import Answer
 from scratch_vs_pretrain.study.spec import SCRATCH, Study
-from scratch_vs_pretrain.training.branch import ENDED
+from scratch_vs_pretrain.training.checkpoint import ENDED
 
 # Each look has so many times the seeds of the one before, at least: a look costs certainty.
 GROWTH = 1.7

@@ -9,8 +9,8 @@ from scratch_vs_pretrain.analysis.registry import draw, tables_text
 from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.data.shapes import ClassificationSpec, ShapesSpec, make_shapes
 from scratch_vs_pretrain.errors import say
+from scratch_vs_pretrain.pretraining import PretrainSpec
 from scratch_vs_pretrain.pretraining.pretrain import pretrain
-from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 from scratch_vs_pretrain.run_folder import write_atomically
 from scratch_vs_pretrain.study.launch import make_slots, report, run_study
 from scratch_vs_pretrain.study.sections import Data, DataFiles, Evaluation, Schedule, short_schedule

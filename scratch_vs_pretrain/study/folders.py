@@ -18,8 +18,7 @@ from scratch_vs_pretrain.study.audit import Audit, audit
 from scratch_vs_pretrain.study.plan import training_images
 from scratch_vs_pretrain.study.sections import own_start
 from scratch_vs_pretrain.study.spec import Run, Study
-from scratch_vs_pretrain.training.branch import ENDED, trunk_of
-from scratch_vs_pretrain.training.checkpoint import newest_first, read
+from scratch_vs_pretrain.training.checkpoint import ENDED, newest_first, read, trunk_of
 
 # What run.json states of a run before it starts; a folder that differs in these is another run.
 IDENTITY = ("study", "arm", "schedule", "seed")

@@ -29,8 +29,8 @@ from scratch_vs_pretrain.study.plan import check_parts
 from scratch_vs_pretrain.study.resolve import search_study, with_recipe
 from scratch_vs_pretrain.study.slurm import Cluster, submit
 from scratch_vs_pretrain.study.spec import SCRATCH, Run, Study
-from scratch_vs_pretrain.training.branch import ENDED, is_ready, trunk_of
-from scratch_vs_pretrain.training.start import signals_to, start_training
+from scratch_vs_pretrain.training import signals_to, start_training
+from scratch_vs_pretrain.training.checkpoint import ENDED, is_ready, trunk_of
 
 if TYPE_CHECKING:
     from scratch_vs_pretrain.study.adaptive import Adaptive

@@ -40,7 +40,7 @@ from scratch_vs_pretrain.study.data_sets import check_own_images, origin
 from scratch_vs_pretrain.study.plan import Plan, PlannedRun, plan
 from scratch_vs_pretrain.study.resolve import arm_config, run_config, switched_study, with_origins
 from scratch_vs_pretrain.study.spec import Arm, Study
-from scratch_vs_pretrain.training.exactness import deterministic_kernels
+from scratch_vs_pretrain.training.kernels import deterministic_kernels
 from scratch_vs_pretrain.training.recipe import check_recipe
 from scratch_vs_pretrain.training.trained import config_of
 from scratch_vs_pretrain.training.trainer import Trainer

@@ -95,7 +95,7 @@ def _merged(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
     merge_data(cfg, study, arm)
     merge_overrides(cfg, arm.overrides, f"{study.file}: arms.{arm.name}.overrides")
     if cfg.MODEL.TIMM.NAME:
-        from scratch_vs_pretrain.modeling.timm_backbone import pixel_settings
+        from scratch_vs_pretrain.modeling.backbone import pixel_settings
 
         # The pixels that it was trained with, unless the study states others.
         stated = {**study.overrides, **arm.overrides}

@@ -19,7 +19,7 @@ from typing import Any
 
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import PARENT, SAME_REQUEST, RunFolder
-from scratch_vs_pretrain.training.start import start_training
+from scratch_vs_pretrain.training import start_training
 
 # A time-out is no failure: a run of several days is put back as often as it takes.
 MOST_REQUEUES = 1000
@@ -172,7 +172,7 @@ def submit(cluster: Cluster, files: Path, waiting: Sequence[RunFolder]) -> dict[
     A branch waits for its trunk. No more than `max_parallel` jobs are active, because each waits
     for the end of an earlier one. `files` is the folder of submitit's files.
     """
-    from scratch_vs_pretrain.training.branch import is_ready, trunk_of
+    from scratch_vs_pretrain.training.checkpoint import is_ready, trunk_of
 
     blocked: dict[RunFolder, str] = {}
     jobs: dict[RunFolder, str] = {}

@@ -24,11 +24,9 @@ from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
 from scratch_vs_pretrain.modeling.checkpoint_file import weights_sha256
 from scratch_vs_pretrain.reproducibility import module_versions, provenance
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.run_info import RunInfo
-from scratch_vs_pretrain.training import branch, distributed
-from scratch_vs_pretrain.training.checkpoint import load_newest
+from scratch_vs_pretrain.training import checkpoint, distributed
 from scratch_vs_pretrain.training.distributed import Ending, Endings, Interrupted
-from scratch_vs_pretrain.training.exactness import inexact_because, numerics
+from scratch_vs_pretrain.training.kernels import inexact_because, numerics
 from scratch_vs_pretrain.training.trained import config_of
 from scratch_vs_pretrain.training.trainer import Trainer
 
@@ -48,7 +46,12 @@ def train(folder: RunFolder) -> None:
     """
     run = folder.read()
     cfg = config_of(folder.config_file)
-    _check_weights_unchanged(cfg, run)
+    planned = run.init.sha256
+    if cfg.MODEL.WEIGHTS and planned and weights_sha256(cfg.MODEL.WEIGHTS) != planned:
+        raise UserError(
+            f"{cfg.MODEL.WEIGHTS}: has changed since the run was planned (sha256 was {planned}); "
+            "restore it, or use another output folder"
+        )
     datasets.register(cfg)
     datasets.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     origin = {**provenance(cfg.MODEL.DEVICE), **numerics(cfg)}
@@ -64,7 +67,7 @@ def train(folder: RunFolder) -> None:
             },
             provenance=origin,
         )
-        branch.take(folder)
+        checkpoint.take(folder)
     comm.synchronize()
     switch = run.switch
     if switch and completed(folder) < switch.at:
@@ -77,7 +80,7 @@ def train(folder: RunFolder) -> None:
 
 def completed(folder: RunFolder) -> int:
     """Returns the iterations after which a run would go on."""
-    newest = load_newest(folder)
+    newest = checkpoint.load_newest(folder)
     return newest["iteration"] if newest else 0
 
 
@@ -89,7 +92,7 @@ def train_part(
     `inexact` says why a resume, if this is one, is not exact.
     """
     run = folder.read()
-    trainer = Trainer(cfg, folder, run.name, until)
+    trainer = Trainer(cfg, folder, until)
     if comm.is_main_process():
         if not (run.switch and trainer.iter == run.switch.at):
             trainer.note_resume(inexact)
@@ -100,15 +103,6 @@ def train_part(
         if comm.is_main_process():
             folder.update(iteration=trainer.iter)
         raise FloatingPointError(f"after {trainer.iter} iterations: {error}") from None
-
-
-def _check_weights_unchanged(cfg: CfgNode, run: RunInfo) -> None:
-    planned = run.init.sha256
-    if cfg.MODEL.WEIGHTS and planned and weights_sha256(cfg.MODEL.WEIGHTS) != planned:
-        raise UserError(
-            f"{cfg.MODEL.WEIGHTS}: has changed since the run was planned (sha256 was {planned}); "
-            "restore it, or use another output folder"
-        )
 
 
 def run_and_record(folder: RunFolder) -> int:

@@ -15,9 +15,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -27,7 +26,7 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import PARENT, SAME_REQUEST, RunFolder
-from scratch_vs_pretrain.training.start import signals_to, start_training
+from scratch_vs_pretrain.training import signals_to, start_training
 
 # Detectron2's engine/launch.py: DEFAULT_TIMEOUT.
 TIMEOUT = datetime.timedelta(minutes=30)
@@ -52,8 +51,7 @@ class Interrupted(Exception):
     """Training was asked to stop, and saved a checkpoint first."""
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(NamedTuple):
     """How a run ended other than well: its state, why, and the exit status of the process."""
 
     state: str
@@ -64,7 +62,11 @@ class Ending:
 def join(device: str) -> None:
     """Joins the group of the environment, if there is one: by NCCL, on the GPU numbered LOCAL_RANK,
     where `device` is "cuda", by gloo where it is "cpu"."""
-    _end_with_parent()
+    if parent := os.environ.get(PARENT):
+        # The kernel asks this process to stop when the one that started it has died.
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+        if os.getppid() != int(parent):
+            os.kill(os.getpid(), signal.SIGTERM)
     if "RANK" not in os.environ:
         return
     cuda = device.startswith("cuda")
@@ -90,11 +92,7 @@ def leave() -> None:
 
 def agreed(value: Any) -> Any:
     """Returns the main process's value in every process."""
-    if comm.get_world_size() == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values)
-    return values[0]
+    return comm.all_gather(value)[0]
 
 
 def share_buffers(model: nn.Module) -> None:
@@ -108,16 +106,6 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def _end_with_parent() -> None:
-    """Lets the kernel ask this process to stop when the process that started it has died."""
-    parent = os.environ.get(PARENT)
-    if parent is None:
-        return
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-    if os.getppid() != int(parent):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
 class Endings:
     """Agreement of all processes on what ended the run first.
 
@@ -126,22 +114,20 @@ class Endings:
     """
 
     def __init__(self) -> None:
-        self._store: dist.Store | None = None
-        if comm.get_world_size() > 1:
-            self._store = _connect()
+        self._store = _connect() if comm.get_world_size() > 1 else None
 
     def first(self, ending: Ending) -> Ending:
         """Returns the ending of whichever process calls this first."""
         if self._store is None:
             return ending
         if comm.get_rank() > 0:
-            reason = f"process {comm.get_rank()} of {comm.get_world_size()}: {ending.reason}"
-            ending = Ending(ending.state, reason, ending.status)
+            name = f"process {comm.get_rank()} of {comm.get_world_size()}"
+            ending = ending._replace(reason=f"{name}: {ending.reason}")
         try:
-            answer = self._store.compare_set("ending", "", json.dumps(asdict(ending)))
+            answer = self._store.compare_set("ending", "", json.dumps(ending))
         except RuntimeError:  # the main process is gone, and the store with it
             return ending
-        return Ending(**json.loads(answer))
+        return Ending(*json.loads(answer))
 
     @contextlib.contextmanager
     def watched(self, hung: Callable[[Ending], None]) -> Iterator[None]:
@@ -155,7 +141,7 @@ class Endings:
             while not over.wait(WATCH_SECONDS):
                 if store.check(["ending"]):
                     if not over.wait(GRACE_SECONDS):
-                        hung(Ending(**json.loads(store.get("ending"))))
+                        hung(Ending(*json.loads(store.get("ending"))))
                     return
 
         thread = threading.Thread(target=wait, daemon=True)
@@ -264,20 +250,19 @@ def train_in_processes(folder: RunFolder, count: int, verbose: bool) -> int:
 def _wait(running: list[subprocess.Popen]) -> tuple[list[int], set[int]]:
     """Waits for all, and returns which failed, in this order, and which of them were killed because
     they outlived a failed one for too long."""
-    left, deadline = dict(enumerate(running)), float("inf")
+    left, deadline = set(range(len(running))), float("inf")
     failed, hung = list[int](), set[int]()
     while left:
         time.sleep(POLL_SECONDS)
-        for rank, process in list(left.items()):
-            if process.poll() is not None:
-                del left[rank]
-                if process.returncode != 0:
-                    failed.append(rank)
-                    deadline = min(deadline, time.monotonic() + END_SECONDS)
+        ended = {rank for rank in left if running[rank].poll() is not None}
+        failed += sorted(rank for rank in ended if running[rank].returncode)
+        left -= ended
+        if failed:
+            deadline = min(deadline, time.monotonic() + END_SECONDS)
         if time.monotonic() > deadline:
-            hung |= left.keys()
-            for process in left.values():
-                process.kill()
+            hung |= left
+            for rank in left:
+                running[rank].kill()
     return failed, hung
 
 

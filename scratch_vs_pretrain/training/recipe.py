@@ -68,13 +68,8 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
 def build_mapper(cfg: Any) -> Callable[[dict[str, Any]], Any]:
     """Returns the mapper of training that ``SVP.MAPPER`` names."""
     mapper = registered(MAPPERS, cfg.SVP.MAPPER, "SVP.MAPPER")(cfg)
-    return _with_background(mapper) if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN" else mapper
 
-
-def _with_background(mapper: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
-    """Adds to a mapper's samples the semantic truth that a Panoptic FPN learns from."""
-
-    def mapped(record: dict[str, Any]) -> Any:
+    def with_background(record: dict[str, Any]) -> Any:
         sample = mapper(record)
         height, width = sample["image"].shape[-2:]
         masks = sample["instances"].gt_masks  # records without instances are not trained on
@@ -82,7 +77,8 @@ def _with_background(mapper: Callable[[dict[str, Any]], Any]) -> Callable[[dict[
             masks = BitMasks.from_polygon_masks(masks, height, width)
         return {**sample, "sem_seg": semantic_truth(masks.tensor, height, width)}
 
-    return mapped
+    # A Panoptic FPN learns from the semantic truth, too.
+    return with_background if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN" else mapper
 
 
 def depth_of(name: str) -> int | None:

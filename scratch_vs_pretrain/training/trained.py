@@ -4,9 +4,8 @@ a plain Detectron2 checkpoint and config, which need this package no more."""
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -65,7 +64,11 @@ def predict(
     if dataset == cfg.DATASETS.TEST[0]:
         write_detections(folder, folder.read().iteration, dataset, evaluator.results)
     prefix = prefix or folder.predictions / dataset
-    return [_write(prefix, task, evaluator.results) for task in tasks_of(cfg)]
+    files = {task: prefix.with_name(f"{prefix.name}_{task}.json") for task in tasks_of(cfg)}
+    for task, file in files.items():
+        keys = ("image_id", "category_id", FIELDS[task], "score")
+        write_for_user(file, json.dumps([{k: one[k] for k in keys} for one in evaluator.results]))
+    return list(files.values())
 
 
 def load_model(folder: RunFolder, cfg: CfgNode) -> nn.Module:
@@ -125,13 +128,6 @@ def _check_dataset(cfg: CfgNode, dataset: str) -> None:
         raise UserError(f"{dataset}: has no keypoints; choose a keypoint data set")
 
 
-def _write(prefix: Path, task: str, results: Sequence[Mapping[str, Any]]) -> Path:
-    keys = ("image_id", "category_id", FIELDS[task], "score")
-    path = prefix.with_name(f"{prefix.name}_{task}.json")
-    write_for_user(path, json.dumps([{key: one[key] for key in keys} for one in results]))
-    return path
-
-
 def export(run: Path, output: Path) -> tuple[int, tuple[str, ...]]:
     """Writes a run's newest checkpoint as Detectron2's DetectionCheckpointer reads it.
 
@@ -158,8 +154,14 @@ def export(run: Path, output: Path) -> tuple[int, tuple[str, ...]]:
             found, modules = _network(cfg)
         if found != shapes:
             raise _not_of_the_config(folder)
+    lines = [f"#   import {module}" for module in modules]
+    if lines:
+        own = "from scratch_vs_pretrain.config import add_svp_config; add_svp_config(cfg)"
+        lines = ["# Before a config of get_cfg() merges this file:", *lines, f"#   {own}"]
+        lines += [f"#   {name}.add_config(cfg)  # if it has one" for name in cfg.SVP.IMPORTS]
+    written = cfg if modules or plain is None else plain
     save(output, {"model": checkpoint["model"]})
-    write_for_user(config, _config_text(cfg if modules else plain or cfg, modules))
+    write_for_user(config, "\n".join([*lines, written.dump()]))
     return checkpoint["iteration"], modules
 
 
@@ -197,12 +199,3 @@ def _network(cfg: CfgNode) -> tuple[dict[str, torch.Size], tuple[str, ...]]:
     needed.add(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).__module__)
     foreign = sorted(name for name in needed if name.partition(".")[0] not in PLAIN)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}, tuple(foreign)
-
-
-def _config_text(cfg: CfgNode, modules: Iterable[str]) -> str:
-    lines = [f"#   import {module}" for module in modules]
-    if lines:
-        own = "from scratch_vs_pretrain.config import add_svp_config; add_svp_config(cfg)"
-        lines = ["# Before a config of get_cfg() merges this file:", *lines, f"#   {own}"]
-        lines += [f"#   {name}.add_config(cfg)  # if it has one" for name in cfg.SVP.IMPORTS]
-    return "\n".join([*lines, cfg.dump()])

@@ -4,20 +4,22 @@ import contextlib
 import datetime
 import errno
 import functools
+import importlib.util
 import logging
 import os
 import time
 from collections import Counter
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.engine.hooks import IterationTimer, LRScheduler
 from detectron2.modeling import build_model
-from detectron2.utils import comm
+from detectron2.utils import comm, events
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import EventStorage, EventWriter
+from fvcore.common.history_buffer import HistoryBuffer
 from torch import nn
 
 from scratch_vs_pretrain import _detectron2
@@ -27,16 +29,14 @@ from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evalu
 from scratch_vs_pretrain.evaluation.others import write_detections
 from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoints
 from scratch_vs_pretrain.modeling.checks import check_trainable, use_runnable_norms
-from scratch_vs_pretrain.modeling.initial import freeze, load_initial
+from scratch_vs_pretrain.modeling.initial import freeze, match_initial
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.reproducibility import restore_random_states
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.run_info import Resume, Taken
-from scratch_vs_pretrain.training import checkpoint, fast, metrics
-from scratch_vs_pretrain.training.branch import note_taken
-from scratch_vs_pretrain.training.cascade_switch import switched_state
+from scratch_vs_pretrain.training import checkpoint, kernels
 from scratch_vs_pretrain.training.distributed import Interrupted, share_buffers, stop_requests
-from scratch_vs_pretrain.training.exactness import deterministic_kernels, is_deterministic
+from scratch_vs_pretrain.training.kernels import deterministic_kernels, is_deterministic
 from scratch_vs_pretrain.training.recipe import build_mapper, build_optimizer, rate_factor
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ EVALUATION_BAR = functools.partial(
 )
 # How often run.json is told the progress, at most.
 RECORD_SECONDS = 10
+# JSONWriter's window_size: metrics.json has the median of so many values.
+WINDOW = 20
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -64,18 +66,53 @@ def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
     described: dict[str, Any] = {
         "norms": use_runnable_norms(model, cfg.MODEL.DEVICE, comm.get_world_size()),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "init_report": load_initial(model, cfg),
+        "init_report": None,
     }
-    forget_checkpoints()
+    if cfg.MODEL.WEIGHTS:
+        described["init_report"], part, tensors = match_initial(model, cfg)
+        part.load_state_dict(tensors, strict=False)
+        forget_checkpoints()
     freeze(model, cfg)
     # The arms may have drawn differently so far; from here on they draw alike.
     seed_all_rng(cfg.SEED + comm.get_rank())
     return model, described
 
 
-def is_due(completed: int, period: int, at: Collection[int], last: int) -> bool:
+def is_due(completed: int, period: int, at: Collection[int] = (), *, last: int) -> bool:
     """Tells whether something is due: every `period` (0: never), at those of `at`, and last."""
     return completed == last or completed in at or (period > 0 and completed % period == 0)
+
+
+class _Events(events.TensorboardXWriter):
+    """TensorBoard's events, on disk when a write returns, as metrics.json is."""
+
+    def __init__(self, folder: Path, completed: int) -> None:
+        # TensorBoard drops what an earlier start wrote of iterations that this one repeats. Its
+        # writer's thread would flush by itself, and print a traceback if the disk is full.
+        super().__init__(str(folder), WINDOW, purge_step=completed, flush_secs=10**9)
+
+    def write(self) -> None:
+        super().write()
+        self._writer.flush()
+
+
+def recent_values(storage: events.EventStorage) -> dict[str, list[list[float]]]:
+    """Returns the last values of each metric as [value, iteration] pairs, for a checkpoint."""
+    return {
+        name: [[float(value), float(iteration)] for value, iteration in history.values()[-WINDOW:]]
+        for name, history in storage.histories().items()
+    }
+
+
+def restore_values(storage: events.EventStorage, values: dict[str, list[list[float]]]) -> None:
+    """Puts the values of :func:`recent_values` into a fresh storage.
+
+    It then keeps of each metric the values that are smoothed over, not all.
+    """
+    storage.histories().default_factory = functools.partial(HistoryBuffer, WINDOW)
+    for name, pairs in values.items():
+        for value, iteration in pairs:
+            storage.histories()[name].update(value, iteration)
 
 
 class Trainer(SimpleTrainer):
@@ -88,28 +125,25 @@ class Trainer(SimpleTrainer):
 
     iter: int
 
-    def __init__(
-        self, cfg: Any, folder: RunFolder, title: str = "", until: int | None = None
-    ) -> None:
+    def __init__(self, cfg: Any, folder: RunFolder, until: int | None = None) -> None:
         """
         Args:
             cfg: the run's config, with the device that is really there.
             folder: the run folder.
-            title: in front of the progress bar.
             until: the iteration at which another config takes over, None for the last part.
         """
         self.cfg = cfg
         self.folder = folder
         run = folder.read()
-        self._title = title
+        self._title = run.name
         self._branch_points = run.branch_points
         self.network, self.described = build_run_model(cfg)
-        options = fast.options_in_force(cfg)
+        options = kernels.options_in_force(cfg)
         self.described["fast"] = options
         if "BF16" in options and next(self.network.parameters()).is_cuda:
-            fast.keep_norms_narrow(self.network)
+            kernels.keep_norms_narrow(self.network)
         if "OVERLAP" in options:
-            fast.overlap(self.network)
+            kernels.overlap(self.network)
         found = checkpoint.load_newest(folder)
         start = found["iteration"] if found else 0
         self.stream = TrainingStream(cfg, build_mapper(cfg), "PREFETCH" in options, start)
@@ -124,22 +158,25 @@ class Trainer(SimpleTrainer):
             optimizer, lambda iteration: rate_factor(cfg, iteration)
         )
         if found and run.switch and until is None and start == run.switch.at:
-            found = switched_state(found, self.network, optimizer)
+            found = checkpoint.switched_state(found, self.network, optimizer)
         model = _distributed(cfg, self.network)
         if "BF16" in options:
-            model = fast.Autocast(model, cfg.MODEL.DEVICE)
+            model = kernels.Autocast(model, cfg.MODEL.DEVICE)
         super().__init__(model, self.stream, optimizer)
         self.max_iter = until or cfg.SOLVER.MAX_ITER
-        self.resumed = found is not None
         self.totals: dict[str, int] = {}
         self._recent: dict[str, Any] = {}
         self._seconds_before = 0.0
         if found:
             self._restore(found)
-        self._writers: list[EventWriter] = []
+        self._writers: list[events.EventWriter] = []
         if comm.is_main_process():
-            metrics.truncate_metrics(folder.metrics_file, self.iter)
-            self._writers = metrics.make_writers(folder, cfg, self.iter, self.max_iter)
+            checkpoint.truncate_metrics(folder.metrics_file, self.iter)
+            self._writers.append(events.JSONWriter(str(folder.metrics_file)))
+            if cfg.SVP.TENSORBOARD and importlib.util.find_spec("tensorboard"):
+                self._writers.append(_Events(folder.path / "tensorboard", self.iter))
+            # The last, because it puts the ETA among the metrics.
+            self._writers.append(events.CommonMetricPrinter(self.max_iter))
         self._latest: dict[str, float] = {}
         self._while_training = contextlib.ExitStack()
         self._started = self._recorded = time.monotonic()
@@ -152,9 +189,12 @@ class Trainer(SimpleTrainer):
         """
         self.start_iter = self.iter
         logger.info("Starting training from iteration %d", self.start_iter)
-        with deterministic_kernels(self.cfg), EventStorage(self.iter) as self.storage:
-            metrics.keep_recent(self.storage)
-            metrics.restore_values(self.storage, self._recent)
+        with (
+            deterministic_kernels(self.cfg),
+            events.EventStorage(self.iter) as self.storage,
+            self._while_training,
+        ):
+            restore_values(self.storage, self._recent)
             try:
                 self.before_train()
                 for iteration in range(self.start_iter, self.max_iter):
@@ -186,29 +226,23 @@ class Trainer(SimpleTrainer):
         self._bar = self._while_training.enter_context(bar)
         self._asked_to_stop = self._while_training.enter_context(stop_requests())
 
-    def after_train(self) -> None:
-        super().after_train()
-        self._while_training.close()
-
     def after_step(self) -> None:
         """Evaluates, logs and saves as it is due; on SIGTERM or SIGINT saves at once and stops."""
         super().after_step()
         cfg, completed = self.cfg, self.iter + 1
-        evaluates = self._is_due(cfg.TEST.EVAL_PERIOD, cfg.SVP.EVAL_ITERATIONS)
+        due = functools.partial(is_due, completed, last=self.max_iter)
+        evaluates = due(cfg.TEST.EVAL_PERIOD, cfg.SVP.EVAL_ITERATIONS)
         if evaluates:
             self._latest = self._evaluate(completed)
             self.storage.put_scalars(smoothing_hint=False, **self._latest)
-        if evaluates or self._is_due(cfg.SVP.LOG_PERIOD):
+        if evaluates or due(cfg.SVP.LOG_PERIOD):
             self._log(completed)
         self._show_progress()
         stops = self._asked_to_stop()
-        if stops or self._is_due(cfg.SOLVER.CHECKPOINT_PERIOD, self._branch_points):
+        if stops or due(cfg.SOLVER.CHECKPOINT_PERIOD, self._branch_points):
             self._save(completed)
         if stops and completed < cfg.SOLVER.MAX_ITER:
             raise Interrupted(f"asked to stop after {completed} iterations")
-
-    def _is_due(self, period: int, at: Collection[int] = ()) -> bool:
-        return is_due(self.iter + 1, period, at, self.max_iter)
 
     def _log(self, completed: int) -> None:
         """Writes a line of metrics.
@@ -284,7 +318,7 @@ class Trainer(SimpleTrainer):
                 "samples": self.totals,
                 "unreadable": sorted(self.stream.unreadable),
                 "seconds": progress["seconds"],
-                "recent": metrics.recent_values(self.storage),
+                "recent": recent_values(self.storage),
                 "loss_normalizers": comm.gather(_detectron2.loss_normalizer(self.network)),
             },
             self.cfg.SVP.KEEP_CHECKPOINTS,
@@ -319,12 +353,12 @@ class Trainer(SimpleTrainer):
     def note_resume(self, inexact: list[str]) -> None:
         """Records in run.json where this start goes on, if it does, and why `inexact`; in the main
         process."""
-        if not self.resumed:
+        if self.iter == 0:
             return
         run = self.folder.read()
         if run.branch and run.branch.taken == Taken(iteration=self.iter):
             # Not a resume: the branch begins here, and what is before is not its own cost.
-            note_taken(self.folder, self.iter, self._seconds_before)
+            checkpoint.note_taken(self.folder, self.iter, self._seconds_before)
             return
         if inexact:
             logger.warning("This resume is not exact: %s", "; ".join(inexact))

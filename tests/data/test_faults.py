@@ -22,7 +22,7 @@ from scratch_vs_pretrain.data.loading import (
     refusal_at_a_look,
 )
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.pretraining.image_folder import _Pictures
+from scratch_vs_pretrain.pretraining.pretrain import _Pictures
 
 FLAT = [1, 2, 6, 2, 6, 8, 1, 8]
 

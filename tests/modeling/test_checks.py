@@ -14,7 +14,6 @@ from scratch_vs_pretrain.modeling.checks import (
     NAIVE,
     ONE_PROCESS,
     check_trainable,
-    norm_census,
     use_runnable_norms,
 )
 from scratch_vs_pretrain.modeling.initial import freeze
@@ -169,7 +168,7 @@ def test_census_names_every_kind():
         nn.LayerNorm(4),
         nn.Conv2d(4, 4, 1),
     )
-    assert norm_census(model, world_size=2) == {
+    assert use_runnable_norms(model, "cuda", world_size=2) == {
         "BN": 1,
         "FrozenBN": 1,
         "GN": 2,

@@ -3,7 +3,7 @@ import torch
 import torchvision
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+from scratch_vs_pretrain.modeling.backbone import VGG16, build_bottom_up, vgg16
 from scratch_vs_pretrain.modeling.checkpoint_file import find_tensors
 from scratch_vs_pretrain.modeling.conversion import (
     ARCHITECTURES,
@@ -11,7 +11,6 @@ from scratch_vs_pretrain.modeling.conversion import (
     describe,
     to_detectron2,
 )
-from scratch_vs_pretrain.modeling.vgg import VGG16, vgg16
 
 
 def random_network(name):
@@ -47,8 +46,8 @@ def test_features_equal_torchvisions(name, norm, make_full_cfg):
     cfg = make_full_cfg(settings.pop("DEPTH"), **settings)
     bottom_up = build_bottom_up(cfg).eval()
     reference = random_network(name)
-    weights = convert(reference.state_dict(), name)
-    bottom_up.load_state_dict(weights.tensors, strict=True)
+    _, tensors = convert(reference.state_dict(), name)
+    bottom_up.load_state_dict(tensors, strict=True)
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         expected = torchvision_features(reference, images)
@@ -62,10 +61,10 @@ def test_features_equal_torchvisions(name, norm, make_full_cfg):
 )
 def test_every_torchvision_architecture_converts_and_fits_itself(name):
     state = meta_state(name)
-    weights = to_detectron2(state)
-    assert (weights.layout, weights.prefix) == ("torchvision", "")
-    assert set(weights.others) == {"fc.weight", "fc.bias"}
-    assert describe(weights.tensors) == f"; they are those of a {name}"
+    report, tensors, _ = to_detectron2(state)
+    assert (report.layout, report.prefix) == ("torchvision", "")
+    assert set(report.unexpected) == {"fc.weight", "fc.bias"}
+    assert describe(tensors) == f"; they are those of a {name}"
 
 
 def test_vgg_features_equal_torchvisions():
@@ -76,7 +75,7 @@ def test_vgg_features_equal_torchvisions():
     for parameter in reference.parameters():
         fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
         torch.nn.init.uniform_(parameter.data, -((6 / fan_in) ** 0.5), (6 / fan_in) ** 0.5)
-    weights = convert(reference.state_dict(), "vgg16").tensors
+    _, weights = convert(reference.state_dict(), "vgg16")
     ours.load_state_dict(weights, strict=True, assign=True)
     convolutions = {name: tensor for name, tensor in weights.items() if name.startswith("conv")}
     backbone.load_state_dict(convolutions, strict=True, assign=True)
@@ -90,10 +89,10 @@ def test_vgg_features_equal_torchvisions():
 
 
 def test_other_vggs_are_not_taken_for_vgg16():
-    weights = to_detectron2(meta_state("vgg16"))
-    assert weights.layout == "torchvision VGG"
-    assert set(weights.others) == {"classifier.6.weight", "classifier.6.bias"}
-    assert describe(weights.tensors) == "; they are those of a vgg16"
+    report, tensors, _ = to_detectron2(meta_state("vgg16"))
+    assert report.layout == "torchvision VGG"
+    assert set(report.unexpected) == {"classifier.6.weight", "classifier.6.bias"}
+    assert describe(tensors) == "; they are those of a vgg16"
     for name in ("vgg19", "vgg16_bn"):
         with pytest.raises(
             UserError, match=r"not the weights of a vgg16 \(.* missing, .* of 30\)$"
@@ -138,10 +137,11 @@ def test_wrong_architecture_is_refused_and_the_right_one_named():
 def test_prefixes_of_self_supervised_checkpoints_are_stripped(prefix):
     state = meta_state("resnet18")
     prefixed = {prefix + name: tensor for name, tensor in state.items()}
-    weights = to_detectron2(prefixed | {"queue": torch.zeros(2), "head.0.weight": torch.zeros(1)})
-    assert weights.prefix == prefix
-    assert weights.tensors == to_detectron2(state).tensors
-    assert set(weights.others) == {
+    others = {"queue": torch.zeros(2), "head.0.weight": torch.zeros(1)}
+    report, tensors, _ = to_detectron2(prefixed | others)
+    assert report.prefix == prefix
+    assert tensors == to_detectron2(state)[1]
+    assert set(report.unexpected) == {
         "queue",
         "head.0.weight",
         f"{prefix}fc.weight",
@@ -163,18 +163,18 @@ def test_the_trained_encoder_is_used_not_its_copy(used, other):
     two = {}
     for prefix in (other, used):
         two |= {prefix + name: tensor.clone() for name, tensor in state.items()}
-    weights = to_detectron2(two)
-    assert weights.prefix == used
-    assert weights.tensors["stem.conv1.weight"] is two[f"{used}conv1.weight"]
-    assert f"{other}conv1.weight" in weights.others
+    report, tensors, _ = to_detectron2(two)
+    assert report.prefix == used
+    assert tensors["stem.conv1.weight"] is two[f"{used}conv1.weight"]
+    assert f"{other}conv1.weight" in report.unexpected
 
 
 def test_two_networks_are_refused_unless_they_are_the_same():
     state = small_state()
     left = {f"left.{name}": tensor for name, tensor in state.items()}
     right = {f"right.{name}": tensor.clone() for name, tensor in state.items()}
-    weights = to_detectron2(left | right)
-    assert weights.prefix == "left."
+    report, *_ = to_detectron2(left | right)
+    assert report.prefix == "left."
     right["right.layer2.0.conv1.weight"][0] += 1
     with pytest.raises(UserError, match=r"several networks, with the prefixes left\., right\."):
         to_detectron2(left | right, "w.pth")
@@ -281,9 +281,9 @@ PROJECTS = {
 @pytest.mark.parametrize("project", PROJECTS)
 def test_checkpoints_of_public_projects_give_the_same_backbone(project):
     state = small_state()
-    expected = to_detectron2(state).tensors
+    _, expected, _ = to_detectron2(state)
     assert len(expected) == 120
-    found = to_detectron2(find_tensors(PROJECTS[project](state))).tensors
+    _, found, _ = to_detectron2(find_tensors(PROJECTS[project](state)))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -319,10 +319,10 @@ def test_detectors_give_their_backbone(make_cfg):
     backbone = build_bottom_up(make_cfg()).state_dict()
     state = {f"backbone.bottom_up.{name}": tensor for name, tensor in backbone.items()}
     heads = {"backbone.fpn_output2.weight": torch.zeros(1), "roi_heads.res5.0.w": torch.zeros(1)}
-    weights = to_detectron2(state | heads)
-    assert (weights.layout, weights.prefix) == ("detectron2", "backbone.bottom_up.")
-    assert list(weights.tensors) == list(backbone)
-    assert set(weights.others) == set(heads)
+    report, tensors, _ = to_detectron2(state | heads)
+    assert (report.layout, report.prefix) == ("detectron2", "backbone.bottom_up.")
+    assert list(tensors) == list(backbone)
+    assert set(report.unexpected) == set(heads)
 
 
 def test_unknown_layout_is_refused_with_its_keys():

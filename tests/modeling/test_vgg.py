@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from scratch_vs_pretrain.config import norm_problems
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.backbone import build_bottom_up
-from scratch_vs_pretrain.modeling.vgg import LAYERS, VGG16, pretrained_part
+from scratch_vs_pretrain.modeling.backbone import LAYERS, VGG16, build_bottom_up, pretrained_part
 from scratch_vs_pretrain.pretraining.pretrain import Classifier
 from scratch_vs_pretrain.study.audit import recipe_problems
 

@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.pretraining.image_folder import ImageBatches, find_images, random_crops
-from scratch_vs_pretrain.pretraining.spec import PretrainSpec
+from scratch_vs_pretrain.pretraining import PretrainSpec
+from scratch_vs_pretrain.pretraining.pretrain import ImageBatches, find_images, random_crops
 
 
 def write_image(path, value=None, size=(30, 24), seed=0):

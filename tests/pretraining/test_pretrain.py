@@ -14,9 +14,9 @@ from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.backbone import build_bottom_up
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
+from scratch_vs_pretrain.pretraining import PretrainSpec
 from scratch_vs_pretrain.pretraining import pretrain as module
 from scratch_vs_pretrain.pretraining.pretrain import pretrain
-from scratch_vs_pretrain.pretraining.spec import PretrainSpec
 from scratch_vs_pretrain.run_info import PretrainingCost
 
 DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
@@ -180,10 +180,12 @@ def test_syncbn_backbones_train_in_one_process(cfg, pictures, tmp_path, load_bac
     assert load_backbone(build_bottom_up(cfg), read_checkpoint(result.file)).missing == ()
 
 
-def test_without_validation_pictures_there_is_no_accuracy(cfg, pictures, tmp_path):
-    spec = PretrainSpec(**vars(SPEC) | {"epochs": 1, "validation_fraction": 0.0, "cache": False})
+@pytest.mark.parametrize("cache", [True, False])
+def test_without_validation_pictures_there_is_no_accuracy(cache, cfg, pictures, tmp_path):
+    spec = PretrainSpec(**vars(SPEC) | {"epochs": 1, "validation_fraction": 0.0, "cache": cache})
     result = pretrain(cfg, pictures / "train", tmp_path / "w.pth", spec)
     assert result.accuracy is None
+    assert read_metadata(result.file)["accuracy"] is None
 
 
 def test_a_backbone_at_chance_level_is_named(cfg, pictures, tmp_path, capfd):

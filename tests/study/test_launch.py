@@ -29,7 +29,7 @@ from scratch_vs_pretrain.study.launch import (
     run_study,
 )
 from scratch_vs_pretrain.study.spec import load_study
-from scratch_vs_pretrain.training.branch import trunk_of
+from scratch_vs_pretrain.training.checkpoint import trunk_of
 
 
 class TestSlots:

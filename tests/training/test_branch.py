@@ -8,7 +8,7 @@ import pytest
 from scratch_vs_pretrain.study.folders import prepare
 from scratch_vs_pretrain.study.spec import load_study
 from scratch_vs_pretrain.training import __main__ as worker
-from scratch_vs_pretrain.training import branch
+from scratch_vs_pretrain.training import checkpoint
 
 # "short" is what "long" is for three iterations.
 SCHEDULES = [
@@ -40,9 +40,9 @@ def test_a_branch_equals_the_same_schedule_trained_alone(plan, assert_same):
     """Weights, momentum, curve and evaluations, bit for bit; and it costs its own part alone."""
     short, long = plan("shared")
     alone, long_alone = plan("alone", sharing=False)
-    assert not branch.is_ready(short)
+    assert not checkpoint.is_ready(short)
     train(long)
-    assert branch.is_ready(short)
+    assert checkpoint.is_ready(short)
     train(short, alone, long_alone)
     assert_same(short, alone)
     assert_same(long, long_alone)
@@ -72,7 +72,8 @@ def test_a_branch_killed_at_its_beginning_begins_anew(plan, monkeypatch, assert_
         def die(*_):
             raise OSError(28, "No space left on device")
 
-        patch.setattr(branch, "_link", die)
+        patch.setattr("os.link", die)
+        patch.setattr("shutil.copyfileobj", die)
         assert worker.main([str(short.path)]) == worker.FAILED
     assert "No space left" in short.read().reason
     # What is there until then is the trunk's up to where it leaves it, for all who read it.
@@ -115,7 +116,7 @@ def test_a_longer_schedule_goes_on_from_a_finished_run(plan, assert_same, kept):
         train(alone)
         assert_same(long, alone)
     else:
-        assert branch.find_origin(long) == (short, 2)
+        assert checkpoint.find_origin(long) == (short, 2)
 
 
 def test_longer_schedules_share_their_way_beyond_a_finished_run(plan, assert_same):
@@ -125,7 +126,7 @@ def test_longer_schedules_share_their_way_beyond_a_finished_run(plan, assert_sam
     _, long, end = plan("grown", schedules=[*SCHEDULES, longest])
     assert (end.read().branch.of, end.read().branch.at) == ("short", 3)
     assert (long.read().branch.of, long.read().branch.at) == ("longest", 6)
-    assert not branch.is_ready(long)
+    assert not checkpoint.is_ready(long)
     train(end, long)
     assert long.read().branch.taken.iteration == 6
     _, alone = plan("alone", sharing=False)
@@ -135,6 +136,6 @@ def test_longer_schedules_share_their_way_beyond_a_finished_run(plan, assert_sam
 
 def test_nothing_is_taken_while_the_trunk_is_not_there(plan):
     short, long = plan("shared")
-    assert not branch.take(short)
-    assert branch.is_ready(long)
+    assert not checkpoint.take(short)
+    assert checkpoint.is_ready(long)
     assert not short.checkpoints.exists()

@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 
 from scratch_vs_pretrain.config import default_config, merge_overrides
 from scratch_vs_pretrain.modeling import backbone as _registers_backbones  # noqa: F401
-from scratch_vs_pretrain.training.cascade_switch import plain_name, switched_state
+from scratch_vs_pretrain.training.checkpoint import plain_name, switched_state
 
 CLASSES = 3
 SMALL = {

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from scratch_vs_pretrain.run_info import Provenance
-from scratch_vs_pretrain.training.exactness import (
+from scratch_vs_pretrain.training.kernels import (
     deterministic_kernels,
     inexact_because,
     numerics,

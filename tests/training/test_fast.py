@@ -9,7 +9,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
 from scratch_vs_pretrain.config import default_config
-from scratch_vs_pretrain.training import fast
+from scratch_vs_pretrain.training import kernels
 
 # Without BF16, which the machine may not have.
 EXACT = {"SVP.FAST.ENABLED": True, "SVP.FAST.BF16": False}
@@ -50,13 +50,13 @@ def test_options_are_recorded_and_can_be_left_out(trainer_with):
 
 
 def test_options_of_a_gpu(monkeypatch):
-    monkeypatch.setattr(fast, "has_bf16", lambda device: True)
+    monkeypatch.setattr(kernels, "has_bf16", lambda device: True)
     cfg = default_config()
     cfg.MODEL.DEVICE = "cuda"
     cfg.SVP.FAST.ENABLED = True
-    assert fast.options_in_force(cfg) == ("BF16", "FUSED_OPTIMIZER", "OVERLAP", "PREFETCH")
+    assert kernels.options_in_force(cfg) == ("BF16", "FUSED_OPTIMIZER", "OVERLAP", "PREFETCH")
     cfg.MODEL.DEVICE = "cpu"
-    assert fast.options_in_force(cfg) == ("BF16", "FUSED_OPTIMIZER")
+    assert kernels.options_in_force(cfg) == ("BF16", "FUSED_OPTIMIZER")
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -65,7 +65,7 @@ def test_narrow_norms_are_group_norms(layout):
     wide = torch.nn.GroupNorm(4, 8)
     torch.nn.init.normal_(wide.weight)
     model = torch.nn.Sequential(copy.deepcopy(wide))
-    fast.keep_norms_narrow(model)
+    kernels.keep_norms_narrow(model)
     [narrow] = model
     assert type(narrow) is not torch.nn.GroupNorm
     assert list(model.state_dict()) == ["0.weight", "0.bias"]
@@ -80,7 +80,7 @@ def test_narrow_norms_are_group_norms(layout):
 
 
 def test_bfloat16_that_would_be_emulated_is_left_out(trainer_with, monkeypatch, caplog):
-    monkeypatch.setattr(fast, "has_bf16", lambda device: False)
+    monkeypatch.setattr(kernels, "has_bf16", lambda device: False)
     with caplog.at_level(logging.WARNING):
         trainer = trainer_with("fast", {"SVP.FAST.ENABLED": True})
     assert "BF16" not in trainer.described["fast"]
@@ -94,7 +94,9 @@ def test_the_fused_optimizer_computes_the_same(trainer_with):
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=0)
 
 
-@pytest.mark.skipif(not fast.has_bf16(torch.device("cpu")), reason="no bfloat16 on this processor")
+@pytest.mark.skipif(
+    not kernels.has_bf16(torch.device("cpu")), reason="no bfloat16 on this processor"
+)
 def test_losses_differ_no_more_than_by_one_rounding_of_the_weights(trainer_with):
     """A detector's training is chaotic: which proposals are sampled hangs on single comparisons.
 
@@ -188,18 +190,18 @@ def batch_of(trainer):
 
 # Fewer images than parts, as many, and more that do not divide.
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
-@pytest.mark.parametrize("images", [2, fast.PARTS, 6])
+@pytest.mark.parametrize("images", [2, kernels.PARTS, 6])
 def test_the_same_batch_losses(trainer_on, without_streams, images):
     trainer = trainer_on("cpu", images)
     batch = batch_of(trainer)
     with EventStorage(0):
         expected = batch_losses(trainer, batch)
-        fast.overlap(trainer.network)
+        kernels.overlap(trainer.network)
         assert batch_losses(trainer, batch) == expected
     # The labels' stream for the ground truth, the main one for the labels, each part for the
     # features and the main one for each part.
-    working = min(images, fast.PARTS)
-    assert sorted(without_streams) == ["event"] + ["stream"] * (1 + working + fast.PARTS)
+    working = min(images, kernels.PARTS)
+    assert sorted(without_streams) == ["event"] + ["stream"] * (1 + working + kernels.PARTS)
 
 
 def test_overlap_leaves_evaluation_as_it_is(trainer_on, without_streams):
@@ -208,7 +210,7 @@ def test_overlap_leaves_evaluation_as_it_is(trainer_on, without_streams):
     trainer.network.eval()
     with torch.no_grad():
         expected = trainer.network(batch)
-        fast.overlap(trainer.network)
+        kernels.overlap(trainer.network)
         found = trainer.network(batch)
     assert without_streams == []
     for one, other in zip(found, expected, strict=True):
@@ -217,9 +219,9 @@ def test_overlap_leaves_evaluation_as_it_is(trainer_on, without_streams):
 
 def test_a_detector_without_proposals_stays_as_it_is(without_streams):
     model = torch.nn.Module()
-    fast.overlap(model)
+    kernels.overlap(model)
     model.proposal_generator = None
-    fast.overlap(model)
+    kernels.overlap(model)
     assert without_streams == []
 
 
@@ -230,6 +232,6 @@ def test_overlap_gives_the_same_losses_on_a_gpu(trainer_on):
     batch = batch_of(trainer)
     with EventStorage(0):
         expected = batch_losses(trainer, batch)
-        fast.overlap(trainer.network)
+        kernels.overlap(trainer.network)
         for _ in range(3):
             assert batch_losses(trainer, batch) == pytest.approx(expected, rel=1e-5)

@@ -11,21 +11,21 @@ from hypothesis import strategies as st
 
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.training import distributed
+from scratch_vs_pretrain.training.checkpoint import truncate_metrics
 from scratch_vs_pretrain.training.distributed import Interrupted
-from scratch_vs_pretrain.training.metrics import (
+from scratch_vs_pretrain.training.trainer import (
     WINDOW,
-    keep_recent,
+    Trainer,
+    is_due,
     recent_values,
     restore_values,
-    truncate_metrics,
 )
-from scratch_vs_pretrain.training.trainer import Trainer, is_due
 
 
 @given(st.integers(1, 500), st.integers(0, 50), st.sets(st.integers(1, 500)), st.integers(1, 500))
 def test_due(completed, period, at, last):
     expected = completed in {*range(period, 501, period or 501), *at, last} - {0}
-    assert is_due(completed, period, at, last) == expected
+    assert is_due(completed, period, at, last=last) == expected
 
 
 class Steps(Trainer):
@@ -135,7 +135,7 @@ def test_a_storage_keeps_what_is_smoothed_over(tmp_path):
     def log(name, bounded):
         with EventStorage(0) as storage:
             if bounded:
-                keep_recent(storage)
+                restore_values(storage, {})
             writer = JSONWriter(str(tmp_path / name))
             for storage.iter in range(2000):
                 storage.put_scalar("loss", math.sin(storage.iter))

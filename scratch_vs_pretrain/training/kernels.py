@@ -1,18 +1,96 @@
-"""The options of ``SVP.FAST``: faster iterations, the same for every arm."""
+"""Which kernels train a run: the faster ones of ``SVP.FAST``, the same for every arm; or those with
+which a resumed run equals an uninterrupted one bit for bit, and whether one does."""
 
+import contextlib
 import logging
 import math
+import os
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from detectron2.modeling.proposal_generator import RPN
+from detectron2.utils import comm
 from torch import nn
+
+from scratch_vs_pretrain.run_info import Provenance
 
 logger = logging.getLogger(__name__)
 
 # Threads that filter proposals beside one another.
 PARTS = 4
+
+
+def is_deterministic(cfg: Any) -> bool:
+    """Tells whether a config's run repeats itself: on CPU always, on a GPU if it is asked to."""
+    return bool(cfg.MODEL.DEVICE == "cpu" or cfg.SVP.DETERMINISTIC)
+
+
+@contextlib.contextmanager
+def deterministic_kernels(cfg: Any) -> Iterator[None]:
+    """Lets torch choose the same sums in the same order each time, where a config asks for it.
+
+    On a GPU an operation that cannot be repeated raises RuntimeError and is named. On the CPU that
+    would be too strict: the few kernels of which torch says so differ on GPUs only.
+    """
+    if not is_deterministic(cfg):
+        yield
+        return
+    memory: Any = torch.utils.deterministic
+    # CUDA's matrix products need it before they are first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    with contextlib.ExitStack() as restored:
+        restored.callback(torch.use_deterministic_algorithms, enabled, warn_only=warns)
+        torch.use_deterministic_algorithms(True, warn_only=cfg.MODEL.DEVICE == "cpu")
+        # The first would fill every new tensor, to find reads of what nobody has written.
+        switched_off = {"fill_uninitialized_memory": memory, "benchmark": torch.backends.cudnn}
+        for name, module in switched_off.items():
+            restored.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, False)
+        yield
+
+
+def numerics(cfg: Any) -> dict[str, Any]:
+    """Returns what the last bits of a run depend on, as a part of run.json's ``provenance``."""
+    cuda = cfg.MODEL.DEVICE != "cpu"
+    return {
+        "processes": comm.get_world_size(),
+        "threads": torch.get_num_threads(),
+        "processor": torch.cuda.get_device_name() if cuda else _processor(),
+        "deterministic": is_deterministic(cfg),
+    }
+
+
+def inexact_because(before: Provenance | None, now: Mapping[str, Any]) -> list[str]:
+    """Returns why a resume is not exact, by run.json's ``provenance`` of both starts."""
+    reasons = []
+    if not now["deterministic"]:
+        reasons.append("the GPU's kernels do not repeat themselves (SVP.DETERMINISTIC is off)")
+    elif now["device"] != "cpu" and now["processes"] > 1:
+        reasons.append("the sums of several GPUs are not known to repeat themselves")
+    if before is None or before.processor is None:
+        return [*reasons, "it is not known what trained before"]
+    names = ("processes", "threads", "processor", "deterministic")
+    values = {name: (getattr(before, name), now[name]) for name in names}
+    versions = {name: (before.versions.get(name), new) for name, new in now["versions"].items()}
+    changed = [
+        f"{name} was {old} before and is {new} now"
+        for name, (old, new) in (*values.items(), *versions.items())
+        if old != new
+    ]
+    return [*reasons, *changed]
+
+
+def _processor() -> str:
+    """Returns the processor's name: kernels are chosen by its instructions."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def options_in_force(cfg: Any) -> tuple[str, ...]:
@@ -45,18 +123,14 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def keep_norms_narrow(model: nn.Module) -> None:
-    """Replaces the GroupNorms in a model by ones that return what they are given, bfloat16 too.
+    """Lets the GroupNorms in a model return what they are given, bfloat16 too.
 
     Autocast on GPUs, unlike on processors, would widen every feature map to float32 for them. The
     sums inside of the kernel are in float32 either way.
     """
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.GroupNorm:
-                sizes = child.num_groups, child.num_channels, child.eps
-                narrow = _NarrowGroupNorm(*sizes, affine=False).train(child.training)
-                narrow.weight, narrow.bias = child.weight, child.bias
-                setattr(module, name, narrow)
+    for module in model.modules():
+        if type(module) is nn.GroupNorm:
+            module.__class__ = _NarrowGroupNorm
 
 
 class _NarrowGroupNorm(nn.GroupNorm):

@@ -7,10 +7,9 @@ from detectron2.modeling import build_backbone
 from safetensors.torch import save_file
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.backbone import build_bottom_up
+from scratch_vs_pretrain.modeling.backbone import build_bottom_up, pixel_settings
 from scratch_vs_pretrain.modeling.checkpoint_file import local_file, read_checkpoint
 from scratch_vs_pretrain.modeling.checks import norm_layers
-from scratch_vs_pretrain.modeling.timm_backbone import pixel_settings
 
 
 @pytest.fixture
