@@ -2,11 +2,15 @@
 
 import contextlib
 import json
+import logging
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -105,22 +109,119 @@ def write_study(tiny_shapes, tmp_path):
     return write
 
 
+# What a process of its own imports anew: all that keeps what was registered or read on import.
+ANEW = ("detectron2", "fvcore", "iopath", "scratch_vs_pretrain", "tiny_detector")
+
+
+class NewPython:
+    """``python -c CODE`` or ``python -m MODULE``, with what it is told by its environment.
+
+    It is as a new process but for torch, whose import takes seconds and is not repeated: a fork of
+    this one, which imports this package and Detectron2 anew. It is handled as subprocess.Popen.
+    """
+
+    def __init__(self, arguments, told=(), cwd=None, out=None, err=None):
+        self.returncode = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 70
+            try:
+                os.setsid()
+                status = self._main(list(map(str, arguments)), dict(told), cwd, out, err)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+
+    @staticmethod
+    def _main(arguments, told, cwd, out, err):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        for number, file in enumerate((out, err), 1):
+            if file is not None:
+                os.dup2(file.fileno(), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdin, sys.stdout, sys.stderr = (
+            os.fdopen(number, mode, 1, closefd=False) for number, mode in enumerate("rww")
+        )
+        os.environ |= told
+        os.chdir(cwd or ".")
+        for name in list(sys.modules):
+            if name.partition(".")[0] in ANEW:
+                del sys.modules[name]
+        for name in ("", *logging.root.manager.loggerDict):
+            logging.getLogger(name).handlers.clear()
+        option, code, *sys.argv[1:] = arguments
+        try:
+            if option == "-m":
+                runpy.run_module(code, run_name="__main__", alter_sys=True)
+            else:
+                exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            return 1
+        finally:
+            sys.stdout.flush()
+        return 0
+
+    def poll(self):
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self):
+        while self.poll() is None:
+            time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
 @pytest.fixture
-def run_code(tmp_path):
-    """Runs Python code in a process of its own, beside the test's files: Detectron2 reads
-    DETECTRON2_DATASETS when it is imported."""
+def run_python(tmp_path):
+    """Runs ``python -c CODE`` or ``python -m MODULE`` beside the test's files, as subprocess.run;
+    Detectron2 reads DETECTRON2_DATASETS when it is imported."""
+
+    def run(*arguments, **told):
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            code = NewPython(arguments, told, tmp_path, out, err).wait()
+            for file in (out, err):
+                file.seek(0)
+            return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
+
+    return run
+
+
+@pytest.fixture
+def run_code(run_python, tmp_path):
+    """Runs Python code in a process of its own with its own data sets."""
 
     def run(code, *arguments, datasets=tmp_path):
-        environment = {"DETECTRON2_DATASETS": str(datasets), "SVP_CACHE": str(tmp_path / "cache")}
-        return subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
+        cache = str(tmp_path / "cache")
+        return run_python(
+            "-c", code, *arguments, DETECTRON2_DATASETS=str(datasets), SVP_CACHE=cache
         )
 
     return run
+
+
+@pytest.fixture
+def quick_starts(monkeypatch):
+    """What a launcher of this process starts imports no torch. Others test it as it is."""
+    from scratch_vs_pretrain.study import launch
+
+    def start(folder, options, told):
+        return NewPython(["-m", "scratch_vs_pretrain.training", folder.path, *options], told)
+
+    monkeypatch.setattr(launch, "start_training", start)
 
 
 @pytest.fixture(scope="session")

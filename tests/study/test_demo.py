@@ -19,7 +19,9 @@ TINY = demo.DemoSize(
 )
 
 
-def test_makes_everything_and_a_second_call_repeats_nothing(tmp_path, monkeypatch, capsys):
+def test_makes_everything_and_a_second_call_repeats_nothing(
+    tmp_path, monkeypatch, capsys, quick_starts
+):
     monkeypatch.setattr(demo, "QUICK", TINY)
     output = tmp_path / "demo"
     assert demo.run_demo(output, quick=True) == 0
