@@ -186,6 +186,20 @@ class NewPython:
 
 
 @pytest.fixture
+def new_python():
+    """Starts a :class:`NewPython`, which is killed at the end of the test."""
+    started = []
+
+    def start(*arguments, **options):
+        started.append(NewPython(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
 def run_python(tmp_path):
     """Runs ``python -c CODE`` or ``python -m MODULE`` beside the test's files, as subprocess.run;
     Detectron2 reads DETECTRON2_DATASETS when it is imported."""
