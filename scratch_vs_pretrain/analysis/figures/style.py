@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -139,9 +139,9 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     ]
     heights = [LINE_HEIGHT * (note.get_text().count("\n") + 1) for note in notes]
     # The layout gives the axes their final height, which the spacing needs in points.
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    figure.draw_without_rendering()
+    figure = cast(Figure, ax.get_figure(root=True))
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
     places = [ax.transData.transform((0, y))[1] * 72 / figure.dpi for y, _, _ in ends]
     for note, place, moved in zip(notes, places, spread(places, heights), strict=True):
         note.xyann = (LABEL_DISTANCE, moved - place)
