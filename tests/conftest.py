@@ -236,7 +236,10 @@ def run_code(run_python, tmp_path):
 
 @pytest.fixture
 def quick_starts(monkeypatch):
-    """What a launcher of this process starts imports no torch. Others test it as it is."""
+    """Trainings that this process starts, by `svp run` or otherwise, import no torch anew.
+
+    Real ones are those of test_killed_studies, test_slurm, test_processes and test_launch.
+    """
     from scratch_vs_pretrain.study import launch
 
     def start(folder, options, told):
