@@ -2,11 +2,15 @@
 
 import contextlib
 import json
+import logging
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -20,6 +24,13 @@ import yaml
 import scratch_vs_pretrain  # noqa: F401  (with it, Detectron2 imports)
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """Lets pytest-xdist hand out files as they come. It begins with those of the most tests, and
+    would end with one process waiting for the longest test of all, which has a file to itself."""
+    config.option.loadscopereorder = False
+
 
 WALL_CLOCK = ("time", "data_time", "eta_seconds", "rank_data_time")
 
@@ -68,7 +79,17 @@ def write_study(tiny_shapes, tmp_path):
             "SVP.LOG_PERIOD": 2,
             "SVP.TENSORBOARD": False,
             "MODEL.FPN.OUT_CHANNELS": 32,
+            "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
+            "MODEL.RPN.POST_NMS_TOPK_TRAIN": 30,
+            "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
+            "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 4,
+            "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
             "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+            "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 7,
+            "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+            "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
             "TEST.DETECTIONS_PER_IMAGE": 10,
             **fields.pop("overrides", {}),
         }
@@ -95,22 +116,136 @@ def write_study(tiny_shapes, tmp_path):
     return write
 
 
+# What a process of its own imports anew: all that keeps what was registered or read on import.
+ANEW = ("detectron2", "fvcore", "iopath", "scratch_vs_pretrain", "tiny_detector")
+
+
+class NewPython:
+    """``python -c CODE`` or ``python -m MODULE``, with what it is told by its environment.
+
+    It is as a new process but for torch, whose import takes seconds and is not repeated: a fork of
+    this one, which imports this package and Detectron2 anew. It is handled as subprocess.Popen.
+    """
+
+    def __init__(self, arguments, told=(), cwd=None, out=None, err=None):
+        self.returncode = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 70
+            try:
+                os.setsid()
+                status = self._main(list(map(str, arguments)), dict(told), cwd, out, err)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+
+    @staticmethod
+    def _main(arguments, told, cwd, out, err):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        for number, file in enumerate((out, err), 1):
+            if file is not None:
+                os.dup2(file.fileno(), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdin, sys.stdout, sys.stderr = (
+            os.fdopen(number, mode, 1, closefd=False) for number, mode in enumerate("rww")
+        )
+        os.environ |= told
+        os.chdir(cwd or ".")
+        for name in list(sys.modules):
+            if name.partition(".")[0] in ANEW:
+                del sys.modules[name]
+        for name in ("", *logging.root.manager.loggerDict):
+            logging.getLogger(name).handlers.clear()
+        option, code, *sys.argv[1:] = arguments
+        try:
+            if option == "-m":
+                runpy.run_module(code, run_name="__main__", alter_sys=True)
+            else:
+                exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            return 1
+        finally:
+            sys.stdout.flush()
+        return 0
+
+    def poll(self):
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self):
+        while self.poll() is None:
+            time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
 @pytest.fixture
-def run_code(tmp_path):
-    """Runs Python code in a process of its own, beside the test's files: Detectron2 reads
-    DETECTRON2_DATASETS when it is imported."""
+def new_python():
+    """Starts a :class:`NewPython`, which is killed at the end of the test."""
+    started = []
+
+    def start(*arguments, **options):
+        started.append(NewPython(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Runs ``python -c CODE`` or ``python -m MODULE`` beside the test's files, as subprocess.run;
+    Detectron2 reads DETECTRON2_DATASETS when it is imported."""
+
+    def run(*arguments, **told):
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            code = NewPython(arguments, told, tmp_path, out, err).wait()
+            for file in (out, err):
+                file.seek(0)
+            return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
+
+    return run
+
+
+@pytest.fixture
+def run_code(run_python, tmp_path):
+    """Runs Python code in a process of its own with its own data sets."""
 
     def run(code, *arguments, datasets=tmp_path):
-        environment = {"DETECTRON2_DATASETS": str(datasets), "SVP_CACHE": str(tmp_path / "cache")}
-        return subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
+        cache = str(tmp_path / "cache")
+        return run_python(
+            "-c", code, *arguments, DETECTRON2_DATASETS=str(datasets), SVP_CACHE=cache
         )
 
     return run
+
+
+@pytest.fixture
+def quick_starts(monkeypatch):
+    """Trainings that this process starts, by `svp run` or otherwise, import no torch anew.
+
+    Real ones are those of test_killed_studies, test_slurm, test_processes and test_launch.
+    """
+    from scratch_vs_pretrain.study import launch
+
+    def start(folder, options, told):
+        return NewPython(["-m", "scratch_vs_pretrain.training", folder.path, *options], told)
+
+    monkeypatch.setattr(launch, "start_training", start)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -233,22 +234,29 @@ class TestPrepare:
         assert run_python(code, tmp_path) == "True"
 
 
-def test_built_in_sets_are_known_without_importing_detectron2():
-    code = (
-        "import sys, json\n"
-        "from scratch_vs_pretrain import _detectron2\n"
-        "early = {n: _detectron2.registered(n) for n in _detectron2.registered_sets()}\n"
-        "assert not {'torch', 'detectron2'} & sys.modules.keys()\n"
-        "import detectron2.data.datasets\n"
-        "late = {n: _detectron2.registered(n) for n in early}\n"
-        "assert len(early) == 35\n"
-        "for name, paths in early.items():\n"
-        "    assert {key: late[name][key] for key in paths} == paths\n"
-        "known = {n for n in _detectron2.registered_sets() if 'json_file' in "
-        "_detectron2.registered(n) and 'panoptic' not in n}\n"
-        "assert known <= early.keys(), known - early.keys()\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_built_in_sets_are_known_without_importing_detectron2(run_code):
+    code = """
+        import sys, json
+        from scratch_vs_pretrain import _detectron2
+        print(json.dumps({n: _detectron2.registered(n) for n in _detectron2.registered_sets()}))
+        assert not {"torch", "detectron2"} & sys.modules.keys()
+    """
+    early = run_python(code)
+    assert len(json.loads(early)) == 35
+    code = """
+import sys, json
+from scratch_vs_pretrain import _detectron2
+import detectron2.data.datasets
+early = json.loads(sys.argv[1])
+late = {n: _detectron2.registered(n) for n in early}
+for name, paths in early.items():
+    assert {key: late[name][key] for key in paths} == paths
+known = {n for n in _detectron2.registered_sets() if "json_file" in _detectron2.registered(n)}
+known = {n for n in known if "panoptic" not in n}
+assert known <= early.keys(), known - early.keys()
+"""
+    done = run_code(code, early, datasets=os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_default_config_is_detectron2s():

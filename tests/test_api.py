@@ -84,7 +84,7 @@ def whole_study():
     return re.search(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[1]
 
 
-def test_a_whole_study_in_15_lines(write_study, tiny_backbone, tmp_path, monkeypatch):
+def test_a_whole_study_in_15_lines(write_study, tiny_backbone, tmp_path, monkeypatch, quick_starts):
     arms = {"scratch": {"init": "scratch"}, "pretrained": {"init": "required"}}
     file = write_study("my_study.yaml", arms=arms)
     (tmp_path / "backbone.pth").write_bytes(tiny_backbone.read_bytes())

@@ -71,6 +71,7 @@ class TestMergeFile:
             ("_BASE_: absent.yaml", "cannot read .*absent.yaml"),
             ("_BASE_: config.yaml", "include each other"),
             ("VERSION: 3", "v3"),
+            (f"A: {'[' * 90_000}{']' * 90_000}", "nested too deeply"),
             (f"MODEL: {{WEIGHTS: '{'-' * 100_000}1'}}", "nested too deeply"),
         ],
     )

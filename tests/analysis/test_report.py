@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
+from scratch_vs_pretrain.analysis import report as drawing
 from scratch_vs_pretrain.analysis.report import report, report_html
 from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answers
@@ -118,7 +120,15 @@ def test_several_studies_begin_with_an_overview():
     assert "AP against training images" in start
 
 
-def test_the_overview_says_which_verdicts_assume_a_noise(folders):
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Reports whose figures are not drawn, which takes most of their time."""
+    for name in ("figure", "answer_figure"):
+        monkeypatch.setattr(drawing, name, lambda *_, **__: None)
+    monkeypatch.setattr(drawing, "_svg", lambda *_: Markup(""))
+
+
+def test_the_overview_says_which_verdicts_assume_a_noise(folders, without_figures):
     for study in ("one", "other"):
         for arm, end in (("scratch", 30.0), ("pretrained", 33.0)):
             noise = {"sd": 0.2, "because": "x"}
@@ -128,7 +138,7 @@ def test_the_overview_says_which_verdicts_assume_a_noise(folders):
     assert overview.count('<span class="chip undecided">undecided</span> +3.0 AP') == 2
 
 
-def test_the_overview_has_a_row_for_each_arm_at_each_size(folders):
+def test_the_overview_has_a_row_for_each_arm_at_each_size(folders, without_figures):
     for size in (100, 1000):
         data = {"train": {"names": ["train"], "images": size, "sha256": str(size)}}
         for arm in ("scratch", "pretrained", "detector"):
@@ -207,7 +217,7 @@ def test_half_finished_studies_are_reported(folders):
     assert "no folder" in text
 
 
-def test_bad_input(folders, tmp_path):
+def test_bad_input(folders, tmp_path, without_figures):
     with pytest.raises(UserError, match=r"no run\.json"):
         report_html(tmp_path)
     folder = folders.run("scratch")

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from scratch_vs_pretrain.cli import build_parser, main
+from scratch_vs_pretrain.cli import main
+from scratch_vs_pretrain.cli.options import build_parser
 
 
 def commands():
@@ -56,7 +57,7 @@ def test_a_folder_without_runs_is_one_sentence(tmp_path, capsys, command):
 
 
 def test_a_study_is_planned_trained_tabled_and_drawn(
-    write_study, tiny_backbone, tmp_path, monkeypatch, capsys
+    write_study, tiny_backbone, tmp_path, monkeypatch, capsys, quick_starts
 ):
     monkeypatch.chdir(tmp_path)
     study = str(

@@ -66,7 +66,7 @@ def test_several_arms_train_and_evaluate_on_photographs(write_study, tiny_backbo
     assert len(digests) == 3
 
 
-def test_a_folder_of_pictures_becomes_a_backbone(tmp_path):
+def test_a_folder_of_pictures_becomes_a_backbone(tmp_path, run_python):
     for split, count in (("train", 6), ("val", 2)):
         for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
             folder = tmp_path / "pictures" / split / name
@@ -75,12 +75,8 @@ def test_a_folder_of_pictures_becomes_a_backbone(tmp_path):
                 Image.new("RGB", (40, 40), colour).save(folder / f"{number}.png")
     config = Path(__file__).parents[2] / "configs/demo_mask_rcnn_R_18_FPN_gn.yaml"
     options = ["--epochs", "1", "--image-size", "32", "--batch-size", "4"]
-    done = subprocess.run(
-        [*SVP, "pretrain", config, "pictures", "-o", "backbone.pth", *options],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    command = ["pretrain", config, "pictures", "-o", "backbone.pth", *options]
+    done = run_python("-m", "scratch_vs_pretrain.cli", *command)
     assert done.returncode == 0, done.stderr
     assert "% accurate" in done.stdout
     assert (tmp_path / "backbone.pth").is_file()

@@ -115,6 +115,10 @@ def network():
     cfg = default_config()
     merge_file(cfg, Path(__file__).parents[2] / "configs/demo_mask_rcnn_R_18_FPN_gn.yaml")
     cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 4
+    cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 7
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 8
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 20
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
     cfg.MODEL.DEVICE = "cpu"

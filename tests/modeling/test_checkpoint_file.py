@@ -4,8 +4,6 @@ import io
 import os
 import pickle
 import pickletools
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -316,11 +314,9 @@ def test_what_training_leaves_beside_weights_is_read(zipped, tmp_path):
         )
 
 
-def test_mutated_checkpoints_are_refused_or_read_and_nothing_else():
+def test_mutated_checkpoints_are_refused_or_read_and_nothing_else(run_python):
     """2,000 files, changed opcode by opcode, in a process of their own that may crash alone."""
-    file = Path(__file__).with_name("mutate_checkpoints.py")
-    command = [sys.executable, "-W", "ignore", str(file), "2000"]  # newer torch warns
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    done = run_python("-c", Path(__file__).with_name("mutate_checkpoints.py").read_text(), "2000")
     assert (done.returncode, done.stderr) == (0, "")
     counts = dict(line.split() for line in done.stdout.splitlines())
     # Both ends are reached often, or this test says little.

@@ -21,6 +21,19 @@ def make_timm_cfg(make_cfg):
     return make
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Makes networks whose weights are to be replaced: none are drawn, which takes seconds."""
+
+    def make(build, *arguments, **options):
+        with monkeypatch.context() as patch:
+            for name in ("uniform_", "normal_", "erfinv_"):
+                patch.setattr(torch.Tensor, name, lambda tensor, *_, **__: tensor.zero_())
+            return build(*arguments, **options)
+
+    return make
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -33,17 +46,17 @@ def make_timm_cfg(make_cfg):
     ],
 )
 def test_features_equal_timms_own_with_the_weights_of_a_timm_file(
-    name, make_timm_cfg, tmp_path, load_backbone
+    name, make_timm_cfg, tmp_path, load_backbone, undrawn
 ):
     torch.manual_seed(0)
     whole = timm.create_model(name)
     state = {key: tensor.contiguous() for key, tensor in whole.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors")
-    backbone = build_backbone(make_timm_cfg(name)).eval()
+    backbone = undrawn(build_backbone, make_timm_cfg(name)).eval()
     report = load_backbone(backbone, read_checkpoint(tmp_path / "model.safetensors"))
     assert report.missing == report.mismatched == ()
     # The file's own values, and not those of timm's conversion, are the reference.
-    reference = timm.create_model(name, features_only=True).eval()
+    reference = undrawn(timm.create_model, name, features_only=True).eval()
     flat = reference.state_dict()
     for key in flat:
         in_file = key if key in state else key.replace("_", ".", 1)
@@ -63,22 +76,24 @@ def test_features_equal_timms_own_with_the_weights_of_a_timm_file(
     assert [tuple(p.shape[-2:]) for p in pyramid.values()] == [(n, n) for n in (56, 28, 14, 7, 4)]
 
 
-def test_swin_takes_images_of_any_size(make_timm_cfg):
-    backbone = build_bottom_up(make_timm_cfg("swin_tiny_patch4_window7_224")).eval()
+def test_swin_takes_images_of_any_size(make_timm_cfg, undrawn):
+    backbone = undrawn(build_bottom_up, make_timm_cfg("swin_tiny_patch4_window7_224")).eval()
     with torch.no_grad():
         features = backbone(torch.randn(1, 3, 96, 160))
     assert features["res5"].shape == (1, 768, 3, 5)
 
 
-def test_resnet50_gn_is_detectron2s_resnet_too(make_full_cfg, make_timm_cfg, load_backbone):
+def test_resnet50_gn_is_detectron2s_resnet_too(
+    make_full_cfg, make_timm_cfg, load_backbone, undrawn
+):
     """The natural pretrained arm of the paper's baseline: the same numbers in Detectron2's R50."""
     torch.manual_seed(0)
     state = timm.create_model("resnet50_gn").state_dict()
-    ours = build_bottom_up(make_full_cfg(50)).eval()
+    ours = undrawn(build_bottom_up, make_full_cfg(50)).eval()
     report = load_backbone(ours, state)
     assert report.missing == ()
     assert set(report.unexpected) == {"fc.weight", "fc.bias"}
-    wrapped = build_bottom_up(make_timm_cfg("resnet50_gn")).eval()
+    wrapped = undrawn(build_bottom_up, make_timm_cfg("resnet50_gn")).eval()
     load_backbone(wrapped, state)
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
@@ -109,23 +124,20 @@ def test_a_detector_of_ours_gives_its_timm_backbone(make_timm_cfg, load_backbone
 def test_a_deeper_networks_file_is_refused(name, deeper, make_timm_cfg, load_backbone):
     with torch.device("meta"):
         backbone = build_bottom_up(make_timm_cfg(name))
-    state = {n: torch.zeros(t.shape) for n, t in timm.create_model(deeper).state_dict().items()}
+        whole = timm.create_model(deeper)
+    state = {n: torch.zeros(t.shape) for n, t in whole.state_dict().items()}
     with pytest.raises(UserError, match=r"too many|of another shape"):
         load_backbone(backbone, state)
 
 
-def test_groupnorm_takes_the_place_of_batchnorm_where_timm_can(make_timm_cfg):
-    norms = {
-        kind: {
-            found
-            for _, _, found in norm_layers(
-                build_bottom_up(make_timm_cfg("resnet50", {"SVP.TIMM.NORM": kind}))
-            )
-        }
-        for kind in ("", "GN")
-    }
-    assert norms == {"": {"BN"}, "GN": {"GN"}}
-    assert {k for _, _, k in norm_layers(build_bottom_up(make_timm_cfg("test_convnext")))} == {"LN"}
+def test_groupnorm_takes_the_place_of_batchnorm_where_timm_can(make_timm_cfg, undrawn):
+    def norms(name, overrides=None):
+        network = undrawn(build_bottom_up, make_timm_cfg(name, overrides))
+        return {kind for _, _, kind in norm_layers(network)}
+
+    assert norms("resnet50", {"SVP.TIMM.NORM": ""}) == {"BN"}
+    assert norms("resnet50", {"SVP.TIMM.NORM": "GN"}) == {"GN"}
+    assert norms("test_convnext") == {"LN"}
 
 
 @pytest.mark.parametrize(

@@ -105,11 +105,11 @@ AUGMENTED = {
 def test_expected_and_counted_agree_within_1_percent(write_study, photos, overrides):
     """With random flips, scales, empty images, crowds, and masks and boxes without area.
 
-    2,000 images are more than 33 epochs, in each of which every image is seen once, so that the
+    1,200 images are 20 epochs or more, in each of which every image is seen once, so that the
     choice of images adds next to nothing to the difference. What is left is the drawing of scales:
-    areas scatter by 15 % (by 20 % with crops), their mean by 0.33 % (0.45 %). The seed is fixed.
+    areas scatter by 15 % (by 20 % with crops), their mean by 0.43 % (0.58 %). The seed is fixed.
     """
-    iterations = 500
+    iterations = 300
     study = study_on(
         photos,
         write_study,
@@ -129,7 +129,7 @@ def test_expected_and_counted_agree_within_1_percent(write_study, photos, overri
     for _, _batch in zip(range(iterations), stream, strict=False):
         pass
     counted = stream.samples
-    assert expected.training.images == counted["images"] == 2000
+    assert expected.training.images == counted["images"] == 1200
     assert expected.training.instances == pytest.approx(counted["instances"], rel=0.01)
     assert expected.training.pixels == pytest.approx(counted["pixels"], rel=0.01)
 

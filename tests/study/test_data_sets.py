@@ -1,9 +1,6 @@
 """Studies on data that lack what the model learns are refused before anything is written."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,27 +22,27 @@ overrides:
 """
 
 
-def run(tmp_path, train, test, datasets, base="keypoint_rcnn_R_50_FPN_gn", more=""):
-    base = ROOT / "configs" / f"{base}.yaml"
-    file = tmp_path / "study.yaml"
-    file.write_text(STUDY.format(base=base, train=train, test=test, more=more))
-    command = "from scratch_vs_pretrain.cli import main; exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-c", command, "run", str(file), "-o", str(tmp_path / "output")],
-        env={**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2, done.stderr
-    assert not (tmp_path / "output").exists()
-    assert done.stderr.count("\n") == 1
-    return done.stderr
+@pytest.fixture
+def run(tmp_path, run_code):
+    def run(train, test, datasets, base="keypoint_rcnn_R_50_FPN_gn", more=""):
+        base = ROOT / "configs" / f"{base}.yaml"
+        file = tmp_path / "study.yaml"
+        file.write_text(STUDY.format(base=base, train=train, test=test, more=more))
+        command = "from scratch_vs_pretrain.cli import main; exit(main())"
+        output = tmp_path / "output"
+        done = run_code(command, "run", str(file), "-o", str(output), datasets=datasets)
+        assert done.returncode == 2, done.stderr
+        assert not output.exists()
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+
+    return run
 
 
 @pytest.mark.skipif(not (REAL / "coco").is_dir(), reason=f"no real photographs in {REAL}")
-def test_keypoints_on_photographs_without(tmp_path):
+def test_keypoints_on_photographs_without(run):
     more = "MODEL.ROI_HEADS.NUM_CLASSES: 80"
-    message = run(tmp_path, "coco_2017_train", "coco_2017_val", REAL, more=more)
+    message = run("coco_2017_train", "coco_2017_val", REAL, more=more)
     assert (
         "DATASETS.TRAIN: coco_2017_train: no annotation has keypoints, but MODEL.KEYPOINT_ON"
         in (message)
@@ -53,10 +50,8 @@ def test_keypoints_on_photographs_without(tmp_path):
     assert "DATASETS.TEST: coco_2017_val: annotation" in message
 
 
-def test_masks_on_voc_without_its_files(tmp_path):
-    message = run(
-        tmp_path, "voc_2007_trainval", "voc_2012_val", tmp_path, base="mask_rcnn_R_50_FPN_gn"
-    )
+def test_masks_on_voc_without_its_files(run, tmp_path):
+    message = run("voc_2007_trainval", "voc_2012_val", tmp_path, base="mask_rcnn_R_50_FPN_gn")
     assert "voc_2007_trainval: VOC trees have boxes alone, but MODEL.MASK_ON is True" in message
 
 

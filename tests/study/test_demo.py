@@ -4,7 +4,7 @@ import pytest
 
 from scratch_vs_pretrain.data.shapes import ClassificationSpec, ShapesSpec, make_shapes
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.pretraining.pretrain import PretrainSpec
+from scratch_vs_pretrain.pretraining import PretrainSpec
 from scratch_vs_pretrain.run_folder import find_run_folders
 from scratch_vs_pretrain.study import demo
 from scratch_vs_pretrain.study.sections import Evaluation, short_schedule
@@ -18,7 +18,9 @@ TINY = demo.DemoSize(
 )
 
 
-def test_makes_everything_and_a_second_call_repeats_nothing(tmp_path, monkeypatch, capsys):
+def test_makes_everything_and_a_second_call_repeats_nothing(
+    tmp_path, monkeypatch, capsys, quick_starts
+):
     monkeypatch.setattr(demo, "QUICK", TINY)
     output = tmp_path / "demo"
     assert demo.run_demo(output, quick=True) == 0

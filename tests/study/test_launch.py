@@ -214,7 +214,9 @@ def wait_for(condition, seconds=120):
 
 
 class TestRunStudy:
-    def test_one_arm_diverges_and_the_other_still_runs(self, write_study, tiny_backbone, tmp_path):
+    def test_one_arm_diverges_and_the_other_still_runs(
+        self, write_study, tiny_backbone, tmp_path, quick_starts
+    ):
         arms = {
             "scratch": {"init": "scratch", "overrides": {"SOLVER.BASE_LR": 1e30}},
             "pretrained": {"init": str(tiny_backbone)},
@@ -276,7 +278,7 @@ def test_folder_of_a_run(tmp_path, write_study):
     assert run.folder(Path("x")) == RunFolder(Path("x/tiny/scratch/short/seed0"))
 
 
-def test_an_unreadable_image_is_named_and_counted(write_study, tiny_shapes, tmp_path):
+def test_an_unreadable_image_is_named_and_counted(write_study, tiny_shapes, tmp_path, quick_starts):
     """Training goes on with another image in its place, and says so at the end."""
     images = tmp_path / "images"
     shutil.copytree(tiny_shapes / "train", images)

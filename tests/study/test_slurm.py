@@ -197,7 +197,7 @@ def test_preempted_jobs_come_back_and_end_as_if_left_alone(
     write_study, tmp_path, ranks, ended, content_of_run, assert_equal
 ):
     """A run of two tasks gets SLURM's signal, saves, is put back, and goes on exactly."""
-    study = load_study(write_study(schedules=[{"iterations": 30, "name": "short"}]))
+    study = load_study(write_study(schedules=[{"iterations": 20, "name": "short"}]))
     (alone,), (run,) = (prepare(study, tmp_path / name) for name in ("alone", "out"))
     executor = submitit.LocalExecutor(tmp_path / "out" / "jobs", max_num_timeout=5)
     executor.update_parameters(tasks_per_node=2, timeout_min=60)
@@ -213,7 +213,7 @@ def test_preempted_jobs_come_back_and_end_as_if_left_alone(
     assert job.results() == ["finished", "finished"]
     assert run.read().state == "finished"
     (resume,) = run.read().resumes
-    assert 0 < resume.iteration < 30
+    assert 0 < resume.iteration < 20
     assert resume.exact
     assert tasks_of(tmp_path / "out" / "jobs") == {}
     assert ended(*ranks(lambda: worker.main([str(alone.path)]))) == [0, 0]

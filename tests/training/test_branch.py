@@ -27,6 +27,22 @@ def plan(write_study, tmp_path):
     return plan
 
 
+# Both schedules, trained by themselves: once, and read by several tests.
+ALONE = {}
+
+
+@pytest.fixture
+def trained_alone(plan):
+    def make(name):
+        if name not in ALONE:
+            runs = plan(f"{name} alone", sharing=False)
+            (ALONE[name],) = (run for run in runs if run.read().schedule == name)
+            train(ALONE[name])
+        return ALONE[name]
+
+    return make
+
+
 def train(*folders):
     for folder in folders:
         assert worker.main([str(folder.path)]) == worker.FINISHED
@@ -36,16 +52,16 @@ def iterations_kept(folder):
     return sorted(int(file.stem) for file in folder.checkpoints.iterdir())
 
 
-def test_a_branch_equals_the_same_schedule_trained_alone(plan, assert_same):
+def test_a_branch_equals_the_same_schedule_trained_alone(plan, assert_same, trained_alone):
     """Weights, momentum, curve and evaluations, bit for bit; and it costs its own part alone."""
     short, long = plan("shared")
-    alone, long_alone = plan("alone", sharing=False)
     assert not checkpoint.is_ready(short)
     train(long)
     assert checkpoint.is_ready(short)
-    train(short, alone, long_alone)
+    train(short)
+    alone = trained_alone("short")
     assert_same(short, alone)
-    assert_same(long, long_alone)
+    assert_same(long, trained_alone("long"))
     assert alone.read().branch is None
     run = short.read().model_dump(mode="json")
     taken = run["branch"]["taken"]
@@ -64,7 +80,9 @@ def test_branch_points_outlive_other_checkpoints(plan):
     assert iterations_kept(long) == [3, 6, 8]
 
 
-def test_a_branch_killed_at_its_beginning_begins_anew(plan, monkeypatch, assert_same):
+def test_a_branch_killed_at_its_beginning_begins_anew(
+    plan, monkeypatch, assert_same, trained_alone
+):
     short, long = plan("shared")
     train(long)
     with monkeypatch.context() as patch:
@@ -81,25 +99,21 @@ def test_a_branch_killed_at_its_beginning_begins_anew(plan, monkeypatch, assert_
     assert lines
     assert max(lines) < short.read().branch.at
     train(short)
-    (alone, _) = plan("alone", sharing=False)
-    train(alone)
-    assert_same(short, alone)
+    assert_same(short, trained_alone("short"))
 
 
-def test_a_stopped_branch_resumes_in_its_own_part(plan, assert_same, train_until):
+def test_a_stopped_branch_resumes_in_its_own_part(plan, assert_same, train_until, trained_alone):
     short, long = plan("shared")
     train(long)
     train_until(short, 4)
     assert short.read().iteration == 4
     train(short)
     assert [resume.iteration for resume in short.read().resumes] == [4]
-    (alone, _) = plan("alone", sharing=False)
-    train(alone)
-    assert_same(short, alone)
+    assert_same(short, trained_alone("short"))
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_longer_schedule_goes_on_from_a_finished_run(plan, assert_same, kept):
+def test_a_longer_schedule_goes_on_from_a_finished_run(plan, assert_same, trained_alone, kept):
     """From its first rate drop; without that checkpoint, from what there is before it."""
     (short,) = plan("grown", schedules=SCHEDULES[:1])
     train(short)
@@ -112,14 +126,12 @@ def test_a_longer_schedule_goes_on_from_a_finished_run(plan, assert_same, kept):
     if kept:
         train(long)
         assert long.read().branch.taken.iteration == 3
-        _, alone = plan("alone", sharing=False)
-        train(alone)
-        assert_same(long, alone)
+        assert_same(long, trained_alone("long"))
     else:
         assert checkpoint.find_origin(long) == (short, 2)
 
 
-def test_longer_schedules_share_their_way_beyond_a_finished_run(plan, assert_same):
+def test_longer_schedules_share_their_way_beyond_a_finished_run(plan, assert_same, trained_alone):
     (short,) = plan("grown", schedules=SCHEDULES[:1])
     train(short)
     longest = {"iterations": 9, "name": "longest", "drops_before_end": [2, 1]}
@@ -129,9 +141,7 @@ def test_longer_schedules_share_their_way_beyond_a_finished_run(plan, assert_sam
     assert not checkpoint.is_ready(long)
     train(end, long)
     assert long.read().branch.taken.iteration == 6
-    _, alone = plan("alone", sharing=False)
-    train(alone)
-    assert_same(long, alone)
+    assert_same(long, trained_alone("long"))
 
 
 def test_nothing_is_taken_while_the_trunk_is_not_there(plan):

@@ -64,12 +64,10 @@ def trained(shapes, tmp_path, config_of, make_run):
     return make
 
 
-def predictions(config, picture, header=()):
+def predictions(config, picture, run, header=()):
     """Scores and boxes that upstream's DefaultPredictor finds in a process of its own."""
     code = UPSTREAM.format(before="\n".join(header), needs_us=bool(header))
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(config), str(picture)], capture_output=True, text=True
-    )
+    done = run(code, str(config), str(picture))
     assert done.returncode == 0, done.stderr
     return [torch.tensor(values) for values in json.loads(done.stdout.splitlines()[-1])]
 
@@ -79,6 +77,10 @@ def expected(model, picture):
     with torch.no_grad():
         found = model([{"image": torch.from_numpy(image), "height": 64, "width": 64}])
     return [found[0]["instances"].scores, found[0]["instances"].pred_boxes.tensor]
+
+
+def with_nothing_imported(*arguments):
+    return subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True)
 
 
 def test_detectron2_alone_finds_the_same(trained, shapes, tmp_path, capsys):
@@ -93,12 +95,13 @@ def test_detectron2_alone_finds_the_same(trained, shapes, tmp_path, capsys):
     assert "build_resnet_fpn_backbone" in config.read_text()
     assert set(torch.load(target, weights_only=True)) == {"model"}
     picture = sorted(Path(shapes[1][2]).iterdir())[0]
-    for found, wanted in zip(predictions(config, picture), expected(model, picture), strict=True):
+    alone = predictions(config, picture, with_nothing_imported)
+    for found, wanted in zip(alone, expected(model, picture), strict=True):
         assert len(found)
         torch.testing.assert_close(found, wanted)
 
 
-def test_a_network_of_this_package_says_what_to_import(trained, shapes, tmp_path):
+def test_a_network_of_this_package_says_what_to_import(trained, shapes, tmp_path, run_code):
     folder, model = trained("faster_rcnn_VGG_16")
     _, modules = export(folder.path, tmp_path / "vgg.pth")
     assert modules == ("scratch_vs_pretrain.modeling.backbone",)
@@ -107,7 +110,7 @@ def test_a_network_of_this_package_says_what_to_import(trained, shapes, tmp_path
     header = [line.removeprefix("#").strip() for line in lines if line.startswith("#   ")]
     assert header[0] == "import scratch_vs_pretrain.modeling.backbone"
     picture = sorted(Path(shapes[1][2]).iterdir())[0]
-    found = predictions(config, picture, header)
+    found = predictions(config, picture, run_code, header)
     for one, wanted in zip(found, expected(model, picture), strict=True):
         torch.testing.assert_close(one, wanted)
 

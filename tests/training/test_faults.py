@@ -156,7 +156,9 @@ def test_a_moved_run_goes_on_and_is_read(
     assert run.state == "finished"
 
 
-def test_a_killed_launcher_leaves_its_run_to_the_next(write_study, tmp_path, fork, ended):
+def test_a_killed_launcher_leaves_its_run_to_the_next(
+    write_study, tmp_path, fork, ended, quick_starts
+):
     """The run that it started goes on; the next launcher waits for it and does nothing twice."""
     study = load_study(write_study(schedules=[{"iterations": 30, "name": "short"}]))
     (folder,) = prepare(study, tmp_path / "output")

@@ -12,7 +12,11 @@ import time
 import psutil
 import pytest
 
+from scratch_vs_pretrain import cli
 from scratch_vs_pretrain.run_folder import RunFolder
+
+# Of the study that is left alone.
+pytestmark = pytest.mark.usefixtures("quick_starts")
 
 TARGETS = ("launcher", "worker", "all")
 PATIENCE = 900
@@ -124,8 +128,7 @@ def prove(name, kills, seed, write_study, tmp_path, launchers, content_of_run, a
         evaluation={"period": 8},
         overrides={"SVP.LOG_PERIOD": 1, "SOLVER.CHECKPOINT_PERIOD": 4, **overrides},
     )
-    alone = launchers(file, tmp_path / "alone", options)
-    alone.finish()
+    assert cli.main(["run", str(file), "-o", str(tmp_path / "alone"), *options]) == 0
     study = launchers(file, tmp_path / "killed", options)
     killed = kill_again_and_again(study, kills, seed)
     study.finish()

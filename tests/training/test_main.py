@@ -225,8 +225,11 @@ def test_a_run_switches_to_cascade_and_resumes_around_the_switch(
     plan_run, switched, assert_same, stop_after, train_until
 ):
     """One folder, one curve: plain until iteration 3, and exact whether stopped or not."""
-    alone, stopped = (plan_run(name, switch=switched) for name in ("alone", "stopped"))
-    assert worker.main([str(alone.path)]) == worker.FINISHED
+    stopped = plan_run("stopped", switch=switched)
+    alone = ALONE.get("switched")
+    if alone is None:
+        alone = ALONE["switched"] = plan_run("alone", switch=switched)
+        assert worker.main([str(alone.path)]) == worker.FINISHED
     run = alone.read().model_dump(mode="json")
     assert run["switch"] == {"at": 3}
     assert run["resumes"] == []

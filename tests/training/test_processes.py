@@ -219,18 +219,17 @@ def process_of_rank(starter, rank):
     return None
 
 
-def test_real_processes(plan_run):
+def test_real_processes(plan_run, new_python, tmp_path):
     """One is killed: the run has failed, and why; asked to stop, all stop; then it finishes."""
     folder = plan_run("run", 200)
-    run = [*TRAINING, str(folder.path), "--processes", "2"]
-    starter = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_for(lambda: len(list(folder.checkpoints.glob("0*.pth"))) == 2)
-        os.kill(process_of_rank(starter.pid, 1), signal.SIGKILL)
-        killed = time.monotonic()
-        _, errors = starter.communicate(timeout=120)
-    finally:
-        starter.kill()
+    run = ["-m", "scratch_vs_pretrain.training", folder.path, "--processes", "2"]
+    with (tmp_path / "errors").open("w") as file:
+        starter = new_python(run, err=file)
+    wait_for(lambda: len(list(folder.checkpoints.glob("0*.pth"))) == 2)
+    os.kill(process_of_rank(starter.pid, 1), signal.SIGKILL)
+    killed = time.monotonic()
+    wait_for(lambda: starter.poll() is not None, 120)
+    errors = (tmp_path / "errors").read_text()
     assert starter.returncode == worker.FAILED
     assert time.monotonic() - killed < distributed.END_SECONDS
     assert folder.read().state == "failed"

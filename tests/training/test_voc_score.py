@@ -3,10 +3,7 @@
 import itertools
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 import uuid
 from pathlib import Path
 
@@ -160,7 +157,7 @@ def test_masks_are_not_scored_on_voc(registered):
     check_test_sets(cfg)
 
 
-def test_trains_and_evaluates_from_end_to_end(tmp_path, monkeypatch):
+def test_trains_and_evaluates_from_end_to_end(tmp_path, monkeypatch, run_python):
     """The paper's union of two years, evaluated on the third set, under Detectron2's names."""
     classes = MetadataCatalog.get("voc_2012_val").thing_classes
     monkeypatch.chdir(tmp_path)
@@ -186,12 +183,8 @@ overrides:
 """
     )
     (folder,) = (run.path for run in prepare(load_study(tmp_path / "study.yaml"), tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-m", "scratch_vs_pretrain.training", str(folder)],
-        env={**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    told = {"DETECTRON2_DATASETS": str(datasets)}
+    done = run_python("-m", "scratch_vs_pretrain.training", folder, **told)
     assert done.returncode == 0, done.stderr
     run = json.loads((folder / "run.json").read_text())
     assert run["data"]["train"]["names"] == ["voc_2007_trainval", "voc_2012_train"]

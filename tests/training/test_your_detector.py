@@ -1,9 +1,6 @@
 """A detector of a user's own (tests/plugin_project): both arms train, stop and resume exactly."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -67,16 +64,11 @@ def plan(shapes, tmp_path, monkeypatch, make_run):
     return plan
 
 
-def in_a_process_of_its_own(folder):
-    command = [sys.executable, "-m", "scratch_vs_pretrain.training", str(folder.path)]
-    path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=True, timeout=300)
-
-
 @pytest.mark.parametrize("pretrained", [False, True], ids=["scratch", "pretrained"])
-def test_both_arms_train_and_resume_exactly(plan, train_until, assert_same, pretrained):
+def test_both_arms_train_and_resume_exactly(plan, train_until, assert_same, run_python, pretrained):
     alone, stopped = plan("alone", pretrained), plan("stopped", pretrained)
-    in_a_process_of_its_own(alone)
+    done = run_python("-m", "scratch_vs_pretrain.training", alone.path)
+    assert done.returncode == worker.FINISHED, done.stderr
     train_until(stopped, 2)
     assert worker.main([str(stopped.path)]) == worker.FINISHED
     assert_same(alone, stopped)

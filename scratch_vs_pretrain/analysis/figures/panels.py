@@ -381,9 +381,10 @@ def write_right(ax: Axes, text: str, y: float, color: str) -> Annotation:
 
 def move_apart(figure: Figure, labels: Sequence[Sequence[Annotation]]) -> None:
     """Moves labels right of the axes, given by panel, up and down until none collide."""
-    if any(labels):
-        # The layout gives the axes their final height, which the spacing needs in points.
-        figure.draw_without_rendering()
+    layout = figure.get_layout_engine()
+    if layout and any(labels):
+        # It gives the axes their final height, which the spacing needs in points.
+        layout.execute(figure)
     for ax, notes in zip(figure.axes, labels, strict=True):
         heights = [LINE_HEIGHT * (note.get_text().count("\n") + 1) for note in notes]
         places = [ax.transData.transform(note.xy)[1] * 72 / figure.dpi for note in notes]
