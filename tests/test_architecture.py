@@ -27,12 +27,12 @@ MAY_IMPORT = {
 CEILINGS = {
     "": 1_947,
     "study": 3_855,
-    "training": 1_802,
+    "training": 1_809,
     "evaluation": 898,
     "pretraining": 539,
     "data": 2_590,
-    "modeling": 1_607,
-    "analysis": 6_082,
+    "modeling": 1_619,
+    "analysis": 6_083,
     "cli": 1_009,
 }
 MOST_LINES_OF_A_MODULE = 500

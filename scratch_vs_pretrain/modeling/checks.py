@@ -123,19 +123,20 @@ def use_runnable_norms(
 ) -> dict[str, int]:
     """Replaces SyncBatchNorm where it cannot run: on CPU, and in one process.
 
-    The layers become Detectron2's ``NaiveSyncBatchNorm``, which has the same parameters and
-    buffers; it works over gloo too. It weights each process by its number of images (or regions),
-    torch's by the number of pixels; in one process it is a BatchNorm2d.
+    The replacement is Detectron2's ``NaiveSyncBatchNorm``, with the same parameters and buffers
+    under the same names; it works over gloo too. It weights each process by its number of images
+    (or regions), torch's by the number of pixels; in one process it is a BatchNorm2d.
+
+    The model is changed in place, but for itself.
 
     Returns:
         Number of layers per normalization that really runs; also logged.
     """
     if torch.device(device).type == "cpu" or world_size == 1:
-        for layer in model.modules():
-            if isinstance(layer, nn.SyncBatchNorm):
-                layer.__class__ = NaiveSyncBatchNorm
-                # Processes may hold different numbers of regions in the heads, even none.
-                vars(layer)["_stats_mode"] = "N"
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.SyncBatchNorm):
+                    setattr(module, name, _naive(child))
     replaced = ONE_PROCESS if world_size == 1 else NAIVE
     counts = Counter(
         replaced if isinstance(module, NaiveSyncBatchNorm) else kind
@@ -144,6 +145,17 @@ def use_runnable_norms(
     census = dict(sorted(counts.items()))
     _log.info("Normalization: %s", ", ".join(f"{n} x {k}" for k, n in census.items()) or "none")
     return census
+
+
+def _naive(norm: nn.SyncBatchNorm) -> NaiveSyncBatchNorm:
+    # "N": processes may hold different numbers of regions in the heads, even none.
+    naive = NaiveSyncBatchNorm(
+        *(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats),
+        stats_mode="N",
+    )
+    for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
+        setattr(naive, name, tensor)
+    return naive.train(norm.training)
 
 
 def norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:

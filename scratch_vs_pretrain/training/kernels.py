@@ -123,14 +123,18 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def keep_norms_narrow(model: nn.Module) -> None:
-    """Lets the GroupNorms in a model return what they are given, bfloat16 too.
+    """Replaces the GroupNorms in a model by ones that return what they are given, bfloat16 too.
 
     Autocast on GPUs, unlike on processors, would widen every feature map to float32 for them. The
     sums inside of the kernel are in float32 either way.
     """
-    for module in model.modules():
-        if type(module) is nn.GroupNorm:
-            module.__class__ = _NarrowGroupNorm
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.GroupNorm:
+                sizes = child.num_groups, child.num_channels, child.eps
+                narrow = _NarrowGroupNorm(*sizes, affine=False).train(child.training)
+                narrow.weight, narrow.bias = child.weight, child.bias
+                setattr(module, name, narrow)
 
 
 class _NarrowGroupNorm(nn.GroupNorm):
@@ -172,9 +176,12 @@ def overlap(model: nn.Module) -> None:
     """
     rpn: Any = getattr(model, "proposal_generator", None)
     if isinstance(rpn, RPN):
-        # A user's own network keeps what it does otherwise.
-        rpn.__class__ = type(type(rpn).__name__, (_OverlappingRPN, type(rpn)), {})
-        rpn.overlap_with(model.backbone, model.device)
+        # A user's own network keeps what it does otherwise, and its parts.
+        kind: Any = type(type(rpn).__name__, (_OverlappingRPN, type(rpn)), {})
+        overlapping = kind.__new__(kind)
+        vars(overlapping).update(vars(rpn))
+        overlapping.overlap_with(model.backbone, model.device)
+        model.proposal_generator = overlapping
 
 
 class _OverlappingRPN(RPN):
