@@ -168,9 +168,14 @@ def final_results(runs: Sequence[RunRecord], *, best: bool = False) -> Results:
         if run.state == "finished" and file.exists():
             final = max(evaluations(run.folder), key=_main) if best else read_evaluation(file)
             finals.append((run, final))
-    results = Results(study, tuple(runs), tuple(finals), scratch, others, best)
-    _refuse_other_test_sets(results)
-    return results
+    told = (
+        (kind, value, str(run.folder))
+        for run, evaluation in finals
+        for kind, value in (("name", evaluation.dataset), ("content", run.data.test.sha256))
+        if value is not None
+    )
+    refuse_other_test_sets(told, f"study {study}:", "a table")
+    return Results(study, tuple(runs), tuple(finals), scratch, others, best)
 
 
 def _main(evaluation: Evaluation) -> float:
@@ -180,19 +185,25 @@ def _main(evaluation: Evaluation) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def _refuse_other_test_sets(results: Results) -> None:
-    seen: dict[str, tuple[str, RunRecord]] = {}
-    for run, evaluation in results.finals:
-        for kind, value in (("name", evaluation.dataset), ("content", run.data.test.sha256)):
-            if value is None:
-                continue
-            first, other = seen.setdefault(kind, (value, run))
-            if first != value:
-                raise UserError(
-                    f"study {results.study}: {other.folder} and {run.folder} are evaluated on "
-                    f"data of different {kind} ({first:.40} and {value:.40}); "
-                    "they cannot share a table"
-                )
+def refuse_other_test_sets(told: Iterable[tuple[str, str, str]], of: str, shared: str) -> None:
+    """Refuses evaluations on different data.
+
+    Args:
+        told: by what data are known ("name" or "content"), what that is, and who has such data.
+        of: begins the sentence, before the two who differ.
+        shared: what they would share.
+
+    Raises:
+        UserError: two differ in what both are known by.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for kind, value, who in told:
+        first, other = seen.setdefault(kind, (value, who))
+        if first != value:
+            raise UserError(
+                f"{of} {other} and {who} are evaluated on data of different {kind} "
+                f"({first:.40} and {value:.40}); they cannot share {shared}"
+            )
 
 
 def notes(results: Results) -> tuple[str, ...]:

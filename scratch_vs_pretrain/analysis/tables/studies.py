@@ -23,6 +23,7 @@ from scratch_vs_pretrain.analysis.stats.results import (
     final_results,
     metric_name,
     notes,
+    refuse_other_test_sets,
     settings,
 )
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, half_width, t_interval
@@ -411,19 +412,16 @@ def _studies(
             refused.append(str(error))
     if not found:
         raise UserError(refused[0])
-    seen: dict[str, tuple[str, str]] = {}
-    for results in found if alike else ():
-        for run, evaluation in results.finals:
-            # A data set of a study's own has the study's name: names count where contents do not.
-            digest = run.data.test.sha256
-            kind, value = ("content", digest) if digest else ("name", evaluation.dataset)
-            first, other = seen.setdefault(kind, (value, results.study))
-            if first != value:
-                raise UserError(
-                    f"studies {other} and {results.study} are evaluated on data of different "
-                    f"{kind} ({first:.40} and {value:.40}); they cannot share this table, but "
-                    "--kind summary"
-                )
+    if alike:
+        # A data set of a study's own has the study's name: names count where contents do not.
+        told = (
+            ("content", digest, results.study)
+            if (digest := run.data.test.sha256)
+            else ("name", evaluation.dataset, results.study)
+            for results in found
+            for run, evaluation in results.finals
+        )
+        refuse_other_test_sets(told, "studies", "this table, but --kind summary")
     found.sort(key=lambda results: results.runs[0].train_images or 0)
     held: dict[str, list[str]] = {}
     for results in found:
