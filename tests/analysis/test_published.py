@@ -171,17 +171,18 @@ def test_part_of_the_evaluation_set_cannot_be_compared(folders):
         published_table(pair(folders, 30.0, 31.0, data=data))
 
 
+@pytest.mark.parametrize("by", ["paper", "zoo"])
 @pytest.mark.parametrize(
     ("part", "name", "message"),
     [
-        ("train", "mine", "trained on mine, the paper's baseline numbers on coco_2017_train"),
-        ("test", "mine", "evaluated on mine, the paper's baseline numbers on coco_2017_val"),
+        ("train", "mine", "trained on mine, the {}'s baseline numbers on coco_2017_train"),
+        ("test", "mine", "evaluated on mine, the {}'s baseline numbers on coco_2017_val"),
     ],
 )
-def test_other_data_cannot_be_compared(folders, part, name, message):
+def test_other_data_cannot_be_compared(folders, part, name, message, by):
     data = {**COCO, part: {"names": [name], "images": 10}}
-    with pytest.raises(UserError, match=message):
-        published_table(pair(folders, 30.0, 31.0, data=data))
+    with pytest.raises(UserError, match=message.format(by)):
+        published_table(pair(folders, 30.0, 31.0, data=data), by)
 
 
 def test_study_that_is_not_the_papers(folders):

@@ -109,7 +109,8 @@ def published_table(runs: Records, by: str = "paper", kind: str = "schedules") -
     if kind == "metrics" and by == "paper" and fields["experiment"] == "baseline":
         fields["experiment"] = "metrics"
     results = final_results(runs)
-    ours = _of_our_data(results, published(by, **fields), fields["experiment"] or "")
+    whose = f"the {by}'s {fields['experiment']} numbers"
+    ours = _of_our_data(results, published(by, **fields), whose)
     cascade = "cascade" in results.study.lower() or fields["experiment"] == "enhanced"
     on_scratch = any(run.tuned_on == results.scratch for run in results.runs)
     recipe = (cascade, on_scratch)
@@ -130,9 +131,12 @@ def published_table(runs: Records, by: str = "paper", kind: str = "schedules") -
 
 
 def _of_our_data(
-    results: Results, numbers: Sequence[PublishedNumber], experiment: str
+    results: Results, numbers: Sequence[PublishedNumber], whose: str
 ) -> list[PublishedNumber]:
-    """Returns the numbers of our training and evaluation sets; none while nothing is finished."""
+    """Returns the numbers of our training and evaluation sets; none while nothing is finished.
+
+    Where there are none, the error says `whose` numbers they would be.
+    """
     if not results.finals:
         return []
     run, evaluation = results.finals[0]
@@ -152,7 +156,7 @@ def _of_our_data(
         there = f"trained on {trained or 'unknown data'}"
         theirs = {number.train_set for number in numbers}
     raise UserError(
-        f"study {results.study} is {there}, the paper's {experiment} numbers on "
+        f"study {results.study} is {there}, {whose} on "
         f"{', '.join(sorted(theirs)) or 'nothing that fits'}; they cannot be compared"
     )
 
