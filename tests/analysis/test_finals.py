@@ -43,6 +43,20 @@ def test_nothing_is_extrapolated(folders):
     assert "mean of 2 seeds" in caption(figure)
 
 
+def test_the_arrow_is_of_an_arm_that_has_every_size(folders):
+    """The first other arm lacks a size; without an arrow nobody would know what the next shows."""
+    order = ["scratch", "few", "pretrained"]
+    for size in (100, 10_000):
+        data = {"train": {"names": ["train"], "images": size}}
+        ends = {"scratch": 10.0 if size == 100 else 30.0, "pretrained": 20.0}
+        ends |= {"few": 25.0} if size == 100 else {}
+        for arm, end in ends.items():
+            about = {"study": f"less-{size}", "data": data, "arm_order": order, "losses": False}
+            folders.run(arm, curve={600: end}, **about)
+    figure = sizes_figure(load_runs(folders.root), metrics=["bbox/AP"])
+    assert "what pretrained reaches with 100 images, scratch reaches with" in caption(figure)
+
+
 def test_two_studies_of_one_size_are_not_one_line(folders):
     write(folders, (100, 300), (10.0, 12.0), (20.0, 22.0))
     data = {"train": {"names": ["train"], "images": 300}}

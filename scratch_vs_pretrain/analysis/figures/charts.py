@@ -43,7 +43,7 @@ from scratch_vs_pretrain.analysis.figures.panels import (
     write,
     write_right,
 )
-from scratch_vs_pretrain.analysis.runs import Records, RunRecord
+from scratch_vs_pretrain.analysis.runs import Records, grouped
 from scratch_vs_pretrain.analysis.runs.numbers import is_score, names
 from scratch_vs_pretrain.analysis.stats.answer import Part
 from scratch_vs_pretrain.analysis.stats.contrast import catch_up_text, worth_in_images
@@ -328,23 +328,11 @@ def _about_bars(
 def sizes_figure(runs: Records, *, metrics: Names = None, band: str = "range") -> Figure:
     """Draws the final AP of each arm against training images, a panel for each metric.
 
-    An arrow leads from the first other arm's AP to the number of images with which scratch reaches
-    it, as far as the sizes show it; nothing is extrapolated. `runs` are of one study of several
-    sizes, or of a study for each size.
+    An arrow leads from another arm's AP, the first that has scratch's sizes, to the number of
+    images with which scratch reaches it, as far as the sizes show it; nothing is extrapolated.
+    `runs` are of one study of several sizes, or of a study for each size.
     """
-    groups: dict[tuple[str, int], list[RunRecord]] = {}
-    for run in runs:
-        groups.setdefault((run.study, run.train_images or 0), []).append(run)
-    studies: dict[int, Results] = {}
-    for (_, size), members in groups.items():
-        results = final_results(members)
-        other = studies.setdefault(size, results)
-        if size and other is not results:
-            raise UserError(
-                f"studies {other.study} and {results.study} both have {size:,} training "
-                "images, so they differ in something else; name the folders of studies that "
-                "differ in their number alone"
-            )
+    studies = _by_size(runs)
     scratch = next(iter(studies.values())).scratch
     styles = arm_styles(dict.fromkeys(arm for r in studies.values() for arm in r.arms), scratch)
     finals = {
@@ -382,11 +370,30 @@ def sizes_figure(runs: Records, *, metrics: Names = None, band: str = "range") -
     return draw_panels(panels, itertools.chain([about], sentences(panels, band), arrows))
 
 
+def _by_size(runs: Records) -> dict[int, Results]:
+    """Returns the results at each number of training images, 0 where it is unknown."""
+    found: dict[int, Results] = {}
+    groups = grouped(runs, lambda run: (run.study, run.train_images or 0))
+    for (_, size), members in groups.items():
+        results = final_results(members)
+        other = found.setdefault(size, results)
+        if size and other is not results:
+            raise UserError(
+                f"studies {other.study} and {results.study} both have {size:,} training "
+                "images, so they differ in something else; name the folders of studies that "
+                "differ in their number alone"
+            )
+    return found
+
+
 def _draw_worth(ax: Axes, lines: Sequence[Line], scratch: str) -> Iterator[str]:
     """Draws the arrow of one size, the largest whose worth the sizes show, and says it."""
     ours = next((line for line in lines if line.arm == scratch), None)
-    other = next((line for line in lines if line.arm != scratch), None)
-    if ours is None or other is None or not np.array_equal(ours.x, other.x):
+    if ours is None:
+        return
+    others = (line for line in lines if line.arm != scratch)
+    other = next((line for line in others if np.array_equal(line.x, ours.x)), None)
+    if other is None:
         return
     worth = worth_in_images(ours.x, ours.mean[None], other.mean[None])
     found = [one for one in worth if one.ratio > 1]

@@ -22,7 +22,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from scratch_vs_pretrain.analysis import BANDS
-from scratch_vs_pretrain.analysis.runs import UNKNOWN, Records, RunRecord
+from scratch_vs_pretrain.analysis.runs import UNKNOWN, Records, RunRecord, grouped
 from scratch_vs_pretrain.analysis.runs.numbers import curve, is_score
 from scratch_vs_pretrain.analysis.stats.cost import cost
 from scratch_vs_pretrain.analysis.stats.results import by_study, no_metric, scratch_arm
@@ -181,12 +181,10 @@ def lines_of(runs: Records, metric: str, x: str, band: str) -> list[Line]:
     """Returns the metric's lines: per arm and schedule the mean, then each incomplete run."""
     check_choice("band", band, BANDS)
     called, styles = arm_names(runs), styles_of(runs)
-    groups: dict[tuple[str, str, str], list[RunRecord]] = {}
-    for run in runs:
-        if run.state in COMPLETE:
-            groups.setdefault((run.study, run.arm, run.schedule), []).append(run)
+    whole = [run for run in runs if run.state in COMPLETE]
+    groups = grouped(whole, lambda run: (run.study, run.arm, run.schedule)).values()
     lines: list[Line] = []
-    for some in (*groups.values(), *([run] for run in runs if run.state not in COMPLETE)):
+    for some in (*groups, *([run] for run in runs if run.state not in COMPLETE)):
         name = called[some[0].study, some[0].arm]
         lines += _line(name, styles[name], some, metric, x, band)
     return lines

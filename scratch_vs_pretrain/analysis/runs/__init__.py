@@ -76,10 +76,10 @@ def grouped(
     runs: Iterable[RunRecord], key: Callable[[RunRecord], Any]
 ) -> dict[Any, tuple[RunRecord, ...]]:
     """Groups runs by a key, in order of appearance."""
-    groups: dict[Any, tuple[RunRecord, ...]] = {}
+    groups: dict[Any, list[RunRecord]] = {}
     for run in runs:
-        groups[key(run)] = (*groups.get(key(run), ()), run)
-    return groups
+        groups.setdefault(key(run), []).append(run)
+    return {name: tuple(members) for name, members in groups.items()}
 
 
 def skip(error: UserError, skipped: list[str] | None) -> None:
