@@ -176,7 +176,7 @@ def _arms(runs: Sequence[RunRecord]) -> Iterator[dict[str, str]]:
 
 
 def _tables(runs: Sequence[RunRecord], notes: list[str]) -> Iterator[Table]:
-    # Without the lengths: a reader who wants these has the table of gaps.
+    # Without the lengths, which are in the folded tables.
     for _, schedules in _made("", {"": runs}, partial(schedules_table, lengths=False), notes):
         yield schedules
         if any(not names(run).isdisjoint(COSTS) for run in runs):

@@ -48,7 +48,7 @@ from scratch_vs_pretrain.analysis.runs.numbers import is_score, names
 from scratch_vs_pretrain.analysis.stats.answer import Part
 from scratch_vs_pretrain.analysis.stats.contrast import catch_up_text, worth_in_images
 from scratch_vs_pretrain.analysis.stats.cost import (
-    NAMES,
+    COUNTED,
     Budgets,
     axis_sentences,
     axis_title,
@@ -215,7 +215,10 @@ def _label_schedules(ax: Axes, lines: Sequence[Line]) -> list[Annotation]:
 
 
 def answer_figure(part: Part) -> Figure:
-    """Draws an answer: both arms' curves with 95 % bands, and where scratch catches up."""
+    """Draws an answer: both arms' curves with 95 % bands, and where scratch catches up.
+
+    One of the arms has a curve, or there is nothing to draw.
+    """
     scratch, *_ = part.curves
     styles = styles_of(part.setting.results.runs)
     lines = [
@@ -478,14 +481,14 @@ def budget_figure(found: Budgets) -> Figure:
         ax.grid(visible=False)
         ax.spines["bottom"].set_visible(False)
         ax.set_xticks([])
-        shown = words if count == NAMES[0] else []
+        shown = words if count == COUNTED[0] else []
         ax.set_yticks(range(len(shown)), shown)
         ax.tick_params(axis="y", length=0, labelsize=TEXT_SIZE)
 
     how = "Counted during training." if found.counted else "Expected before training."
     pretrained = any(row.pretraining.images for row in found.rows)
     parts = "Hatched: pre-training; plain: detection training. " if pretrained else ""
-    panels = [Panel(count, left=None, beside=partial(draw, count)) for count in NAMES]
+    panels = [Panel(count, left=None, beside=partial(draw, count)) for count in COUNTED]
     height = 1.5 + 0.3 * len(found.rows) + 0.16 * len(found.notes)
     caption = [f"{parts}{how}", *found.notes]
     return draw_panels(panels, caption, width=PAGE_WIDTH, height=height)

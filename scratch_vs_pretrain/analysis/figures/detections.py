@@ -2,7 +2,7 @@
 
 import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -73,17 +73,11 @@ def detections_figure(runs: Records, *, images: int = 6, schedule: str | None = 
     height += TITLE_LINE_INCHES * max(title.count("\n") + 1 for title, _ in heads) + CAPTION_INCHES
     figure, axes = new_figure(len(heads), rows=len(first), width=PAGE_WIDTH, height=height)
     for row, picture in enumerate(first):
-        truth = [(one, True) for one in picture.objects[:MOST_FOUND]]
-        marks = [truth, *(judged(mine[picture.file]) for mine in of_arms)]
-        panels, pixels = axes[row * len(heads) :], _pixels(picture)
-        for ax, (title, color), found_here in zip(panels, heads, marks, strict=False):
-            ax.imshow(pixels, extent=(0, picture.width, picture.height, 0))
-            ax.set_axis_off()
-            ax.set_title("" if row else title, fontsize=TEXT_SIZE, color=color)
-            for one, right in found_here:
-                label = cut(one.category, LONGEST_CATEGORY)
-                label += "" if color == TRUTH else f" {one.score:.2f}"
-                _draw(ax, one, color if right else WRONG, label, dashed=not right)
+        panels = axes[row * len(heads) : (row + 1) * len(heads)]
+        detected = [mine[picture.file] for mine in of_arms]
+        _draw_row(panels, picture, detected, [color for _, color in heads[1:]])
+    for ax, (title, color) in zip(axes, heads, strict=False):
+        ax.set_title(title, fontsize=TEXT_SIZE, color=color)
     caption = (
         f"{runs[0].study}: the first pictures of {shown[0][1].dataset}.",
         f"Detections with a score of at least {SCORE}; dashed and black where no object of the "
@@ -91,6 +85,22 @@ def detections_figure(runs: Records, *, images: int = 6, schedule: str | None = 
     )
     add_caption(figure, caption)
     return figure
+
+
+def _draw_row(
+    panels: Sequence[Axes], truth: Picture, detected: Sequence[Picture], colors: Sequence[str]
+) -> None:
+    """Draws a picture with its objects, and again with what each arm detects, in its colour."""
+    pixels = _pixels(truth)
+    for ax in panels:
+        ax.imshow(pixels, extent=(0, truth.width, truth.height, 0))
+        ax.set_axis_off()
+    for one in truth.objects[:MOST_FOUND]:
+        _draw(panels[0], one, TRUTH, cut(one.category, LONGEST_CATEGORY))
+    for ax, picture, color in zip(panels[1:], detected, colors, strict=True):
+        for one, right in judged(picture):
+            label = f"{cut(one.category, LONGEST_CATEGORY)} {one.score:.2f}"
+            _draw(ax, one, color if right else WRONG, label, dashed=not right)
 
 
 def read_detections(run: RunRecord) -> Detections:

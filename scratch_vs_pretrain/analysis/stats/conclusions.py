@@ -128,11 +128,13 @@ def needs_longer(setting: Setting) -> Test:
     return test
 
 
-def ends_no_worse(setting: Setting, *, no_worse: bool = True) -> Test:
-    """3: at each arm's longest schedule, if that is long enough, scratch is within the margin.
+def ends_no_worse(setting: Setting) -> Test:
+    """3: at each arm's longest schedule, if that is long enough, scratch is within the margin."""
+    return _at_the_end(setting, no_worse=True)
 
-    Or, if not `no_worse`, that it is behind.
-    """
+
+def _at_the_end(setting: Setting, *, no_worse: bool) -> Test:
+    """Tests that scratch is within the margin at the end or, if not `no_worse`, behind."""
     margin = setting.limits.margin
     what = f"final {metric_name(setting.metric)} that scratch lacks"
     value = spread(paired(*_finals(setting, what)), setting.sd)
@@ -176,7 +178,7 @@ def regularizes_little_data(setting: Setting) -> Test:
     kind = setting.regime
     if not kind:
         raise Lacking("", f"{setting.images:,} training images lie between few and many")
-    test = ends_no_worse(setting, no_worse=kind == MUCH)
+    test = _at_the_end(setting, no_worse=kind == MUCH)
     p, said = _fits_as_well(setting)
     lacks = "; ".join(text for text in (said, test.lacks) if text)
     return replace(test, p_for=max(test.p_for, p), p_against=max(test.p_against, p), lacks=lacks)

@@ -106,7 +106,7 @@ class Contrast:
 
     @property
     def gain(self) -> float:
-        """AP that scratch gains from there, mean over seeds; NaN where unknown."""
+        """AP that scratch gains from half as long to its longest, mean over seeds; NaN: unknown."""
         gains, *_ = growth(self)
         return math.nan if gains is None else float(spread(gains).mean)
 
@@ -277,7 +277,10 @@ def growth(contrast: Contrast) -> list[np.ndarray | None]:
     ends, change = contrast.ends(), None
     if ours is not None and theirs is not None:
         change = paired(lead_by_seed(ours, theirs), lead_by_seed(*ends))
-    gains = (b if b is None else paired(b, e) for b, e in zip((ours, theirs), ends, strict=True))
+    gains = [
+        half if half is None else paired(half, end)
+        for half, end in zip((ours, theirs), ends, strict=True)
+    ]
     return [*gains, change]
 
 

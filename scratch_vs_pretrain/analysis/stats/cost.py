@@ -22,7 +22,7 @@ from scratch_vs_pretrain.analysis.tables import Cell, Table
 from scratch_vs_pretrain.errors import UserError, check_choice
 from scratch_vs_pretrain.run_info import Init
 
-NAMES = ("images", "instances", "pixels")
+COUNTED = ("images", "instances", "pixels")
 
 # What is assumed of weights that do not say how they were trained, as the paper's Figure 2 does:
 # the training set of ILSVRC 2012, 100 epochs, one object and 224 x 224 pixels an image.
@@ -45,9 +45,9 @@ class Counts:
     assumed: bool = False
 
     def __add__(self, other: Counts) -> Counts:
-        pairs = [(getattr(self, name), getattr(other, name)) for name in NAMES]
+        pairs = [(getattr(self, name), getattr(other, name)) for name in COUNTED]
         sums = [None if None in pair else sum(pair) for pair in pairs]
-        found: dict[str, Any] = dict(zip(NAMES, sums, strict=True))
+        found: dict[str, Any] = dict(zip(COUNTED, sums, strict=True))
         return Counts(**found, assumed=self.assumed or other.assumed)
 
 
@@ -91,7 +91,7 @@ def counts_of(samples: Any) -> Counts | None:
     """Returns the counts that a file holds as "images", "instances", "pixels"; None if not all."""
     if not isinstance(samples, Mapping):
         return None
-    found: dict[str, Any] = {name: samples.get(name) for name in NAMES}
+    found: dict[str, Any] = {name: samples.get(name) for name in COUNTED}
     if any(type(value) is not int or value < 0 for value in found.values()):
         return None
     return Counts(**found)
@@ -116,7 +116,7 @@ def budgets(runs: Sequence[RunRecord]) -> Budgets:
             else:
                 left_out.append(run)
         if found:
-            columns = ([getattr(counts, name) for counts in found] for name in NAMES)
+            columns = ([getattr(counts, name) for counts in found] for name in COUNTED)
             mean = Counts(*(round(sum(column) / len(found)) for column in columns))
             rows.append(Budget(arm, schedule, pretraining(group[0].init), mean))
     if not rows:

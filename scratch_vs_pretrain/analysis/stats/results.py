@@ -411,7 +411,9 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
     sizes = grouped(largest_first, lambda run: run.size or 0)
     # A size at which an arm is missing is left out, if there is another one.
     scratch = scratch_arm(runs)
-    whole = {n: of_it for n, of_it in sizes.items() if {scratch} < {run.arm for run in of_it}}
+    whole = {
+        size: members for size, members in sizes.items() if {scratch} < {run.arm for run in members}
+    }
     found = []
     for size, members in (whole or sizes).items():
         results, first = final_results(members), members[0]

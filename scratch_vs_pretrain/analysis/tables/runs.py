@@ -45,8 +45,10 @@ def _row(run: RunRecord, damaged: list[str]) -> tuple[Cell, ...]:
     except UserError as error:
         damaged.append(str(error))
     if seconds is not None:
-        endless = seconds > datetime.timedelta.max.total_seconds()
-        left = "for ever" if endless else str(datetime.timedelta(seconds=round(seconds)))
+        try:
+            left = str(datetime.timedelta(seconds=round(seconds)))
+        except OverflowError:
+            left = "for ever"
     if run.state == "planned" and run.branch_of is not None:
         waits = f"begins at iteration {run.branch_at} of {run.branch_of}"
     more = (run.state, far, score, left, run.reason or waits)
