@@ -116,13 +116,13 @@ def _study(runs: Sequence[RunRecord], prefix: str) -> dict[str, Any]:
     found = dict(_made("answer", {"": runs}, answer, notes)).get("answer")
     parts, settings = found.parts if found else (), by_setting(runs)
     tables = [made for part in settings.values() for made in _tables(part, notes)]
-    figures = [
+    figures = (
         drawn
         for title, of in _figures(runs).items()
         for drawn in _made(
             title, {"": runs} if title == SIZES else settings, partial(figure, **of), notes
         )
-    ]
+    )
     return {
         "name": runs[0].study,
         "answer": found,

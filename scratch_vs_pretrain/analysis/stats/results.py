@@ -186,15 +186,10 @@ def _main(evaluation: Evaluation) -> float:
 
 
 def refuse_other_test_sets(told: Iterable[tuple[str, str, str]], of: str, shared: str) -> None:
-    """Refuses evaluations on different data.
+    """Refuses evaluations on data that differ: `told` are their kind, value and owner.
 
-    Args:
-        told: by what data are known ("name" or "content"), what that is, and who has such data.
-        of: begins the sentence, before the two who differ.
-        shared: what they would share.
-
-    Raises:
-        UserError: two differ in what both are known by.
+    Data of a kind ("name" or "content") must have one value. `of` begins the sentence, before the
+    two owners, and `shared` is what they cannot share.
     """
     seen: dict[str, tuple[str, str]] = {}
     for kind, value, who in told:
