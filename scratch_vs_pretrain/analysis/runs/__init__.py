@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import find_run_folders
@@ -29,6 +29,7 @@ class RunRecord(RunInfo):
 
 
 Records = Sequence[RunRecord]
+K = TypeVar("K")
 
 
 def load_runs(
@@ -73,10 +74,10 @@ def load_runs(
 
 
 def grouped(
-    runs: Iterable[RunRecord], key: Callable[[RunRecord], Any]
-) -> dict[Any, tuple[RunRecord, ...]]:
+    runs: Iterable[RunRecord], key: Callable[[RunRecord], K]
+) -> dict[K, tuple[RunRecord, ...]]:
     """Groups runs by a key, in order of appearance."""
-    groups: dict[Any, list[RunRecord]] = {}
+    groups: dict[K, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(key(run), []).append(run)
     return {name: tuple(members) for name, members in groups.items()}
