@@ -32,7 +32,7 @@ CEILINGS = {
     "pretraining": 539,
     "data": 2_590,
     "modeling": 1_619,
-    "analysis": 6_119,
+    "analysis": 6_124,
     "cli": 1_009,
 }
 MOST_LINES_OF_A_MODULE = 500

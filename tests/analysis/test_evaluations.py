@@ -3,7 +3,9 @@ import math
 
 import pytest
 
+from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.runs.numbers import (
+    curve,
     evaluations,
     read_evaluation,
 )
@@ -37,6 +39,16 @@ def test_evaluations_come_in_order_and_temporary_files_do_not_count(folders):
     assert [e.iteration for e in evaluations(folder)] == [50, 99, 600, 1000000]
 
 
+def test_a_copied_evaluation_counts_once(folders):
+    """Two of one iteration have no place in a curve, and no figure of several seeds could align."""
+    folder = folders.run(curve={300: 10.0, 600: 20.0})
+    file = folder / "evaluations/0000600.json"
+    (folder / "evaluations/copy.json").write_bytes(file.read_bytes())
+    (run,) = load_runs(folders.root)
+    one = curve(run, "bbox/AP")
+    assert (one.iterations.tolist(), one.values.tolist()) == ([300, 600], [10, 20])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -46,6 +58,7 @@ def test_evaluations_come_in_order_and_temporary_files_do_not_count(folders):
         ('{"iteration": 600, "tasks": {"bbox": 3}}', "'tasks.bbox'"),
         ('{"iteration": 600, "tasks": {"bbox": {"AP": "high"}}}', "'tasks.bbox.AP"),
         ('{"iteration": 600, "tasks": {"bbox": {"per_class": [1]}}}', "'tasks.bbox.per_class"),
+        ('{"iteration": 600, "tasks": {"bbox": {"per_iou": {"x": 1}}}}', "'tasks.bbox.per_iou.x"),
         ('{"iteration": 600, "tasks": {"bb', "not valid JSON"),
     ],
 )

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
@@ -258,6 +258,7 @@ NESTED = {"per_iou": "AP@", "per_class": "AP-", "errors": "dAP-"}
 
 # None, as pycocotools' -1, stands for no ground truth.
 Numbers = dict[str, Number | None]
+Threshold = Annotated[str, Field(pattern=r"^\d+(\.\d+)?$")]
 
 
 class _Task(Model):
@@ -266,7 +267,7 @@ class _Task(Model):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: Numbers = Field(init=False)
 
-    per_iou: Numbers | None = None
+    per_iou: dict[Threshold, Number | None] | None = None
     per_class: Numbers | None = None
     errors: Numbers | None = None
 
@@ -366,7 +367,10 @@ def names(run: RunRecord) -> set[str]:
 
 
 def curve(run: RunRecord, metric: str) -> Curve:
-    """Returns the finite values of a metric by completed iterations, ascending."""
+    """Returns the finite values of a metric by completed iterations, strictly increasing.
+
+    Of two evaluations of one iteration, which only a copied file can make, the last one counts.
+    """
     found = []
     for piece in pieces(run):
         if metric in piece.metrics:
@@ -376,4 +380,5 @@ def curve(run: RunRecord, metric: str) -> Curve:
     iterations, values = np.concatenate([np.empty((2, 0)), *found], axis=1)
     order = np.argsort(iterations, kind="stable")
     order = order[np.isfinite(values[order])]
+    order = order[np.diff(iterations[order], append=math.inf) != 0]
     return Curve(iterations[order].astype(np.int64), values[order])
