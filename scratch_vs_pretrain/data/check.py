@@ -115,7 +115,11 @@ def check(
     sets: Sequence[DataSet], workers: int | None = None, progress: bool = True, images: bool = True
 ) -> Report:
     """Checks every annotation of one study's data sets and, unless `images` is False, every image,
-    with so many `workers` (None: one a core). Raises UserError where annotations cannot be read."""
+    with so many `workers` (None: one a core).
+
+    Raises:
+        UserError: annotations that cannot be read at all.
+    """
     notes: list[tuple[str, Note]] = []
     alike: dict[str, list[tuple[str, str]]] = defaultdict(list)
     report = Report(opened=images)

@@ -1,4 +1,4 @@
-"""COCO annotation files: read once, normalised, and what follows from them.
+"""COCO annotation files: read once, normalised, what follows from them, and kinds of findings.
 
 Entries that mean what they should but are spelt differently are put right here, once, and noted.
 Whether an entry can be trained on is judged in :mod:`scratch_vs_pretrain.data.judge`.
