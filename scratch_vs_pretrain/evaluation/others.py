@@ -273,6 +273,8 @@ def semantic_truth(masks: torch.Tensor, height: int, width: int) -> torch.Tensor
 
 def decoded(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Returns a mask, given as polygons or encoded, as (height, width) bool."""
-    if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
+    if isinstance(segmentation, list):
+        segmentation = mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
         segmentation = mask_api.frPyObjects(segmentation, height, width)
-    return mask_api.decode(segmentation).reshape(height, width, -1).any(2)
+    return mask_api.decode(segmentation).astype(bool)

@@ -106,9 +106,7 @@ def read(path: Path, numbers: bool = True) -> dict[str, Any] | None:
             reason = f"its format is {content['format']}, not {FORMAT}"
         elif not isinstance(content.get("iteration"), int):
             reason = "it does not say after which iteration it was saved"
-        elif not isinstance(model := content.get("model"), dict) or not all(
-            map(torch.is_tensor, model.values())
-        ):
+        elif not _is_model(content.get("model")):
             reason = "it holds no model"
         else:
             return content
@@ -116,6 +114,10 @@ def read(path: Path, numbers: bool = True) -> dict[str, Any] | None:
         reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
     logger.warning("%s is skipped: %s", path, reason)
     return None
+
+
+def _is_model(state: Any) -> bool:
+    return isinstance(state, dict) and all(map(torch.is_tensor, state.values()))
 
 
 def truncate_metrics(path: Path, completed: int) -> None:
