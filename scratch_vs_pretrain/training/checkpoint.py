@@ -23,7 +23,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, nn, optim
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, reason_of
 from scratch_vs_pretrain.reproducibility import random_states
 from scratch_vs_pretrain.run_folder import RunFolder, replacing, write_atomically
 from scratch_vs_pretrain.run_info import Taken
@@ -111,7 +111,7 @@ def read(path: Path, numbers: bool = True) -> dict[str, Any] | None:
         else:
             return content
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        reason = reason_of(error)[:200]
     logger.warning("%s is skipped: %s", path, reason)
     return None
 

@@ -17,7 +17,7 @@ from scratch_vs_pretrain import modeling
 from scratch_vs_pretrain.config import classes_key, flatten, load_config
 from scratch_vs_pretrain.data import datasets as registration
 from scratch_vs_pretrain.data.loading import load_ground_truth
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, reason_of
 from scratch_vs_pretrain.evaluation.evaluator import (
     CocoScoreEvaluator,
     run_inference,
@@ -103,7 +103,7 @@ def building(config_file: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of any kind, from a registry or a builder
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        reason = reason_of(error)[:200]
         raise UserError(
             f"{config_file}: its model cannot be built ({reason}); restore the config"
         ) from None
