@@ -115,7 +115,11 @@ def check(
     sets: Sequence[DataSet], workers: int | None = None, progress: bool = True, images: bool = True
 ) -> Report:
     """Checks every annotation of one study's data sets and, unless `images` is False, every image,
-    with so many `workers` (None: one a core). Raises UserError where annotations cannot be read."""
+    with so many `workers` (None: one a core).
+
+    Raises:
+        UserError: annotations that cannot be read at all.
+    """
     notes: list[tuple[str, Note]] = []
     alike: dict[str, list[tuple[str, str]]] = defaultdict(list)
     report = Report(opened=images)
@@ -254,18 +258,25 @@ _EXPORTS = {
 }
 
 
-def _export_hints(file: coco.CocoFile, kinds: Set[str]) -> list[str]:
-    """Returns what to change where a file was exported, of what was found in it; nothing where the
-    annotation program that wrote it cannot be seen."""
+def _exporter(file: coco.CocoFile) -> str:
+    """Returns which annotation program wrote a file, empty where that cannot be seen."""
     stated = str(file.info).lower()
-    name = next((name for name in _EXPORTS if name.lower() in stated), "")
+    for name in _EXPORTS:
+        if name.lower() in stated:
+            return name
     first = file.annotations[0] if file.annotations else {}
-    if not name and isinstance(first.get("attributes"), dict) and "occluded" in first["attributes"]:
-        name = "CVAT"
-    if not name and any(".rf." in image["file_name"] for image in file.images[:1]):
-        name = "Roboflow"
-    if not name and {"_background_", "__ignore__"} & {one["name"] for one in file.categories}:
-        name = "labelme"
+    if isinstance(first.get("attributes"), dict) and "occluded" in first["attributes"]:
+        return "CVAT"
+    if any(".rf." in image["file_name"] for image in file.images[:1]):
+        return "Roboflow"
+    if any(category["name"] in ("_background_", "__ignore__") for category in file.categories):
+        return "labelme"
+    return ""
+
+
+def _export_hints(file: coco.CocoFile, kinds: Set[str]) -> list[str]:
+    """Returns what to change where a file was exported, of what was found in it."""
+    name = _exporter(file)
     remedies = _EXPORTS.get(name, {})
     return [
         f"This looks like an export of {name} ({kind}): {remedies[kind]}."

@@ -1,4 +1,4 @@
-"""COCO annotation files: read once, normalised, and what follows from them.
+"""COCO annotation files: read once, normalised, what follows from them, and kinds of findings.
 
 Entries that mean what they should but are spelt differently are put right here, once, and noted.
 Whether an entry can be trained on is judged in :mod:`scratch_vs_pretrain.data.judge`.
@@ -32,7 +32,7 @@ COCO_KEYPOINTS = 17
 
 Entry = dict[str, Any]
 Identity = int | str
-# A file's path, size and time of change, by which it is known again.
+# A file's path, size and time of change.
 FileState = tuple[Path, int, int]
 
 _FLAGS = {"0": 0, "0.0": 0, "false": 0, "": 0, "none": 0, "1": 1, "1.0": 1, "true": 1}
@@ -327,6 +327,7 @@ def without_gc() -> Iterator[None]:
 
 
 def state_of(path: Path) -> FileState:
+    """Returns a file's state, by which it is known again, or raises a UserError."""
     with readable(path):
         state = path.stat()
     return path, state.st_size, state.st_mtime_ns

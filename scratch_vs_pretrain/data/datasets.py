@@ -5,8 +5,10 @@ Nothing here needs torch but registering itself.
 
 Which images a subset's name, ``coco_2017_train_10k`` or ``coco_2017_train_10pct_s3``, means depends
 on nothing but the image ids: sort them by the SHA-256 digest of ``svp-subset:<seed>:<image id>`` in
-UTF-8 and take the first n. Its file is an ordinary COCO file, made once, so what reads data sets
-reads subsets; it lies in a folder named by the fingerprint of the file that it was drawn from.
+UTF-8 and take the first n. So the subsets of one set and one seed are nested, and the order of the
+annotation file, the Python version, the platform and the process make no difference. A subset's
+file is an ordinary COCO file, made once, so what reads data sets reads subsets; it lies in a folder
+named by the fingerprint of the file that it was drawn from.
 """
 
 import contextlib
@@ -67,8 +69,11 @@ class Subset:
     seed: int = 0
 
     def count(self, images: int) -> int:
-        """Returns the number of images, of a base that has so many; halves are rounded up. Raises
-        UserError where the base has too few, or a percentage of them is no image."""
+        """Returns the number of images, of a base that has so many; halves are rounded up.
+
+        Raises:
+            UserError: the base has too few, or too few for a percentage of them to be an image.
+        """
         wanted = self.size * images if self.relative else self.size
         count = math.floor(wanted + Fraction(1, 2))
         if count > images:
@@ -88,8 +93,9 @@ def register(cfg: CfgNode) -> None:
     """Registers every data set of ``SVP.DATASETS`` and ``SVP.VOC_DATASETS`` with Detectron2, and
     the subsets that the config trains on; the same again changes nothing.
 
-    Raises UserError where an entry is not as it should be, its annotation file cannot be used, or
-    its name stands for other files already; a subset cannot be drawn, or is to be evaluated on.
+    Raises:
+        UserError: an entry is not as it should be, its annotation file cannot be used, or its name
+            stands for other files already; a subset cannot be drawn, or is to be evaluated on.
     """
     from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 
@@ -124,11 +130,13 @@ def register(cfg: CfgNode) -> None:
 
 
 def subset_of(name: str, more: Iterable[str] = ()) -> Subset | None:
-    """Returns the subset that a name means, None for the name of a full data set or of nothing;
-    raises UserError where it reads like a subset's but makes no sense.
+    """Returns the subset that a name means, None for the name of a full data set or of nothing.
 
     Reads no files. A registered name stands for itself, such as Detectron2's coco_2017_val_100;
     `more` are names that are not registered yet but can be the base.
+
+    Raises:
+        UserError: it reads like a subset's but makes no sense.
     """
     full = {*registered_sets(), *more, *ALIASES} - _SUBSETS.keys()
     return None if name in full else parse_subset(name, full)
@@ -139,9 +147,6 @@ def ensure(names: Iterable[str]) -> None:
 
     A subset has its base's metadata, with all categories, and an annotation file of its own.
     """
-    from detectron2.data import MetadataCatalog
-    from detectron2.data.datasets import register_coco_instances
-
     stated = ("name", "json_file", "image_root", "evaluator_type")
     for name in names:
         if registered(name) is not None:
@@ -149,6 +154,9 @@ def ensure(names: Iterable[str]) -> None:
         subset = subset_of(name)
         base = subset.base if subset else ALIASES.get(name)
         if base:
+            from detectron2.data import MetadataCatalog
+            from detectron2.data.datasets import register_coco_instances
+
             ensure([base])
             known = MetadataCatalog.get(base).as_dict()
             metadata = {key: value for key, value in known.items() if key not in stated}
@@ -311,12 +319,14 @@ def _keypoint_metadata(file: AnnotationFile) -> dict[str, Any]:
 
 
 def parse_subset(name: str, registered: Iterable[str]) -> Subset | None:
-    """Returns the subset that a name means, None if it does not read like a subset's; raises
-    UserError where the size makes no sense, or the base is not registered.
+    """Returns the subset that a name means, None if it does not read like a subset's.
 
     That is ``<dataset>_<size>`` or ``<dataset>_<size>_s<seed>``, where a size is a number of images
     (``500``), of thousands of them (``3.5k``) or a percentage (``10pct``). Data sets that are
     `registered` can be the base; they are no subsets.
+
+    Raises:
+        UserError: the size makes no sense, or the base is not registered.
     """
     bases = {*registered, *ALIASES}
     found = _NAME.fullmatch(name)
@@ -414,8 +424,12 @@ class _Outline(msgspec.Struct):
 
 def extract(path: Path, draw: Callable[[list[coco.Identity]], list[coco.Identity]]) -> bytes:
     """Returns a COCO file of the images that `draw` takes of all ids: ascending, with their
-    annotations in the order of the file, which alone are parsed, and all categories. Raises
-    UserError for an annotation of an image that is not listed."""
+    annotations in the order of the file, which alone are written anew, and all categories.
+
+    Raises:
+        UserError: an annotation of an image that is not listed, or what else keeps the file from
+            being used.
+    """
     with coco.readable(path), coco.without_gc():
         content, entries, owners = _outline(path, path.read_bytes())
     file = coco.coco_file(path, "", content)
@@ -430,11 +444,13 @@ def extract(path: Path, draw: Callable[[list[coco.Identity]], list[coco.Identity
     images = [image for image in file.images if image["id"] in chosen]
     rest = json.dumps({"images": images, "categories": content["categories"]}).encode()[:-1]
     taken = itertools.compress(entries, map(chosen.__contains__, owners))
-    return rest + b', "annotations": [' + b",\n".join(taken) + _END
+    texts = (one if isinstance(one, msgspec.Raw) else json.dumps(one).encode() for one in taken)
+    return rest + b', "annotations": [' + b",\n".join(texts) + _END
 
 
 def _outline(path: Path, data: bytes) -> tuple[Any, list[Any], list[Any]]:
-    """Returns a file without its annotations, these as bytes, and what images they belong to."""
+    """Returns a file without its annotations, these as bytes where that is possible, and what
+    images they belong to."""
     try:
         found = msgspec.json.decode(data, type=_Outline)
         owner = msgspec.json.Decoder(_Owner).decode
@@ -448,4 +464,4 @@ def _outline(path: Path, data: bytes) -> tuple[Any, list[Any], list[Any]]:
         return content, [], []
     owners = [one.get("image_id") if isinstance(one, dict) else None for one in entries]
     owners = [one if isinstance(one, (int, float, str)) else None for one in owners]
-    return {**content, "annotations": []}, [json.dumps(one).encode() for one in entries], owners
+    return {**content, "annotations": []}, entries, owners

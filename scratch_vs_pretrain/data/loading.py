@@ -151,7 +151,10 @@ def load_ground_truth(dataset_name: str, task: str = "bbox") -> Mapping[str, Any
 
     Images have the sizes of their files, where these can be read. In VOC trees difficult objects
     are crowds: VOC's evaluation neither rewards nor punishes detections of them, and COCO's treats
-    crowds so. Raises UserError where there is no annotation file, or it is no COCO JSON.
+    crowds so.
+
+    Raises:
+        UserError: the data set has no annotation file, or it is no COCO JSON.
     """
     return _ground_truth(dataset_name, task, state_of(location(dataset_name)[0]))
 

@@ -285,8 +285,10 @@ def make_shapes(folder: Path, spec: ShapesSpec, progress: bool = True) -> None:
     """Writes ``annotations/{train,test}.json`` and ``{train,test}/*.jpg`` under `folder`, or, of a
     :class:`ClassificationSpec`, ``{train,val}/<class>/*.jpg``, equally many of each class.
 
-    A `folder` that holds this very data set is left as it is. A killed call leaves none. Raises
-    UserError where `folder` holds something else, or cannot be written.
+    A `folder` that holds this very data set is left as it is. A killed call leaves none.
+
+    Raises:
+        UserError: `folder` holds something else, or cannot be written.
     """
     kind, write = "shapes", _write_detection
     if isinstance(spec, ClassificationSpec):

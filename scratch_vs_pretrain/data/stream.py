@@ -117,25 +117,33 @@ class _SeededSamples(torch.utils.data.Dataset):
 
 
 class TrainingStream:
-    """An iterable over this process's part of the batches, from any batch on."""
+    """An iterable over this process's part of the batches, from any batch on.
+
+    Attributes:
+        samples: what this process has handed out, see :func:`counted`.
+        unreadable: what is wrong with each image that another one had to replace.
+        repaired: how many entries were dropped or mended, by what was wrong.
+    """
 
     def __init__(
         self, cfg: Any, mapper: Callable | None = None, prefetch: bool = False, start: int = 0
     ) -> None:
         """Loads the records of ``cfg.DATASETS.TRAIN``; the mapper is Detectron2's by default,
         `prefetch` hands out images on the CUDA device MODEL.DEVICE, copied there ahead, and the
-        first batch of each iteration over the stream is `start`. Raises UserError where the batch
-        does not divide over the processes, or no record is left."""
+        first batch of each iteration over the stream is `start`.
+
+        Raises:
+            UserError: the batch does not divide over the processes, or no record is left.
+        """
         world = comm.get_world_size()
         if cfg.SOLVER.IMS_PER_BATCH % world:
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which does not divide over "
                 f"{world} processes; change one of them"
             )
-        # Repaired: how many entries were dropped or mended, by what was wrong.
         records, self.repaired = load_training_records(cfg)
-        self.samples = Counter(images=0, instances=0, pixels=0)  # counted() of all handed out
-        self.unreadable: set[str] = set()  # what is wrong with each image that was replaced
+        self.samples = Counter(images=0, instances=0, pixels=0)
+        self.unreadable: set[str] = set()
         self._cfg = cfg
         self._prefetch = prefetch
         self._start = start

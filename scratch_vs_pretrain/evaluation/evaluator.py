@@ -1,13 +1,17 @@
-"""Runs a model over the test data sets of a config, with ``TEST.AUG`` or without, and scores it."""
+"""Runs a model over the test data sets of a config, with ``TEST.AUG`` or without, scores it, and
+writes the scores and the detections in a few pictures."""
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from contourpy import contour_generator
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -21,11 +25,12 @@ from torch import Tensor, nn
 from scratch_vs_pretrain.config import augmentation_problems
 from scratch_vs_pretrain.data import loading
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.others import WithOthers, check_names, others_of
-from scratch_vs_pretrain.evaluation.scores import NUMBERS, error_costs, score
-from scratch_vs_pretrain.pictures import image_errors, register_deep_images
+from scratch_vs_pretrain.evaluation.others import WithOthers, check_names, decoded, others_of
+from scratch_vs_pretrain.evaluation.scores import NUMBERS, by_image, error_costs, score
+from scratch_vs_pretrain.pictures import DEEP, image_errors, register_deep_images
 from scratch_vs_pretrain.reproducibility import random_states, restore_random_states
-from scratch_vs_pretrain.run_folder import RunFolder, write_json
+from scratch_vs_pretrain.run_folder import RunFolder, write_atomically, write_json
+from scratch_vs_pretrain.run_info import Detections, Found, Picture
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +38,11 @@ register_deep_images()
 
 # What Detectron2's tools/train_net.py adds to the name of a task scored with test augmentation.
 TTA = "_TTA"
+# Of the detections that are kept, for `svp plot --figure detections`.
+PICTURES = 12
+PER_PICTURE = 30
+# Outlines are as exact as a printed picture of so many pixels.
+OUTLINE_SIZE = 160
 
 
 def tasks_of(cfg: Any) -> tuple[str, ...]:
@@ -124,6 +134,54 @@ def write_evaluation(
     path = folder.evaluation_file(iteration)
     write_json(path, content)
     return path
+
+
+def write_detections(
+    folder: RunFolder, iteration: int, dataset: str, results: Iterable[Mapping[str, Any]]
+) -> None:
+    """Writes the objects of the first test pictures of a run, and the best detections in them.
+
+    `results` are COCO results, found after an iteration, with the categories of the data set.
+    """
+    truth = loading.load_ground_truth(dataset)
+    names = {one["id"]: str(one["name"]) for one in truth["categories"]}
+    objects = by_image(one for one in truth["annotations"] if not one.get("iscrowd"))
+    records = loading.load_test_records(dataset)
+    shown = [one for one in records if one["image_id"] in objects][:PICTURES]
+    found = by_image(results)
+    pictures = []
+    for one in shown:
+        size = (one["height"], one["width"])
+        best = sorted(found[one["image_id"]], key=lambda result: -result["score"])[:PER_PICTURE]
+        pictures.append(
+            Picture(
+                file=one["file_name"].removeprefix(DEEP),
+                height=size[0],
+                width=size[1],
+                objects=tuple(_found(each, names, size) for each in objects[one["image_id"]]),
+                detections=tuple(_found(each, names, size) for each in best),
+            )
+        )
+    content = Detections(iteration=iteration, dataset=dataset, pictures=tuple(pictures))
+    write_atomically(folder.detections_file, content.model_dump_json() + "\n")
+
+
+def _found(one: Mapping[str, Any], names: Mapping[Any, str], size: tuple[int, int]) -> Found:
+    """Returns an object or detection with the polygons (x, y, x, y, ...) around its mask."""
+    x, y, width, height = (round(float(value), 1) for value in one["bbox"])
+    lines: Sequence[Any] = ()
+    if mask := one.get("segmentation"):
+        step = math.ceil(max(size) / OUTLINE_SIZE)
+        # With a border, so that what leaves the picture is closed.
+        inside = np.pad(decoded(mask, *size)[::step, ::step], 1)
+        found: Sequence[Any] = contour_generator(z=inside).lines(0.5)
+        lines = [((line - 0.5) * step).ravel() for line in found]
+    return Found(
+        category=names[one["category_id"]],
+        score=round(float(one.get("score", 1)), 3),
+        box=(x, y, width, height),
+        outline=tuple(tuple(round(float(value), 1) for value in line) for line in lines),
+    )
 
 
 def run_inference(
@@ -233,8 +291,8 @@ def with_augmentation(cfg: Any, model: nn.Module, on: bool = True) -> Iterator[n
     try:
         yield augmented(cfg, model)
     finally:
-        for name, on in switches.items():
-            setattr(heads, name, on)
+        for name, before in switches.items():
+            setattr(heads, name, before)
 
 
 class KeypointRCNNWithTTA(GeneralizedRCNNWithTTA):

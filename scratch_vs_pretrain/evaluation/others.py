@@ -1,5 +1,4 @@
-"""Beside COCO's scores: evaluators of users (``SVP.EVALUATORS``), of VOC and of a Panoptic FPN, and
-what is found in the first test pictures, kept for `svp plot --figure detections`.
+"""Evaluators beside COCO's: users' (``SVP.EVALUATORS``), VOC's, and a Panoptic FPN's.
 
 A Panoptic FPN is scored on COCO-format data with masks: the objects are the things; what no object
 covers is one class of stuff, ``background``. Crowds are void. Definitions: Kirillov et al.,
@@ -12,13 +11,12 @@ import tempfile
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from contourpy import contour_generator
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     DatasetEvaluator,
@@ -31,24 +29,16 @@ from pycocotools import mask as mask_api
 
 from scratch_vs_pretrain.config import registered
 from scratch_vs_pretrain.data.coco import CocoFile
-from scratch_vs_pretrain.data.loading import load_ground_truth, load_test_records
+from scratch_vs_pretrain.data.loading import load_ground_truth
 from scratch_vs_pretrain.data.voc import is_voc, voc_file
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.evaluation.scores import by_image
-from scratch_vs_pretrain.pictures import DEEP
-from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
-from scratch_vs_pretrain.run_info import Detections, Found, Picture
 
 # AP50 is the VOC benchmark's; of VOC 2007 with its 11-point metric.
 VOC_NUMBERS = ("AP", "AP50", "AP75")
 # Of the semantic head, as Detectron2 numbers them: all things are 0.
 THINGS, BACKGROUND = 0, 1
 STUFF = "background"
-# Of the detections that are kept.
-PICTURES = 12
-PER_PICTURE = 30
-# Outlines are as exact as a printed picture of so many pixels.
-OUTLINE_SIZE = 160
 
 Segments = dict[int, str | int]
 
@@ -58,8 +48,11 @@ data set; they return a DatasetEvaluator, whose numbers become tasks of evaluati
 
 
 def check_names(cfg: Any) -> None:
-    """Raises UserError where an evaluator that a config names is not registered, or a Panoptic FPN
-    has other stuff than background."""
+    """Checks that every evaluator of a config is there.
+
+    Raises:
+        UserError: a name is not registered, or a Panoptic FPN has other stuff than background.
+    """
     for name in cfg.SVP.EVALUATORS:
         registered(EVALUATORS, name, "SVP.EVALUATORS")
     semantic = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
@@ -97,8 +90,11 @@ class WithOthers(DatasetEvaluators):
 
 
 def as_tasks(name: str, found: Any, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a user's evaluator found, as tasks of an evaluation file. Raises UserError for
-    no numbers, something else than numbers, or a task that there is already."""
+    """Returns what a user's evaluator found, as tasks of an evaluation file.
+
+    Raises:
+        UserError: no numbers, something else than numbers, or a task that there is already.
+    """
     where = f"SVP.EVALUATORS: {name}"
     if not isinstance(found, Mapping) or not found:
         raise UserError(f"{where} returned no numbers; let evaluate() return them by name")
@@ -275,55 +271,10 @@ def semantic_truth(masks: torch.Tensor, height: int, width: int) -> torch.Tensor
     return torch.where(covered, THINGS, BACKGROUND)
 
 
-def write_detections(
-    folder: RunFolder, iteration: int, dataset: str, results: Iterable[Mapping[str, Any]]
-) -> None:
-    """Writes the objects of the first test pictures of a run, and the best detections in them.
-
-    `results` are COCO results, found after an iteration, with the categories of the data set.
-    """
-    truth = load_ground_truth(dataset)
-    names = {one["id"]: str(one["name"]) for one in truth["categories"]}
-    objects = by_image(one for one in truth["annotations"] if not one.get("iscrowd"))
-    shown = [one for one in load_test_records(dataset) if one["image_id"] in objects][:PICTURES]
-    found = by_image(results)
-    pictures = []
-    for one in shown:
-        size = (one["height"], one["width"])
-        best = sorted(found[one["image_id"]], key=lambda result: -result["score"])[:PER_PICTURE]
-        pictures.append(
-            Picture(
-                file=one["file_name"].removeprefix(DEEP),
-                height=size[0],
-                width=size[1],
-                objects=tuple(_found(each, names, size) for each in objects[one["image_id"]]),
-                detections=tuple(_found(each, names, size) for each in best),
-            )
-        )
-    content = Detections(iteration=iteration, dataset=dataset, pictures=tuple(pictures))
-    write_atomically(folder.detections_file, content.model_dump_json() + "\n")
-
-
-def _found(one: Mapping[str, Any], names: Mapping[Any, str], size: tuple[int, int]) -> Found:
-    """Returns an object or detection with the polygons (x, y, x, y, ...) around its mask."""
-    x, y, width, height = (round(float(value), 1) for value in one["bbox"])
-    lines: Sequence[Any] = ()
-    if mask := one.get("segmentation"):
-        step = math.ceil(max(size) / OUTLINE_SIZE)
-        # With a border, so that what leaves the picture is closed.
-        inside = np.pad(decoded(mask, *size)[::step, ::step], 1)
-        found: Sequence[Any] = contour_generator(z=inside).lines(0.5)
-        lines = [((line - 0.5) * step).ravel() for line in found]
-    return Found(
-        category=names[one["category_id"]],
-        score=round(float(one.get("score", 1)), 3),
-        box=(x, y, width, height),
-        outline=tuple(tuple(round(float(value), 1) for value in line) for line in lines),
-    )
-
-
 def decoded(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Returns a mask, given as polygons or encoded, as (height, width) bool."""
-    if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
+    if isinstance(segmentation, list):
+        segmentation = mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
         segmentation = mask_api.frPyObjects(segmentation, height, width)
-    return mask_api.decode(segmentation).reshape(height, width, -1).any(2)
+    return mask_api.decode(segmentation).astype(bool)

@@ -89,16 +89,7 @@ def score(
         annotation["rle"] = truth.annToRLE(annotation)
     detections = _indexed(ground_truth, results, numbers)
     for detection in detections.dataset["annotations"]:
-        if iou_type == "segm":
-            detection["rle"] = detection["segmentation"]
-            # pycocotools' area is faster than the library's.
-            detection["area"] = int(mask_api.area(detection["rle"]))
-        elif len(detection.get("bbox", ())):
-            _, _, width, height = detection["bbox"]
-            detection["area"] = width * height
-        else:
-            x, y = detection["keypoints"][0::3], detection["keypoints"][1::3]
-            detection["area"] = (max(x) - min(x)) * (max(y) - min(y))
+        detection |= _shape(detection, iou_type)
     evaluation = _Evaluation(
         truth,
         detections,
@@ -142,6 +133,19 @@ def _indexed(dataset: Mapping[str, Any], annotations: Entries, numbers: Mapping[
     }
     indexed.createIndex()
     return indexed
+
+
+def _shape(result: Mapping[str, Any], iou_type: str) -> dict[str, Any]:
+    """Returns a detection's area in pixels, and its mask for masks."""
+    if iou_type == "segm":
+        # pycocotools' area is faster than the library's.
+        rle = result["segmentation"]
+        return {"rle": rle, "area": int(mask_api.area(rle))}
+    if len(result.get("bbox", ())):
+        _, _, width, height = result["bbox"]
+        return {"area": width * height}
+    x, y = result["keypoints"][0::3], result["keypoints"][1::3]
+    return {"area": (max(x) - min(x)) * (max(y) - min(y))}
 
 
 def _read_out(

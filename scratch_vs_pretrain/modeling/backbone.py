@@ -45,16 +45,16 @@ NORMALIZED = (
 )
 BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
-BOX_HEAD = "VGGFC67Head"
-FEATURE = "conv5_3"
+VGG_BOX_HEAD = "VGGFC67Head"
+VGG_FEATURE = "conv5_3"
 # Of each convolution of VGG-16, its channels as a multiple of the first's.
 VGG_CHANNELS = {
     f"conv{stage}_{layer}": multiple
     for stage, (multiple, layers) in enumerate(((1, 2), (2, 2), (4, 3), (8, 3), (8, 3)), start=1)
     for layer in range(1, layers + 1)
 }
-LAYERS = tuple(VGG_CHANNELS)
-LEVELS = {"res2", "res3", "res4", "res5"}
+VGG_LAYERS = tuple(VGG_CHANNELS)
+TIMM_LEVELS = {"res2", "res3", "res4", "res5"}
 
 
 @BACKBONE_REGISTRY.register()
@@ -242,14 +242,14 @@ class VGG16(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Returns conv5_3's features (N, 8 x width, H / 16, W / 16) of images (N, C, H, W)."""
-        for name in LAYERS:
-            if name.endswith("_1") and name != LAYERS[0]:
+        for name in VGG_LAYERS:
+            if name.endswith("_1") and name != VGG_LAYERS[0]:
                 x = F.max_pool2d(x, kernel_size=2, stride=2)
             x = F.relu(getattr(self, name)(x), inplace=True)
-        return {FEATURE: x}
+        return {VGG_FEATURE: x}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        return {FEATURE: ShapeSpec(channels=self._channels, stride=16)}
+        return {VGG_FEATURE: ShapeSpec(channels=self._channels, stride=16)}
 
 
 @BACKBONE_REGISTRY.register()
@@ -278,7 +278,7 @@ class VGGFC67Head(FastRCNNConvFCHead):
         if (head.NUM_CONV, head.NUM_FC) != (0, 2):
             raise UserError(
                 f"MODEL.ROI_BOX_HEAD.NUM_CONV and NUM_FC are {head.NUM_CONV} and {head.NUM_FC}, "
-                f"but {BOX_HEAD} is fc6 and fc7 alone; set them to 0 and 2"
+                f"but {VGG_BOX_HEAD} is fc6 and fc7 alone; set them to 0 and 2"
             )
         return super().from_config(cfg, input_shape)
 
@@ -305,7 +305,7 @@ def joined(bottom_up: nn.Module, box_head: VGGFC67Head) -> nn.Module:
 def vgg16() -> nn.Module:
     """Builds the whole of VGG-16 but for its classifier's last layer, with the names of both."""
     bottom_up = VGG16()
-    size = ShapeSpec(channels=bottom_up.output_shape()[FEATURE].channels, height=7, width=7)
+    size = ShapeSpec(channels=bottom_up.output_shape()[VGG_FEATURE].channels, height=7, width=7)
     return joined(bottom_up, VGGFC67Head(size, conv_dims=[], fc_dims=[4096, 4096]))
 
 
@@ -321,7 +321,7 @@ class TimmBackbone(Backbone):
             f"res{int(math.log2(stride))}": ShapeSpec(channels=channels, stride=stride)
             for channels, stride in zip(info.channels(), info.reduction(), strict=True)
         }
-        if not set(self._shapes) >= LEVELS:
+        if not set(self._shapes) >= TIMM_LEVELS:
             strides = ", ".join(map(str, sorted(set(info.reduction()))))
             raise UserError(
                 f"MODEL.TIMM.NAME: {name} has feature maps at strides {strides}, not at 4, 8, 16 "

@@ -54,43 +54,53 @@ def check_trainable(
         optimizer: if given, it must hold every parameter.
     """
     pretrained = set(bottom_up_of(model).modules()) if cfg.MODEL.WEIGHTS else set()
-    frozen = [
+    found = {
+        "frozen-stages-from-scratch": _frozen_parameters(model, pretrained),
+        "frozen-norm-from-scratch": frozen_norms(model, pretrained),
+        "small-batch-norm": _small_batch_norms(model, images_per_process),
+    }
+    problems = [text for check, text in found.items() if check not in cfg.SVP.ADMIT]
+    if optimizer is not None:
+        problems.append(_forgotten_parameters(model, optimizer))
+    if any(problems):
+        start = "weights that are given" if cfg.MODEL.WEIGHTS else "scratch"
+        raise UserError(f"this cannot train from {start}: {'; '.join(filter(None, problems))}")
+
+
+def _frozen_parameters(model: nn.Module, pretrained: Container[nn.Module]) -> str:
+    """Names parameters that get no gradient, outside of modules that are pre-trained, if any."""
+    names = [
         f"{name}.{key}" if name else key
         for name, module in model.named_modules()
         if module not in pretrained
         for key, parameter in module.named_parameters(recurse=False)
         if not parameter.requires_grad
     ]
-    # Statistics of too few images; SyncBN's are of those of all processes.
-    few = _norms(model, "BN") if images_per_process < SMALLEST_BATCH else []
-    forgotten: list[str] = []
-    if optimizer is not None:
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        trained = [(name, id(p)) for name, p in model.named_parameters() if p.requires_grad]
-        forgotten = [name for name, parameter in trained if parameter not in held]
-    found = {
-        "frozen-stages-from-scratch": _problem(
-            frozen,
-            "{} parameters are frozen ({}); set MODEL.BACKBONE.FREEZE_AT to 0, leave freeze out, "
-            "or set requires_grad on them",
-        ),
-        "frozen-norm-from-scratch": frozen_norms(model, pretrained),
-        "small-batch-norm": _problem(
-            few,
-            f"{{}} layers are BatchNorm ({{}}) at {images_per_process} images per process, fewer "
-            f"than {SMALLEST_BATCH}; set NORM to GN or SyncBN in MODEL.RESNETS, MODEL.FPN and the "
-            "heads",
-        ),
-        "": _problem(  # no study admits it
-            forgotten,
-            "{} parameters are missing from the optimizer ({}); "
-            "build the optimizer after the model is complete",
-        ),
-    }
-    problems = [text for check, text in found.items() if text and check not in cfg.SVP.ADMIT]
-    if problems:
-        start = "weights that are given" if cfg.MODEL.WEIGHTS else "scratch"
-        raise UserError(f"this cannot train from {start}: {'; '.join(problems)}")
+    return _problem(
+        names,
+        "{} parameters are frozen ({}); set MODEL.BACKBONE.FREEZE_AT to 0, leave freeze out, "
+        "or set requires_grad on them",
+    )
+
+
+def _small_batch_norms(model: nn.Module, images_per_process: int) -> str:
+    """Names BatchNorm whose statistics come from too few images, if any. SyncBN is allowed."""
+    return _problem(
+        _norms(model, "BN") if images_per_process < SMALLEST_BATCH else (),
+        f"{{}} layers are BatchNorm ({{}}) at {images_per_process} images per process, fewer than "
+        f"{SMALLEST_BATCH}; set NORM to GN or SyncBN in MODEL.RESNETS, MODEL.FPN and the heads",
+    )
+
+
+def _forgotten_parameters(model: nn.Module, optimizer: optim.Optimizer) -> str:
+    """Names trainable parameters that no parameter group of `optimizer` holds, if any."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trained = [(name, id(p)) for name, p in model.named_parameters() if p.requires_grad]
+    return _problem(
+        [name for name, parameter in trained if parameter not in held],
+        "{} parameters are missing from the optimizer ({}); "
+        "build the optimizer after the model is complete",
+    )
 
 
 def frozen_norms(model: nn.Module, pretrained: Container[nn.Module] = ()) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling import checkpoint_file
-from scratch_vs_pretrain.modeling.backbone import LAYERS, build_svp_resnet_backbone, vgg16
+from scratch_vs_pretrain.modeling.backbone import VGG_LAYERS, build_svp_resnet_backbone, vgg16
 from scratch_vs_pretrain.modeling.checks import some
 from scratch_vs_pretrain.run_folder import write_json
 from scratch_vs_pretrain.run_info import Loaded, PretrainingCost
@@ -106,7 +106,7 @@ LAYOUTS: dict[str, Layout] = {
         "features.28.weight",
         *(
             (rf"features\.{number}\.(weight|bias)", rf"{name}.\1")
-            for number, name in zip(_FEATURES, LAYERS, strict=True)
+            for number, name in zip(_FEATURES, VGG_LAYERS, strict=True)
         ),
         (r"classifier\.0\.(weight|bias)", r"box_head.fc1.\1"),
         (r"classifier\.3\.(weight|bias)", r"box_head.fc2.\1"),
@@ -169,13 +169,15 @@ def to_detectron2(
             f"{source}: its BatchNorm is fused into a fixed scale and shift, which only FrozenBN "
             "can use; take a checkpoint with running statistics (for SyncBN) or with GroupNorm"
         )
-    # Of one more in a row: of block 9 where the network ends with 8.
-    rows = {key: re.match(r"(.*\..*?)\d+\.\D*$", key.removeprefix(prefix)) for key in others}
-    surplus = tuple(
-        key for key, row in rows.items() if row and any(name.startswith(row[1]) for name in own)
-    )
+    surplus = tuple(key for key in others if _is_one_more(key.removeprefix(prefix), own))
     found = Loaded(loaded=len(tensors), unexpected=tuple(others), layout=layout, prefix=prefix)
     return found, tensors, surplus
+
+
+def _is_one_more(name: str, own: Mapping[str, str]) -> bool:
+    """Tells whether `name` is of one more in a row: of block 9 where the network ends with 8."""
+    row = re.match(r"(.*\..*?)\d+\.\D*$", name)
+    return row is not None and any(known.startswith(row[1]) for known in own)
 
 
 def _layouts_of(network: nn.Module | None) -> tuple[dict[str, str], Mapping[str, Layout]]:

@@ -26,7 +26,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from scratch_vs_pretrain.errors import UserError, say
-from scratch_vs_pretrain.modeling.backbone import BOX_HEAD, VGGFC67Head, build_bottom_up, joined
+from scratch_vs_pretrain.modeling.backbone import VGG_BOX_HEAD, VGGFC67Head, build_bottom_up, joined
 from scratch_vs_pretrain.modeling.checkpoint_file import load, save, write_backbone
 from scratch_vs_pretrain.modeling.checks import frozen_norms, use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import input_settings
@@ -263,7 +263,7 @@ class Classifier(nn.Module):
                 nn.init.zeros_(block.conv3.norm.weight)
         self._feature, shape = list(self.bottom_up.output_shape().items())[-1]
         self.box_head: VGGFC67Head | None = None
-        if cfg.MODEL.ROI_BOX_HEAD.NAME == BOX_HEAD:
+        if cfg.MODEL.ROI_BOX_HEAD.NAME == VGG_BOX_HEAD:
             size = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
             shape = ShapeSpec(channels=shape.channels, height=size, width=size)
             self.box_head = build_box_head(cfg, shape)

@@ -23,7 +23,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, nn, optim
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, reason_of
 from scratch_vs_pretrain.reproducibility import random_states
 from scratch_vs_pretrain.run_folder import RunFolder, replacing, write_atomically
 from scratch_vs_pretrain.run_info import Taken
@@ -106,16 +106,18 @@ def read(path: Path, numbers: bool = True) -> dict[str, Any] | None:
             reason = f"its format is {content['format']}, not {FORMAT}"
         elif not isinstance(content.get("iteration"), int):
             reason = "it does not say after which iteration it was saved"
-        elif not isinstance(model := content.get("model"), dict) or not all(
-            map(torch.is_tensor, model.values())
-        ):
+        elif not _is_model(content.get("model")):
             reason = "it holds no model"
         else:
             return content
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        reason = reason_of(error)[:200]
     logger.warning("%s is skipped: %s", path, reason)
     return None
+
+
+def _is_model(state: Any) -> bool:
+    return isinstance(state, dict) and all(map(torch.is_tensor, state.values()))
 
 
 def truncate_metrics(path: Path, completed: int) -> None:

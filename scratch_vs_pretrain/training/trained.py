@@ -13,12 +13,17 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
 from torch import nn
 
+from scratch_vs_pretrain import modeling
 from scratch_vs_pretrain.config import classes_key, flatten, load_config
 from scratch_vs_pretrain.data import datasets as registration
 from scratch_vs_pretrain.data.loading import load_ground_truth
-from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.evaluator import CocoScoreEvaluator, run_inference, tasks_of
-from scratch_vs_pretrain.evaluation.others import write_detections
+from scratch_vs_pretrain.errors import UserError, reason_of
+from scratch_vs_pretrain.evaluation.evaluator import (
+    CocoScoreEvaluator,
+    run_inference,
+    tasks_of,
+    write_detections,
+)
 from scratch_vs_pretrain.modeling.checkpoint_file import save
 from scratch_vs_pretrain.modeling.checks import use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze
@@ -98,7 +103,7 @@ def building(config_file: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of any kind, from a registry or a builder
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        reason = reason_of(error)[:200]
         raise UserError(
             f"{config_file}: its model cannot be built ({reason}); restore the config"
         ) from None
@@ -197,5 +202,12 @@ def _network(cfg: CfgNode) -> tuple[dict[str, torch.Size], tuple[str, ...]]:
     needed = {type(module).__module__ for module in model.modules()}
     needed.add(BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME).__module__)
     needed.add(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE).__module__)
-    foreign = sorted(name for name in needed if name.partition(".")[0] not in PLAIN)
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}, tuple(foreign)
+    # Of this package the room, which registers its networks wherever in it they will be.
+    room = modeling.__name__
+    foreign = {
+        room if name.startswith(f"{room}.") else name
+        for name in needed
+        if name.partition(".")[0] not in PLAIN
+    }
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    return shapes, tuple(sorted(foreign))

@@ -25,8 +25,11 @@ from torch import nn
 from scratch_vs_pretrain import _detectron2
 from scratch_vs_pretrain.data.stream import TrainingStream
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.evaluation.evaluator import evaluate_model, write_evaluation
-from scratch_vs_pretrain.evaluation.others import write_detections
+from scratch_vs_pretrain.evaluation.evaluator import (
+    evaluate_model,
+    write_detections,
+    write_evaluation,
+)
 from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoints
 from scratch_vs_pretrain.modeling.checks import check_trainable, use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze, match_initial
@@ -94,6 +97,20 @@ class _Events(events.TensorboardXWriter):
     def write(self) -> None:
         super().write()
         self._writer.flush()
+
+
+def make_writers(
+    folder: RunFolder, cfg: Any, completed: int, last: int
+) -> list[events.EventWriter]:
+    """Returns what writes a run's metrics: metrics.json, TensorBoard's events, log.txt.
+
+    `completed` is the iterations before this start, `last` those at the end, for the log's ETA.
+    """
+    writers: list[events.EventWriter] = [events.JSONWriter(str(folder.metrics_file))]
+    if cfg.SVP.TENSORBOARD and importlib.util.find_spec("tensorboard"):
+        writers.append(_Events(folder.path / "tensorboard", completed))
+    # The last, because it puts the ETA among the metrics.
+    return [*writers, events.CommonMetricPrinter(last)]
 
 
 def recent_values(storage: events.EventStorage) -> dict[str, list[list[float]]]:
@@ -172,11 +189,7 @@ class Trainer(SimpleTrainer):
         self._writers: list[events.EventWriter] = []
         if comm.is_main_process():
             checkpoint.truncate_metrics(folder.metrics_file, self.iter)
-            self._writers.append(events.JSONWriter(str(folder.metrics_file)))
-            if cfg.SVP.TENSORBOARD and importlib.util.find_spec("tensorboard"):
-                self._writers.append(_Events(folder.path / "tensorboard", self.iter))
-            # The last, because it puts the ETA among the metrics.
-            self._writers.append(events.CommonMetricPrinter(self.max_iter))
+            self._writers = make_writers(folder, cfg, self.iter, self.max_iter)
         self._latest: dict[str, float] = {}
         self._while_training = contextlib.ExitStack()
         self._started = self._recorded = time.monotonic()

@@ -9,7 +9,12 @@ from torch.nn import functional as F
 
 from scratch_vs_pretrain.config import norm_problems
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.modeling.backbone import LAYERS, VGG16, build_bottom_up, pretrained_part
+from scratch_vs_pretrain.modeling.backbone import (
+    VGG16,
+    VGG_LAYERS,
+    build_bottom_up,
+    pretrained_part,
+)
 from scratch_vs_pretrain.pretraining.pretrain import Classifier
 from scratch_vs_pretrain.study.audit import recipe_problems
 
@@ -29,7 +34,7 @@ def variances(network, image):
             # A copy in time: the ReLU that follows works in place.
             lambda _module, _inputs, output: found.append(output.var().item())
         )
-        for name in LAYERS
+        for name in VGG_LAYERS
     ]
     with torch.no_grad():
         network(image)
@@ -40,9 +45,9 @@ def variances(network, image):
 
 def test_layers_are_vgg16s():
     network = VGG16()
-    assert LAYERS[0] == "conv1_1"
-    assert LAYERS[-1] == "conv5_3"
-    widths = [getattr(network, name).weight.shape[:2] for name in LAYERS]
+    assert VGG_LAYERS[0] == "conv1_1"
+    assert VGG_LAYERS[-1] == "conv5_3"
+    widths = [getattr(network, name).weight.shape[:2] for name in VGG_LAYERS]
     channels = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
     assert widths == [(out, into) for into, out in itertools.pairwise(channels)]
     shape = network.output_shape()["conv5_3"]
@@ -59,7 +64,7 @@ def test_every_layer_has_the_deviation_of_msra(seed):
     # are exceeded once in 150,000 times, and 15 layers are looked at.
     torch.manual_seed(seed)
     network = VGG16()
-    for name in LAYERS:
+    for name in VGG_LAYERS:
         layer = getattr(network, name)
         fan_in = layer.weight[0].numel()
         ratio = layer.weight.std().item() / math.sqrt(2 / fan_in)
@@ -96,7 +101,7 @@ def test_signal_keeps_its_variance_through_thirteen_convolutions(seed):
 def test_torchs_own_initialization_would_lose_the_signal():
     torch.manual_seed(0)
     network = VGG16()
-    for name in LAYERS:
+    for name in VGG_LAYERS:
         getattr(network, name).reset_parameters()
     assert variances(network, smooth_image())[-1] < 0.001
 

@@ -104,11 +104,11 @@ def test_detectron2_alone_finds_the_same(trained, shapes, tmp_path, capsys):
 def test_a_network_of_this_package_says_what_to_import(trained, shapes, tmp_path, run_code):
     folder, model = trained("faster_rcnn_VGG_16")
     _, modules = export(folder.path, tmp_path / "vgg.pth")
-    assert modules == ("scratch_vs_pretrain.modeling.backbone",)
+    assert modules == ("scratch_vs_pretrain.modeling",)
     config = tmp_path / "vgg.yaml"
     lines = config.read_text().splitlines()
     header = [line.removeprefix("#").strip() for line in lines if line.startswith("#   ")]
-    assert header[0] == "import scratch_vs_pretrain.modeling.backbone"
+    assert header[0] == "import scratch_vs_pretrain.modeling"
     picture = sorted(Path(shapes[1][2]).iterdir())[0]
     found = predictions(config, picture, run_code, header)
     for one, wanted in zip(found, expected(model, picture), strict=True):
