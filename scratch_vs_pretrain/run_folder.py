@@ -208,20 +208,27 @@ class RunFolder:
                         f"{self.path}: another process trains this run; wait until it has ended"
                     )
                 time.sleep(LOCK_SECONDS / 20)
-            stopped = threading.Event()
-
-            def beat() -> None:
-                while not stopped.wait(HEARTBEAT_SECONDS):
-                    with contextlib.suppress(OSError):
-                        os.utime(self.lock_file)
-
-            thread = threading.Thread(target=beat, daemon=True)
-            thread.start()
-            try:
+            with _heartbeat(self.lock_file):
                 yield
-            finally:
-                stopped.set()
-                thread.join()
+
+
+@contextlib.contextmanager
+def _heartbeat(path: Path) -> Iterator[None]:
+    """Touches `path` every now and then from a thread that ends with the process."""
+    stopped = threading.Event()
+
+    def beat() -> None:
+        while not stopped.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def _try_lock(file: Any, kind: int) -> bool:

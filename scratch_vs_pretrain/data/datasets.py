@@ -242,7 +242,7 @@ def check_files(names: Sequence[str]) -> None:
 
 def check_images(name: str, annotations: Path, images: Path, names: Sequence[str]) -> None:
     """Refuses a data set whose images are not all there."""
-    if missing := locate(images, names, annotations).missing:
+    if missing := locate(images, names).checked(annotations).missing:
         named = ", ".join(missing[:_NAMED_FILES]) + (", .." if missing[_NAMED_FILES:] else "")
         raise UserError(
             f"{images}: {len(missing)} of the {len(names)} images of {name} are "
