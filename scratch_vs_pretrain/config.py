@@ -165,8 +165,10 @@ def merge_file(cfg: CfgNode, path: Path, content: dict[str, Any] | None = None) 
     `content` is what was read of it already.
     """
     content = _read(path) if content is None else content
+    before = flatten(cfg)
     with _explained(cfg, str(path)):
         _detectron2.merge_into(cfg, content, str(path))
+    _refuse_none(before, cfg, str(path))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -199,6 +201,7 @@ def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> N
 
     A whole number may stand for a float.
     """
+    before = flatten(cfg)
     for key, value in overrides.items():
         section, _, name = key.rpartition(".")
         node = _node(cfg, section)
@@ -208,6 +211,14 @@ def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> N
             if isinstance(node[name], float) and type(value) is int:
                 value = float(value)
             cfg.merge_from_list([key, value])
+    _refuse_none(before, cfg, where)
+
+
+def _refuse_none(before: Mapping[str, Any], cfg: CfgNode, where: str) -> None:
+    """Refuses None in the place of what was a value: yacs lets it replace one of any type."""
+    for key, value in flatten(cfg).items():
+        if value is None and before.get(key) is not None:
+            raise UserError(f"{where}: {key} has no value; it was {before[key]!r}")
 
 
 def _node(content: Any, key: str) -> Any:
@@ -282,20 +293,13 @@ _WRONG_TYPE = re.compile(
 
 @contextlib.contextmanager
 def _explained(cfg: CfgNode, where: str, merged: str = "") -> Iterator[None]:
-    """Makes a sentence of what merging into `cfg` raises, or should have raised.
-
-    yacs and fvcore validate with plain exceptions, and yacs lets None replace a value of any type.
-    """
-    before = flatten(cfg)
+    """Makes a sentence of what merging raises: yacs and fvcore validate with plain exceptions."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{where}: {_explain(cfg, error, merged)}") from None
-    for key, value in flatten(cfg).items():
-        if value is None and before.get(key) is not None:
-            raise UserError(f"{where}: {key} has no value; it was {before[key]!r}")
 
 
 def _explain(cfg: CfgNode, error: Exception, merged: str) -> str:
