@@ -165,8 +165,10 @@ def merge_file(cfg: CfgNode, path: Path, content: dict[str, Any] | None = None) 
     `content` is what was read of it already.
     """
     content = _read(path) if content is None else content
+    before = flatten(cfg)
     with _explained(cfg, str(path)):
         _detectron2.merge_into(cfg, content, str(path))
+    _refuse_none(before, cfg, str(path))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -199,6 +201,7 @@ def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> N
 
     A whole number may stand for a float.
     """
+    before = flatten(cfg)
     for key, value in overrides.items():
         section, _, name = key.rpartition(".")
         node = _node(cfg, section)
@@ -208,6 +211,14 @@ def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> N
             if isinstance(node[name], float) and type(value) is int:
                 value = float(value)
             cfg.merge_from_list([key, value])
+    _refuse_none(before, cfg, where)
+
+
+def _refuse_none(before: Mapping[str, Any], cfg: CfgNode, where: str) -> None:
+    """Refuses None in the place of what was a value: yacs lets it replace one of any type."""
+    for key, value in flatten(cfg).items():
+        if value is None and before.get(key) is not None:
+            raise UserError(f"{where}: {key} has no value; it was {before[key]!r}")
 
 
 def _node(content: Any, key: str) -> Any:
@@ -283,33 +294,32 @@ _WRONG_TYPE = re.compile(
 @contextlib.contextmanager
 def _explained(cfg: CfgNode, where: str, merged: str = "") -> Iterator[None]:
     """Makes a sentence of what merging raises: yacs and fvcore validate with plain exceptions."""
-    before = flatten(cfg)
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split()).strip("'\"")
-        if unknown := re.search(r"Non-existent config key: (\S+)", said):
-            said = _unknown(unknown[1], flatten(cfg))
-        elif wrong := _WRONG_TYPE.search(said):
-            kind, old, new, key = wrong.groups()
-            said = f"{key} must be of type {kind}, like {old}, not {new}"
-            if kind == "CfgNode":
-                said = f"{key} is a section, not a value"
-        elif isinstance(error, OverflowError):
-            said = f"{merged} is a number too large"
-        elif isinstance(error, (RecursionError, MemoryError)):
-            said = "nested too deeply, or _BASE_ files that include each other"
-        elif isinstance(error, OSError):
-            said = f"cannot read {error.filename or 'it'} ({error.strerror or said})"
-        elif isinstance(error, (TypeError, AttributeError)):
-            said = f"not a mapping of config keys to values ({said})"
-        raise UserError(f"{where}: {said}") from None
-    # yacs lets None replace a value of any type.
-    for key, value in flatten(cfg).items():
-        if value is None and before.get(key) is not None:
-            raise UserError(f"{where}: {key} has no value; it was {before[key]!r}")
+        raise UserError(f"{where}: {_explain(cfg, error, merged)}") from None
+
+
+def _explain(cfg: CfgNode, error: Exception, merged: str) -> str:
+    text = " ".join(str(error).split()).strip("'\"")
+    if unknown := re.search(r"Non-existent config key: (\S+)", text):
+        return _unknown(unknown[1], flatten(cfg))
+    if wrong := _WRONG_TYPE.search(text):
+        kind, old, new, key = wrong.groups()
+        if kind == "CfgNode":
+            return f"{key} is a section, not a value"
+        return f"{key} must be of type {kind}, like {old}, not {new}"
+    if isinstance(error, OverflowError):
+        return f"{merged} is a number too large"
+    if isinstance(error, (RecursionError, MemoryError)):
+        return "nested too deeply, or _BASE_ files that include each other"
+    if isinstance(error, OSError):
+        return f"cannot read {error.filename or 'it'} ({error.strerror or text})"
+    if isinstance(error, (TypeError, AttributeError)):
+        return f"not a mapping of config keys to values ({text})"
+    return text
 
 
 def import_modules(names: Iterable[str], where: str) -> list[ModuleType]:

@@ -49,6 +49,15 @@ def located(place: object) -> Iterator[None]:
         raise UserError(f"{place}: {error}") from None
 
 
+@contextlib.contextmanager
+def writable(path: object) -> Iterator[None]:
+    """Makes a UserError of an OSError within, which says that `path` cannot be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
 def reason_of(error: BaseException) -> str:
     """Returns what somebody else's code raised, on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

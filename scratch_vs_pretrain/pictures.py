@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -58,20 +58,24 @@ class Located(NamedTuple):
     missing: Sequence[str]  # names of which there is no file
     unusable: Mapping[str, str]  # what is wrong with names that lead out of the folder
 
+    def checked(self, listing: Path) -> Self:
+        """Returns itself, where no name leads out of the folder; `listing` is the file with them.
 
-def locate(folder: Path, names: Sequence[str], listing: Path | None = None) -> Located:
+        Raises:
+            UserError: a name does.
+        """
+        for problem in self.unusable.values():
+            raise UserError(f"{listing}: {problem}")
+        return self
+
+
+def locate(folder: Path, names: Sequence[str]) -> Located:
     """Finds images by the names that annotations give them.
 
     A name may be an absolute path, or one with "..", that ends inside the folder; it may have
-    Windows' backslashes, and its ending another case than the file's. Any that leads out of the
-    folder is a UserError where the file that lists them is given.
+    Windows' backslashes, and its ending another case than the file's.
     """
-    root = os.path.abspath(folder)
     present: dict[str, dict[str, str]] = {}
-
-    def any_ending(tail: str) -> str:
-        stem, ending = posixpath.splitext(tail)
-        return f"{stem}\0{ending.lower()}"
 
     def there(head: str) -> dict[str, str]:
         if head not in present:
@@ -80,7 +84,7 @@ def locate(folder: Path, names: Sequence[str], listing: Path | None = None) -> L
             except (OSError, ValueError):
                 found = []
             # Any spelling of the ending leads to a file; its own leads there first.
-            present[head] = {any_ending(name): name for name in found}
+            present[head] = {_any_ending(name): name for name in found}
             present[head] |= {name: name for name in found}
         return present[head]
 
@@ -91,20 +95,29 @@ def locate(folder: Path, names: Sequence[str], listing: Path | None = None) -> L
         if plain and tail in there(head):
             files[name] = name
             continue
-        if not plain or "\\" in name:
-            path = os.path.normpath(os.path.join(root, name.replace("\\", "/")))
-            if not path.startswith(root.rstrip("/") + "/"):
-                problem = f"an image is {name}, which leads out of the image folder {folder}"
-                if listing:
-                    raise UserError(f"{listing}: {problem}")
-                unusable[name] = problem
-                continue
-            head, tail = posixpath.split(os.path.relpath(path, root))
-        found = there(head).get(tail) or there(head).get(any_ending(tail))
+        odd = not plain or "\\" in name
+        inside = _inside(folder, name.replace("\\", "/")) if odd else name
+        if inside is None:
+            unusable[name] = f"an image is {name}, which leads out of the image folder {folder}"
+            continue
+        head, tail = posixpath.split(inside)
+        found = there(head).get(tail) or there(head).get(_any_ending(tail))
         if found is None:
             missing.append(name)
         files[name] = posixpath.join(head, found or tail)
     return Located(files, missing, unusable)
+
+
+def _any_ending(name: str) -> str:
+    stem, ending = posixpath.splitext(name)
+    return f"{stem}\0{ending.lower()}"
+
+
+def _inside(folder: Path, name: str) -> str | None:
+    """Returns a path relative to the folder, None where it leads out of it."""
+    root = os.path.abspath(folder)
+    path = os.path.normpath(os.path.join(root, name))
+    return os.path.relpath(path, root) if path.startswith(root.rstrip("/") + "/") else None
 
 
 def image_facts(file: Path) -> ImageFacts | None:
@@ -142,8 +155,10 @@ def eight_bits(file: Path) -> Image.Image:
     """Reads a picture of deep pixels as one of 8 bits, turned as EXIF asks for, without alpha.
 
     Whole numbers are scaled by the smallest of 8, 10, 12, 14 and 16 bits that hold the brightest
-    sample of the picture, fractions in [0, 1] by 255; fractions up to 255 stay. Raises ValueError
-    for other fractions, negative numbers, and more than 16 bits.
+    sample of the picture, fractions in [0, 1] by 255; fractions up to 255 stay.
+
+    Raises:
+        ValueError: other fractions, negative numbers, or more than 16 bits.
     """
     with Image.open(file) as image:
         mode = image.mode

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, writable
 from scratch_vs_pretrain.run_info import RunInfo
 
 # What `svp run --until answered` writes beside the folders of a study's arms.
@@ -87,11 +87,9 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 
 def write_for_user(path: Path, content: str | bytes | memoryview) -> None:
     """Writes a file that a command was asked for, with the folders that it is in."""
-    try:
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -200,11 +198,9 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Holds the run for this process; the kernel frees it when the process ends, however."""
         end = time.monotonic() + LOCK_SECONDS
-        try:
+        with writable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             file = self.lock_file.open("a")
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot write there ({error.strerror})") from None
         with file:
             while not _try_lock(file, fcntl.LOCK_EX):
                 if time.monotonic() > end:
@@ -212,20 +208,27 @@ class RunFolder:
                         f"{self.path}: another process trains this run; wait until it has ended"
                     )
                 time.sleep(LOCK_SECONDS / 20)
-            stopped = threading.Event()
-
-            def beat() -> None:
-                while not stopped.wait(HEARTBEAT_SECONDS):
-                    with contextlib.suppress(OSError):
-                        os.utime(self.lock_file)
-
-            thread = threading.Thread(target=beat, daemon=True)
-            thread.start()
-            try:
+            with _heartbeat(self.lock_file):
                 yield
-            finally:
-                stopped.set()
-                thread.join()
+
+
+@contextlib.contextmanager
+def _heartbeat(path: Path) -> Iterator[None]:
+    """Touches `path` every now and then from a thread that ends with the process."""
+    stopped = threading.Event()
+
+    def beat() -> None:
+        while not stopped.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def _try_lock(file: Any, kind: int) -> bool:

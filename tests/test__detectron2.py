@@ -101,7 +101,7 @@ class TestImport:
         def fail():
             raise ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn")
 
-        monkeypatch.setattr("scratch_vs_pretrain.cli.setup.diagnose", fail)
+        monkeypatch.setattr("scratch_vs_pretrain.cli.doctor.diagnose", fail)
         assert cli.main(["doctor"]) == 2
         assert "torch is not installed; run: uv sync" in capsys.readouterr().err
 

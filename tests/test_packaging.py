@@ -178,8 +178,8 @@ class TestBaseRequirementsOnly:
 
     def test_doctor_says_what_is_missing(self, base_environment):
         code = (
-            "from scratch_vs_pretrain.cli import setup\n"
-            "raise SystemExit(setup.report(setup.diagnose(), as_json=True))"
+            "from scratch_vs_pretrain.cli import doctor\n"
+            "raise SystemExit(doctor.report(doctor.diagnose(), as_json=True))"
         )
         result = run_base(code, base_environment)
         assert (result.returncode, result.stderr) == (1, "")

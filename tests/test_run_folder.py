@@ -386,7 +386,7 @@ class TestLock:
     def test_folder_that_cannot_be_made(self, tmp_path):
         (tmp_path / "study").write_text("a file in the folder's place")
         with (
-            pytest.raises(UserError, match="cannot write there"),
+            pytest.raises(UserError, match="cannot be written"),
             RunFolder(tmp_path / "study" / "scratch").lock(),
         ):
             pass

@@ -32,7 +32,7 @@ from scratch_vs_pretrain.analysis.tables.runs import (
     runs_table,
 )
 from scratch_vs_pretrain.analysis.tables.studies import COSTS, schedules_table
-from scratch_vs_pretrain.errors import UserError, printable_lines
+from scratch_vs_pretrain.errors import UserError, printable_lines, writable
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
 
 FOLDED: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
@@ -57,10 +57,8 @@ def report(folder: Path | str, output: Path | str = "report.html") -> Path:
     Raises:
         UserError: no runs there, a damaged run folder, or an output that cannot be written.
     """
-    try:
+    with writable(output):
         write_atomically(Path(output), report_html(Path(folder)))
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from None
     return Path(output)
 
 

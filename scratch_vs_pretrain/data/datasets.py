@@ -37,9 +37,9 @@ from scratch_vs_pretrain.data import coco
 from scratch_vs_pretrain.data.coco import AnnotationFile, CocoFile, read_annotations, read_coco
 from scratch_vs_pretrain.data.judge import Case, Heads, size_of
 from scratch_vs_pretrain.data.voc import is_voc, voc_file, voc_location
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, writable
 from scratch_vs_pretrain.pictures import locate
-from scratch_vs_pretrain.run_folder import write_atomically
+from scratch_vs_pretrain.run_folder import read_bytes, write_atomically
 
 _BONE_COLOUR = (102, 204, 255)
 _SUBSETS: dict[str, Path] = {}
@@ -250,7 +250,7 @@ def check_files(names: Sequence[str]) -> None:
 
 def check_images(name: str, annotations: Path, images: Path, names: Sequence[str]) -> None:
     """Refuses a data set whose images are not all there."""
-    if missing := locate(images, names, annotations).missing:
+    if missing := locate(images, names).checked(annotations).missing:
         named = ", ".join(missing[:_NAMED_FILES]) + (", .." if missing[_NAMED_FILES:] else "")
         raise UserError(
             f"{images}: {len(missing)} of the {len(names)} images of {name} are "
@@ -290,10 +290,9 @@ def export(file: CocoFile, target: Path) -> Path:
         raise UserError(f"{file.path}: is no COCO file; only those can be exported")
     if target.exists():
         raise UserError(f"{target}: exists already; choose another file name")
-    try:
-        write_atomically(target, file.path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from None
+    content = read_bytes(file.path)
+    with writable(target):
+        write_atomically(target, content)
     return target
 
 

@@ -117,7 +117,7 @@ def _judged(
     file: CocoFile, folder: Path, heads: Heads, most_dropped: float
 ) -> tuple[list[dict[str, Any]], list[Note]]:
     """Judges a data set with its image files; names of records are paths."""
-    located = locate(folder, [image["file_name"] for image in file.images], file.path)
+    located = locate(folder, [image["file_name"] for image in file.images]).checked(file.path)
     facts = facts_of_images(folder, located.files)
     records, notes = judge(file, facts, heads, most_dropped)
     for record in records:

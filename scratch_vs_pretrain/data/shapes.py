@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, writable
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.run_folder import read_json, write_json
 
@@ -296,7 +296,7 @@ def make_shapes(folder: Path, spec: ShapesSpec, progress: bool = True) -> None:
     wanted = json.loads(json.dumps({"generator": GENERATOR, "kind": kind, **asdict(spec)}))
     if not spec.keypoints:
         del wanted["keypoints"]  # as it was before there were any
-    try:
+    with writable(folder):
         if _holds(folder, wanted):
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -314,8 +314,6 @@ def make_shapes(folder: Path, spec: ShapesSpec, progress: bool = True) -> None:
                 # Another process may have made the same meanwhile.
                 if not _holds(folder, wanted):
                     raise
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write the data set ({error.strerror})") from None
 
 
 def _holds(folder: Path, wanted: dict[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
-from scratch_vs_pretrain.errors import UserError, say
+from scratch_vs_pretrain.errors import UserError, say, writable
 from scratch_vs_pretrain.modeling.backbone import VGG_BOX_HEAD, VGGFC67Head, build_bottom_up, joined
 from scratch_vs_pretrain.modeling.checkpoint_file import load, save, write_backbone
 from scratch_vs_pretrain.modeling.checks import frozen_norms, use_runnable_norms
@@ -463,8 +463,6 @@ def _check_writable(path: Path, *others: Path) -> None:
     for file in (path, *others):
         if file.is_dir():
             raise UserError(f"{file}: is a folder; name another file to write the weights to")
-    try:
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None

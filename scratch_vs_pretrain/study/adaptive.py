@@ -24,7 +24,12 @@ from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE, RunFolder, write_json
 from scratch_vs_pretrain.run_info import RunInfo
 from scratch_vs_pretrain.study.launch import Outcome
 from scratch_vs_pretrain.study.plan import check_parts, plan
-from scratch_vs_pretrain.study.resolve import schedules_of, search_study, with_recipe
+from scratch_vs_pretrain.study.resolve import (
+    arm_branches,
+    schedules_of,
+    search_study,
+    with_recipe,
+)
 from scratch_vs_pretrain.study.sections import Answer
 from scratch_vs_pretrain.study.spec import SCRATCH, Study
 from scratch_vs_pretrain.training.checkpoint import ENDED
@@ -192,10 +197,19 @@ class Adaptive:
 
     def _hours_left(self, part: Study) -> float:
         """Returns how long a part's runs still train, at the rate so far."""
-        folders = [run.folder(self.output) for run in part.runs()]
-        begun = [folder.read() for folder in folders if folder.state() != "planned"]
-        gone = sum(run.iterations - run.iteration for run in begun if run.state in ENDED)
-        left = plan(part).iterations - iterations_of(begun) - gone
+        left = 0
+        for arm, seed in itertools.product(part.arms, part.seeds):
+            planned = [part.run(arm, one, seed) for one in arm.schedules]
+            folders = {run.schedule.name: run.folder(self.output) for run in planned}
+            # What these share is what they say; a plan does not know with what they were started.
+            begun = {name: at.read() for name, at in folders.items() if at.state() != "planned"}
+            branches = arm_branches(part, arm, begun)
+            for one in schedules_of(part, arm):
+                run, branch = begun.get(one.name), branches.get(one.name)
+                if run is None:
+                    left += one.iterations - (branch.at if branch else 0)
+                elif run.state not in ENDED:
+                    left += one.iterations - run.iteration
         done = iterations_of([*self.searched, *self.seen.values()])
         return left * self.spent() / done if done else 0.0
 

@@ -124,13 +124,13 @@ def audit(study: Study) -> Audit:
     }
     if problems:
         raise UserError(f"{study.file}: {'; '.join(sorted(problems))}")
-    unfit = dict.fromkeys(
+    unsuitable = dict.fromkeys(
         problem
         for cfg in configs.values()
         for problem in (*data_sets.data_problems(cfg), *_metric_problems(study, cfg))
     )
-    if unfit:
-        raise UserError(f"{study.file}: {'; '.join(unfit)}")
+    if unsuitable:
+        raise UserError(f"{study.file}: {'; '.join(unsuitable)}")
     found = _compare(study, configs)
     confounders = {key: each for key, each in found.items() if key not in EXPECTED}
     return Audit(
@@ -235,7 +235,12 @@ def _norms_in_use(cfg: CfgNode) -> dict[str, str]:
 
 
 def _compare(study: Study, configs: Mapping[tuple[str, str], CfgNode]) -> dict[str, dict[str, Any]]:
-    """Returns the keys in which arms differ, with every arm's value; all of them are allowed."""
+    """Returns the keys in which arms differ, with every arm's value.
+
+    Raises:
+        UserError: the study does not allow them all.
+    """
+    # By the schedule that arms share; "" stands for each one's last.
     groups = {"": [(arm.name, arm.schedules[-1].name) for arm in study.arms]}
     for arm, schedule in configs:
         groups.setdefault(schedule, []).append((arm, schedule))
@@ -371,8 +376,9 @@ def unfit(study: Study, output: Path) -> list[str]:
         cfg = resolve.arm_config(study, arm, arm.schedules[-1])
         problems = _weights_problems(study, arm, cfg, output)
         found += [f"arms.{arm.name}.init: {problem}" for problem in problems]
+        values = flatten(cfg)
         for key, (module, registry) in PARTS.items():
-            known, value = part_names(module, registry), flatten(cfg)[key]
+            known, value = part_names(module, registry), values[key]
             names = [value] if isinstance(value, str) else value
             found += [unknown_part(name, key, known) for name in names if name not in known]
     return list(dict.fromkeys(found))

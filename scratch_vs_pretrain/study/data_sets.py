@@ -63,7 +63,7 @@ def data_facts(data: Data) -> DataFacts:
     sources = [files for files in all_of_it if isinstance(files, DataFiles)]
     read = [read_annotations(files.annotations) for files in sources]
     for files, found in zip(sources, read, strict=True):
-        locate(files.images, found.file_names, files.annotations)
+        locate(files.images, found.file_names).checked(files.annotations)
     for files, found in zip(sources, read, strict=True):
         if found.categories != read[0].categories:
             raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from scratch_vs_pretrain.config import config_text, differences, load_config
-from scratch_vs_pretrain.errors import UserError, say
+from scratch_vs_pretrain.errors import UserError, say, writable
 from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders, write_atomically
 from scratch_vs_pretrain.run_info import Init, Noise, PretrainingCost, RunInfo, Switch
 from scratch_vs_pretrain.study import resolve
@@ -72,14 +72,12 @@ def _prepare_run(study: Study, run: Run, audited: Audit, output: Path) -> RunFol
         # By what a run is judged is no part of its training.
         _update_idle(folder, there, **{name: getattr(described, name) for name in JUDGED_BY})
         return folder
-    try:
+    with writable(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
         for file, cfg in files.items():
             write_atomically(file, config_text(cfg))
         # Last, because run.json makes the folder a run folder.
         folder.write(described)
-    except OSError as error:
-        raise UserError(f"{folder.path}: cannot write there ({error.strerror})") from None
     return folder
 
 

@@ -205,7 +205,9 @@ def run_study(
     folders = prepare(study, output)
     waiting = [folder for folder in in_order(study, folders) if folder.state() not in ENDED]
     if cluster is not None:
-        blocked = submit(cluster, output / "jobs", waiting)
+        # SIGTERM, too, is an exception then, after which no file is left half written.
+        with signals_to(signal.default_int_handler):
+            blocked = submit(cluster, output / "jobs", waiting)
     else:
         queue = RunQueue(waiting, list(slots)[: max(1, len(waiting))], verbose)
         with ExitStack() as held:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from fvcore.common.config import CfgNode
@@ -209,6 +209,19 @@ def _images(cfg: CfgNode, name: str) -> int | None:
     return found.subset.count(count)
 
 
+class _PerImage(NamedTuple):
+    """What is expected of one image of a training set, None where unknown; and what was assumed."""
+
+    instances: float | None
+    pixels: float | None
+    note: str = ""
+
+    def times(self, images: int) -> cost.Counts:
+        """Returns what is expected of so many images."""
+        instances, pixels = (None if mean is None else round(mean * images) for mean in self[:2])
+        return cost.Counts(images, instances, pixels)
+
+
 def study_budgets(study: Study) -> cost.Budgets:
     """Returns what to expect of every arm and schedule of a study; opens images for their headers.
 
@@ -218,24 +231,21 @@ def study_budgets(study: Study) -> cost.Budgets:
     """
     check_parts(study)
     rows: list[cost.Budget] = []
-    # Of one image: the expected instances and pixels, None where unknown, and what was assumed.
-    known: dict[str, tuple[float | None, float | None, str]] = {}
+    known: dict[str, _PerImage] = {}
     for part in study.by_size():
         for arm, schedule in [(one, of_it) for one in part.arms for of_it in one.schedules]:
             cfg = resolve.arm_config(part, arm, schedule)
             model = cfg.MODEL
             heads = model.MASK_ON, model.KEYPOINT_ON, model.ROI_KEYPOINT_HEAD
+            # All of a config on which the expectation depends.
             key = str((cfg.DATASETS.TRAIN, *heads, cfg.DATALOADER, cfg.INPUT))
             if key not in known:
                 known[key] = _per_image(cfg)
             images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
-            instances, pixels = (
-                None if mean is None else round(mean * images) for mean in known[key][:2]
-            )
-            training = cost.Counts(images, instances, pixels)
+            training = known[key].times(images)
             before = _pretraining(arm)
             rows.append(cost.Budget(arm.name, schedule.name, before, training, part.size))
-    notes = [note for *_, note in known.values() if note]
+    notes = [one.note for one in known.values() if one.note]
     if study.tune:
         notes.append(
             f"The search for the recipe on arm {study.tune.on}, which the recipe favours, is not "
@@ -263,7 +273,7 @@ def annotated(records: list[dict[str, Any]]) -> cost.Annotated:
     )
 
 
-def _per_image(cfg: CfgNode) -> tuple[float | None, float | None, str]:
+def _per_image(cfg: CfgNode) -> _PerImage:
     rule, missing = cfg.INPUT, []  # built-in sets whose files are not there, and why they are not
     for name in cfg.DATASETS.TRAIN:
         full = origin(cfg, name).base
@@ -275,10 +285,10 @@ def _per_image(cfg: CfgNode) -> tuple[float | None, float | None, str]:
     if not missing:
         register(cfg)
         data = annotated(load_training_records(cfg).records)
-        return cost.expected_instances(data, rule), cost.expected_pixels(data, rule), ""
+        return _PerImage(cost.expected_instances(data, rule), cost.expected_pixels(data, rule))
     names, reasons = zip(*missing, strict=True)
     if len(names) < len(cfg.DATASETS.TRAIN) or not set(names) <= set(COCO_TRAIN):
-        return None, None, f"Unknown without its annotations: {'; '.join(reasons)}."
+        return _PerImage(None, None, f"Unknown without its annotations: {'; '.join(reasons)}.")
     shape = cost.Annotated(
         np.array([COCO_HEIGHT]), np.array([COCO_WIDTH]), np.empty(0, int), np.empty((0, 4))
     )
@@ -287,7 +297,7 @@ def _per_image(cfg: CfgNode) -> tuple[float | None, float | None, str]:
         f"{COCO_INSTANCES_PER_IMAGE:.2f} instances an image as in train2017, and images of "
         f"{COCO_WIDTH} x {COCO_HEIGHT} pixels before they are resized."
     )
-    return COCO_INSTANCES_PER_IMAGE, cost.expected_pixels(shape, rule), note
+    return _PerImage(COCO_INSTANCES_PER_IMAGE, cost.expected_pixels(shape, rule), note)
 
 
 def _pretraining(arm: Arm) -> cost.Counts:

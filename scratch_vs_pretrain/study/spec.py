@@ -215,11 +215,7 @@ class Study(fields.Section):
         tuple[Arm, ...], BeforeValidator(_read_arms, json_schema_input_type=dict[str, Arm])
     ]
     """arms by name, in the order of tables."""
-    seeds: Annotated[
-        tuple[Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)], ...],
-        fields.NotEmpty,
-        fields.Distinct,
-    ] = (0,)
+    seeds: Annotated[tuple[Seed, ...], fields.NotEmpty, fields.Distinct] = (0,)
     """one run of every arm and schedule for each."""
     description: Annotated[
         fields.Line,
@@ -365,7 +361,7 @@ def _preset(study: Study) -> Preset | None:
 
 
 def _check_keys(study: Study) -> None:
-    """Refuses config keys that two places of the file set."""
+    """Refuses config keys that two places of the file set, and a search that cannot be made."""
     owned = dict.fromkeys(OWNED_BY_DATA, "data") if study.data else {}
     if study.evaluation.period is not None:
         owned["TEST.EVAL_PERIOD"] = "evaluation.period"
@@ -379,19 +375,36 @@ def _check_keys(study: Study) -> None:
             raise UserError(
                 f"{study.file}: {place}.{key}: follows from {owned[key]}; remove one of them"
             )
-    if study.tune is None:
-        return
+    if study.tune:
+        _check_tune(study, study.tune, {**OWNED_KEYS, **owned}, places, sizes)
+
+
+def _check_tune(
+    study: Study,
+    tune: sections.Tune,
+    taken: dict[str, str],
+    places: Mapping[str, Mapping[str, Any]],
+    sizes: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Refuses a search on no arm, for no size, or of config keys that are set elsewhere.
+
+    Args:
+        study: whose search it is.
+        tune: the search.
+        taken: config keys that other fields set, and which.
+        places: what the study and its arms override, by the place in the file.
+        sizes: and what its sizes do.
+    """
     arms = [arm.name for arm in study.arms]
-    if study.tune.on not in arms:
-        known = nearest(study.tune.on, arms) or f"; known are {', '.join(arms)}"
-        raise UserError(f"{study.file}: tune.on: no arm is named {study.tune.on}{known}")
-    grid = study.tune.grid.keys()
+    if tune.on not in arms:
+        known = nearest(tune.on, arms) or f"; known are {', '.join(arms)}"
+        raise UserError(f"{study.file}: tune.on: no arm is named {tune.on}{known}")
+    grid = tune.grid.keys()
     # A size that sets them all states its recipe, and is not searched.
     searched = {place: keys for place, keys in sizes.items() if not grid <= keys.keys()}
     if sizes and not searched:
         raise UserError(f"{study.file}: tune: each of the sizes states its recipe; remove tune")
-    taken = {**OWNED_KEYS, **owned}
-    for place, keys in (places | searched).items():
+    for place, keys in {**places, **searched}.items():
         taken |= dict.fromkeys(keys, place)
     for key in grid:
         if key in taken:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from scratch_vs_pretrain import _detectron2
-from scratch_vs_pretrain.cli import setup
-from scratch_vs_pretrain.cli.setup import DATASETS, Check, diagnose, report
+from scratch_vs_pretrain.cli import doctor
+from scratch_vs_pretrain.cli.doctor import DATASETS, Check, diagnose, report
 
 # Stands in for curl: serves the archives in $ARCHIVES by their names, to a file or to the output.
 CURL = """#!{python}
@@ -46,7 +46,7 @@ def checks_by_name(checks):
 
 
 def look_at_datasets(folder):
-    return checks_by_name(setup._data_sets(folder))
+    return checks_by_name(doctor._data_sets(folder))
 
 
 def fill(root):
@@ -72,7 +72,7 @@ class TestEnvironment:
         folder = _detectron2.source_folder()
         if folder is None or not _detectron2.is_v06(folder):
             pytest.skip("Detectron2 v0.6 is not what is installed here")
-        assert setup._detectron2_source() == Check(
+        assert doctor._detectron2_source() == Check(
             "Detectron2", "v0.6, its 140 modules byte-identical to upstream's tag"
         )
 
@@ -87,7 +87,7 @@ class TestEnvironment:
         (tmp_path / "data/transforms").mkdir(parents=True)
         (tmp_path / "data/transforms/transform.py").write_text(source)
         monkeypatch.setattr(_detectron2, "source_folder", lambda: tmp_path)
-        check = setup._detectron2_source()
+        check = doctor._detectron2_source()
         assert (found in check.found, check.status) == (True, status)
 
     @pytest.mark.parametrize("version", ["0.0.1", "99.0", None])
@@ -100,7 +100,7 @@ class TestEnvironment:
             return version
 
         monkeypatch.setattr(importlib.metadata, "version", installed)
-        check = checks_by_name(setup._requirements())["torch"]
+        check = checks_by_name(doctor._requirements())["torch"]
         assert check.status == "missing"
         assert "needs" in check.found
         assert check.remedy == "uv sync"
@@ -110,7 +110,7 @@ class TestEnvironment:
             raise importlib.metadata.PackageNotFoundError(name)
 
         monkeypatch.setattr(importlib.metadata, "requires", absent)
-        assert list(setup._requirements()) == [
+        assert list(doctor._requirements()) == [
             Check("scratch-vs-pretrain", "not installed", "missing", "uv sync")
         ]
 
@@ -120,7 +120,7 @@ class TestEnvironment:
 
         monkeypatch.setattr(importlib, "import_module", broken)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "torchvision" or None)
-        assert list(setup._imports()) == [
+        assert list(doctor._imports()) == [
             Check(
                 "import torchvision",
                 "RuntimeError: operator torchvision::nms does not exist",
@@ -153,7 +153,7 @@ class TestDataSets:
                 )
 
     def test_absent_folder(self, tmp_path):
-        (check,) = setup._data_sets(tmp_path / "none")
+        (check,) = doctor._data_sets(tmp_path / "none")
         assert check.status == "note"
         assert str(tmp_path / "none") in check.found
         assert check.remedy.startswith("export DETECTRON2_DATASETS=")

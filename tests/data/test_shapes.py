@@ -202,14 +202,14 @@ def test_a_failed_call_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("PIL.Image.Image.save", full)
-    with pytest.raises(UserError, match=r"cannot write the data set \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
         make_shapes(tmp_path / "shapes", SPEC, progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file.shapes: cannot write"):
+    with pytest.raises(UserError, match=r"file.shapes: cannot be written"):
         make_shapes(tmp_path / "file" / "shapes", SPEC, progress=False)
 
 

@@ -247,6 +247,18 @@ def test_the_budget_is_kept(study, tmp_path, capsys):
     assert "undecided" in search.text()
 
 
+def test_what_was_trained_alone_is_not_taken_off_what_is_left(study, tmp_path):
+    """These runs of 10 and 20 iterations share nothing, as started with --no-sharing."""
+    train = Pretended(tmp_path, lambda at: 0.2, sd=1.0)
+    search, trained = Adaptive(study(), tmp_path, train), part_of(study(), Stage(2, 3))
+    folders = [outcome.folder for outcome in train(trained)]
+    search._look(folders, Stage(2, 3), 1)
+    assert search._hours_left(trained) == 0
+    # Two arms' runs of a fourth seed share the 7 iterations before the shorter one's first drop.
+    fourth = search._hours_left(part_of(study(), Stage(2, 4)))
+    assert fourth == pytest.approx(2 * (20 + 10 - 7) / 100)
+
+
 def test_the_search_for_the_recipe_is_part_of_the_budget(study, tmp_path, capsys):
     """Two of 10 iterations, 0.2 hours of the 0.7 that three pairs would have kept to alone."""
     train = Pretended(tmp_path, lambda at: 0.2, sd=1.0)

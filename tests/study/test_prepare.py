@@ -150,7 +150,7 @@ def test_every_file_is_opened_once(write_study, tiny_backbone, tmp_path, monkeyp
 
 def test_an_output_that_cannot_be_written(write_study, tmp_path):
     (tmp_path / "out").write_text("a file, not a folder")
-    with pytest.raises(UserError, match=r"out.*cannot write there"):
+    with pytest.raises(UserError, match=r"out.*cannot be written"):
         prepared(write_study(), tmp_path / "out")
 
 
@@ -159,7 +159,7 @@ def test_a_full_disk(write_study, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"cannot write there \(No space left"):
+    with pytest.raises(UserError, match=r"cannot be written \(No space left"):
         prepared(write_study(), tmp_path / "out")
     assert list(tmp_path.rglob("run.json")) == []
 

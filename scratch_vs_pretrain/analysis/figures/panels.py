@@ -26,7 +26,7 @@ from scratch_vs_pretrain.analysis.runs import UNKNOWN, Records, RunRecord, group
 from scratch_vs_pretrain.analysis.runs.numbers import curve, is_score
 from scratch_vs_pretrain.analysis.stats.cost import cost
 from scratch_vs_pretrain.analysis.stats.results import by_study, no_metric, scratch_arm
-from scratch_vs_pretrain.errors import UserError, check_choice, printable_lines
+from scratch_vs_pretrain.errors import UserError, check_choice, printable_lines, writable
 from scratch_vs_pretrain.run_folder import write_atomically
 
 # Okabe and Ito's palette, without the yellow that white paper swallows. Scratch is always the
@@ -468,10 +468,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG, SVG or PDF by the path's ending; equal figures give equal bytes."""
     if path.suffix.lower() not in FILES:
         raise UserError(f"{path}: figures are written as {', '.join(FILES)}; choose one of them")
-    try:
+    with writable(path):
         write_atomically(path, figure_bytes(figure, path.suffix.lower()))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def figure_bytes(figure: Figure, ending: str) -> bytes:

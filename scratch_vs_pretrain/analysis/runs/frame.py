@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from scratch_vs_pretrain.analysis.runs import Records, RunRecord, load_runs, numbers, skip
-from scratch_vs_pretrain.errors import UserError, csv_cell
+from scratch_vs_pretrain.errors import UserError, csv_cell, writable
 from scratch_vs_pretrain.run_folder import RunFolder, is_replaced, replacing, write_json
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def collect_into(
         return Collected(output, len(runs), 0, tuple(skipped))
     parts: list[tuple[str, int, int]] = []  # of each run: key, begin and end in the output
     restarted: list[str] = []
-    try:
+    with writable(output):
         with contextlib.ExitStack() as stack:
             before = stack.enter_context(output.open("rb")) if old else None
             file = stack.enter_context(replacing(output))
@@ -166,10 +166,8 @@ def collect_into(
             status = output.stat()
             state = [status.st_size, status.st_mtime_ns]
             content = {"output": state, "parts": parts, "digest": _digest(state, parts)}
-            write_json(index, {"format": FORMAT, **content})
-    except OSError as error:
-        name = error.filename or output
-        raise UserError(f"{name}: cannot be written ({error.strerror})") from None
+            with writable(index):
+                write_json(index, {"format": FORMAT, **content})
     read = sum(key not in old for key, *_ in parts)
     return Collected(output, len(parts), read, tuple(skipped), tuple(restarted))
 
