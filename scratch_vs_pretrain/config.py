@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from scratch_vs_pretrain import _detectron2
-from scratch_vs_pretrain.errors import UserError, nearest, reason_of
+from scratch_vs_pretrain.errors import UserError, reason_of
+from scratch_vs_pretrain.text import nearest
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

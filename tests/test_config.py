@@ -12,9 +12,9 @@ from scratch_vs_pretrain.config import (
     load_config,
     merge_file,
     merge_overrides,
-    nearest,
 )
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.text import nearest
 
 
 @pytest.fixture

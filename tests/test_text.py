@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scratch_vs_pretrain.analysis.tables import Estimate, Table, render
-from scratch_vs_pretrain.errors import FORMS, clean, printable
+from scratch_vs_pretrain.text import FORMS, clean, printable
 
 HOSTILE = {
     "title": "\x1b]0;owned\x07",

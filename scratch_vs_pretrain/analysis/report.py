@@ -32,8 +32,9 @@ from scratch_vs_pretrain.analysis.tables.runs import (
     runs_table,
 )
 from scratch_vs_pretrain.analysis.tables.studies import COSTS, schedules_table
-from scratch_vs_pretrain.errors import UserError, printable_lines, writable
+from scratch_vs_pretrain.errors import UserError, writable
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
+from scratch_vs_pretrain.text import printable_lines
 
 FOLDED: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
     "All metrics at the longest schedules": partial(table, kind="metrics"),

@@ -9,8 +9,9 @@ from scratch_vs_pretrain.analysis.registry import FIGURES, KINDS, PUBLISHED, TAB
 from scratch_vs_pretrain.analysis.runs import RESTARTS
 from scratch_vs_pretrain.cli import options as opt
 from scratch_vs_pretrain.cli.options import command, option
-from scratch_vs_pretrain.errors import printable, printable_lines, say
+from scratch_vs_pretrain.errors import say
 from scratch_vs_pretrain.run_folder import is_replaced
+from scratch_vs_pretrain.text import printable, printable_lines
 
 
 @command(

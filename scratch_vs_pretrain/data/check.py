@@ -19,9 +19,10 @@ from scratch_vs_pretrain.data.coco import KINDS, MENDED, SEVERE, Note
 from scratch_vs_pretrain.data.datasets import annotations_of, location
 from scratch_vs_pretrain.data.judge import MOST_DROPPED, Heads, judge
 from scratch_vs_pretrain.data.voc import is_voc, voc_file
-from scratch_vs_pretrain.errors import UserError, printable, printable_lines
+from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pictures import ImageFacts, eight_bits, image_errors, image_facts, locate
 from scratch_vs_pretrain.progress import Bar
+from scratch_vs_pretrain.text import printable, printable_lines
 
 _EXAMPLES = 3
 

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scratch_vs_pretrain.config import flatten
-from scratch_vs_pretrain.errors import UserError, nearest
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.text import nearest
 
 GROUP_NORM_GROUPS = 32
 DEPTHS = (18, 34, 50, 101, 152)

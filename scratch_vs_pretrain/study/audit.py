@@ -28,10 +28,11 @@ from scratch_vs_pretrain.config import (
     norm_problems,
     unknown_part,
 )
-from scratch_vs_pretrain.errors import UserError, nearest
+from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study import data_sets, resolve
 from scratch_vs_pretrain.study.fields import is_uri
 from scratch_vs_pretrain.study.spec import REQUIRED, RUN_SCHEME, Arm, Study
+from scratch_vs_pretrain.text import nearest
 
 # Config keys that name a part, and the module and registry that hold it.
 PARTS = {

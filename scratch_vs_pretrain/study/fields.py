@@ -26,7 +26,8 @@ from pydantic.dataclasses import dataclass
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ArgsKwargs, PydanticCustomError
 
-from scratch_vs_pretrain.errors import UserError, nearest
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.text import nearest
 
 MOST_ITERATIONS = 10**9
 MOST_BYTES = 1_000_000

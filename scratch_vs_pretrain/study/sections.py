@@ -26,9 +26,10 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-from scratch_vs_pretrain.errors import UserError, nearest
+from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_info import Branch
 from scratch_vs_pretrain.study import fields
+from scratch_vs_pretrain.text import nearest
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

@@ -23,9 +23,10 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-from scratch_vs_pretrain.errors import UserError, nearest
+from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.study import fields, sections
+from scratch_vs_pretrain.text import nearest
 
 SCRATCH = "scratch"
 REQUIRED = "required"

@@ -16,7 +16,8 @@ from scratch_vs_pretrain.analysis import report as drawing
 from scratch_vs_pretrain.analysis.report import report, report_html
 from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answers
-from scratch_vs_pretrain.errors import UserError, printable
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.text import printable
 
 DEMO = Path(__file__).parents[2] / "notebooks" / "data" / "demo"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -24,10 +24,11 @@ from scratch_vs_pretrain.analysis.figures.panels import (
     styles_of,
 )
 from scratch_vs_pretrain.analysis.runs import Records, RunRecord
-from scratch_vs_pretrain.errors import UserError, cut, from_validation
+from scratch_vs_pretrain.errors import UserError, from_validation
 from scratch_vs_pretrain.pictures import IMAGE_ERRORS, deep_as_rgb
 from scratch_vs_pretrain.run_folder import RunFolder, read_bytes
 from scratch_vs_pretrain.run_info import Detections, Found, Picture
+from scratch_vs_pretrain.text import cut
 
 # What Detectron2's demo.py shows by default; below, even good detectors guess.
 SCORE = 0.5

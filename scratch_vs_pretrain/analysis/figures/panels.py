@@ -26,8 +26,9 @@ from scratch_vs_pretrain.analysis.runs import UNKNOWN, Records, RunRecord, group
 from scratch_vs_pretrain.analysis.runs.numbers import curve, is_score
 from scratch_vs_pretrain.analysis.stats.cost import cost
 from scratch_vs_pretrain.analysis.stats.results import by_study, no_metric, scratch_arm
-from scratch_vs_pretrain.errors import UserError, check_choice, printable_lines, writable
+from scratch_vs_pretrain.errors import UserError, check_choice, writable
 from scratch_vs_pretrain.run_folder import write_atomically
+from scratch_vs_pretrain.text import printable_lines
 
 # Okabe and Ito's palette, without the yellow that white paper swallows. Scratch is always the
 # first; the others take theirs in the study's order. Markers tell them apart without colour.

@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 
 from scratch_vs_pretrain.analysis.runs import Records, RunRecord, load_runs, numbers, skip
-from scratch_vs_pretrain.errors import UserError, csv_cell, writable
+from scratch_vs_pretrain.errors import UserError, writable
 from scratch_vs_pretrain.run_folder import RunFolder, is_replaced, replacing, write_json
+from scratch_vs_pretrain.text import csv_cell
 
 if TYPE_CHECKING:
     import pyarrow as pa

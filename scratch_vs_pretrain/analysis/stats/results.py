@@ -27,8 +27,9 @@ from scratch_vs_pretrain.analysis.runs.numbers import (
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, Limits, end_gate
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, OPEN, half_width
 from scratch_vs_pretrain.analysis.tables import Estimate
-from scratch_vs_pretrain.errors import UserError, nearest
+from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE, RunFolder
+from scratch_vs_pretrain.text import nearest
 
 MUCH, LITTLE = "much data", "little data"
 MASKS = "segm/AP"

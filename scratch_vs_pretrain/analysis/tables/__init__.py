@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from scratch_vs_pretrain.errors import check_choice, clean, csv_cell
+from scratch_vs_pretrain.errors import check_choice
+from scratch_vs_pretrain.text import clean, csv_cell
 
 FORMATS = ("text", "markdown", "csv", "latex", "html", "json")
 
