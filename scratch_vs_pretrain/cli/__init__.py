@@ -1,5 +1,6 @@
 """``svp``: thin commands over the package's parts, a module for each group of them."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -34,5 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output is gone (`svp table | head`); nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # Any question about such a path raises, whether it is there too.
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        say(f"error: {error.filename}: {error.strerror}; choose a shorter name")
+        return 2
     except KeyboardInterrupt:
         return 130

@@ -169,7 +169,7 @@ def _refuse_another_run(
         changed.append(f"switch ({one} there, {two} now)")
     if changed:
         raise UserError(
-            f"{folder.path}: holds a run of another config: {'; '.join(changed)}; "
+            f"{folder.path}: holds a run of another config: {'; '.join(dict.fromkeys(changed))}; "
             "choose another output folder, or change the study back"
         )
     before, now = there.init.sha256, described.init.sha256

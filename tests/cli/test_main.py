@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,18 @@ def test_a_bad_study_file_is_one_sentence(tmp_path, capsys, content, message):
 def test_a_folder_without_runs_is_one_sentence(tmp_path, capsys, command):
     assert main([command, str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"svp: error: {tmp_path}")
+
+
+@pytest.mark.parametrize("command", ["status", "table", "plot", "collect", "plan", "report"])
+def test_a_name_longer_than_files_may_have_is_one_sentence(tmp_path, capsys, command):
+    name = str(tmp_path / (300 * "n"))
+    more = {"plot": ["-o", "x.svg"], "collect": ["-o", "x.csv"]}.get(command, [])
+    assert main([command, name, *more]) == 2
+    assert "nnn: " in capsys.readouterr().err
+    if command == "collect":
+        recorded = str(Path(__file__).parents[2] / "notebooks/data/demo")
+        assert main(["collect", recorded, "-o", f"{name}.svg"]) == 2
+        assert "File name too long; choose a shorter name" in capsys.readouterr().err
 
 
 def test_a_study_is_planned_trained_tabled_and_drawn(
