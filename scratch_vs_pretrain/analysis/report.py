@@ -58,8 +58,9 @@ def report(folder: Path | str, output: Path | str = "report.html") -> Path:
     Raises:
         UserError: no runs there, a damaged run folder, or an output that cannot be written.
     """
+    page = report_html(Path(folder))
     with writable(output):
-        write_atomically(Path(output), report_html(Path(folder)))
+        write_atomically(Path(output), page)
     return Path(output)
 
 
