@@ -57,6 +57,23 @@ def test_the_arrow_is_of_an_arm_that_has_every_size(folders):
     assert "what pretrained reaches with 100 images, scratch reaches with" in caption(figure)
 
 
+@pytest.mark.parametrize("digests", ["aa", "ab"])
+def test_sizes_that_are_tested_on_different_data_share_no_figure(folders, digests):
+    for size, digest in zip((100, 300), digests, strict=True):
+        data = {
+            "train": {"names": ["train"], "images": size},
+            "test": {"names": ["test"], "sha256": digest},
+        }
+        for arm in ("scratch", "pretrained"):
+            folders.run(arm, curve={600: 20.0}, study=f"less-{size}", data=data, losses=False)
+    runs = load_runs(folders.root)
+    if digests == "aa":
+        assert sizes_figure(runs).axes
+    else:
+        with pytest.raises(UserError, match=r"data of different content .* cannot share a figure"):
+            sizes_figure(runs)
+
+
 def test_two_studies_of_one_size_are_not_one_line(folders):
     write(folders, (100, 300), (10.0, 12.0), (20.0, 22.0))
     data = {"train": {"names": ["train"], "images": 300}}

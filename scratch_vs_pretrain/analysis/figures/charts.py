@@ -60,6 +60,7 @@ from scratch_vs_pretrain.analysis.stats.results import (
     by_study,
     final_results,
     metric_name,
+    refuse_studies_of_other_tests,
 )
 from scratch_vs_pretrain.errors import UserError
 
@@ -379,13 +380,13 @@ def _by_size(runs: Records) -> dict[int, Results]:
     groups = grouped(runs, lambda run: (run.study, run.train_images or 0))
     for (_, size), members in groups.items():
         results = final_results(members)
-        other = found.setdefault(size, results)
-        if size and other is not results:
+        if found.setdefault(size, results) is not results and size:
             raise UserError(
-                f"studies {other.study} and {results.study} both have {size:,} training "
+                f"studies {found[size].study} and {results.study} both have {size:,} training "
                 "images, so they differ in something else; name the folders of studies that "
                 "differ in their number alone"
             )
+    refuse_studies_of_other_tests(found.values(), "a figure")
     return found
 
 

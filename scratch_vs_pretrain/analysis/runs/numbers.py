@@ -15,7 +15,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -382,3 +382,19 @@ def curve(run: RunRecord, metric: str) -> Curve:
     order = order[np.isfinite(values[order])]
     order = order[np.diff(iterations[order], append=math.inf) != 0]
     return Curve(iterations[order].astype(np.int64), values[order])
+
+
+def refuse_other_test_sets(told: Iterable[tuple[str, str, str]], of: str, shared: str) -> None:
+    """Refuses evaluations on data that differ: `told` are their kind, value and owner.
+
+    Data of a kind ("name" or "content") must have one value. `of` begins the sentence, before the
+    two owners, and `shared` is what they cannot share.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for kind, value, who in told:
+        first, other = seen.setdefault(kind, (value, who))
+        if first != value:
+            raise UserError(
+                f"{of} {other} and {who} are evaluated on data of different {kind} "
+                f"({first:.40} and {value:.40}); they cannot share {shared}"
+            )

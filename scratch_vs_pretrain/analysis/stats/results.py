@@ -23,6 +23,7 @@ from scratch_vs_pretrain.analysis.runs.numbers import (
     evaluations,
     is_score,
     read_evaluation,
+    refuse_other_test_sets,
 )
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, Limits, end_gate
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, OPEN, half_width
@@ -186,20 +187,17 @@ def _main(evaluation: Evaluation) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def refuse_other_test_sets(told: Iterable[tuple[str, str, str]], of: str, shared: str) -> None:
-    """Refuses evaluations on data that differ: `told` are their kind, value and owner.
-
-    Data of a kind ("name" or "content") must have one value. `of` begins the sentence, before the
-    two owners, and `shared` is what they cannot share.
-    """
-    seen: dict[str, tuple[str, str]] = {}
-    for kind, value, who in told:
-        first, other = seen.setdefault(kind, (value, who))
-        if first != value:
-            raise UserError(
-                f"{of} {other} and {who} are evaluated on data of different {kind} "
-                f"({first:.40} and {value:.40}); they cannot share {shared}"
-            )
+def refuse_studies_of_other_tests(found: Iterable[Results], shared: str) -> None:
+    """Raises UserError where studies, which cannot be `shared` then, differ in their test data."""
+    # A data set of a study's own has the study's name: names count where contents do not.
+    told = (
+        ("content", digest, results.study)
+        if (digest := run.data.test.sha256)
+        else ("name", evaluation.dataset, results.study)
+        for results in found
+        for run, evaluation in results.finals
+    )
+    refuse_other_test_sets(told, "studies", shared)
 
 
 def notes(results: Results) -> tuple[str, ...]:

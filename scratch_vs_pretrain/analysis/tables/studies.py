@@ -23,7 +23,7 @@ from scratch_vs_pretrain.analysis.stats.results import (
     final_results,
     metric_name,
     notes,
-    refuse_other_test_sets,
+    refuse_studies_of_other_tests,
     settings,
 )
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, LEVEL, half_width, t_interval
@@ -413,15 +413,7 @@ def _studies(
     if not found:
         raise UserError(refused[0])
     if alike:
-        # A data set of a study's own has the study's name: names count where contents do not.
-        told = (
-            ("content", digest, results.study)
-            if (digest := run.data.test.sha256)
-            else ("name", evaluation.dataset, results.study)
-            for results in found
-            for run, evaluation in results.finals
-        )
-        refuse_other_test_sets(told, "studies", "this table, but --kind summary")
+        refuse_studies_of_other_tests(found, "this table, but --kind summary")
     found.sort(key=lambda results: results.runs[0].train_images or 0)
     held: dict[str, list[str]] = {}
     for results in found:
