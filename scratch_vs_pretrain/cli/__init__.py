@@ -20,7 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(arguments)
         import_modules(options.imports, "--import")
-        return options.run(options) or 0
+        status = options.run(options) or 0
+        sys.stdout.flush()  # here, where a reader that is gone can still be told from a fault
+        return status
     except UserError as error:
         say(f"error: {error}")
         return 2
@@ -36,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            say("error: standard output cannot be written (No space left on device)")
+            return 2
         # Any question about such a path raises, whether it is there too.
         if error.errno != errno.ENAMETOOLONG:
             raise

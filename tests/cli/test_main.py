@@ -111,7 +111,9 @@ def test_reading_needs_no_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_reader_that_goes_away_is_no_traceback():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_traceback(monkeypatch, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "scratch_vs_pretrain.cli", "power", "--gap=1", "--noise=1"]
