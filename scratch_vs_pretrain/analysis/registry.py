@@ -41,16 +41,16 @@ OF_FINAL_NUMBERS = ("schedules", "metrics", "gaps", *JOINT)
 PUBLISHED = ("paper", "zoo")
 
 FIGURES = {
-    "ap": ("figures.charts:ap_figure", "every AP of both arms"),
-    "loss": ("figures.charts:loss_figure", "AP and training loss, a row for each study"),
-    "overlay": ("figures.charts:overlay_figure", "all schedules"),
-    "bars": ("figures.charts:bars_figure", "final AP, a group for each study"),
-    "samples": ("figures.charts:samples_figure", "what each arm has seen"),
+    "ap": ("figures.curves:ap_figure", "every AP of both arms"),
+    "loss": ("figures.curves:loss_figure", "AP and training loss, a row for each study"),
+    "overlay": ("figures.curves:overlay_figure", "all schedules"),
+    "bars": ("figures.finals:bars_figure", "final AP, a group for each study"),
+    "samples": ("figures.finals:samples_figure", "what each arm has seen"),
     "sizes": (
-        "figures.charts:sizes_figure",
+        "figures.finals:sizes_figure",
         "final AP against training images, with what pre-training is worth in them",
     ),
-    "iou": ("figures.charts:iou_figure", "the final gap at each IoU threshold"),
+    "iou": ("figures.finals:iou_figure", "the final gap at each IoU threshold"),
     "detections": (
         "figures.detections:detections_figure",
         "what each arm detects in the same test pictures",

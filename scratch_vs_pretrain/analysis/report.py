@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from scratch_vs_pretrain.analysis.figures.charts import answer_figure
+from scratch_vs_pretrain.analysis.figures.curves import answer_figure
 from scratch_vs_pretrain.analysis.figures.panels import figure_bytes, new_figure, styles_of
 from scratch_vs_pretrain.analysis.registry import figure, table
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs

@@ -119,7 +119,7 @@ def _budget(options: argparse.Namespace) -> None:
         say(f"note: before it runs: {missing}")
     print(render(budget_table(found), options.format), end="")
     if options.output:
-        from scratch_vs_pretrain.analysis.figures.charts import budget_figure
+        from scratch_vs_pretrain.analysis.figures.finals import budget_figure
         from scratch_vs_pretrain.analysis.figures.panels import save_figure
 
         save_figure(budget_figure(found), options.output)

@@ -1,6 +1,6 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.figures.charts import bars_figure, budget_figure, short_count
+from scratch_vs_pretrain.analysis.figures.finals import bars_figure, budget_figure, short_count
 from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.stats.cost import Budget, Budgets, Counts
 from scratch_vs_pretrain.errors import UserError

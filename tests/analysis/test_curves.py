@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scratch_vs_pretrain.analysis.figures.charts import (
+from scratch_vs_pretrain.analysis.figures.curves import (
     answer_figure,
     ap_figure,
     loss_figure,

@@ -1,6 +1,6 @@
 import pytest
 
-from scratch_vs_pretrain.analysis.figures.charts import iou_figure, sizes_figure
+from scratch_vs_pretrain.analysis.figures.finals import iou_figure, sizes_figure
 from scratch_vs_pretrain.analysis.figures.panels import SCRATCH_COLOR
 from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.errors import UserError

@@ -156,7 +156,7 @@ def test_reading_imports_neither_torch_nor_detectron2():
         "from scratch_vs_pretrain.analysis.tables import studies;"
         "heavy = {'pandas', 'matplotlib', 'scipy'} & set(sys.modules); assert not heavy, heavy;"
         "from scratch_vs_pretrain.analysis.runs import frame;"
-        "from scratch_vs_pretrain.analysis.figures import charts;"
+        "from scratch_vs_pretrain.analysis.figures import curves, finals;"
         "from scratch_vs_pretrain.analysis.stats import conclusions;"
         "from scratch_vs_pretrain.analysis.tables import published;"
         "wrong = {'torch', 'detectron2', 'matplotlib.pyplot'} & set(sys.modules);"

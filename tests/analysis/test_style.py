@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_vs_pretrain.analysis.figures.charts import ap_figure
+from scratch_vs_pretrain.analysis.figures.curves import ap_figure
 from scratch_vs_pretrain.analysis.figures.panels import (
     SCRATCH_COLOR,
     SMALL_TEXT_SIZE,
