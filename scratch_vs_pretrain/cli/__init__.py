@@ -33,19 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         say(f"error: {name} is not installed; run: {INSTALL_COMMAND}")
         return 2
-    except BrokenPipeError:
-        # The reader of our output is gone (`svp table | head`); nothing more can be printed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
-        if error.errno == errno.ENOSPC and error.filename is None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            say("error: standard output cannot be written (No space left on device)")
-            return 2
         # Any question about such a path raises, whether it is there too.
-        if error.errno != errno.ENAMETOOLONG:
+        if error.errno == errno.ENAMETOOLONG:
+            say(f"error: {error.filename}: {error.strerror}; choose a shorter name")
+            return 2
+        if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename is not None:
             raise
-        say(f"error: {error.filename}: {error.strerror}; choose a shorter name")
+        # The reader of our output is gone (`svp table | head`), or the disk behind it is full;
+        # nothing more can be printed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:
+            return 1
+        say(f"error: standard output cannot be written ({error.strerror})")
         return 2
     except KeyboardInterrupt:
         return 130
