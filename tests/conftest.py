@@ -120,25 +120,50 @@ def write_study(tiny_shapes, tmp_path):
 ANEW = ("detectron2", "fvcore", "iopath", "scratch_vs_pretrain", "tiny_detector")
 
 
-class NewPython:
-    """``python -c CODE`` or ``python -m MODULE``, with what it is told by its environment.
+class Fork:
+    """A fork of this process that ends with what `main` returns, handled as subprocess.Popen."""
 
-    It is as a new process but for torch, whose import takes seconds and is not repeated: a fork of
-    this one, which imports this package and Detectron2 anew. It is handled as subprocess.Popen.
-    """
-
-    def __init__(self, arguments, told=(), cwd=None, out=None, err=None):
+    def __init__(self, main, *arguments):
         self.returncode = None
         self.pid = os.fork()
         if self.pid == 0:
             status = 70
             try:
                 os.setsid()
-                status = self._main(list(map(str, arguments)), dict(told), cwd, out, err)
+                status = main(*arguments)
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(status)
+
+    def poll(self):
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self):
+        while self.poll() is None:
+            time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+class NewPython(Fork):
+    """``python -c CODE`` or ``python -m MODULE``, with what it is told by its environment.
+
+    It is as a new process but for torch, whose import takes seconds and is not repeated: a fork of
+    this one, which imports this package and Detectron2 anew.
+    """
+
+    def __init__(self, arguments, told=(), cwd=None, out=None, err=None):
+        super().__init__(self._main, list(map(str, arguments)), dict(told), cwd, out, err)
 
     @staticmethod
     def _main(arguments, told, cwd, out, err):
@@ -173,23 +198,11 @@ class NewPython:
             sys.stdout.flush()
         return 0
 
-    def poll(self):
-        if self.returncode is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
-        return self.returncode
 
-    def wait(self):
-        while self.poll() is None:
-            time.sleep(0.01)
-        return self.returncode
-
-    def send_signal(self, number):
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self):
-        self.send_signal(signal.SIGKILL)
+@pytest.fixture
+def process_fork():
+    """The class :class:`Fork`; what it starts is the test's to end."""
+    return Fork
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_starts")
 
 TARGETS = ("launcher", "worker", "all")
 PATIENCE = 900
+LONGER = 2  # for each kill
 
 # Overrides, schedules and options of each kind of study.
 PLAIN = {"MODEL.MASK_ON": False}
@@ -113,6 +114,7 @@ def kill_again_and_again(study, kills, seed):
         while study.lines() < seen + more and study.launcher.poll() is None:
             assert time.monotonic() < end, study.log.read_text()[-3000:]
             time.sleep(0.02)
+        assert study.launcher.poll() != 0, "all runs have ended before the last kill: train longer"
         time.sleep(draw.random() * (0.5 if more else 5))
         if study.kill(target, draw):
             killed.append(target)
@@ -123,9 +125,19 @@ def kill_again_and_again(study, kills, seed):
 
 def prove(name, kills, seed, write_study, tmp_path, launchers, content_of_run, assert_equal):
     overrides, schedules, options = STUDIES[name]
+    # A run goes on while the next launcher starts, and is not to end before the last kill.
+    times = LONGER * kills
+    schedules = [
+        {
+            "name": one["name"],
+            "iterations": times * one["iterations"],
+            "drops_before_end": [times * drop for drop in one.get("drops_before_end", [])],
+        }
+        for one in schedules
+    ]
     file = write_study(
         schedules=schedules,
-        evaluation={"period": 8},
+        evaluation={"period": 8 * times},
         overrides={"SVP.LOG_PERIOD": 1, "SOLVER.CHECKPOINT_PERIOD": 4, **overrides},
     )
     assert cli.main(["run", str(file), "-o", str(tmp_path / "alone"), *options]) == 0

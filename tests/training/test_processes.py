@@ -174,32 +174,6 @@ def test_a_run_that_another_holds_is_left_alone(plan_run, train):
     assert folder.state() == "planned"
 
 
-class Fork:
-    """A fork of the test, as `train_in_processes` handles the processes that it starts."""
-
-    def __init__(self, folder, options, told):
-        self.returncode = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.setsid()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.environ |= told
-            os._exit(worker.main([str(folder.path)]))
-
-    def poll(self):
-        if self.returncode is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
-        return self.returncode
-
-    def send_signal(self, number):
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self):
-        self.send_signal(signal.SIGKILL)
-
-
 def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
@@ -238,10 +212,28 @@ def test_real_processes(plan_run, new_python, tmp_path):
     assert not folder.is_locked()
 
 
-def test_processes_stop_when_asked_and_when_alone(plan_run, monkeypatch, fork, ended):
+@pytest.fixture
+def as_forks(monkeypatch, process_fork):
+    """Lets a function of run folder and environment take the place of training processes."""
+
+    def called(main, folder, told):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.environ |= told
+        return main(folder)
+
+    def replace(main):
+        def start(folder, options, told):
+            return process_fork(called, main, folder, told)
+
+        monkeypatch.setattr(distributed, "start_training", start)
+
+    return replace
+
+
+def test_processes_stop_when_asked_and_when_alone(plan_run, as_forks, fork, ended):
     """The request is passed on; and they stop when the process that started them is killed."""
     folder = plan_run("run", 1000)
-    monkeypatch.setattr(distributed, "start_training", Fork)
+    as_forks(lambda folder: worker.main([str(folder.path)]))
     starter = fork(distributed.train_in_processes, folder, 2, False)
     wait_for(lambda: list(folder.checkpoints.glob("0*.pth")))
     os.kill(starter, signal.SIGTERM)
@@ -257,19 +249,14 @@ def test_processes_stop_when_asked_and_when_alone(plan_run, monkeypatch, fork, e
     assert "asked to stop after" in folder.read().reason
 
 
-def test_a_request_before_training_begins(plan_run, monkeypatch, fork, ended):
+def test_a_request_before_training_begins(plan_run, as_forks, fork, ended):
     folder = plan_run("run")
 
-    class Slow(Fork):
-        def __init__(self, folder, options, told):
-            self.returncode = None
-            self.pid = os.fork()
-            if self.pid == 0:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                (folder.path / f"starting{told['RANK']}").touch()
-                time.sleep(60)
+    def slow(folder):
+        (folder.path / f"starting{os.environ['RANK']}").touch()
+        time.sleep(60)
 
-    monkeypatch.setattr(distributed, "start_training", Slow)
+    as_forks(slow)
     folder.update(state="running")
     starter = fork(distributed.train_in_processes, folder, 2, False)
     wait_for(lambda: len(list(folder.path.glob("starting*"))) == 2)
