@@ -28,7 +28,7 @@ from scratch_vs_pretrain.evaluation.evaluator import (
 from scratch_vs_pretrain.evaluation.others import as_tasks
 from scratch_vs_pretrain.evaluation.scores import ERROR_TYPES, NUMBERS
 from scratch_vs_pretrain.run_folder import RunFolder
-from scratch_vs_pretrain.training import distributed as process_group
+from scratch_vs_pretrain.training import distributed
 
 REAL = Path(__file__).parents[2].parent / "shared" / "datasets" / "coco"
 SIDE = 64
@@ -379,10 +379,10 @@ def test_three_processes_find_what_one_does(dataset, ranks, ended, tmp_path):
     found = tmp_path / "found.json"
 
     def rank():
-        process_group.join("cpu")
+        distributed.join("cpu")
         number = int(os.environ["RANK"])
         model.frozen.running_mean += number
-        process_group.share_buffers(model)
+        distributed.share_buffers(model)
         assert model.frozen.running_mean.tolist() == [0, 0, 0]
         evaluations, of_rank = evaluate_model(config(dataset), model)
         if number == 0:
@@ -391,7 +391,7 @@ def test_three_processes_find_what_one_does(dataset, ranks, ended, tmp_path):
             )
         else:
             assert (evaluations, of_rank) == ([], {})
-        process_group.leave()
+        distributed.leave()
 
     assert ended(*ranks(rank, 3)) == [0, 0, 0], (tmp_path / "forks.log").read_text()
     tasks, images, of_main = json.loads(found.read_text())
