@@ -107,6 +107,8 @@ def _update_idle(folder: RunFolder, there: RunInfo, **changes: Any) -> None:
         with folder.lock():
             folder.update(**changes)
     except UserError:
+        if not folder.is_locked():
+            raise
         say(f"{folder.path}: is being trained; start the study again later to tell it the changes")
 
 
@@ -172,8 +174,7 @@ def _refuse_another_run(
             f"{folder.path}: holds a run of another config: {'; '.join(dict.fromkeys(changed))}; "
             "choose another output folder, or change the study back"
         )
-    before, now = there.init.sha256, described.init.sha256
-    if before != now:
+    if (before := there.init.sha256) != (now := described.init.sha256):
         raise UserError(
             f"{folder.path}: holds a run that started from other weights (sha256 {before} there, "
             f"{now} now); choose another output folder, or restore the weights"
@@ -220,10 +221,9 @@ def _of_run(folder: RunFolder, final: bool) -> Iterator[tuple[Path, str]]:
     for file in sorted(folder.path.rglob(".*.tmp")):
         yield file, "left by a process that was killed"
     state, files = folder.state(), newest_first(folder)
-    points = set(folder.read().branch_points)
-    keep = {"finished": 1, "diverged": 0}.get(state, NEWEST)
-    if state == "diverged" or (final and state == "finished"):
-        keep, points = 0, set()
+    useless = state == "diverged" or (final and state == "finished")
+    points = () if useless else folder.read().branch_points
+    keep = 0 if useless else 1 if state == "finished" else NEWEST
     for file in reversed(files[len(_newest(files, keep)) :]):
         if int(file.stem) not in points:
             yield file, f"checkpoint of a run that is {state}"

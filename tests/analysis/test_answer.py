@@ -211,7 +211,7 @@ def test_sizes_of_one_study(folders):
     (answer,) = answers(load_runs(folders.root))
     assert [part.setting.size for part in answer.parts] == [800, 400, 200, 100]
     assert [verdicts(answer, k)[2] for k in range(4)] == [NO, YES, YES, YES]
-    first = next(one for one in answer.worth if one.size == 100)
+    first = next(one for one in answer.worth["pretrained"] if one.size == 100)
     assert first.low <= 4 <= first.high
     assert first.ratio == pytest.approx(4, rel=0.03)
     lines = said(answer)
@@ -397,15 +397,21 @@ def test_a_size_without_a_partner_leaves_the_others_their_answer(folders):
     assert "left out    pretrained, 400 images: 6 without the other arm" in answer.text()
 
 
-def test_a_worth_inside_the_margin_is_the_first_other_arms(folders):
-    order = {"arm_order": ["scratch", "imagenet", "moco"]}
-    for size in (100, 400):
-        for arm in order["arm_order"]:
-            end = 35.0 if (arm, size) == ("moco", 400) else 30.0
-            where = {"output": f"output{size}", "size": size, **order}
-            three_lengths(folders, arm, (end, end), **where)
+def test_every_other_arm_has_a_worth_of_its_own(folders):
+    """Of "scarce" there is one size, of which no other size can say what it is worth."""
+    order = {"arm_order": ["scratch", "imagenet", "moco", "scarce"]}
+    ends = {"scratch": (20.0, 30.0), "imagenet": (20.0, 30.0), "moco": (25.0, 35.0)}
+    five_seeds = (-0.02, -0.01, 0.0, 0.01, 0.02)
+    for k, size in enumerate((100, 400)):
+        where = {"output": f"output{size}", "size": size, **order}
+        for arm, end in [*ends.items(), *[("scarce", (20.0, 30.0))] * k]:
+            three_lengths(folders, arm, (end[k] - 0.01, end[k]), five_seeds, **where)
     (answer,) = answers(load_runs(folders.root))
-    assert said(answer)["worth"].endswith("; inside the margin from 100 images on")
+    lines = {line.title: line.text for line in answer.lines}
+    assert lines["worth, imagenet"].endswith("; inside the margin from 100 images on")
+    # Half way between 20 and 30 lies 25, at the geometric mean of the sizes.
+    assert lines["worth, moco"] == "2.0 [2.0, 2.0] times the training images at 100 images"
+    assert [*answer.to_json()["worth"]] == ["imagenet", "moco"]
 
 
 def test_no_number_is_not_no_run(folders):

@@ -46,7 +46,7 @@ def test_new_seeds_and_another_description_are_accepted(write_study, tmp_path):
     assert [folder.state() for folder in prepared(study, tmp_path)] == ["finished", "planned"]
 
 
-def test_by_what_is_judged_is_written_and_brought_up_to_date(write_study, tmp_path):
+def test_by_what_is_judged_is_written_and_brought_up_to_date(write_study, tmp_path, capsys):
     noise = {"sd": 0.2, "because": "two runs"}
     answer = {"margin": 1, "level": 0.9, "metric": "segm/AP", "converged": "it is flat"}
     folder = prepared(write_study(answer=answer, noise=noise), tmp_path)[0]
@@ -58,6 +58,12 @@ def test_by_what_is_judged_is_written_and_brought_up_to_date(write_study, tmp_pa
     with folder.lock():
         prepared(changed, tmp_path)
     assert folder.read().margin == 1
+    assert "is being trained; start the study again later" in capsys.readouterr().err
+    folder.lock_file.unlink()
+    folder.lock_file.mkdir()
+    with pytest.raises(UserError, match=r"cannot be written \(Is a directory\)"):
+        prepared(changed, tmp_path)
+    folder.lock_file.rmdir()
     prepared(changed, tmp_path)
     assert (folder.read().margin, folder.read().noise, folder.read().metric) == (2, None, None)
     assert folder.state() == "finished"

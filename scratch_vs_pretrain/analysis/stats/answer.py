@@ -127,7 +127,7 @@ class Answer:
     margin: float  # in AP
     assuming: str  # what it rests on beside the runs; empty if on nothing
     lines: tuple[Line, ...]  # the answer
-    worth: tuple[Worth, ...]  # in images, by size, of the first other arm
+    worth: dict[str, tuple[Worth, ...]]  # of each other arm, in images, by size
     parts: tuple[Part, ...]  # scratch against each other arm, at each size, largest first
 
     def text(self) -> str:
@@ -203,6 +203,8 @@ def answer(
     level = level or found[0].runs[0].level or LEVEL
     alpha = alpha_of(level, look, looks or looks_at(runs)) / families
     parts = tuple(part_of(setting, alpha) for setting in found)
+    sizes = {x.other: [s for s in found[::-1] if s.other == x.other and s.size] for x in found}
+    worth = {arm: worth_of(sized) for arm, sized in sizes.items() if len(sized) > 1}
     first = found[0]
     # What mask AP would say is no part of the answer, only what it lacks.
     masks = [
@@ -212,7 +214,6 @@ def answer(
         and all(MASKS in setting.results.scored(arm) for arm in setting.arms)
         for need in part_of(replace(setting, metric=MASKS), alpha).needs
     ]
-    worth = worths(found)
     resting = [part for part in parts if any(v.assuming for v in part.judged.verdicts)]
     assumed = dict.fromkeys(text for part in resting for text in part.setting.assumed())
     ranks, lost, assuming = ranking(found, alpha), lost_text(runs, found), " and ".join(assumed)
@@ -267,7 +268,7 @@ def setting_text(setting: Setting) -> str:
 def lines_of(
     parts: Sequence[Part],
     masks: Sequence[Need],
-    worth: Sequence[Worth],
+    worth: dict[str, tuple[Worth, ...]],
     ranks: str,
     lost: str,
     assuming: str,
@@ -286,13 +287,14 @@ def lines_of(
     absent = ", ".join(map(metric_name, first.without))
     stands_in = f"{metric_name(first.metric)}, since no finished run has a number for {absent}"
     cost, other = ("cost, {}", "the other arm") if several else ("cost", first.other)
+    title = "worth, {}" if len(worth) > 1 else "worth"
     numbers = (
         f"leads: {other} less {first.scratch}, by seed; in brackets one-sided bounds, so wide that "
         f"all verdicts together are right with probability {level:g}"
     )
     lines += [
         *map(_size_line, smaller),
-        Line("worth", "worth", _worth_text(worth, parts) if smaller else ""),
+        *(Line("worth", title.format(arm), _worth_text(worth[arm], arm, parts)) for arm in worth),
         Line("ranks", "ranks", ranks and ranks + _doubt(largest)),
         *(Line("cost", cost.format(p.setting.other), _cost_text(p.setting)) for p in largest),
         Line("next", "next", _next_text(parts, masks)),
@@ -419,21 +421,18 @@ def lost_text(runs: Sequence[RunRecord], found: Sequence[Setting]) -> str:
     return "; ".join(f"{what}: {count} {why}" for (what, why), count in lost.items())
 
 
-def worths(found: Sequence[Setting]) -> tuple[Worth, ...]:
-    """Returns what pre-training is worth at each size, for the first other arm."""
-    sized = [s for s in reversed(found) if s.other == found[0].other and s.size]
+def worth_of(sized: Sequence[Setting]) -> tuple[Worth, ...]:
+    """Returns what one arm is worth at each of its sizes, ascending; () if it is not known."""
     ends = [s.contrast.ends() for s in sized]
-    seeds = set.intersection(*({*ours} & {*theirs} for ours, theirs in ends)) if ends else set()
-    if len(sized) < 2 or not seeds:
+    seeds = sorted(set.intersection(*({*ours} & {*theirs} for ours, theirs in ends)))
+    if not seeds:
         return ()
-    scratch, other = (
-        np.array([[pair[arm][seed] for pair in ends] for seed in sorted(seeds)]) for arm in (0, 1)
-    )
-    return worth_in_images([s.size or 0 for s in sized], scratch, other, sd=found[0].sd)
+    both = (np.array([[pair[arm][seed] for pair in ends] for seed in seeds]) for arm in (0, 1))
+    return worth_in_images([s.size or 0 for s in sized], *both, sd=sized[0].sd)
 
 
-def _worth_text(worth: Sequence[Worth], parts: Sequence[Part]) -> str:
-    of_one = [part for part in parts if part.setting.other == parts[0].setting.other]
+def _worth_text(worth: Sequence[Worth], other: str, parts: Sequence[Part]) -> str:
+    of_one = [part for part in parts if part.setting.other == other]
     inside = list(itertools.takewhile(lambda part: part.judged.end.verdict == NO, of_one))
     assuming = ", assuming" * any(part.judged.end.assuming for part in of_one)
     margin = f"; inside the margin from {inside[-1].setting.size:,} images on" if inside else ""
