@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.analysis.tables import Table, render
+from scratch_vs_pretrain.analysis.tables import Table, render_all
 from scratch_vs_pretrain.errors import UserError, check_choice
 
 if TYPE_CHECKING:
@@ -106,11 +106,14 @@ def table(
 
 
 def tables_text(folders: Path | Sequence[Path], kind: str, form: str, **options: Any) -> str:
-    """Returns :func:`tables` of the runs below `folders`, as `tables.render` writes them."""
+    """Returns :func:`tables` of the runs below `folders`, as `tables.render_all` writes them."""
     from scratch_vs_pretrain.analysis.runs import load_runs
+    from scratch_vs_pretrain.analysis.stats.results import by_setting
 
-    found = tables(load_runs(folders), kind, **options)
-    return "\n".join(render(table, form) for table in found)
+    runs = load_runs(folders)
+    found = tables(runs, kind, **options)
+    studies = by_setting(runs) if len(found) > 1 else ("",)
+    return render_all(dict(zip(studies, found, strict=True)), form)
 
 
 def figure(runs: Records, name: str = "ap", **options: Any) -> Figure:
