@@ -327,14 +327,21 @@ def _error_sentence(results: Results, arm: str) -> Iterator[str]:
     if any(math.isnan(cost.value) for cost in costs):
         return
     classification, localization, excess = costs
+    helper = f"arm {arm}" if results.longest(arm).from_scratch else "pre-training"
+    pairs = [("classification", classification), ("localization", localization)]
+    (more, above), (less, below) = pairs if excess.value > 0 else pairs[::-1]
+    helps = above.value > (above.half_width or 0)
+    harms = -below.value > (below.half_width or 0)
     if excess.half_width is None:
-        verdict = "too few seeds to tell which of them pre-training helps more"
+        verdict = "too few seeds to tell them apart"
     elif abs(excess.value) <= excess.half_width:
-        verdict = "which of them pre-training helps more is within noise"
-    elif excess.value > 0:
-        verdict = "pre-training helps classification more than localization"
+        verdict = "their difference is within noise"
+    elif helps:
+        verdict = f"{helper} helps {more} {'and harms' if harms else 'more than'} {less}"
+    elif harms:
+        verdict = f"{helper} harms {less} more than {more}"
     else:
-        verdict = "pre-training helps localization more than classification"
+        verdict = f"{helper} favours {more}, but is not shown to help it or to harm {less}"
     yield (
         f"Beyond {arm}, {results.scratch} loses {classification} AP50 to classification "
         f"and {localization} to localization: {verdict}."
