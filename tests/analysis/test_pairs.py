@@ -3,7 +3,9 @@ import math
 import pytest
 
 from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.stats.answer import answer
 from scratch_vs_pretrain.analysis.tables.studies import (
+    _leads,
     catch_up_table,
     gap_table,
     metrics_table,
@@ -152,6 +154,45 @@ def test_catch_up_by_hand(folders):
     # Eight images a batch; a second an iteration.
     assert rows["images"]["from"] == pytest.approx(8 * row["from"], rel=0.01)
     assert float(rows["gpu-hours"]["to"]) == pytest.approx(row["to"] / 3600, rel=0.01)
+
+
+def test_catch_up_does_not_cross_a_drop_of_the_rate(folders):
+    """The lead is 4 up to the drop at 1,600 and 1 after it; one arm is evaluated more often."""
+    for seed in range(3):
+        for arm, step in (("scratch", 100), ("pretrained", 50)):
+            at = [step * k for k in range(1, 2400 // step + 1)]
+            lead = {t: (arm != "scratch") * (4 if t <= 1600 else 1) + 0.05 * seed for t in at}
+            curve = {t: 20 + t / 100 + lead[t] for t in at}
+            # One seed is slower, so that its drop comes later.
+            folders.run(
+                arm, seed, curve=curve, iterations=2400, steps=[1600, 2133], losses=False,
+                margin=3.0, seconds=2400.0 + 10 * seed,
+            )  # fmt: skip
+    runs = load_runs(folders.root)
+    rows = {row["in"]: row for row in records(catch_up_table(runs))}
+    found = answer(runs).parts[0].judged.catch_up
+    assert (rows["iterations"]["from"], rows["iterations"]["to"]) == (
+        round(found.low), round(found.high)
+    )  # fmt: skip
+    assert found.low <= 1600 <= found.high <= 1610
+    assert rows["images"]["to"] == round(8 * found.high)
+    hours = [float(rows["gpu-hours"][name]) * 3600 for name in ("from", "to")]
+    assert hours == pytest.approx([1600, 1610], abs=15)
+
+
+def test_catch_up_of_other_schedules_joins_no_evaluations_across_a_drop(folders):
+    """Scratch is evaluated on both sides of its drop at 400, and between them in no phase."""
+    at = {"scratch": (100, 350, 450, 600), "pretrained": (100, 200, 300, 400, 500, 600)}
+    for seed in range(3):
+        for arm, steps in (("scratch", [400]), ("pretrained", [400, 550])):
+            curve = dict.fromkeys(at[arm], 20.0 if arm == "scratch" else 30.0)
+            folders.run(arm, seed, curve=curve, steps=steps, losses=False)
+    runs = load_runs(folders.root)
+    pairs = [(runs[k], runs[k + 3]) for k in range(3)]
+    grid, leads, drops = _leads(pairs, "iterations", "bbox/AP")
+    assert grid.tolist() == [100, 200, 300, 350, 500]
+    assert drops.tolist() == [400]
+    assert leads.shape == (3, 5)
 
 
 def test_catch_up_names_the_margin(folders):

@@ -4,6 +4,8 @@ What their numbers are, and what is refused: :mod:`.stats.results`.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -170,6 +172,11 @@ def gap_table(runs: Records, *, best: bool = False) -> Table:
     )
 
 
+def _alike(one: RunRecord, other: RunRecord) -> bool:
+    """Tells whether two runs have one schedule, whatever its name."""
+    return (one.iterations, one.steps) == (other.iterations, other.steps)
+
+
 def _arms(scratch: RunRecord, other: RunRecord) -> str:
     return f"{scratch.arm} {scratch.schedule} - {other.arm} {other.schedule}"
 
@@ -276,25 +283,33 @@ def _catch_up_rows(setting: Setting, results: Results) -> Iterator[tuple[Cell, .
 
 def _leads(
     both: Sequence[tuple[RunRecord, RunRecord]], axis: str, metric: str
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns an axis, as far as both arms' rates are in one phase, and the other's lead by seed.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Returns an axis, as far as all rates are in one phase, the other's lead by seed, and drops.
 
-    Straight lines join evaluations; beyond its end the other arm keeps its last value. None where
-    the axis is not known of every run.
+    Straight lines join evaluations of one phase; beyond its end the other arm keeps its last value.
+    Of one schedule only the evaluations that all runs have count, as for the answer. None where the
+    axis is not known of every run.
     """
-    found = [
-        [(cost(run, axis, c.iterations), c.values) for run in pair for c in [curve(run, metric)]]
-        for pair in both
-    ]
-    places = [at for pair in found for at, _ in pair]
-    if any(np.isnan(at).any() or not len(at) for at in places):
+    first, runs = both[0][0], list(itertools.chain(*both))
+    curves = [curve(run, metric) for run in runs]
+    shared = functools.reduce(np.intersect1d, [c.iterations for c in curves])
+    if len(shared) < 2 or not _alike(*both[0]):
+        shared = np.concatenate([c.iterations for c in curves])
+    found = []
+    for run, one in zip(runs, curves, strict=True):
+        kept = np.isin(one.iterations, shared)
+        at = one.iterations[kept]
+        found.append((cost(run, axis, at), one.values[kept], np.searchsorted(run.steps, at)))
+    if any(np.isnan(at).any() or not len(at) for at, *_ in found):
         return None
-    first, last = max(at[0] for at in places), min(own[0][-1] for own, _ in found)
-    grid = np.unique(np.concatenate(places))
-    phases = [np.searchsorted(cost(run, axis, np.array(run.steps)), grid) for run in both[0]]
-    grid = grid[(first <= grid) & (grid <= last) & (grid > 0) & (phases[0] == phases[1])]
-    leads = [np.interp(grid, *other) - np.interp(grid, *own) for own, other in found]
-    return grid, np.array(leads)
+    grid = np.unique(np.concatenate([at for at, *_ in found]))
+    begin, end = max(at[0] for at, *_ in found), min(at[-1] for at, *_ in found[::2])
+    grid = grid[(begin <= grid) & (grid <= end) & (grid > 0)]
+    # Between evaluations to both sides of a drop, it is no whole number.
+    phases = np.array([np.interp(grid, at, phase) for at, _, phase in found])
+    grid = grid[(phases == phases[0].astype(int)).all(axis=0)]
+    scores = np.array([np.interp(grid, at, values) for at, values, _ in found])
+    return grid, scores[1::2] - scores[::2], cost(first, axis, np.array(first.steps))
 
 
 def _hours(value: float) -> str:
