@@ -7,9 +7,11 @@ from scratch_vs_pretrain.analysis.stats.answer import answer
 from scratch_vs_pretrain.analysis.tables.studies import (
     _leads,
     catch_up_table,
+    errors_table,
     gap_table,
     metrics_table,
     schedules_table,
+    summary_table,
 )
 
 
@@ -76,6 +78,37 @@ def test_arms_without_a_common_schedule_are_compared_in_the_metrics_table(folder
     assert table.header == ("metric", "scratch 900it", "pretrained 600it", "scratch - pretrained")
     row = next(row for row in records(table) if row["metric"] == "box AP")
     assert [*row.values()][1:] == [33, 32, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"iterations": 1200}, "1,200 iterations of pretrained (drops of the rate: 400, 533)"),
+        ({"steps": [500]}, "600 iterations of pretrained (drops of the rate: 500)"),
+    ],
+)
+def test_two_schedules_of_one_name_are_not_one(folders, changes, told):
+    """What the arms share is still compared; the tables of the longest ones say what these are."""
+    steps = [400, 533]
+    for seed in range(3):
+        folders.run("scratch", seed, schedule="long", steps=steps)
+        folders.run("pretrained", seed, schedule="long", **{"steps": steps, **changes},
+                    curve={changes.get("iterations", 600): 35.0})  # fmt: skip
+    note = (
+        f"long is two schedules: 600 iterations of scratch (drops of the rate: 400, 533), {told}."
+    )
+    runs = load_runs(folders.root)
+    table = schedules_table(runs)
+    assert [row["arm"] for row in records(table)] == ["scratch", "pretrained"]
+    assert "scratch and pretrained have no schedule in common" in table.notes[-1]
+    for make in (schedules_table, metrics_table, gap_table, errors_table, summary_table):
+        assert make(runs).notes.count(note) == 1
+    for arm in ("scratch", "pretrained"):
+        folders.run(arm, iterations=300, steps=[200], schedule="short")
+    table = schedules_table(load_runs(folders.root))
+    gaps = [row["schedule"] for row in records(table) if row["arm"] == "scratch - pretrained"]
+    assert gaps == ["short"]
+    assert not any("no schedule in common" in one for one in table.notes)
 
 
 def test_metrics_table_is_of_the_longest_planned_schedule(folders):

@@ -83,9 +83,18 @@ def schedules_table(runs: Records, *, best: bool = False, lengths: bool = True) 
     rows: list[tuple[Cell, ...]] = []
     by_length = sorted(runs, key=lambda run: (run.iterations, run.schedule))
     planned = {(run.arm, run.schedule): run for run in reversed(runs)}
+    shared = {
+        (arm, schedule)
+        for (arm, schedule), run in planned.items()
+        if (ours := planned.get((scratch, schedule))) and _alike(ours, run)
+    }
     for schedule in dict.fromkeys(run.schedule for run in by_length):
         found = {arm: results.of(arm, schedule) for arm in results.arms}
-        gaps = {f"{scratch} - {other}": found[scratch] - found[other] for other in results.others}
+        gaps = {
+            f"{scratch} - {other}": found[scratch] - found[other]
+            for other in results.others
+            if (other, schedule) in shared
+        }
         for name, final in {**found, **gaps}.items():
             if final:
                 length = [getattr(planned.get((name, schedule)), key, None) for key in counted]
@@ -94,11 +103,11 @@ def schedules_table(runs: Records, *, best: bool = False, lengths: bool = True) 
         f"{scratch} and {other} have no schedule in common; "
         "the metrics table compares their longest ones."
         for other in results.others
-        if not any((scratch, schedule) in planned for arm, schedule in planned if arm == other)
+        if not any(arm == other for arm, _ in shared)
     ]
     header = ("arm", "schedule", *counted, "seeds", *map(metric_name, metrics))
     title = f"{results.study}: AP by arm and schedule"
-    return Table(title, header, tuple(rows), (*notes(results), *alone))
+    return Table(title, header, tuple(rows), (*_notes(results), *alone))
 
 
 def metrics_table(runs: Records, *, best: bool = False) -> Table:
@@ -113,7 +122,7 @@ def metrics_table(runs: Records, *, best: bool = False) -> Table:
     return Table(
         f"{results.study}: AP, its parts, and the difference at the longest schedule of each arm",
         *_side_by_side(results, "metric", {metric_name(m): m for m in metrics}),
-        notes(results),
+        _notes(results),
     )
 
 
@@ -168,8 +177,24 @@ def gap_table(runs: Records, *, best: bool = False) -> Table:
         f"{results.study}: final AP of {scratch.arm} less the other arm's, paired by seed",
         (*header, "within noise"),
         tuple(rows),
-        (*notes(results), *GAP_NOTES),
+        (*_notes(results), *GAP_NOTES),
     )
+
+
+def _notes(results: Results) -> tuple[str, ...]:
+    """Returns the notes on a study, and where one name stands for other schedules of its arms."""
+    ours = {run.schedule: run for run in results.runs if run.arm == results.scratch}
+    unlike = {
+        f"{run.schedule} is two schedules: {_length(ours[run.schedule])}, {_length(run)}."
+        for run in results.runs
+        if not _alike(ours.get(run.schedule, run), run)
+    }
+    return (*notes(results), *sorted(unlike))
+
+
+def _length(run: RunRecord) -> str:
+    drops = ", ".join(f"{step:,}" for step in run.steps) or "none"
+    return f"{run.iterations:,} iterations of {run.arm} (drops of the rate: {drops})"
 
 
 def _alike(one: RunRecord, other: RunRecord) -> bool:
@@ -247,7 +272,7 @@ def catch_up_table(runs: Records) -> Table:
         f"{results.study}: where {results.scratch} comes within {', '.join(margins)}",
         ("arms", "in", "seeds", "from", "to"),
         tuple(row for setting in found for row in _catch_up_rows(setting, results)),
-        (*notes(results), *said),
+        (*_notes(results), *said),
     )
 
 
@@ -333,7 +358,7 @@ def errors_table(runs: Records) -> Table:
     return Table(
         f"{results.study}: AP50 that each type of error costs at the longest schedule of each arm",
         *_side_by_side(results, "cost of errors", ERROR_ROWS if told else FALLBACK),
-        (*said, ERROR_NOTE if told else NO_ERRORS_NOTE, *notes(results)),
+        (*said, ERROR_NOTE if told else NO_ERRORS_NOTE, *_notes(results)),
     )
 
 
@@ -439,7 +464,7 @@ def _studies(
     found.sort(key=lambda results: results.runs[0].train_images or 0)
     held: dict[str, list[str]] = {}
     for results in found:
-        for note in notes(results):
+        for note in _notes(results):
             held.setdefault(note, []).append(results.study)
     common = [note for note, names in held.items() if len(names) == len(found)]
     others = [f"{', '.join(names)}: {note}" for note, names in held.items() if note not in common]
