@@ -150,7 +150,7 @@ def test_metrics_of_a_users_evaluator_reach_everything(folders):
     (answer,) = answers(runs, metric="Counting/objects")
     assert verdicts(answer) == (YES, YES, UNDECIDED)
     assert said(answer)["at"].startswith("yes: +9.0 [")
-    (table,) = tables(runs, "metrics")
+    (table,) = tables(runs, "metrics").values()
     (row,) = [row for row in table.rows if row[0] == "Counting objects"]
     assert [cell.value for cell in row[1:]] == pytest.approx([4.1, 13.1, -9.0])
     drawn = figure(runs, "ap", metrics=["Counting/objects"])

@@ -150,7 +150,7 @@ def test_each_size_of_a_study_has_a_table_of_its_own(folders, kind):
             data = {**COCO, "train": {"names": ["train"], "images": size}}
             out = f"images-{size}"
             folders.run(arm, curve={600: ap}, study="few", output=out, size=size, data=data)
-    small, large = tables(load_runs(folders.root), kind)
+    small, large = tables(load_runs(folders.root), kind).values()
     assert small.title.startswith("few, 300 images: ")
     assert large.title.startswith("few, 1,000 images: ")
     for table, gap in ((small, -10.0), (large, -4.0)):

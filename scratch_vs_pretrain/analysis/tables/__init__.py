@@ -59,23 +59,17 @@ class Table:
 
 
 def render(table: Table, form: str = "text") -> str:
-    """Returns the table as text of one of :data:`FORMATS`, ending in a line end.
-
-    Whatever came from users' files is escaped. LaTeX says which packages it needs. In CSV numbers
-    have six decimals, half-width columns of their own, and notes the last one; a table without rows
-    has one of notes alone. In JSON a mean is its value and its half-width.
-
-    Raises:
-        UserError: unknown format.
-    """
+    """Returns one table as :func:`render_all` does."""
     return render_all({"": table}, form)
 
 
-def render_all(tables: Mapping[str, Table], form: str = "text") -> str:
-    """Returns tables by their studies' names as one document, one table as :func:`render` does.
+def render_all(tables: Mapping[str, Table], form: str) -> str:
+    """Returns tables, by their studies' names, as text of one of :data:`FORMATS`, with a line end.
 
-    Several are a list in JSON, in which "study" is the name. In CSV they are one table with a first
-    column "study", and a cell is empty where its table has no such column.
+    Whatever came from users' files is escaped. LaTeX says which packages it needs. In CSV numbers
+    have six decimals, half-width columns of their own, and notes the last one; several tables are
+    one with a first column "study", and a table without rows is a row of notes. In JSON a mean is
+    its value and its half-width, and several tables are a list.
 
     Raises:
         UserError: unknown format.
@@ -88,8 +82,9 @@ def render_all(tables: Mapping[str, Table], form: str = "text") -> str:
     if form == "csv":
         return _csv(told)
     if form == "json":
-        named = [({"study": name} if len(told) > 1 else {}) | _json(t) for name, t in told.items()]
-        return json.dumps(named if len(told) > 1 else named[0], indent=1, allow_nan=False) + "\n"
+        named = [{"study": name, **_json(table)} for name, table in told.items()]
+        content = named if len(named) > 1 else _json(*told.values())
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
     return "\n".join(_written(table, form) for table in told.values())
 
 

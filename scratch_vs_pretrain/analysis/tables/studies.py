@@ -315,7 +315,7 @@ def _leads(
     Of one schedule only the evaluations that all runs have count, as for the answer. None where the
     axis is not known of every run.
     """
-    first, runs = both[0][0], list(itertools.chain(*both))
+    runs = list(itertools.chain(*both))
     curves = [curve(run, metric) for run in runs]
     shared = functools.reduce(np.intersect1d, [c.iterations for c in curves])
     if len(shared) < 2 or not _alike(*both[0]):
@@ -334,7 +334,7 @@ def _leads(
     phases = np.array([np.interp(grid, at, phase) for at, _, phase in found])
     grid = grid[(phases == phases[0].astype(int)).all(axis=0)]
     scores = np.array([np.interp(grid, at, values) for at, values, _ in found])
-    return grid, scores[1::2] - scores[::2], cost(first, axis, np.array(first.steps))
+    return grid, scores[1::2] - scores[::2], cost(runs[0], axis, np.array(runs[0].steps))
 
 
 def _hours(value: float) -> str:
@@ -363,10 +363,10 @@ def errors_table(runs: Records) -> Table:
 
 
 def _error_sentence(results: Results, arm: str) -> Iterator[str]:
-    costs = (results.of(results.scratch) - results.of(arm)).means([*COSTS[:2], EXCESS])
-    if any(math.isnan(cost.value) for cost in costs):
+    gap = results.of(results.scratch) - results.of(arm)
+    classification, localization, excess = gap.means([*COSTS[:2], EXCESS])
+    if math.isnan(excess.value):
         return
-    classification, localization, excess = costs
     helper = f"arm {arm}" if results.longest(arm).from_scratch else "pre-training"
     pairs = [("classification", classification), ("localization", localization)]
     (more, above), (less, below) = pairs if excess.value > 0 else pairs[::-1]
