@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratch_vs_pretrain.analysis.tables import Table, render
+from scratch_vs_pretrain.analysis.tables import Table, render_all
 from scratch_vs_pretrain.errors import UserError, check_choice
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ OF_OWN_RUNS = ("bars", "samples", "sizes", "iou", "detections")
 
 def tables(
     runs: Records, kind: str, *, against: str | None = None, best: bool = False
-) -> list[Table]:
-    """Returns one :func:`table` for each study of `runs` and size of its data, or one of all."""
+) -> dict[str, Table]:
+    """Returns a :func:`table` by name of each study of `runs` and size of its data, or of all."""
     from scratch_vs_pretrain.analysis.stats.results import by_setting
 
     check_choice("kind of table", kind, KINDS)
@@ -72,15 +72,15 @@ def tables(
         option = f"--against {against}" if against else "--best"
         with_what = "--best" if against and best else f"--kind {kind}"
         raise UserError(f"{option} does not go with {with_what}; leave one of them out")
-    settings = by_setting(runs).values()
+    settings = by_setting(runs)
     if against:
         from scratch_vs_pretrain.analysis.tables.published import published_table
 
         check_choice("publication", against, PUBLISHED)
-        return [published_table(members, against, kind) for members in settings]
+        return {name: published_table(part, against, kind) for name, part in settings.items()}
     make = _function({**TABLES, **JOINT}[kind])
-    parts = [list(itertools.chain(*settings))] if kind in JOINT else settings
-    return [make(part, **({"best": True} if best else {})) for part in parts]
+    parts = {"": tuple(itertools.chain(*settings.values()))} if kind in JOINT else settings
+    return {name: make(part, **({"best": best} if best else {})) for name, part in parts.items()}
 
 
 def table(
@@ -96,21 +96,20 @@ def table(
         UserError: an unknown kind, runs that do not belong in one table, or a kind that is not
             about final numbers together with `against` or `best`.
     """
-    found = tables(runs, kind, against=against, best=best)
-    if len(found) > 1:
+    found, *others = tables(runs, kind, against=against, best=best).values()
+    if others:
         raise UserError(
-            f"these are runs of {len(found)} studies, and a table of kind {kind} is of one; take "
-            "each of runs.studies()"
+            f"these are runs of {1 + len(others)} studies, and a table of kind {kind} is of one; "
+            "take each of runs.studies()"
         )
-    return found[0]
+    return found
 
 
 def tables_text(folders: Path | Sequence[Path], kind: str, form: str, **options: Any) -> str:
-    """Returns :func:`tables` of the runs below `folders`, as `tables.render` writes them."""
+    """Returns :func:`tables` of the runs below `folders`, as `tables.render_all` writes them."""
     from scratch_vs_pretrain.analysis.runs import load_runs
 
-    found = tables(load_runs(folders), kind, **options)
-    return "\n".join(render(table, form) for table in found)
+    return render_all(tables(load_runs(folders), kind, **options), form)
 
 
 def figure(runs: Records, name: str = "ap", **options: Any) -> Figure:

@@ -34,7 +34,7 @@ from scratch_vs_pretrain.analysis.tables.runs import (
 from scratch_vs_pretrain.analysis.tables.studies import COSTS, schedules_table
 from scratch_vs_pretrain.errors import UserError, writable
 from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
-from scratch_vs_pretrain.text import printable_lines
+from scratch_vs_pretrain.text import printable
 
 FOLDED: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
     "All metrics at the longest schedules": partial(table, kind="metrics"),
@@ -95,7 +95,7 @@ def report_html(folder: Path) -> str:
 
 def _harmless(value: Any) -> Any:
     """Returns text and paths, which need not be text, as a page can have them."""
-    return printable_lines(str(value)) if type(value) is str or isinstance(value, Path) else value
+    return printable(str(value)) if type(value) is str or isinstance(value, Path) else value
 
 
 def _command(runs: Sequence[RunRecord]) -> str:

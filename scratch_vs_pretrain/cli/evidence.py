@@ -11,7 +11,7 @@ from scratch_vs_pretrain.cli import options as opt
 from scratch_vs_pretrain.cli.options import command, option
 from scratch_vs_pretrain.errors import say
 from scratch_vs_pretrain.run_folder import is_replaced
-from scratch_vs_pretrain.text import printable, printable_lines
+from scratch_vs_pretrain.text import printable
 
 
 @command(
@@ -134,7 +134,7 @@ def _wrote(output: Path, about: str = "") -> None:
 def _answer(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.analysis.stats.answer import answers_text
 
-    print(printable_lines(answers_text(options.folders, options.format, options.metric)))
+    print(answers_text(options.folders, options.format, options.metric))
 
 
 @command(
@@ -148,7 +148,7 @@ def _answer(options: argparse.Namespace) -> None:
 def _conclude(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.analysis.stats.conclusions import conclusions_text
 
-    print(printable_lines(conclusions_text(options.folders, options.format)))
+    print(conclusions_text(options.folders, options.format))
 
 
 @command(

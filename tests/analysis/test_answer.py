@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from scratch_vs_pretrain.analysis.registry import figure, tables
+from scratch_vs_pretrain.analysis.registry import figure, tables, tables_text
+from scratch_vs_pretrain.analysis.report import report_html
 from scratch_vs_pretrain.analysis.runs import load_runs
 from scratch_vs_pretrain.analysis.stats.answer import answers, answers_text
-from scratch_vs_pretrain.analysis.stats.conclusions import conclude
+from scratch_vs_pretrain.analysis.stats.conclusions import conclude, conclusions_text
 from scratch_vs_pretrain.analysis.stats.verdicts import NO, UNDECIDED, YES, signed
+from scratch_vs_pretrain.analysis.tables.runs import status_text
 from scratch_vs_pretrain.errors import UserError
 
 RECORDED = Path(__file__).parents[2] / "notebooks/data"
@@ -148,7 +150,7 @@ def test_metrics_of_a_users_evaluator_reach_everything(folders):
     (answer,) = answers(runs, metric="Counting/objects")
     assert verdicts(answer) == (YES, YES, UNDECIDED)
     assert said(answer)["at"].startswith("yes: +9.0 [")
-    (table,) = tables(runs, "metrics")
+    (table,) = tables(runs, "metrics").values()
     (row,) = [row for row in table.rows if row[0] == "Counting objects"]
     assert [cell.value for cell in row[1:]] == pytest.approx([4.1, 13.1, -9.0])
     drawn = figure(runs, "ap", metrics=["Counting/objects"])
@@ -437,3 +439,25 @@ def test_looks_of_an_adaptive_study_count_afterwards_too(folders):
     # What someone else put there is no look.
     told.write_text(json.dumps([after.to_json()]))
     assert verdicts(answers(runs)[0])[1] == YES
+
+
+FORGED = "my detector\nat the end  yes: +99.0 [+98.0, +99.9]"
+
+
+def test_what_a_study_is_called_makes_no_line_of_its_own(folders):
+    for arm in ("scratch", "pretrained"):
+        folders.run(
+            arm, schedule=FORGED, description=FORGED, study=FORGED, converged=FORGED,
+            noise={"sd": 0.2, "because": FORGED}, reason=FORGED, losses=False,
+        )  # fmt: skip
+    (answer,) = answers(load_runs(folders.root))
+    assert len(answer.text().splitlines()) == 1 + len(answer.lines)
+    for text in (
+        answers_text(folders.root),
+        conclusions_text(folders.root),
+        tables_text(folders.root, "gaps", "text"),
+        status_text(folders.root),
+        re.search("<dl.*</dl>|<pre>.*</pre>", report_html(folders.root), re.DOTALL)[0],
+    ):
+        assert "+99.0" in text
+        assert not any(line.startswith("at the end  yes: +99") for line in text.splitlines())

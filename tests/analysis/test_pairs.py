@@ -3,11 +3,15 @@ import math
 import pytest
 
 from scratch_vs_pretrain.analysis.runs import load_runs
+from scratch_vs_pretrain.analysis.stats.answer import answer
 from scratch_vs_pretrain.analysis.tables.studies import (
+    _leads,
     catch_up_table,
+    errors_table,
     gap_table,
     metrics_table,
     schedules_table,
+    summary_table,
 )
 
 
@@ -74,6 +78,37 @@ def test_arms_without_a_common_schedule_are_compared_in_the_metrics_table(folder
     assert table.header == ("metric", "scratch 900it", "pretrained 600it", "scratch - pretrained")
     row = next(row for row in records(table) if row["metric"] == "box AP")
     assert [*row.values()][1:] == [33, 32, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"iterations": 1200}, "1,200 iterations of pretrained (drops of the rate: 400, 533)"),
+        ({"steps": [500]}, "600 iterations of pretrained (drops of the rate: 500)"),
+    ],
+)
+def test_two_schedules_of_one_name_are_not_one(folders, changes, told):
+    """What the arms share is still compared; the tables of the longest ones say what these are."""
+    steps = [400, 533]
+    for seed in range(3):
+        folders.run("scratch", seed, schedule="long", steps=steps)
+        folders.run("pretrained", seed, schedule="long", **{"steps": steps, **changes},
+                    curve={changes.get("iterations", 600): 35.0})  # fmt: skip
+    note = (
+        f"long is two schedules: 600 iterations of scratch (drops of the rate: 400, 533), {told}."
+    )
+    runs = load_runs(folders.root)
+    table = schedules_table(runs)
+    assert [row["arm"] for row in records(table)] == ["scratch", "pretrained"]
+    assert "scratch and pretrained have no schedule in common" in table.notes[-1]
+    for make in (schedules_table, metrics_table, gap_table, errors_table, summary_table):
+        assert make(runs).notes.count(note) == 1
+    for arm in ("scratch", "pretrained"):
+        folders.run(arm, iterations=300, steps=[200], schedule="short")
+    table = schedules_table(load_runs(folders.root))
+    gaps = [row["schedule"] for row in records(table) if row["arm"] == "scratch - pretrained"]
+    assert gaps == ["short"]
+    assert not any("no schedule in common" in one for one in table.notes)
 
 
 def test_metrics_table_is_of_the_longest_planned_schedule(folders):
@@ -152,6 +187,45 @@ def test_catch_up_by_hand(folders):
     # Eight images a batch; a second an iteration.
     assert rows["images"]["from"] == pytest.approx(8 * row["from"], rel=0.01)
     assert float(rows["gpu-hours"]["to"]) == pytest.approx(row["to"] / 3600, rel=0.01)
+
+
+def test_catch_up_does_not_cross_a_drop_of_the_rate(folders):
+    """The lead is 4 up to the drop at 1,600 and 1 after it; one arm is evaluated more often."""
+    for seed in range(3):
+        for arm, step in (("scratch", 100), ("pretrained", 50)):
+            at = [step * k for k in range(1, 2400 // step + 1)]
+            lead = {t: (arm != "scratch") * (4 if t <= 1600 else 1) + 0.05 * seed for t in at}
+            curve = {t: 20 + t / 100 + lead[t] for t in at}
+            # One seed is slower, so that its drop comes later.
+            folders.run(
+                arm, seed, curve=curve, iterations=2400, steps=[1600, 2133], losses=False,
+                margin=3.0, seconds=2400.0 + 10 * seed,
+            )  # fmt: skip
+    runs = load_runs(folders.root)
+    rows = {row["in"]: row for row in records(catch_up_table(runs))}
+    found = answer(runs).parts[0].judged.catch_up
+    assert (rows["iterations"]["from"], rows["iterations"]["to"]) == (
+        round(found.low), round(found.high)
+    )  # fmt: skip
+    assert found.low <= 1600 <= found.high <= 1610
+    assert rows["images"]["to"] == round(8 * found.high)
+    hours = [float(rows["gpu-hours"][name]) * 3600 for name in ("from", "to")]
+    assert hours == pytest.approx([1600, 1610], abs=15)
+
+
+def test_catch_up_of_other_schedules_joins_no_evaluations_across_a_drop(folders):
+    """Scratch is evaluated on both sides of its drop at 400, and between them in no phase."""
+    at = {"scratch": (100, 350, 450, 600), "pretrained": (100, 200, 300, 400, 500, 600)}
+    for seed in range(3):
+        for arm, steps in (("scratch", [400]), ("pretrained", [400, 550])):
+            curve = dict.fromkeys(at[arm], 20.0 if arm == "scratch" else 30.0)
+            folders.run(arm, seed, curve=curve, steps=steps, losses=False)
+    runs = load_runs(folders.root)
+    pairs = [(runs[k], runs[k + 3]) for k in range(3)]
+    grid, leads, drops = _leads(pairs, "iterations", "bbox/AP")
+    assert grid.tolist() == [100, 200, 300, 350, 500]
+    assert drops.tolist() == [400]
+    assert leads.shape == (3, 5)
 
 
 def test_catch_up_names_the_margin(folders):

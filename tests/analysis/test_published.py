@@ -150,6 +150,22 @@ def test_from_three_seeds_on_a_prediction_interval_decides(folders):
     assert (scratch["within noise"], pretrained["within noise"]) == ("yes", "no")
 
 
+def test_a_prediction_interval_is_called_one(folders):
+    """Its half-width is that of the mean times the root of one more than the seeds."""
+    table = published_table(pair(folders, 37.1, 41.0, seeds=3))
+    ours, gap = (table.rows[0][table.header.index(name)] for name in ("ours", "ours - paper"))
+    assert gap.half_width == pytest.approx(2 * ours.half_width)
+    said = [note for note in table.notes if "±" in note]
+    assert said[0].startswith("Means over seeds; ± is half the two-sided 95 % t interval")
+    assert said[1].startswith("The ± of ours - paper is half the 95 % prediction interval")
+    assert not any("Differences are scratch" in note for note in table.notes)
+
+
+def test_without_an_interval_nothing_is_said_of_one(folders):
+    table = published_table(pair(folders, 37.1, 41.0, seeds=2))
+    assert not any("±" in note or "Differences are" in note for note in table.notes)
+
+
 def test_one_seed_on_other_data_leaves_noise_unknown(folders):
     data = {**COCO, "train": {"names": ["coco_2017_train"], "images": 10_000}}
     rows = records(published_table(pair(folders, 25.9, 26.0, data=data)))

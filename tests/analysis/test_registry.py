@@ -1,3 +1,5 @@
+import csv
+import json
 import re
 
 import pytest
@@ -148,9 +150,23 @@ def test_each_size_of_a_study_has_a_table_of_its_own(folders, kind):
             data = {**COCO, "train": {"names": ["train"], "images": size}}
             out = f"images-{size}"
             folders.run(arm, curve={600: ap}, study="few", output=out, size=size, data=data)
-    small, large = tables(load_runs(folders.root), kind)
+    small, large = tables(load_runs(folders.root), kind).values()
     assert small.title.startswith("few, 300 images: ")
     assert large.title.startswith("few, 1,000 images: ")
     for table, gap in ((small, -10.0), (large, -4.0)):
         values = [getattr(cell, "value", cell) for row in table.rows for cell in row]
         assert pytest.approx(gap) in values
+
+
+def test_programs_can_tell_the_tables_of_several_sizes_apart(folders):
+    for size in (1000, 300):
+        data = {**COCO, "train": {"names": ["train"], "images": size}}
+        for arm in ("scratch", "pretrained"):
+            folders.run(arm, study="few", output=f"images-{size}", size=size, data=data)
+    rows = list(csv.DictReader(tables_text(folders.root, "schedules", "csv").splitlines()))
+    names = ["few, 300 images", "few, 1,000 images"]
+    assert [row["study"] for row in rows] == [name for name in names for _ in range(3)]
+    found = json.loads(tables_text(folders.root, "schedules", "json"))
+    assert [one["study"] for one in found] == names
+    joint = list(csv.DictReader(tables_text(folders.root, "summary", "csv").splitlines()))
+    assert [row["study"] for row in joint] == [name for name in names for _ in range(2)]

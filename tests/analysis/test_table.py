@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from scratch_vs_pretrain.analysis.tables import FORMATS, Estimate, Table, render
+from scratch_vs_pretrain.analysis.tables import FORMATS, Estimate, Table, render, render_all
 from scratch_vs_pretrain.errors import UserError
 
 NASTY = "<script>a|b_$x$\n& 100 %"
@@ -101,13 +101,56 @@ def test_csv_text_is_no_formula(cell):
     assert row["arm"] == f"'{cell}"
 
 
+EMPTY = Table("demo", ("arm", "box AP", "gap"), (), ("Left out: scratch 600it.",))
+
+
 @pytest.mark.parametrize("form", FORMATS)
-def test_table_without_rows(form):
-    empty = Table("demo", ("arm", "box AP"), (), ("Nothing is finished.",))
-    assert form == "csv" or "Nothing is finished." in render(empty, form)
-    assert "box" in render(empty, form)
-    told = "svp status shows how far" in render(empty, form)
-    assert told == (form in ("text", "markdown", "html"))
+def test_table_without_rows_says_why_in_each_format(form):
+    text = render(EMPTY, form)
+    assert "box" in text
+    assert "Left out: scratch 600it." in text
+    assert "svp status shows how far" in text
+
+
+def test_table_without_rows_is_valid_latex_and_csv():
+    assert r"\begin{tabular}{lll}" in render(EMPTY, "latex")
+    (row,) = csv.DictReader(io.StringIO(render(EMPTY, "csv")))
+    assert (row["arm"], row["box AP"], row["gap"]) == ("", "", "")
+    assert row["notes"].endswith("Left out: scratch 600it.")
+
+
+# Of "a" the notes say something, "b" has a column more and seeds for an interval, "c" no rows.
+SEVERAL = {
+    "a": Table("a: AP", ("arm", "box AP"), (("scratch", Estimate(1.5)),), ("One seed.",)),
+    "b": Table("b: AP", ("arm", "seeds", "box AP"), (("scratch", 3, Estimate(2.5, 0.5)),)),
+    "c": EMPTY,
+}
+
+
+def test_several_tables_are_one_csv_that_names_the_study():
+    rows = list(csv.reader(io.StringIO(render_all(SEVERAL, "csv"))))
+    assert rows[0] == [
+        "study", "arm", "box AP", "box AP half-width", "seeds", "gap", "notes"
+    ]  # fmt: skip
+    assert rows[1:3] == [
+        ["a", "scratch", "1.5", "", "", "", "One seed."],
+        ["b", "scratch", "2.5", "0.5", "3", "", ""],
+    ]
+    assert rows[3][:6] == ["c", "", "", "", "", ""]
+    assert "Left out: scratch 600it." in rows[3][6]
+    assert len(rows) == 4
+
+
+def test_several_tables_are_one_list_in_json():
+    found = json.loads(render_all(SEVERAL, "json"))
+    assert [one.pop("study") for one in found] == ["a", "b", "c"]
+    assert found == [json.loads(render(table, "json")) for table in SEVERAL.values()]
+    assert render_all({"a": TABLE}, "json") == render(TABLE, "json")
+
+
+def test_several_tables_follow_each_other_where_people_read_them():
+    for form in ("text", "markdown", "latex", "html"):
+        assert render_all(SEVERAL, form) == "\n".join(render(t, form) for t in SEVERAL.values())
 
 
 def test_unknown_format():

@@ -60,6 +60,7 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     spread,
     two_sided,
 )
+from scratch_vs_pretrain.text import printable
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Answer:
         head = f"Does pre-training help?   {self.setting}"
         width = max(10, *(len(line.title) for line in self.lines)) + 2
         lines = [f"{line.title:<{width}}{line.text}" for line in self.lines]
-        return "\n".join([head, *lines])
+        return "\n".join(map(printable, [head, *lines]))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the answer as JSON: lines, verdicts, what is needed, and the picture's data."""

@@ -48,6 +48,7 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     two_sided,
 )
 from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.text import printable
 
 SUPPORTED = "supported"
 IN_PART = "supported in part"
@@ -439,7 +440,8 @@ def conclusions_text(roots: Path | Iterable[Path], form: str = "text") -> str:
             lines.append(f"   - {f.study}: {other}{f.evidence}")
         lines += [f"   - {one.missing}"] if one.missing else []
         lines += [f"   assuming {one.assuming}"] if one.assuming else []
-    return "\n".join([*lines, "", *level_notes(runs), "The rules: docs/verdicts.md"])
+    lines += ["", *level_notes(runs), "The rules: docs/verdicts.md"]
+    return "\n".join(map(printable, lines))
 
 
 def level_notes(runs: Sequence[RunRecord]) -> tuple[str, ...]:

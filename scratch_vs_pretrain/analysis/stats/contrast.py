@@ -355,7 +355,7 @@ def _catch_up(contrast: Contrast) -> Region | None:
 
 
 def smoothed(
-    iterations: ArrayLike, values: np.ndarray, drops: Sequence[int] = ()
+    iterations: ArrayLike, values: np.ndarray, drops: ArrayLike = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Smooths curves over the logarithm of iterations; never across a drop of the rate.
 

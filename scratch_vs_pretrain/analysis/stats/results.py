@@ -200,8 +200,8 @@ def refuse_studies_of_other_tests(found: Iterable[Results], shared: str) -> None
     refuse_other_test_sets(told, "studies", shared)
 
 
-def notes(results: Results) -> tuple[str, ...]:
-    """Returns what a reader of the study's numbers must know, a sentence each."""
+def notes(results: Results, *, gaps: bool = True) -> tuple[str, ...]:
+    """Returns what a reader of its numbers, and of the arms' `gaps`, must know, a sentence each."""
     source = "the evaluation after the last planned iteration."
     if results.best:
         source = (
@@ -210,13 +210,13 @@ def notes(results: Results) -> tuple[str, ...]:
         )
     return (
         f"Numbers: percent, from {source}",
-        *_notes_on_seeds(results),
+        *_notes_on_seeds(results, gaps),
         *_notes_on_recipes(results),
         *_notes_on_missing_runs(results),
     )
 
 
-def _notes_on_seeds(results: Results) -> Iterator[str]:
+def _notes_on_seeds(results: Results, gaps: bool) -> Iterator[str]:
     groups = {(run.arm, run.schedule) for run in results.runs}
     most = max(len(results.of(*group)) for group in groups)
     if most >= LEAST_SEEDS:
@@ -228,7 +228,7 @@ def _notes_on_seeds(results: Results) -> Iterator[str]:
         yield "Means over two seeds, too few for an interval."
     elif most == 1:
         yield "One seed, so no interval: a small difference may be noise."
-    if most > 1:
+    if gaps and most > 1:
         yield (
             f"Differences are {results.scratch} less the other arm (the lead of svp answer is the "
             "other way round), over the seeds that both finished, paired by seed."

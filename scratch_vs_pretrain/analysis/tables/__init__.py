@@ -1,4 +1,4 @@
-"""One table in any format. A table keeps its notes wherever it goes."""
+"""Tables in any format. A table keeps its notes wherever it goes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scratch_vs_pretrain.errors import check_choice
@@ -58,21 +59,40 @@ class Table:
 
 
 def render(table: Table, form: str = "text") -> str:
-    """Returns the table as text of one of :data:`FORMATS`, ending in a line end.
+    """Returns one table as :func:`render_all` does."""
+    return render_all({"": table}, form)
+
+
+def render_all(tables: Mapping[str, Table], form: str) -> str:
+    """Returns tables, by their studies' names, as text of one of :data:`FORMATS`, with a line end.
 
     Whatever came from users' files is escaped. LaTeX says which packages it needs. In CSV numbers
-    have six decimals, half-width columns of their own, and notes the last one. In JSON a mean is
-    its value and its half-width.
+    have six decimals, half-width columns of their own, and notes the last one; several tables are
+    one with a first column "study", and a table without rows is a row of notes. In JSON a mean is
+    its value and its half-width, and several tables are a list.
 
     Raises:
         UserError: unknown format.
     """
     check_choice("table format", form, FORMATS)
-    if form in OWN:
-        return OWN[form](table)
-    told = (table.title, *([] if table.rows else [NO_ROWS]), *table.notes)
-    title, *notes = (clean(text, form) for text in told)
+    told = {
+        name: table if table.rows else replace(table, notes=(NO_ROWS, *table.notes))
+        for name, table in tables.items()
+    }
+    if form == "csv":
+        return _csv(told)
+    if form == "json":
+        named = [{"study": name, **_json(table)} for name, table in told.items()]
+        content = named if len(named) > 1 else _json(*told.values())
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+    return "\n".join(_written(table, form) for table in told.values())
+
+
+def _written(table: Table, form: str) -> str:
+    title, *notes = (clean(text, form) for text in (table.title, *table.notes))
     body = _body(table, form)
+    if form == "latex":
+        return _latex(title, body, notes)
     if form == "html":
         items = "".join(f"<li>{note}</li>\n" for note in notes)
         body = body.replace("<table>", f"<table>\n<caption>{title}</caption>", 1)
@@ -82,12 +102,12 @@ def render(table: Table, form: str = "text") -> str:
     return f"{title}\n\n{body}\n\n" + "".join(f"{note}\n" for note in notes)
 
 
-def _latex(table: Table) -> str:
-    below = "".join(f"\\par\\footnotesize {clean(note, 'latex')}\n" for note in table.notes)
+def _latex(title: str, body: str, notes: Sequence[str]) -> str:
+    below = "".join(f"\\par\\footnotesize {note}\n" for note in notes)
     text = (
-        f"\\begin{{table}}\n\\centering\n\\caption{{{clean(table.title, 'latex')}}}\n"
+        f"\\begin{{table}}\n\\centering\n\\caption{{{title}}}\n"
         "\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
-        f"\\begin{{adjustbox}}{{max width=\\textwidth}}\n{_body(table, 'latex')}\n"
+        f"\\begin{{adjustbox}}{{max width=\\textwidth}}\n{body}\n"
         f"\\end{{adjustbox}}\n{below}\\end{{table}}\n"
     )
     letters = "" if text.isascii() else " and \\usepackage[T1]{fontenc}"
@@ -106,6 +126,8 @@ def _body(table: Table, form: str) -> str:
         colalign=["left" if is_text else "right" for is_text in left] if table.rows else None,
     )
     if form == "latex":
+        # Without rows tabulate knows no columns.
+        body = body.replace("{tabular}{}", f"{{tabular}}{{{'l' * len(left)}}}", 1)
         for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
             body = body.replace(r"\hline", rule, 1)
     return body
@@ -137,34 +159,43 @@ def shown(cell: Cell) -> str:
     return MISSING if cell is None else str(cell)
 
 
-def _csv(table: Table) -> str:
+def _csv(tables: Mapping[str, Table]) -> str:
+    rows: list[dict[str, Cell]] = [
+        {
+            "study": study,
+            **dict(zip(table.header, row, strict=False)),
+            "notes": " ".join(table.notes),
+        }
+        for study, table in tables.items()
+        for row in table.rows or ((),)
+    ]
+    first = ("study",) if len(tables) > 1 else ()
+    header = dict.fromkeys(name for table in tables.values() for name in table.header)
     columns: list[list[Cell]] = []
-    for k, name in enumerate(table.header):
-        cells = [row[k] for row in table.rows]
+    for name in (*first, *header, "notes"):
+        cells = [row.get(name) for row in rows]
         columns.append([name, *cells])
         widths = [getattr(cell, "half_width", None) for cell in cells]
         if any(width is not None for width in widths):
             columns.append([f"{name} half-width", *widths])
-    columns.append(["notes", *[" ".join(table.notes)] * len(table.rows)])
     out = io.StringIO()
-    rows = zip(*columns, strict=True)
-    csv.writer(out, lineterminator="\n").writerows(map(_raw, row) for row in rows)
+    lines = zip(*columns, strict=True)
+    csv.writer(out, lineterminator="\n").writerows(map(_raw, line) for line in lines)
     return out.getvalue()
 
 
-def _json(table: Table) -> str:
+def _json(table: Table) -> dict[str, Any]:
     def plain(cell: Cell) -> Any:
         if isinstance(cell, Estimate):
             return {"value": plain(cell.value), "half_width": cell.half_width}
         return None if isinstance(cell, float) and math.isnan(cell) else cell
 
-    content = {
+    return {
         "title": table.title,
         "columns": table.header,
         "rows": [[plain(cell) for cell in row] for row in table.rows],
         "notes": table.notes,
     }
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def _raw(cell: Cell) -> Raw:
@@ -172,6 +203,3 @@ def _raw(cell: Cell) -> Raw:
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, 6)
     return csv_cell(value)
-
-
-OWN = {"csv": _csv, "json": _json, "latex": _latex}

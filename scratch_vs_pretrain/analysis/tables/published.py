@@ -118,13 +118,18 @@ def published_table(runs: Records, by: str = "paper", kind: str = "schedules") -
     rows = tuple(row for number in numbers for row in _beside(results, number))
     theirs = sorted({f"{_our_metric(n)} at {n.schedule or 'best'}" for n in numbers})
     nothing = f"Nothing to compare: no finished run here has the {by}'s {', '.join(theirs)}."
+    reach = (
+        f"The ± of ours - {by} is half the 95 % prediction interval of one more run of ours, since "
+        "the published run varies too; it decides what is within noise."
+    )
     return Table(
         f"{results.study}: ours and the {by}'s",
         ("arm", "schedule", "metric", "ours", by, f"ours - {by}", "within noise", "source"),
         rows,
         (
             *([nothing] if numbers and not rows else []),
-            *notes(results),
+            *notes(results, gaps=False),
+            *([reach] if any("±" in str(row[5]) for row in rows) else []),
             *([ZOO_NOTE] if by == "zoo" else []),
         ),
     )

@@ -4,6 +4,8 @@ What their numbers are, and what is refused: :mod:`.stats.results`.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -81,9 +83,18 @@ def schedules_table(runs: Records, *, best: bool = False, lengths: bool = True) 
     rows: list[tuple[Cell, ...]] = []
     by_length = sorted(runs, key=lambda run: (run.iterations, run.schedule))
     planned = {(run.arm, run.schedule): run for run in reversed(runs)}
+    shared = {
+        (arm, schedule)
+        for (arm, schedule), run in planned.items()
+        if (ours := planned.get((scratch, schedule))) and _alike(ours, run)
+    }
     for schedule in dict.fromkeys(run.schedule for run in by_length):
         found = {arm: results.of(arm, schedule) for arm in results.arms}
-        gaps = {f"{scratch} - {other}": found[scratch] - found[other] for other in results.others}
+        gaps = {
+            f"{scratch} - {other}": found[scratch] - found[other]
+            for other in results.others
+            if (other, schedule) in shared
+        }
         for name, final in {**found, **gaps}.items():
             if final:
                 length = [getattr(planned.get((name, schedule)), key, None) for key in counted]
@@ -92,11 +103,11 @@ def schedules_table(runs: Records, *, best: bool = False, lengths: bool = True) 
         f"{scratch} and {other} have no schedule in common; "
         "the metrics table compares their longest ones."
         for other in results.others
-        if not any((scratch, schedule) in planned for arm, schedule in planned if arm == other)
+        if not any(arm == other for arm, _ in shared)
     ]
     header = ("arm", "schedule", *counted, "seeds", *map(metric_name, metrics))
     title = f"{results.study}: AP by arm and schedule"
-    return Table(title, header, tuple(rows), (*notes(results), *alone))
+    return Table(title, header, tuple(rows), (*_notes(results), *alone))
 
 
 def metrics_table(runs: Records, *, best: bool = False) -> Table:
@@ -111,7 +122,7 @@ def metrics_table(runs: Records, *, best: bool = False) -> Table:
     return Table(
         f"{results.study}: AP, its parts, and the difference at the longest schedule of each arm",
         *_side_by_side(results, "metric", {metric_name(m): m for m in metrics}),
-        notes(results),
+        _notes(results),
     )
 
 
@@ -166,8 +177,29 @@ def gap_table(runs: Records, *, best: bool = False) -> Table:
         f"{results.study}: final AP of {scratch.arm} less the other arm's, paired by seed",
         (*header, "within noise"),
         tuple(rows),
-        (*notes(results), *GAP_NOTES),
+        (*_notes(results), *GAP_NOTES),
     )
+
+
+def _notes(results: Results) -> tuple[str, ...]:
+    """Returns the notes on a study, and where one name stands for other schedules of its arms."""
+    ours = {run.schedule: run for run in results.runs if run.arm == results.scratch}
+    unlike = {
+        f"{run.schedule} is two schedules: {_length(ours[run.schedule])}, {_length(run)}."
+        for run in results.runs
+        if not _alike(ours.get(run.schedule, run), run)
+    }
+    return (*notes(results), *sorted(unlike))
+
+
+def _length(run: RunRecord) -> str:
+    drops = ", ".join(f"{step:,}" for step in run.steps) or "none"
+    return f"{run.iterations:,} iterations of {run.arm} (drops of the rate: {drops})"
+
+
+def _alike(one: RunRecord, other: RunRecord) -> bool:
+    """Tells whether two runs have one schedule, whatever its name."""
+    return (one.iterations, one.steps) == (other.iterations, other.steps)
 
 
 def _arms(scratch: RunRecord, other: RunRecord) -> str:
@@ -240,7 +272,7 @@ def catch_up_table(runs: Records) -> Table:
         f"{results.study}: where {results.scratch} comes within {', '.join(margins)}",
         ("arms", "in", "seeds", "from", "to"),
         tuple(row for setting in found for row in _catch_up_rows(setting, results)),
-        (*notes(results), *said),
+        (*_notes(results), *said),
     )
 
 
@@ -276,25 +308,33 @@ def _catch_up_rows(setting: Setting, results: Results) -> Iterator[tuple[Cell, .
 
 def _leads(
     both: Sequence[tuple[RunRecord, RunRecord]], axis: str, metric: str
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns an axis, as far as both arms' rates are in one phase, and the other's lead by seed.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Returns an axis, as far as all rates are in one phase, the other's lead by seed, and drops.
 
-    Straight lines join evaluations; beyond its end the other arm keeps its last value. None where
-    the axis is not known of every run.
+    Straight lines join evaluations of one phase; beyond its end the other arm keeps its last value.
+    Of one schedule only the evaluations that all runs have count, as for the answer. None where the
+    axis is not known of every run.
     """
-    found = [
-        [(cost(run, axis, c.iterations), c.values) for run in pair for c in [curve(run, metric)]]
-        for pair in both
-    ]
-    places = [at for pair in found for at, _ in pair]
-    if any(np.isnan(at).any() or not len(at) for at in places):
+    runs = list(itertools.chain(*both))
+    curves = [curve(run, metric) for run in runs]
+    shared = functools.reduce(np.intersect1d, [c.iterations for c in curves])
+    if len(shared) < 2 or not _alike(*both[0]):
+        shared = np.concatenate([c.iterations for c in curves])
+    found = []
+    for run, one in zip(runs, curves, strict=True):
+        kept = np.isin(one.iterations, shared)
+        at = one.iterations[kept]
+        found.append((cost(run, axis, at), one.values[kept], np.searchsorted(run.steps, at)))
+    if any(np.isnan(at).any() or not len(at) for at, *_ in found):
         return None
-    first, last = max(at[0] for at in places), min(own[0][-1] for own, _ in found)
-    grid = np.unique(np.concatenate(places))
-    phases = [np.searchsorted(cost(run, axis, np.array(run.steps)), grid) for run in both[0]]
-    grid = grid[(first <= grid) & (grid <= last) & (grid > 0) & (phases[0] == phases[1])]
-    leads = [np.interp(grid, *other) - np.interp(grid, *own) for own, other in found]
-    return grid, np.array(leads)
+    grid = np.unique(np.concatenate([at for at, *_ in found]))
+    begin, end = max(at[0] for at, *_ in found), min(at[-1] for at, *_ in found[::2])
+    grid = grid[(begin <= grid) & (grid <= end) & (grid > 0)]
+    # Between evaluations to both sides of a drop, it is no whole number.
+    phases = np.array([np.interp(grid, at, phase) for at, _, phase in found])
+    grid = grid[(phases == phases[0].astype(int)).all(axis=0)]
+    scores = np.array([np.interp(grid, at, values) for at, values, _ in found])
+    return grid, scores[1::2] - scores[::2], cost(runs[0], axis, np.array(runs[0].steps))
 
 
 def _hours(value: float) -> str:
@@ -318,23 +358,30 @@ def errors_table(runs: Records) -> Table:
     return Table(
         f"{results.study}: AP50 that each type of error costs at the longest schedule of each arm",
         *_side_by_side(results, "cost of errors", ERROR_ROWS if told else FALLBACK),
-        (*said, ERROR_NOTE if told else NO_ERRORS_NOTE, *notes(results)),
+        (*said, ERROR_NOTE if told else NO_ERRORS_NOTE, *_notes(results)),
     )
 
 
 def _error_sentence(results: Results, arm: str) -> Iterator[str]:
-    costs = (results.of(results.scratch) - results.of(arm)).means([*COSTS[:2], EXCESS])
-    if any(math.isnan(cost.value) for cost in costs):
+    gap = results.of(results.scratch) - results.of(arm)
+    classification, localization, excess = gap.means([*COSTS[:2], EXCESS])
+    if math.isnan(excess.value):
         return
-    classification, localization, excess = costs
+    helper = f"arm {arm}" if results.longest(arm).from_scratch else "pre-training"
+    pairs = [("classification", classification), ("localization", localization)]
+    (more, above), (less, below) = pairs if excess.value > 0 else pairs[::-1]
+    helps = above.value > (above.half_width or 0)
+    harms = -below.value > (below.half_width or 0)
     if excess.half_width is None:
-        verdict = "too few seeds to tell which of them pre-training helps more"
+        verdict = "too few seeds to tell them apart"
     elif abs(excess.value) <= excess.half_width:
-        verdict = "which of them pre-training helps more is within noise"
-    elif excess.value > 0:
-        verdict = "pre-training helps classification more than localization"
+        verdict = "their difference is within noise"
+    elif helps:
+        verdict = f"{helper} helps {more} {'and harms' if harms else 'more than'} {less}"
+    elif harms:
+        verdict = f"{helper} harms {less} more than {more}"
     else:
-        verdict = "pre-training helps localization more than classification"
+        verdict = f"{helper} favours {more}, but is not shown to help it or to harm {less}"
     yield (
         f"Beyond {arm}, {results.scratch} loses {classification} AP50 to classification "
         f"and {localization} to localization: {verdict}."
@@ -417,7 +464,7 @@ def _studies(
     found.sort(key=lambda results: results.runs[0].train_images or 0)
     held: dict[str, list[str]] = {}
     for results in found:
-        for note in notes(results):
+        for note in _notes(results):
             held.setdefault(note, []).append(results.study)
     common = [note for note, names in held.items() if len(names) == len(found)]
     others = [f"{', '.join(names)}: {note}" for note, names in held.items() if note not in common]
