@@ -4,8 +4,8 @@
     uv run python scripts/record_runs.py output/miniature notebooks/data/miniature
 
 A copy is run.json, evaluations/ and metrics.json without what no table or figure reads: single
-losses, times of an iteration, diagnostics, the samples seen between evaluations. AP keeps six
-decimals, losses and rates five digits. Checkpoints, configs and logs stay behind, and so do the
+losses, times of an iteration, diagnostics, the samples seen between evaluations, AP that stands in
+evaluations/. AP keeps six decimals, losses and rates five digits. Checkpoints, configs and logs stay behind, and so do the
 host's name and the folder of the initial weights.
 """
 
@@ -58,7 +58,7 @@ def _thinned(line: str) -> str:
     kept = {
         key: float(f"{value:.{DIGITS}g}") if key in ("total_loss", "lr") else _rounded(value)
         for key, value in row.items()
-        if key.startswith(KEPT) or (evaluated and key.startswith("samples/")) or "/A" in key
+        if key.startswith(KEPT) or (evaluated and key.startswith("samples/"))
     }
     return json.dumps(kept) + "\n"
 
