@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from scratch_vs_pretrain.text import printable
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+REMEDIES = {errno.ENAMETOOLONG: "choose a shorter name", errno.EACCES: "change its permissions"}
 
 # What pydantic's kinds of errors expect, as a sentence has it.
 EXPECTED = {
@@ -53,6 +56,19 @@ def writable(path: object) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def unreadable(path: object, error: OSError) -> UserError:
+    """Returns a sentence on why the system does not give `path`."""
+    remedy = f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
+    return UserError(f"{path}: {str(error.strerror).lower()}{remedy}")
+
+
+def skip(error: UserError, skipped: list[str] | None) -> None:
+    """Keeps the message about what is left out; without a place to keep it, raises it."""
+    if skipped is None:
+        raise error
+    skipped.append(str(error))
+
+
 def reason_of(error: BaseException) -> str:
     """Returns what somebody else's code raised, on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
@@ -69,21 +85,23 @@ def say(text: str) -> None:
     print(f"svp: {printable(text)}", file=sys.stderr)
 
 
-def from_validation(error: ValidationError, place: object) -> UserError:
+def from_validation(error: ValidationError, place: object, remedy: str) -> UserError:
     """Returns a sentence on the first thing that a schema finds wrong with a JSON file."""
     first = error.errors(include_url=False)[0]
     kind, key = first["type"], ".".join(map(str, first["loc"]))
     if kind == "json_invalid":
-        return UserError(f"{place}: not valid JSON ({first['ctx']['error']})")
-    if kind == "missing":
-        return UserError(f"{place}: {key!r} is missing")
-    if kind == "extra_forbidden":
-        return UserError(f"{place}: {key!r} is not known; was it written by a newer version?")
-    if not key:
-        return UserError(f"{place}: an object is expected, not {_short(first['input'])}")
-    said = first["msg"].removeprefix("Value error, ")
-    expected = f"{EXPECTED[kind]} is expected" if kind in EXPECTED else said
-    return UserError(f"{place}: {key!r} is {_short(first['input'])}: {expected}")
+        wrong = f"not valid JSON ({first['ctx']['error']})"
+    elif kind == "missing":
+        wrong = f"{key!r} is missing"
+    elif kind == "extra_forbidden":
+        wrong, remedy = f"{key!r} is not known", "was it written by a newer version?"
+    elif not key:
+        wrong = f"an object is expected, not {_short(first['input'])}"
+    else:
+        said = first["msg"].removeprefix("Value error, ")
+        expected = f"{EXPECTED[kind]} is expected" if kind in EXPECTED else said
+        wrong = f"{key!r} is {_short(first['input'])}: {expected}"
+    return UserError(f"{place}: {wrong}; {remedy}")
 
 
 def _short(value: object) -> str:

@@ -20,8 +20,10 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -30,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scratch_vs_pretrain.errors import UserError, writable
+from scratch_vs_pretrain.errors import UserError, skip, unreadable, writable
 from scratch_vs_pretrain.run_info import RunInfo
 
 # What `svp run --until answered` writes beside the folders of a study's arms.
@@ -48,6 +50,12 @@ DEAD_AFTER_SECONDS = 180
 
 # is_locked() holds the lock for a moment, so one refusal is no proof of another owner.
 LOCK_SECONDS = 0.5
+
+# Folders of a run, in which no other run is.
+PARTS = ("evaluations", "predictions", "checkpoints")
+
+# What `replacing` calls the file that it writes.
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 
 def is_replaced(path: Path) -> bool:
@@ -106,11 +114,23 @@ def read_json(path: Path) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Reads a file, or says why it cannot be read."""
+    """Reads a file, or says why it cannot be read; a pipe would be waited for."""
     try:
+        if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            raise UserError(f"{path}: is no file but a pipe, socket or device; remove it")
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: {str(error.strerror).lower()}") from None
+        raise unreadable(path, error) from None
+
+
+def listed(folder: Path) -> list[Path]:
+    """Returns what is in a folder, in path order, nothing where it is not there."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from None
 
 
 class _Part:
@@ -144,11 +164,16 @@ class RunFolder:
         """Returns the file of the evaluation made after `iteration` completed iterations."""
         return self.evaluations / f"{iteration:07d}.json"
 
+    def evaluation_files(self) -> list[Path]:
+        """Returns the files of all evaluations, in their order, or says why there are none."""
+        return [file for file in listed(self.evaluations) if file.suffix == ".json"]
+
     def read(self) -> RunInfo:
         """Returns what run.json says, or says by file and field what is wrong with it."""
-        if not self.run_file.exists() and (runs := find_run_folders(self.path)):
-            listed = ", ".join(str(run.path) for run in runs[:12])
-            raise UserError(f"{self.path}: is no run; name one of the {len(runs)} in it: {listed}")
+        runs = [] if os.path.exists(self.run_file) else find_run_folders(self.path)
+        if runs and self not in runs:
+            some = ", ".join(str(run.path) for run in runs[:12])
+            raise UserError(f"{self.path}: is no run; name one of the {len(runs)} in it: {some}")
         return RunInfo.from_json(read_bytes(self.run_file), self.run_file)
 
     def write(self, info: RunInfo) -> None:
@@ -189,10 +214,10 @@ class RunFolder:
         except OSError:
             return False
 
-    def remove_leftovers(self) -> None:
-        """Removes what a kill in the middle of :func:`replacing` left; for the lock's owner."""
-        for file in self.path.rglob(".*.tmp"):
-            file.unlink(missing_ok=True)
+    def leftovers(self) -> list[Path]:
+        """Returns the files that a kill in the middle of :func:`replacing` left."""
+        hidden = sorted(self.path.rglob(".*.tmp"))
+        return [file for file in hidden if TEMPORARY.fullmatch(file.name) and file.is_file()]
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -239,6 +264,26 @@ def _try_lock(file: Any, kind: int) -> bool:
     return True
 
 
-def find_run_folders(root: Path) -> list[RunFolder]:
-    """Returns every run folder at or below `root`, in path order."""
-    return [RunFolder(file.parent) for file in sorted(root.rglob("run.json"))]
+def find_files(root: Path, name: str, skipped: list[str] | None = None) -> list[Path]:
+    """Returns what has a name at or below `root`, in path order.
+
+    Raises:
+        UserError: a folder cannot be read, unless `skipped` takes that; it is then left out.
+    """
+
+    def leave_out(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            skip(unreadable(error.filename, error), skipped)
+
+    found = []
+    for top, inner, files in os.walk(root, onerror=leave_out):
+        if name in files or name in inner:
+            found.append(Path(top, name))
+        if "run.json" in files:
+            inner[:] = [part for part in inner if part not in PARTS]
+    return sorted(found)
+
+
+def find_run_folders(root: Path, skipped: list[str] | None = None) -> list[RunFolder]:
+    """Returns every run folder at or below `root`; as :func:`find_files`."""
+    return [RunFolder(file.parent) for file in find_files(root, "run.json", skipped)]

@@ -253,11 +253,11 @@ class RunInfo(Model):
                     f"{place}: not a run description of format 1 or {FORMAT}; if a later version "
                     "of scratch_vs_pretrain wrote it, read it with that one"
                 ) from None
-            said = str(from_validation(error, place))
+            remedy = "restore it"
             if "json_invalid" in wrong:
-                said += "; restore it, or delete it and start the study again: svp run writes it "
-                said += "anew, and the run goes on from its checkpoints"
-            raise UserError(said) from None
+                remedy += ", or delete it and start the study again: svp run writes it anew, and "
+                remedy += "the run goes on from its checkpoints"
+            raise from_validation(error, place, remedy) from None
 
     def to_json(self) -> str:
         """Returns the content of a ``run.json``, without the fields that nobody has set."""

@@ -76,6 +76,11 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def counted(count: int, what: str) -> str:
+    """Returns "1 run" or "3,000 runs"."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def nearest(key: str, known: Iterable[str]) -> str:
     """Returns the end of a sentence about an unknown key: the known one it is most like, if any."""
     import difflib  # takes time, and only errors need it

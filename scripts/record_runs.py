@@ -5,8 +5,8 @@
 
 A copy is run.json, evaluations/ and metrics.json without what no table or figure reads: single
 losses, times of an iteration, diagnostics, the samples seen between evaluations, AP that stands in
-evaluations/. AP keeps six decimals, losses and rates five digits. Checkpoints, configs and logs stay behind, and so do the
-host's name and the folder of the initial weights.
+evaluations/. AP keeps six decimals, losses and rates five digits. Checkpoints, configs and logs
+stay behind, and so do the host's name and the folder of the initial weights.
 """
 
 from __future__ import annotations

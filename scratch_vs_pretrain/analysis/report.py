@@ -33,8 +33,8 @@ from scratch_vs_pretrain.analysis.tables.runs import (
 )
 from scratch_vs_pretrain.analysis.tables.studies import COSTS, schedules_table
 from scratch_vs_pretrain.errors import UserError, writable
-from scratch_vs_pretrain.run_folder import RunFolder, write_atomically
-from scratch_vs_pretrain.text import printable
+from scratch_vs_pretrain.run_folder import RunFolder, is_replaced, write_atomically
+from scratch_vs_pretrain.text import counted, printable
 
 FOLDED: dict[str, Callable[[Sequence[RunRecord]], Table]] = {
     "All metrics at the longest schedules": partial(table, kind="metrics"),
@@ -56,12 +56,16 @@ def report(folder: Path | str, output: Path | str = "report.html") -> Path:
     """Writes one HTML file about all runs below a folder; it needs no network and no scripts.
 
     Raises:
-        UserError: no runs there, a damaged run folder, or an output that cannot be written.
+        UserError: no runs there, a damaged run folder, or an output that is no HTML file or cannot
+            be written.
     """
+    output = Path(output)
+    if output.suffix not in (".html", ".htm") and is_replaced(output):
+        raise UserError(f"{output}: a report is written into an .html file; name one")
     page = report_html(Path(folder))
     with writable(output):
-        write_atomically(Path(output), page)
-    return Path(output)
+        write_atomically(output, page)
+    return output
 
 
 def report_html(folder: Path) -> str:
@@ -88,7 +92,7 @@ def report_html(folder: Path) -> str:
         level_notes=level_notes(runs),
         folder=folder,
         commands=[_command(members) for members in groups.values()],
-        runs=len(runs),
+        runs=counted(len(runs), "run"),
         finished=sum(run.state == "finished" for run in runs),
     )
 

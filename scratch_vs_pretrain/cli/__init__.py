@@ -9,7 +9,7 @@ from scratch_vs_pretrain._detectron2 import INSTALL_COMMAND
 from scratch_vs_pretrain.cli import evidence, setup, study  # noqa: F401
 from scratch_vs_pretrain.cli.options import build_parser
 from scratch_vs_pretrain.config import import_modules
-from scratch_vs_pretrain.errors import UserError, say
+from scratch_vs_pretrain.errors import REMEDIES, UserError, say, unreadable
 
 # What training needs beside reading.
 TRAINING = ("torch", "torchvision", "detectron2", "fvcore", "pycocotools", "faster_coco_eval")
@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         # Any question about such a path raises, whether it is there too.
-        if error.errno == errno.ENAMETOOLONG:
-            say(f"error: {error.filename}: {error.strerror}; choose a shorter name")
+        if error.errno in REMEDIES:
+            say(f"error: {unreadable(error.filename, error)}")
             return 2
         if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename is not None:
             raise

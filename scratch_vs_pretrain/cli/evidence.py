@@ -11,7 +11,7 @@ from scratch_vs_pretrain.cli import options as opt
 from scratch_vs_pretrain.cli.options import command, option
 from scratch_vs_pretrain.errors import say
 from scratch_vs_pretrain.run_folder import is_replaced
-from scratch_vs_pretrain.text import printable
+from scratch_vs_pretrain.text import counted, printable
 
 
 @command(
@@ -107,7 +107,7 @@ def _collect(options: argparse.Namespace) -> int:
     for line in (*done.restarted, *(f"left out: {reason}" for reason in done.skipped)):
         say(line)
     news = f"{done.read} of them new or changed" if done.read else "up to date"
-    _wrote(done.output, f": {done.runs} runs, {news}")
+    _wrote(done.output, f": {counted(done.runs, 'run')}, {news}")
     return 1 if done.skipped else 0
 
 

@@ -5,6 +5,7 @@ Commands import what they need when they run: `svp table` must not wait for torc
 
 import argparse
 import contextlib
+import functools
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,10 @@ def option(row: str, kind: Any = None, default: Any = None, **settings: Any) -> 
     """
     names, _, help = row.partition("  ")
     words = names.split()
-    flags = [word for word in words if word.startswith("-")] or words[:1]
+    flags = [word for word in words if word.startswith("-")]
+    if kind is Path or not flags:
+        kind = functools.partial(_filled, kind or str)
+    flags = flags or words[:1]
     if isinstance(kind, Collection):
         settings |= {"choices": kind, "default": default}
     elif len(words) > len(flags):
@@ -88,6 +92,13 @@ def option(row: str, kind: Any = None, default: Any = None, **settings: Any) -> 
     if default and help and "(default: " not in help:
         help += " (default: %(default)s)"
     return lambda parser: parser.add_argument(*flags, help=help or None, **settings)
+
+
+def _filled(kind: Callable[[str], Any], text: str) -> Any:
+    """Reads what must not be empty: an empty path would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; was a shell variable not set?")
+    return kind(text)
 
 
 def positive(text: str) -> int:

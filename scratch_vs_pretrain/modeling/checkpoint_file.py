@@ -26,7 +26,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import write_for_user
+from scratch_vs_pretrain.run_folder import RunFolder, write_for_user
 
 # Where checkpoints keep the state dict among other things.
 CONTAINERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
@@ -132,6 +132,15 @@ def read_metadata(source: str | Path) -> dict[str, Any]:
 def forget_checkpoints() -> None:
     """Frees the memory of all checkpoints that were opened."""
     _opened.cache_clear()
+
+
+def check_output(path: Path) -> None:
+    """Refuses to write weights to another ending or into a run folder, whose files are its own."""
+    if path.suffix != ".pth":
+        raise UserError(f"{path}: a checkpoint's name ends in .pth; write {path}.pth")
+    for folder in (path.parent.resolve() / path.name).parents:
+        if RunFolder(folder).run_file.exists():
+            raise UserError(f"{path}: lies in the run folder {folder}; choose a place outside it")
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:

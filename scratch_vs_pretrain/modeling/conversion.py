@@ -218,8 +218,7 @@ def convert_file(source: str | Path, output: Path, architecture: str) -> Loaded:
 
     The file must be an `architecture` entirely, in any layout that ``to_detectron2`` knows.
     """
-    if output.suffix != ".pth":
-        raise UserError(f"{output}: name a file that ends in .pth")
+    checkpoint_file.check_output(output)
     if output.exists() and output.samefile(checkpoint_file.local_file(source)):
         raise UserError(f"{output}: is the checkpoint itself; choose another output file")
     state = checkpoint_file.read_checkpoint(source)

@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 
 from scratch_vs_pretrain.errors import UserError, say, writable
 from scratch_vs_pretrain.modeling.backbone import VGG_BOX_HEAD, VGGFC67Head, build_bottom_up, joined
-from scratch_vs_pretrain.modeling.checkpoint_file import load, save, write_backbone
+from scratch_vs_pretrain.modeling.checkpoint_file import check_output, load, save, write_backbone
 from scratch_vs_pretrain.modeling.checks import frozen_norms, use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import input_settings
 from scratch_vs_pretrain.pictures import deep_as_rgb
@@ -463,6 +463,7 @@ def _check_writable(path: Path, *others: Path) -> None:
     for file in (path, *others):
         if file.is_dir():
             raise UserError(f"{file}: is a folder; name another file to write the weights to")
+    check_output(path)
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -182,7 +181,7 @@ def _refuse_another_run(
 
 
 def find_waste(root: Path, final: bool = False) -> dict[Path, str]:
-    """Returns the files and folders below `root` that may be deleted, and why.
+    """Returns the files below `root` that may be deleted, and why.
 
     Of a run in training there are none. Of others these stay: the newest checkpoints of one that
     goes on, the final model, the checkpoint of the first rate drop, from which a longer schedule
@@ -197,15 +196,13 @@ def find_waste(root: Path, final: bool = False) -> dict[Path, str]:
     if not folders:
         raise UserError(f"{root}: holds no runs; name the folder that svp run wrote into")
     needed = {file for folder in folders for file in _origin(folder)}
-    found = {
+    return {
         file: why
         for folder in folders
         if not folder.is_locked() and folder.state() != "running"
         for file, why in _of_run(folder, final)
         if file not in needed
     }
-    caches = (index.parent for index in sorted(root.rglob("*.cache/index.json")))
-    return found | dict.fromkeys(caches, "cache of svp collect")
 
 
 def _origin(folder: RunFolder) -> list[Path]:
@@ -218,7 +215,7 @@ def _origin(folder: RunFolder) -> list[Path]:
 
 
 def _of_run(folder: RunFolder, final: bool) -> Iterator[tuple[Path, str]]:
-    for file in sorted(folder.path.rglob(".*.tmp")):
+    for file in folder.leftovers():
         yield file, "left by a process that was killed"
     state, files = folder.state(), newest_first(folder)
     useless = state == "diverged" or (final and state == "finished")
@@ -246,18 +243,17 @@ def freed_bytes(paths: Iterable[Path]) -> int:
     links: dict[tuple[int, int], int] = {}
     total = 0
     for path in paths:
-        for file in [path] if path.is_file() else path.rglob("*"):
-            stat = file.stat()
-            key = stat.st_dev, stat.st_ino
-            links[key] = links.get(key, 0) + 1
-            total += stat.st_size if links[key] == stat.st_nlink and file.is_file() else 0
+        stat = path.stat()
+        key = stat.st_dev, stat.st_ino
+        links[key] = links.get(key, 0) + 1
+        total += stat.st_size if links[key] == stat.st_nlink else 0
     return total
 
 
 def delete(paths: Iterable[Path]) -> None:
-    """Deletes files and folders."""
+    """Deletes files."""
     for path in paths:
         try:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"{path}: cannot be deleted ({error.strerror})") from None

@@ -183,7 +183,8 @@ def train_folder(folder: RunFolder, verbose: bool) -> int:
             distributed.join(config_of(folder.config_file).MODEL.DEVICE)
             if comm.is_main_process():
                 held.enter_context(folder.lock())
-                folder.remove_leftovers()
+                for file in folder.leftovers():
+                    file.unlink(missing_ok=True)
                 state = folder.read().state
         except UserError as error:
             problem = str(error)

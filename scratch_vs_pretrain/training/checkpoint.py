@@ -25,7 +25,7 @@ from torch import Tensor, nn, optim
 
 from scratch_vs_pretrain.errors import UserError, reason_of
 from scratch_vs_pretrain.reproducibility import random_states
-from scratch_vs_pretrain.run_folder import RunFolder, replacing, write_atomically
+from scratch_vs_pretrain.run_folder import RunFolder, listed, replacing, write_atomically
 from scratch_vs_pretrain.run_info import Taken
 from scratch_vs_pretrain.training.distributed import agreed
 
@@ -69,8 +69,8 @@ def save(
 
 def newest_first(folder: RunFolder) -> list[Path]:
     """Returns a run's checkpoint files; other names are a user's own copies."""
-    files = sorted(folder.checkpoints.glob("[0-9]*.pth"), reverse=True)
-    return [file for file in files if file.stem.isdecimal()]
+    files = reversed(listed(folder.checkpoints))
+    return [f for f in files if f.suffix == ".pth" and f.stem.isdecimal() and f.is_file()]
 
 
 def load_newest(folder: RunFolder) -> dict[str, Any] | None:
@@ -179,8 +179,8 @@ def take(folder: RunFolder) -> bool:
         return False
     trunk, iteration = found
     folder.evaluations.mkdir(exist_ok=True)
-    for file in trunk.evaluations.glob("[0-9]*.json"):
-        if int(file.stem) <= iteration:
+    for file in trunk.evaluation_files():
+        if file.stem.isdecimal() and int(file.stem) <= iteration:
             write_atomically(folder.evaluations / file.name, file.read_bytes())
     write_atomically(folder.metrics_file, trunk.metrics_file.read_bytes())
     truncate_metrics(folder.metrics_file, iteration)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
@@ -24,10 +25,10 @@ from scratch_vs_pretrain.evaluation.evaluator import (
     tasks_of,
     write_detections,
 )
-from scratch_vs_pretrain.modeling.checkpoint_file import save
+from scratch_vs_pretrain.modeling.checkpoint_file import check_output, save
 from scratch_vs_pretrain.modeling.checks import use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze
-from scratch_vs_pretrain.run_folder import RunFolder, write_for_user
+from scratch_vs_pretrain.run_folder import RunFolder, read_bytes, write_for_user
 from scratch_vs_pretrain.training.checkpoint import load_trained
 
 # What a result of each task has beside image, category and score.
@@ -136,17 +137,22 @@ def _check_dataset(cfg: CfgNode, dataset: str) -> None:
 def export(run: Path, output: Path) -> tuple[int, tuple[str, ...]]:
     """Writes a run's newest checkpoint as Detectron2's DetectionCheckpointer reads it.
 
-    That is ``{"model": state dict}``, and YAML beside it with its MODEL.WEIGHTS.
+    That is ``{"model": state dict}``, and YAML beside it with its MODEL.WEIGHTS. Of files that are
+    there already, only those of an earlier export are replaced: the YAML names the checkpoint.
 
     Returns:
         The iteration after which the weights were saved; and modules to be imported before the
         config is read, because the model is not Detectron2's alone: the config says how.
+
+    Raises:
+        UserError: an output that is no ``.pth`` file, lies in a run folder or would replace what is
+            no export; or a run that cannot be exported.
     """
     folder = RunFolder(run)
     folder.read()
     config = output.with_suffix(".yaml")
-    if output.suffix != ".pth":
-        raise UserError(f"-o {output}: a checkpoint's name ends in .pth; write {output}.pth")
+    check_output(output)
+    _check_replaced(output, config)
     checkpoint = load_trained(folder)
     cfg = load_config(folder.config_file).clone()
     cfg.defrost()
@@ -168,6 +174,18 @@ def export(run: Path, output: Path) -> tuple[int, tuple[str, ...]]:
     save(output, {"model": checkpoint["model"]})
     write_for_user(config, "\n".join([*lines, written.dump()]))
     return checkpoint["iteration"], modules
+
+
+def _check_replaced(output: Path, config: Path) -> None:
+    unusable = (UserError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError)
+    with contextlib.suppress(*unusable):
+        if yaml.safe_load(read_bytes(config))["MODEL"]["WEIGHTS"] == str(output.absolute()):
+            return
+    for file in (output, config):
+        if file.exists():
+            raise UserError(
+                f"{file}: is there, and svp export did not write it; choose another name"
+            )
 
 
 def _plain(cfg: CfgNode) -> CfgNode | None:

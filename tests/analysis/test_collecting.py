@@ -172,6 +172,33 @@ def test_folders_that_cannot_be_read_are_left_out_and_named(study, tmp_path, end
     assert len(collect_into(root, output).skipped) == 3
 
 
+def test_a_table_is_not_replaced_where_nothing_can_be_read(study, tmp_path):
+    output = tmp_path / "runs.csv"
+    collect_into(study.root / "output", output)
+    before = output.read_bytes()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text("{")
+    for file in (output, tmp_path / "new.csv"):
+        with pytest.raises(
+            UserError, match=rf"{file}: not written, as no run .*bad/run\.json: not"
+        ):
+            collect_into(tmp_path / "bad", file)
+    assert output.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["bad", "output", "runs.csv", "runs.csv.index"]
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "run.json", "evaluations/0000600.json"])
+def test_pipes_and_devices_are_not_waited_for(study, tmp_path, name):
+    for number, make in enumerate((os.mkfifo, lambda file: file.symlink_to("/dev/zero")), 1):
+        file = study.run("scratch", number, losses=False) / name
+        file.unlink(missing_ok=True)
+        make(file)
+    done = collect_into(study.root / "output", tmp_path / "runs.csv")
+    assert done.runs == 2
+    assert len(done.skipped) == 2
+    assert all(f"{name}: is no file but a pipe, socket or device" in said for said in done.skipped)
+
+
 def restarted(folders):
     """A plain Detectron2 folder whose training was resumed, and then begun anew."""
     folder = folders.root / "output" / "theirs"

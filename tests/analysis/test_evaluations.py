@@ -68,3 +68,4 @@ def test_damaged_evaluation_is_named(folders, content, message):
     with pytest.raises(UserError, match=message) as error:
         read_evaluation(file)
     assert str(file) in str(error.value)
+    assert str(error.value).endswith("; restore it, or delete it and do without this evaluation")

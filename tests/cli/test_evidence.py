@@ -1,6 +1,9 @@
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -107,6 +110,66 @@ def test_report(pair, tmp_path):
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
+def test_a_report_replaces_no_file_of_another_kind(pair, tmp_path, capsys):
+    study = tmp_path / "study.yaml"
+    study.write_text("name: demo")
+    assert main(["report", str(pair), "-o", str(study)]) == 2
+    assert f"{study}: a report is written into an .html file" in capsys.readouterr().err
+    assert study.read_text() == "name: demo"
+
+
+def test_one_run_is_one_run(pair, tmp_path, capsys):
+    run = str(pair / "demo/scratch/600it/seed0")
+    assert main(["status", run]) == 0
+    assert capsys.readouterr().out.startswith(f"1 run in {run}\n")
+    assert main(["collect", run, "-o", str(tmp_path / "runs.csv")]) == 0
+    assert ": 1 run, 1 of them new or changed" in capsys.readouterr().out
+    assert main(["report", run, "-o", str(tmp_path / "report.html")]) == 0
+    assert " 1 run, 1 of them finished." in (tmp_path / "report.html").read_text()
+
+
+# The right of root to read whatever it likes.
+RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] * (os.geteuid() == 0)
+
+
+def as_a_user(*arguments):
+    command = [*RIGHTS, sys.executable, "-m", "scratch_vs_pretrain.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("part", ["", "evaluations"])
+def test_a_folder_that_cannot_be_read_is_named_and_left_out(pair, tmp_path, part):
+    shutil.copytree(pair / "demo/scratch/600it/seed0", pair / "demo/scratch/600it/seed1")
+    hidden = pair / "demo/scratch/600it/seed1" / part
+    change(pair / "demo/scratch/600it/seed1/run.json", seed=1)
+    hidden.chmod(0)
+    try:
+        collected, said = as_a_user("collect", pair, "-o", tmp_path / "runs.csv")
+        assert collected == 1
+        assert f"left out: {hidden}: permission denied; change its permissions" in said
+        assert "runs.csv: 2 runs," in said
+        assert f"Cannot be read: {hidden}: permission denied" in as_a_user("status", pair)[1]
+        for command in ("answer", "table"):
+            status, said = as_a_user(command, pair)
+            assert status == 2
+            assert said == f"svp: error: {hidden}: permission denied; change its permissions\n"
+    finally:
+        hidden.chmod(0o755)
+
+
+def test_a_top_folder_that_cannot_be_read_is_named(pair):
+    pair.chmod(0)
+    try:
+        for command in ("answer", "status", "collect", "prune"):
+            status, said = as_a_user(command, pair)
+            assert status == 2
+            assert said == f"svp: error: {pair}: permission denied; change its permissions\n"
+        assert f"{pair / 'demo'}: permission denied" in as_a_user("answer", pair / "demo")[1]
+    finally:
+        pair.chmod(0o755)
+
+
 def test_errors(pair, capsys):
     costs = {"classification": 9.0, "localization": 3.0}
     for file in pair.rglob("0000600.json"):
@@ -125,11 +188,17 @@ def test_power(capsys):
     assert out.startswith("4 seeds per arm")
     assert "with a chance of 89.9 %" in out  # Not 90.
     assert "svp answer, which judges several claims together, with 5 seeds" in out
+    assert main(["power", "--gap", "1e300", "--noise", "1e-300"]) == 0
+    assert "2 seeds per arm" in (out := capsys.readouterr().out)
+    assert "with a chance of 100.0 %" in out
 
 
 @pytest.mark.parametrize(
     ("command", "said"),
-    [(["power", "--gap", "0", "--noise", "0.2"], "gap"), (["conclude", "none"], "no such folder"),
+    [(["power", "--gap", "0", "--noise", "0.2"], "--gap 0: must be a finite number other than 0"),
+     (["power", "--gap", "inf", "--noise", "1"], "--gap inf: must be a finite number other than"),
+     (["power", "--gap", "1", "--noise", "-1"], "--noise -1: must be a finite number above 0"),
+     (["conclude", "none"], "no such folder"),
      (["answer", "none"], "no such folder"),
      (["collect", "none"], "no such folder"), (["table", "none"], "no such folder")],
 )  # fmt: skip

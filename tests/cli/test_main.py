@@ -66,7 +66,7 @@ def test_a_name_longer_than_files_may_have_is_one_sentence(tmp_path, capsys, com
     if command == "collect":
         recorded = str(Path(__file__).parents[2] / "notebooks/data/demo")
         assert main(["collect", recorded, "-o", f"{name}.svg"]) == 2
-        assert "File name too long; choose a shorter name" in capsys.readouterr().err
+        assert "file name too long; choose a shorter name" in capsys.readouterr().err
 
 
 def test_a_study_is_planned_trained_tabled_and_drawn(

@@ -58,6 +58,23 @@ def test_positive_numbers():
             positive(text)
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["answer", ""], "DIR"),
+        (["table", "output", ""], "DIR"),
+        (["plan", ""], "STUDY"),
+        (["check-data", ""], "NAME-or-STUDY"),
+        (["collect", "output", "-o", ""], "-o/--output"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(capsys, command, name):
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code == 2
+    assert f"argument {name}: is empty; was a shell variable not set?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("place", ["study", "output", "link"])
 def test_a_path_that_run_folders_cannot_tell_is_refused(write_study, tmp_path, capsys, place):
     odd, file = tmp_path / os.fsdecode(b"d\xff"), write_study()

@@ -315,7 +315,7 @@ def test_conversion_that_cannot_be_writes_nothing(make_full_cfg, tmp_path):
     for output, architecture, message in (
         ("out.pth", "resnet51", "unknown architecture; use one of resnet18"),
         ("out.pth", "resnet50", "not the weights of a resnet50 .* those of a resnet18"),
-        ("out.pkl", "resnet18", r"out\.pkl: name a file that ends in \.pth"),
+        ("out.pkl", "resnet18", r"out\.pkl: a checkpoint's name ends in \.pth"),
         ("r18.pth", "resnet18", r"r18\.pth: is the checkpoint itself"),
     ):
         with pytest.raises(UserError, match=message):

@@ -216,9 +216,13 @@ def test_a_diverging_loss_is_an_error_that_writes_nothing(cfg, pictures, tmp_pat
 
 def test_bad_input_is_refused_before_training(cfg, pictures, tmp_path):
     (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").touch()
     for output, message in (
         (tmp_path / "file" / "w.pth", "cannot be written"),
         (tmp_path, "is a folder; name another file"),
+        (tmp_path / "config.yaml", "a checkpoint's name ends in .pth"),
+        (tmp_path / "run" / "checkpoints" / "0000600.pth", "lies in the run folder"),
     ):
         with pytest.raises(UserError, match=message):
             pretrain(cfg, pictures, output, SPEC)

@@ -1,6 +1,5 @@
 """What may be deleted of run folders, and what must not."""
 
-import json
 import os
 
 import pytest
@@ -86,25 +85,40 @@ def test_a_run_in_training_is_left_alone(make, tmp_path):
 def test_the_command_says_what_and_how_much_and_deletes_when_told(make, tmp_path, capsys):
     run = make("2x", "finished", [10, 20, 40])
     size = (run.checkpoints / "0000020.pth").stat().st_size
-    (run.path / ".run.json.x.tmp").write_bytes(bytes(3000 - size))
-    cache = tmp_path / "out" / "runs.csv.cache"
-    cache.mkdir()
-    (cache / "index.json").write_text(json.dumps({}))
+    (run.path / ".run.json.abcd_012.tmp").write_bytes(bytes(3000 - size))
     # A branch has the same file under another name, whose bytes stay.
     os.link(run.checkpoints / "0000010.pth", tmp_path / "elsewhere.pth")
     out = str(tmp_path / "out")
     assert main(["prune", out]) == 0
     said = capsys.readouterr().out
-    for name in ("0000010.pth", "0000020.pth", ".run.json.x.tmp", "runs.csv.cache"):
+    for name in ("0000010.pth", "0000020.pth", ".run.json.abcd_012.tmp"):
         assert name in said
-    assert "4 would be deleted, 3.0 kB; svp prune" in said.splitlines()[-1]
+    assert "3 would be deleted, 3.0 kB; svp prune" in said.splitlines()[-1]
     assert len(list(run.checkpoints.iterdir())) == 3
     assert main(["prune", out, "--yes"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "4 deleted, 3.0 kB"
+    assert capsys.readouterr().out.splitlines()[-1] == "3 deleted, 3.0 kB"
     assert [file.name for file in run.checkpoints.iterdir()] == ["0000040.pth"]
-    assert not cache.exists()
     assert main(["prune", out]) == 0
     assert capsys.readouterr().out == "nothing to delete\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".cache/index.json",
+        "thesis.cache/index.json",
+        "study/scratch/2x/seed0/.run.json.abcd_012.tmp/chapter",
+        "study/scratch/2x/seed0/.mine.tmp",
+        "study/scratch/2x/seed0/.mine.too.tmp",
+        "study/scratch/2x/seed0/checkpoints/0000010.pth/chapter",
+    ],
+)
+def test_what_is_not_of_a_run_stays(make, tmp_path, name):
+    make("2x", "finished", [40])
+    precious = tmp_path / "out" / name
+    precious.parent.mkdir(parents=True, exist_ok=True)
+    precious.write_text("precious")
+    assert find_waste(tmp_path) == {}
 
 
 def test_a_folder_without_runs_is_one_sentence(tmp_path, capsys):

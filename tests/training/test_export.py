@@ -115,6 +115,29 @@ def test_a_network_of_this_package_says_what_to_import(trained, shapes, tmp_path
         torch.testing.assert_close(one, wanted)
 
 
+def test_what_no_export_wrote_is_not_replaced(trained, tmp_path):
+    folder, _ = trained("mask_rcnn_R_50_FPN_gn", **WIDE)
+    (checkpoint,) = folder.checkpoints.iterdir()
+    (tmp_path / "link").symlink_to(folder.checkpoints)
+    before = folder.config_file.read_text(), checkpoint.read_bytes()
+    for target in (checkpoint, folder.path / "config.pth", tmp_path / "link" / "new.pth"):
+        with pytest.raises(UserError, match=f"{target}: lies in the run folder {folder.path};"):
+            export(folder.path, target)
+    assert before == (folder.config_file.read_text(), checkpoint.read_bytes())
+    study, config, weights = (tmp_path / name for name in ("a.yaml", "b.yaml", "c.pth"))
+    study.write_text("name: a")
+    config.write_text(f"MODEL: {{WEIGHTS: {tmp_path / 'other.pth'}}}")
+    weights.write_text("mine")
+    for there in (study, config, weights):
+        before = there.read_text()
+        with pytest.raises(UserError, match=f"{there}: is there, and svp export did not write it"):
+            export(folder.path, there.with_suffix(".pth"))
+        assert there.read_text() == before
+    assert not (tmp_path / "a.pth").exists()
+    for _ in range(2):  # An earlier export is replaced.
+        export(folder.path, tmp_path / "new.pth")
+
+
 def test_what_cannot_be_exported_is_a_sentence(trained, shapes, tmp_path, config_of, make_run):
     folder, _ = trained("mask_rcnn_R_50_FPN_gn", **WIDE)
     with pytest.raises(UserError, match=r"model.pkl: a checkpoint's name ends in .pth"):

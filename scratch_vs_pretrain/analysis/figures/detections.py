@@ -110,7 +110,7 @@ def read_detections(run: RunRecord) -> Detections:
     try:
         return Detections.model_validate_json(read_bytes(file))
     except ValidationError as error:
-        raise from_validation(error, file) from None
+        raise from_validation(error, file, "restore it, or delete it") from None
 
 
 def judged(picture: Picture) -> Iterator[tuple[Found, bool]]:

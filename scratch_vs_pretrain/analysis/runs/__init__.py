@@ -2,12 +2,12 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import find_run_folders
+from scratch_vs_pretrain.errors import UserError, skip
+from scratch_vs_pretrain.run_folder import find_files, find_run_folders, read_bytes
 from scratch_vs_pretrain.run_info import LARGEST, RunInfo
 
 UNKNOWN = "unknown"
@@ -39,20 +39,20 @@ def load_runs(
 
     Args:
         roots: folders.
-        skipped: takes the messages about runs that cannot be read, which are then left out.
+        skipped: takes the messages about what cannot be read, which is then left out.
         plain: read plain Detectron2 folders too (a ``metrics.json`` without ``run.json``). Their
             study is the folder's name; arm, schedule and state are "unknown".
 
     Raises:
-        UserError: no run there; and unless `skipped` takes it, an unreadable ``run.json``, one run
-            found twice, or two studies of one name.
+        UserError: no run there; and unless `skipped` takes it, an unreadable ``run.json`` or
+            folder, one run found twice, or two studies of one name.
     """
     paths = (roots,) if isinstance(roots, (str, Path)) else tuple(roots)
     for path in paths:
         if not Path(path).is_dir():
             raise UserError(f"{path}: no such folder")
     tops = [Path(path) for path in paths]
-    folders = {run.path.resolve(): run for top in tops for run in find_run_folders(top)}
+    folders = {run.path.resolve(): run for top in tops for run in find_run_folders(top, skipped)}
     runs = []
     for folder in folders.values():
         try:
@@ -63,13 +63,14 @@ def load_runs(
         known = dict(info) | {"state": folder.state_of(info), "folder": folder.path, "own": True}
         runs.append(RunRecord.model_construct(**known))
     if plain:
-        runs += [_plain_record(path, study) for path, study in _plain_folders(tops).items()]
+        others = _plain_folders(tops, folders)
+        runs += [_plain_record(path, study) for path, study in others.items()]
     if not runs and not folders:
         names = ", ".join(map(str, tops)) or "no folder given"
         what = "no run.json at or below it; is it a study's output?"
         if plain:
             what = "no run.json and no metrics.json at or below it; is it training's output?"
-        raise UserError(f"{names}: {what}")
+        raise UserError(skipped[0] if skipped else f"{names}: {what}")
     return tuple(sorted(_distinct(runs, skipped), key=_sort_key))
 
 
@@ -83,22 +84,15 @@ def grouped(
     return {name: tuple(members) for name, members in groups.items()}
 
 
-def skip(error: UserError, skipped: list[str] | None) -> None:
-    """Keeps the message about a run that is left out; without a place to keep it, raises it."""
-    if skipped is None:
-        raise error
-    skipped.append(str(error))
-
-
-def _plain_folders(roots: Sequence[Path]) -> dict[Path, str]:
-    """Returns other people's output folders with the name each is known by."""
+def _plain_folders(roots: Sequence[Path], own: Collection[Path]) -> dict[Path, str]:
+    """Returns other people's output folders, not our `own`, with the name each is known by."""
     found: dict[Path, tuple[Path, str]] = {}
     for root in roots:
-        for file in sorted(root.rglob("metrics.json")):
+        for file in find_files(root, "metrics.json", []):  # the first walk told what is unreadable
             path = file.parent
-            if not (path / "run.json").exists():
+            if (real := path.resolve()) not in own:
                 name = root.resolve().name if path == root else path.relative_to(root).as_posix()
-                found.setdefault(path.resolve(), (path, name))
+                found.setdefault(real, (path, name))
     return dict(found.values())
 
 
@@ -108,9 +102,9 @@ def _plain_record(folder: Path, study: str) -> RunRecord:
     batch: Any = None
     steps: Any = ()
     # Without it the images seen and the rate's drops stay unknown.
-    unusable = (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError)
+    unusable = (UserError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError)
     with contextlib.suppress(*unusable, AttributeError):
-        solver = yaml.safe_load((folder / "config.yaml").read_text())["SOLVER"]
+        solver = yaml.safe_load(read_bytes(folder / "config.yaml"))["SOLVER"]
         batch, steps = solver.get("IMS_PER_BATCH"), solver.get("STEPS")
     return RunRecord.model_construct(
         folder=folder,

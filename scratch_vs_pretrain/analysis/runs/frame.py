@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import pandas as pd
 
-from scratch_vs_pretrain.analysis.runs import Records, RunRecord, load_runs, numbers, skip
-from scratch_vs_pretrain.errors import UserError, writable
+from scratch_vs_pretrain.analysis.runs import Records, RunRecord, load_runs, numbers
+from scratch_vs_pretrain.errors import UserError, skip, writable
 from scratch_vs_pretrain.run_folder import RunFolder, is_replaced, replacing, write_json
 from scratch_vs_pretrain.text import csv_cell
 
@@ -128,8 +128,8 @@ def collect_into(
             went on from and wrote; "split", each start as a run of its own; or "refuse".
 
     Raises:
-        UserError: no runs; with `strict` a damaged file or a run found twice; another ending, or
-            an output that cannot be written.
+        UserError: no runs, or none that can be read; with `strict` a damaged file or a run found
+            twice; another ending, or an output that cannot be written.
     """
     if output.suffix not in ENDINGS and is_replaced(output):
         raise UserError(f"{output}: runs are collected into {' or '.join(ENDINGS)} files")
@@ -139,7 +139,7 @@ def collect_into(
     index = output.with_name(f"{output.name}.index")
     keys = [_key(run, restarts) for run in runs]
     old = _old_parts(index, output)
-    if list(old) == keys:
+    if runs and list(old) == keys:
         return Collected(output, len(runs), 0, tuple(skipped))
     parts: list[tuple[str, int, int]] = []  # of each run: key, begin and end in the output
     restarted: list[str] = []
@@ -163,6 +163,8 @@ def collect_into(
                     for table in tables:
                         target.write(table)
                 parts.append((key, begin, target.position))
+            if not parts:
+                raise UserError(f"{output}: not written, as no run can be read: {skipped[0]}")
         if is_replaced(output):
             status = output.stat()
             state = [status.st_size, status.st_mtime_ns]
@@ -291,7 +293,7 @@ def _starts(
 ) -> Iterator[tuple[RunRecord, Iterable[numbers.Piece]]]:
     """Yields a run with what it logged; with "split", each start of its training as one."""
     file = RunFolder(run.folder).metrics_file
-    if not file.exists():
+    if run.own and not numbers.state_of(file):
         yield run, numbers.pieces(run)
         return
     rows = numbers.read_rows(file)

@@ -25,7 +25,7 @@ import orjson
 from pydantic import ConfigDict, Field, ValidationError
 
 from scratch_vs_pretrain.analysis.runs import RunRecord
-from scratch_vs_pretrain.errors import UserError, from_validation
+from scratch_vs_pretrain.errors import UserError, from_validation, unreadable
 from scratch_vs_pretrain.run_folder import RunFolder, read_bytes
 from scratch_vs_pretrain.run_info import LARGEST, Count, Model, Number
 
@@ -86,8 +86,10 @@ def state_of(file: Path) -> tuple[int, ...]:
     """Returns what is another as soon as a file is, nothing where there is no file."""
     try:
         status = file.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return ()
+    except OSError as error:
+        raise unreadable(file, error) from None
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -294,7 +296,7 @@ class Evaluation:
 
 def evaluations(folder: Path) -> tuple[Evaluation, ...]:
     """Reads every evaluation of a run folder, in the order of their iterations."""
-    return tuple(map(read_evaluation, sorted(RunFolder(folder).evaluations.glob("*.json"))))
+    return tuple(map(read_evaluation, RunFolder(folder).evaluation_files()))
 
 
 def read_evaluation(file: Path) -> Evaluation:
@@ -309,7 +311,8 @@ def _read(file: Path, state: tuple[int, ...]) -> Evaluation:
     try:
         found = _File.model_validate_json(read_bytes(file))
     except ValidationError as error:
-        raise from_validation(error, file) from None
+        remedy = "restore it, or delete it and do without this evaluation"
+        raise from_validation(error, file, remedy) from None
     scores = {}
     for task, numbers in found.tasks.items():
         nested = [(prefix, getattr(numbers, key) or {}) for key, prefix in NESTED.items()]

@@ -60,7 +60,7 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     spread,
     two_sided,
 )
-from scratch_vs_pretrain.text import printable
+from scratch_vs_pretrain.text import counted, printable
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def _need(setting: Setting, lack: Lack) -> Need:
 def setting_text(setting: Setting) -> str:
     """Returns what is trained on what: "demo: Mask R-CNN ..., 3,000 training images"."""
     what = setting.runs[0].description or f"{setting.scratch} and {setting.other}"
-    images = "" if setting.images is None else f", {setting.images:,} training images"
+    images = "" if setting.images is None else f", {counted(setting.images, 'training image')}"
     boxes = "" if setting.instances is None else f", {setting.instances:.1f} instances an image"
     margin = f", margin {setting.limits.margin:g} {metric_name(setting.metric)}"
     return f"{setting.results.study}: {what}{images}{boxes}{margin}"

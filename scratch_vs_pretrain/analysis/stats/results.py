@@ -29,7 +29,7 @@ from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, Limits
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, OPEN, half_width
 from scratch_vs_pretrain.analysis.tables import Estimate
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE, RunFolder
+from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE, RunFolder, read_json
 from scratch_vs_pretrain.text import nearest
 
 MUCH, LITTLE = "much data", "little data"
@@ -167,7 +167,7 @@ def final_results(runs: Sequence[RunRecord], *, best: bool = False) -> Results:
     finals = []
     for run in runs:
         file = RunFolder(run.folder).evaluation_file(run.iterations)
-        if run.state == "finished" and file.exists():
+        if run.state == "finished" and file in RunFolder(run.folder).evaluation_files():
             final = max(evaluations(run.folder), key=_main) if best else read_evaluation(file)
             finals.append((run, final))
     told = (
@@ -427,8 +427,8 @@ def looks_at(runs: Sequence[RunRecord]) -> int:
     """Returns over how many looks a study's error is divided; 1 if it was trained as planned."""
     level = 2 if runs[0].size is None else 3
     for study in runs[0].folder.absolute().parents[level : level + 1]:
-        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
-            told = json.loads((study / ADAPTIVE_FILE).read_bytes())
+        with contextlib.suppress(UserError, ValueError, TypeError, LookupError):
+            told = read_json(study / ADAPTIVE_FILE)
             return max(1, *(int(look["looks"]) for look in told["looks"]))
     return 1
 

@@ -27,6 +27,7 @@ from scratch_vs_pretrain.errors import UserError
 LEVEL = 0.95
 LEAST_SEEDS = 3
 MOST_PLANNED = 100_000
+CERTAIN = 1e8  # a gap in standard errors that every test finds; scipy has no numbers far beyond
 
 # Of the error that is allowed; the rest is for noise that is not quite normal.
 USED = 0.95
@@ -344,7 +345,7 @@ def paired_power(seeds: int, gap: float, noise: float, level: float = LEVEL) -> 
     """
     from scipy import stats
 
-    shift = abs(gap) / noise * math.sqrt(seeds)
+    shift = min(abs(gap) / noise * math.sqrt(seeds), CERTAIN)
     critical = stats.t.ppf(0.5 + level / 2, seeds - 1)
     wrong_side = stats.nct.cdf(-critical, seeds - 1, shift)  # NaN where it vanishes.
     return float(stats.nct.sf(critical, seeds - 1, shift) + np.nan_to_num(wrong_side))
@@ -357,10 +358,12 @@ def seeds_needed(gap: float, noise: float, *, power: float = 0.8, level: float =
         UserError: a gap or noise that is not above 0, a power or level outside (0, 1), or more
             than 100,000 seeds.
     """
-    if not (0 < abs(gap) < math.inf and 0 < noise < math.inf):
-        raise UserError(f"gap {gap} and noise {noise} must both be numbers other than 0")
+    if not 0 < abs(gap) < math.inf:
+        raise UserError(f"--gap {gap:g}: must be a finite number other than 0")
+    if not 0 < noise < math.inf:
+        raise UserError(f"--noise {noise:g}: must be a finite number above 0")
     if not (0 < power < 1 and 0 < level < 1):
-        raise UserError(f"power {power} and level {level} must lie between 0 and 1")
+        raise UserError(f"--power {power:g} and level {level:g} must lie between 0 and 1")
     seeds = range(2, MOST_PLANNED + 1)
     at = bisect.bisect_left(seeds, power, key=lambda n: paired_power(n, gap, noise, level))
     if at == len(seeds):

@@ -17,8 +17,9 @@ from scratch_vs_pretrain.analysis.runs.numbers import read_evaluation
 from scratch_vs_pretrain.analysis.tables import Cell, Table, render
 from scratch_vs_pretrain.config import differences
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import RunFolder
+from scratch_vs_pretrain.run_folder import RunFolder, read_bytes
 from scratch_vs_pretrain.run_info import DataSet, Provenance
+from scratch_vs_pretrain.text import counted
 
 REFRESH_SECONDS = 2
 STATUS_COLUMNS = ("study", "arm", "schedule", "seed", "state", "iteration", "AP", "left", "reason")
@@ -34,7 +35,8 @@ def status_text(folder: Path) -> str:
     start = 0 if len({run.setting for run in runs}) > 1 else 1
     rows = tuple(_row(run, damaged)[start:] for run in runs)
     notes = tuple(f"Cannot be read: {problem}" for problem in damaged)
-    return render(Table(f"{len(rows)} runs in {folder}", STATUS_COLUMNS[start:], rows, notes))
+    title = f"{counted(len(rows), 'run')} in {folder}"
+    return render(Table(title, STATUS_COLUMNS[start:], rows, notes))
 
 
 def _row(run: RunRecord, damaged: list[str]) -> tuple[Cell, ...]:
@@ -57,7 +59,7 @@ def _row(run: RunRecord, damaged: list[str]) -> tuple[Cell, ...]:
 
 def score_so_far(run: RunRecord) -> float | None:
     """Returns the latest evaluation's box AP, or keypoint AP; None where there is none."""
-    files = sorted(RunFolder(run.folder).evaluations.glob("[0-9]*.json"))
+    files = [f for f in RunFolder(run.folder).evaluation_files() if f.name[0].isdigit()]
     if not files:
         return None
     scores = read_evaluation(files[-1]).scores
@@ -124,8 +126,8 @@ def differences_table(runs: Records) -> Table:
         file = RunFolder(run.folder).config_file
         if run.arm not in configs and file.exists():
             try:
-                configs[run.arm] = dict(yaml.safe_load(file.read_text()))
-            except (OSError, ValueError, TypeError, yaml.YAMLError, RecursionError):
+                configs[run.arm] = dict(yaml.safe_load(read_bytes(file)))
+            except (ValueError, TypeError, yaml.YAMLError, RecursionError):
                 raise UserError(
                     f"{file}: not plain YAML of config keys; is it a run's final config?"
                 ) from None
