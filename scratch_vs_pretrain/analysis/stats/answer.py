@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
+from scratch_vs_pretrain.analysis.stats.comparable import looks_at
 from scratch_vs_pretrain.analysis.stats.contrast import (
     MOST_SEEDS,
     Judged,
@@ -38,7 +39,6 @@ from scratch_vs_pretrain.analysis.stats.results import (
     MASKS,
     Setting,
     by_study,
-    looks_at,
     metric_name,
     score_name,
     settings,
