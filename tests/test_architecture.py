@@ -32,7 +32,7 @@ CEILINGS = {
     "pretraining": 537,
     "data": 2_629,
     "modeling": 1_632,
-    "analysis": 6273,
+    "analysis": 6_386,
     "cli": 1_034,
 }
 MOST_LINES_OF_A_MODULE = 500
