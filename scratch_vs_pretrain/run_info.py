@@ -18,11 +18,19 @@ from scratch_vs_pretrain.errors import UserError, from_validation, say
 FORMAT: Final = 2
 State = Literal["planned", "running", "interrupted", "finished", "diverged", "failed"]
 LARGEST = 2**53
+# Iterations and images of each, whose product an int64 holds.
+MOST_ITERATIONS, MOST_PER_BATCH = 2**40, 2**20
 LARGEST_NOTE = 10_000  # bytes that are read of what lies beside weights
 
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+Iteration = Annotated[int, Field(ge=0, le=MOST_ITERATIONS)]
+
+# By what a study is judged; the study file bounds it likewise.
+Margin = Annotated[float, Field(strict=True, gt=0, le=100)]
+Deviation = Annotated[float, Field(strict=True, gt=0, le=100)]
+Level = Annotated[float, Field(strict=True, gt=0.5, le=0.9999)]
 
 
 def _bounded(value: Any) -> Any:
@@ -165,8 +173,30 @@ class Provenance(Model):
 class Noise(Model):
     """What a study assumes: the standard deviation of the AP between two runs, and its reason."""
 
-    sd: Annotated[float, Field(gt=0, le=LARGEST)]
+    sd: Deviation
     because: str
+
+
+class Look(Model):
+    """What one look of ``svp run --until answered`` at the evidence found."""
+
+    look: Count
+    looks: Annotated[int, Field(ge=1, le=10_000)]  # of its path at most; they share the error
+    size: Count | None = None
+    schedules: tuple[str, ...] = ()
+    seeds: Count = 0
+    hours: Seconds = 0.0
+    verdicts: tuple[Json, ...] = ()
+    next: str = ""
+
+
+class Looks(Model):
+    """``answer.json``: every look at a study so far."""
+
+    format: Literal[1] = 1
+    study: str = ""
+    looks: tuple[Look, ...]
+    search: dict[str, Number] = {}  # what the search for the recipe took
 
 
 class Found(Model):
@@ -209,23 +239,24 @@ class RunInfo(Model):
     size: Count | None = None  # training images, where the study varies them
     state: State = "planned"
     reason: str | None = None  # why it diverged, failed or was interrupted
-    iterations: Count
-    iteration: Count = 0
+    iterations: Annotated[int, Field(ge=1, le=MOST_ITERATIONS)]
+    iteration: Iteration = 0
     resumes: tuple[Resume, ...] = ()
     steps: tuple[Count, ...] = ()  # iterations at which the rate drops
     switch: Switch | None = None
     branch: Branch | None = None
     branch_points: tuple[Count, ...] = ()  # iterations whose checkpoints other runs begin with
-    images_per_batch: Count | None = None
+    images_per_batch: Annotated[int, Field(ge=0, le=MOST_PER_BATCH)] | None = None
     init: Init = Init()
     arm_order: tuple[str, ...] = ()
     allowed_differences: dict[str, dict[str, Json]] = {}  # by config key, the value of each arm
     admitted: tuple[str, ...] = ()  # checks of a recipe switched off, to be wrong on purpose
     tuned_on: str | None = None
-    thresholds: dict[str, Json] = {}  # of the conclusions of format 1
-    margin: Number | None = None  # the difference in AP that matters to the study
+    # Of the conclusions of format 1.
+    thresholds: dict[str, Annotated[float, Field(gt=0, le=LARGEST)]] = {}
+    margin: Margin | None = None  # the difference in AP that matters to the study
     noise: Noise | None = None
-    level: Number | None = None  # how often all verdicts of the study together are to be right
+    level: Level | None = None  # how often all verdicts of the study together are to be right
     metric: str | None = None  # that decides the study's answer; None: its main AP
     converged: str | None = None  # why the study takes its longest schedule for long enough
     data: Data = Data()

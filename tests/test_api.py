@@ -60,6 +60,16 @@ def test_a_table_is_of_one_study():
     assert len(svp.table(several, "less-data").rows) == 4
 
 
+def test_what_is_no_study_is_said_to_be_none(demo):
+    for function in (svp.answer, svp.table, svp.figure):
+        with pytest.raises(svp.UserError, match=r"none|0 studies|no runs"):
+            function([])
+    with pytest.raises(svp.UserError, match="one study is expected, these are less-shapes-3000, "):
+        svp.answer(svp.load_runs(DATA / "demo_regimes")[::-1])
+    with pytest.raises(svp.UserError, match="labels: give a text for each study"):
+        svp.figure(demo, "bars", labels=["x"])
+
+
 def test_a_study_is_planned():
     study = svp.load_study(REPOSITORY / "configs/studies/paper/baseline_r50_gn.yaml")
     assert "scratch" in svp.plan(study).text()

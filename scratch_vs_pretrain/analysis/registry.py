@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import pkgutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,13 +96,13 @@ def table(
         UserError: an unknown kind, runs that do not belong in one table, or a kind that is not
             about final numbers together with `against` or `best`.
     """
-    found, *others = tables(runs, kind, against=against, best=best).values()
-    if others:
+    found = tables(runs, kind, against=against, best=best)
+    if len(found) != 1:
         raise UserError(
-            f"these are runs of {1 + len(others)} studies, and a table of kind {kind} is of one; "
-            "take each of runs.studies()"
+            f"these are runs of {len(found)} studies, and a table of kind {kind} is of one; take "
+            "each of runs.studies()"
         )
-    return found
+    return next(iter(found.values()))
 
 
 def tables_text(folders: Path | Sequence[Path], kind: str, form: str, **options: Any) -> str:
@@ -129,7 +129,11 @@ def figure(runs: Records, name: str = "ap", **options: Any) -> Figure:
     for key in given.keys() - inspect.signature(function).parameters.keys():
         option = {"metrics": "metric", "labels": "label"}.get(key, key)
         raise UserError(f"--{option}: figure {name} has no such option; leave it out")
+    if not isinstance(given.get("labels", {}), Mapping):
+        raise UserError("labels: give a text for each study, such as {'demo': 'our demo'}")
     settings = by_setting(runs)
+    if not settings:
+        raise UserError("no runs to draw; name the folder of a study")
     if len(settings) > 1 and name not in OF_SEVERAL:
         raise UserError(
             f"these are runs of {len(settings)} studies ({', '.join(settings)}), and figure {name} "

@@ -88,7 +88,7 @@ def report_html(folder: Path) -> str:
     return environment.get_template("report.html").render(
         studies=[_study(members, f"s{n}-") for n, members in enumerate(groups.values())],
         across=across,
-        conclusions=conclude(runs),
+        conclusions=conclude(runs, strict=False),
         level_notes=level_notes(runs),
         folder=folder,
         commands=[_command(members) for members in groups.values()],

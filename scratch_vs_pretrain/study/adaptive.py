@@ -21,7 +21,7 @@ from scratch_vs_pretrain.analysis.stats.answer import answer, plain
 from scratch_vs_pretrain.analysis.stats.contrast import Lack
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE, RunFolder, write_json
-from scratch_vs_pretrain.run_info import RunInfo
+from scratch_vs_pretrain.run_info import Look, Looks, RunInfo
 from scratch_vs_pretrain.study.launch import Outcome
 from scratch_vs_pretrain.study.plan import check_parts, plan
 from scratch_vs_pretrain.study.resolve import (
@@ -115,7 +115,7 @@ class Adaptive:
     # The runs of the stages so far, by folder.
     seen: dict[Path, RunRecord] = field(default_factory=dict)
     searched: list[RunInfo] = field(default_factory=list)  # of the search for the recipe
-    looks: list[dict[str, Any]] = field(default_factory=list)  # what was found
+    looks: list[Look] = field(default_factory=list)  # what was found
 
     def __post_init__(self) -> None:
         arms = self.study.arms
@@ -170,25 +170,25 @@ class Adaptive:
         undecided = [lack for one in found.parts for lack in one.judged.lacks]
         following, why = next_stage(stage, self.limits, undecided)
         self.looks.append(
-            {
-                "look": look,
-                "looks": self.limits.looks,
-                "size": runs[0].size,
-                "schedules": list(dict.fromkeys(run.schedule for run in runs)),
-                "seeds": stage.seeds,
-                "hours": round(self.spent(), 3),
-                "verdicts": [plain(v) for one in found.parts for v in one.judged.verdicts],
-                "next": why,
-            }
+            Look(
+                look=look,
+                looks=self.limits.looks,
+                size=runs[0].size,
+                schedules=tuple(dict.fromkeys(run.schedule for run in runs)),
+                seeds=stage.seeds,
+                hours=round(self.spent(), 3),
+                verdicts=tuple(plain(v) for one in found.parts for v in one.judged.verdicts),
+                next=why,
+            )
         )
-        told = {"format": 1, "study": self.study.name, "looks": self.looks}
+        told: dict[str, Any] = {"format": 1, "study": self.study.name, "looks": tuple(self.looks)}
         if self.searched:
             told["search"] = {
                 "runs": len(self.searched),
                 "iterations": iterations_of(self.searched),
                 "hours": round(hours_of(self.searched), 3),
             }
-        write_json(self.file, told)
+        write_json(self.file, Looks(**told).model_dump(exclude_unset=True))
         return following, why
 
     def spent(self) -> float:

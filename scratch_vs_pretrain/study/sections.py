@@ -27,7 +27,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_info import Branch
+from scratch_vs_pretrain.run_info import Branch, Deviation, Level, Margin
 from scratch_vs_pretrain.study import fields
 from scratch_vs_pretrain.text import nearest
 
@@ -349,7 +349,7 @@ class Tune(fields.Section):
 class Noise(fields.Section):
     """The noise between seeds that is assumed where too few were trained to estimate it."""
 
-    sd: Annotated[float, Field(strict=True, gt=0, le=100)]
+    sd: Deviation
     """standard deviation of the AP between two runs of one config."""
     because: fields.Text
     """where the number is from; shown with verdicts."""
@@ -375,11 +375,11 @@ class SeedRange(fields.Section):
 class Answer(fields.Section):
     """What the study asks, and how sure it wants to be."""
 
-    margin: Annotated[float, Field(strict=True, gt=0, le=100)] = 0.5
+    margin: Margin = 0.5
     """AP by which an arm may be behind and be no worse."""
     seeds: SeedRange = SeedRange()
     """how many seeds."""
-    level: Annotated[float, Field(strict=True, gt=0.5, le=0.9999)] = 0.95
+    level: Level = 0.95
     """how often all verdicts together are right."""
     metric: Metric | None = None
     """what is compared; larger is better. Default: keypoint AP, or else box AP."""

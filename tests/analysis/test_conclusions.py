@@ -16,6 +16,7 @@ from scratch_vs_pretrain.analysis.stats.conclusions import (
     conclusions_text,
 )
 from scratch_vs_pretrain.analysis.stats.verdicts import spread
+from scratch_vs_pretrain.errors import UserError
 
 RECORDED = Path(__file__).parents[2] / "notebooks/data"
 NOISE = (-0.03, 0.0, 0.03)
@@ -329,6 +330,17 @@ def test_looks_of_an_adaptive_study_count(folders):
     told = folders.root / "output/demo/answer.json"
     told.write_text(json.dumps({"looks": [{"look": 1, "looks": 9}]}))
     assert finding(folders, 2).verdict == NOT_ENOUGH
+
+
+def test_a_damaged_evaluation_is_no_finding(folders):
+    """Which a study without a partner is: the others are judged all the same."""
+    study(folders, (28.0, 31.0), (31.0, 31.0))
+    folders.run("scratch", study="alone")
+    assert "has no partner here" in conclude(load_runs(folders.root))[0].findings[1].evidence
+    file = folders.root / "output/demo/scratch/600it/seed0/evaluations/0000600.json"
+    file.write_text("{")
+    with pytest.raises(UserError, match=re.escape(str(file))):
+        conclude(load_runs(folders.root))
 
 
 def test_an_interval_that_decides_nothing_says_that_training_may_be_too_short():

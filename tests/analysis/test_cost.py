@@ -60,7 +60,7 @@ def test_hours_are_those_of_all_devices(folders):
     curve = {300: 5.0, 600: 10.0}
     folders.run("scratch", curve=curve, seconds=7200.0, provenance={"processes": 8})
     assert at_evaluations(folders, "gpu-hours") == [8, 16]
-    assert axis_title("gpu-hours", load_runs(folders.root, plain=True)) == "GPU hours"
+    assert axis_title("gpu-hours", load_runs(folders.root, plain=True)) == "hours"
     folders.run("pretrained", seconds=None)
     (hours,) = at_evaluations(folders, "gpu-hours")
     assert math.isnan(hours)
@@ -109,7 +109,8 @@ def test_scores_of_the_log_fill_what_evaluations_lack(folders):
 
 
 @pytest.mark.parametrize(
-    ("devices", "cpu"), [(["cpu", None], True), (["cpu", "H100"], False), ([None], False)]
+    ("devices", "cpu"),
+    [(["cpu", None], True), (["H100", "A100"], False), (["cpu", "H100"], None), ([None], None)],
 )
 def test_hours_are_a_processors_by_the_runs_that_have_begun(devices, cpu):
     assert on_processors([SimpleNamespace(device=device) for device in devices]) is cpu

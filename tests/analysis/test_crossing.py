@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from scratch_vs_pretrain.analysis.stats.contrast import region, smoothed, worth_in_images
+from scratch_vs_pretrain.analysis.stats.contrast import region, smoothed
+from scratch_vs_pretrain.analysis.stats.worth import worth_in_images
 
 AT = np.arange(100, 2001, 100)
 SPREAD = np.array([[-0.1], [0.0], [0.1]])

@@ -49,6 +49,14 @@ def test_a_copied_evaluation_counts_once(folders):
     assert (one.iterations.tolist(), one.values.tolist()) == ([300, 600], [10, 20])
 
 
+def test_an_evaluation_under_the_name_of_another_iteration_is_refused(folders):
+    folder = folders.run(curve={300: 10.0, 600: 20.0})
+    file = folder / "evaluations/0000600.json"
+    file.write_bytes((folder / "evaluations/0000300.json").read_bytes())
+    with pytest.raises(UserError, match="the evaluation after 300 iterations, which its name"):
+        read_evaluation(file)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -218,6 +218,14 @@ def test_half_finished_studies_are_reported(folders):
     assert "no folder" in text
 
 
+def test_a_study_that_cannot_be_compared_leaves_the_others_their_report(folders):
+    for study, batch in (("good", 8), ("bad", 16)):
+        folders.run("scratch", study=study)
+        folders.run("pretrained", study=study, images_per_batch=batch)
+    text = "".join(Page(report_html(folders.root)).words)
+    assert "differ in images per batch" in text
+
+
 def test_bad_input(folders, tmp_path, without_figures):
     with pytest.raises(UserError, match=r"no run\.json"):
         report_html(tmp_path)

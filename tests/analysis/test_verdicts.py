@@ -11,6 +11,7 @@ from scipy import stats
 from scratch_vs_pretrain.analysis.stats.contrast import (
     Contrast,
     Curves,
+    growth,
     half_as_long,
     judge_contrast,
 )
@@ -26,9 +27,11 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     decide,
     gate,
     holm,
+    holm_errors,
     judge,
     possible_nulls,
     spread,
+    two_sided,
 )
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks/verdicts.py"))
@@ -115,6 +118,19 @@ def test_holm_by_hand():
     np.testing.assert_allclose(holm([[0.5, 0.9]]), [[1.0, 1.0]])
 
 
+def test_intervals_at_holms_errors_agree_with_holm():
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        leads = [spread(rng.choice([0.0, 1.0]) + rng.standard_normal(4) / 2) for _ in range(6)]
+        p = [min(two_sided(lead, 0.0)) for lead in leads]
+        errors = holm_errors(p, 0.05)
+        limits = [bounds(lead, error / 2) for lead, error in zip(leads, errors, strict=True)]
+        outside = [bool(low > 0 or high < 0) for low, high in limits]
+        assert outside == (holm(p) <= 0.05).tolist() == (p <= errors).tolist()
+    assert holm_errors([0.2, 0.01, 0.03], 0.06) == pytest.approx([0.06, 0.02, 0.03])
+    assert holm_errors([0.2, 0.01, 0.04], 0.06) == pytest.approx([0.03, 0.02, 0.03])
+
+
 @pytest.mark.parametrize(("look", "looks"), [(0, 1), (3, 2)])
 def test_looks_are_counted(look, looks):
     with pytest.raises(ValueError, match="look"):
@@ -139,7 +155,7 @@ def test_the_end_needs_training_that_was_long_enough():
         UNDECIDED,
         "short",
     )
-    assert contrast.gain == pytest.approx(3)
+    assert growth(contrast)[0].mean() == pytest.approx(3)
 
 
 def test_converged_and_behind_is_behind():

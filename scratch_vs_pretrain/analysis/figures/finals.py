@@ -35,7 +35,6 @@ from scratch_vs_pretrain.analysis.figures.panels import (
     write,
 )
 from scratch_vs_pretrain.analysis.runs import Records, grouped
-from scratch_vs_pretrain.analysis.stats.contrast import worth_in_images
 from scratch_vs_pretrain.analysis.stats.cost import (
     COUNTED,
     Budgets,
@@ -49,6 +48,7 @@ from scratch_vs_pretrain.analysis.stats.results import (
     metric_name,
     refuse_studies_of_other_tests,
 )
+from scratch_vs_pretrain.analysis.stats.worth import worth_in_images
 from scratch_vs_pretrain.errors import UserError
 
 # What a setting is called, the final scores by arm, and what stands for the "/" of their metrics:

@@ -24,8 +24,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scratch_vs_pretrain.analysis import BANDS
 from scratch_vs_pretrain.analysis.runs import UNKNOWN, Records, RunRecord, grouped
 from scratch_vs_pretrain.analysis.runs.numbers import curve, is_score
+from scratch_vs_pretrain.analysis.stats.comparable import scratch_arm
 from scratch_vs_pretrain.analysis.stats.cost import cost
-from scratch_vs_pretrain.analysis.stats.results import by_study, no_metric, scratch_arm
+from scratch_vs_pretrain.analysis.stats.results import by_study, no_metric
 from scratch_vs_pretrain.errors import UserError, check_choice, writable
 from scratch_vs_pretrain.run_folder import write_atomically
 from scratch_vs_pretrain.text import printable_lines

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from scratch_vs_pretrain.errors import UserError, skip
 from scratch_vs_pretrain.run_folder import find_files, find_run_folders, read_bytes
-from scratch_vs_pretrain.run_info import LARGEST, RunInfo
+from scratch_vs_pretrain.run_info import LARGEST, MOST_PER_BATCH, RunInfo
 
 UNKNOWN = "unknown"
 # What to make of a log in which training begins again; see frame.py.
@@ -109,13 +109,13 @@ def _plain_record(folder: Path, study: str) -> RunRecord:
     return RunRecord.model_construct(
         folder=folder,
         study=study,
-        images_per_batch=batch if _is_count(batch) else None,
+        images_per_batch=batch if _is_count(batch, MOST_PER_BATCH) else None,
         steps=tuple(filter(_is_count, steps if isinstance(steps, (list, tuple)) else ())),
     )
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= LARGEST
+def _is_count(value: Any, most: int = LARGEST) -> bool:
+    return type(value) is int and 0 <= value <= most
 
 
 def _sort_key(run: RunRecord) -> tuple[Any, ...]:

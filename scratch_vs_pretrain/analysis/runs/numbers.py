@@ -27,7 +27,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from scratch_vs_pretrain.analysis.runs import RunRecord
 from scratch_vs_pretrain.errors import UserError, from_validation, unreadable
 from scratch_vs_pretrain.run_folder import RunFolder, read_bytes
-from scratch_vs_pretrain.run_info import LARGEST, Count, Model, Number
+from scratch_vs_pretrain.run_info import LARGEST, MOST_ITERATIONS, Iteration, Model, Number
 
 # "bbox/AP", "segm/AP75", "bbox/AP-person", "box_proposals/AR@100", "coco_2017_val/bbox/AP".
 SCORE = re.compile(r"(?:.+/)?[^/]+/A[PR][^/-]*(?:-.*)?")
@@ -227,7 +227,7 @@ def read_rows(path: Path) -> tuple[Rows, ...]:
     for keys, (where, rows) in kinds.items():
         table = np.array(rows, float)
         at = table[:, keys.index("iteration")]
-        wrong_at = ~((at >= 0) & (at < LARGEST) & (at == np.floor(at)))
+        wrong_at = ~((at >= 0) & (at < MOST_ITERATIONS) & (at == np.floor(at)))
         if wrong_at.any():
             raise _no_number(path, where[int(np.argmax(wrong_at))], "iteration")
         found.append(Rows(keys, np.array(where, np.int64), table))
@@ -279,7 +279,7 @@ class _File(Model):
 
     model_config = ConfigDict(extra="ignore")
 
-    iteration: Count
+    iteration: Iteration
     dataset: str = "unknown"
     tasks: dict[str, _Task]
 
@@ -313,6 +313,11 @@ def _read(file: Path, state: tuple[int, ...]) -> Evaluation:
     except ValidationError as error:
         remedy = "restore it, or delete it and do without this evaluation"
         raise from_validation(error, file, remedy) from None
+    if file.stem.isdecimal() and int(file.stem) != found.iteration:
+        raise UserError(
+            f"{file}: holds the evaluation after {found.iteration:,} iterations, which its name "
+            "does not say; restore the file, or delete it"
+        )
     scores = {}
     for task, numbers in found.tasks.items():
         nested = [(prefix, getattr(numbers, key) or {}) for key, prefix in NESTED.items()]

@@ -16,17 +16,16 @@ from typing import Any
 import numpy as np
 
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
+from scratch_vs_pretrain.analysis.stats.comparable import looks_at, weights_of_seeds
 from scratch_vs_pretrain.analysis.stats.contrast import (
-    MOST_SEEDS,
     Judged,
-    Lack,
-    Worth,
     catch_up_text,
+    growth,
     half_as_long,
     judge_contrast,
+    open_end,
     paired,
     shared_leads,
-    worth_in_images,
 )
 from scratch_vs_pretrain.analysis.stats.cost import (
     hours_text,
@@ -34,11 +33,11 @@ from scratch_vs_pretrain.analysis.stats.cost import (
     on_processors,
     pretraining_text,
 )
+from scratch_vs_pretrain.analysis.stats.needs import Need, need_of
 from scratch_vs_pretrain.analysis.stats.results import (
     MASKS,
     Setting,
     by_study,
-    looks_at,
     metric_name,
     score_name,
     settings,
@@ -53,38 +52,16 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     alpha_of,
     band_of,
     bounds,
-    holm,
+    holm_errors,
     interval_text,
     seeds_text,
     signed,
     spread,
     two_sided,
 )
-from scratch_vs_pretrain.text import counted, printable
-
-
-@dataclass(frozen=True)
-class Need:
-    """Runs that would decide a claim."""
-
-    claim: str  # "early", "at" or "end"
-    kind: str  # "seeds" (more of them) or "length" (a longer schedule)
-    seeds: int | None  # pairs to add; None if more than 100
-    iterations: int  # length of the runs
-    hours: float  # of all of them together; infinite where the runs do not tell their time
-    cpu: bool  # the hours are a processor's
-
-    def text(self, verb: str = "add") -> str:
-        """Says it: "add 2 seeds, 0.4 GPU hours"."""
-        more = " more" * (verb != "add")
-        cost = "" if math.isinf(self.hours) else f", {hours_text(self.hours, self.cpu)}"
-        if self.kind == "length":
-            each = f" for {self.seeds} seeds" if (self.seeds or 0) > 1 else ""
-            what = f"{verb} {self.iterations:,}{more} iterations{each}{cost}"
-            return f"{what}, thanks to the shared trunk"
-        if self.seeds is None:
-            return f"not by {MOST_SEEDS} seeds: the lead is too near to the margin, or to 0"
-        return f"{verb} {self.seeds}{more} seed{'s' * (self.seeds > 1)}{cost}"
+from scratch_vs_pretrain.analysis.stats.worth import Worth, one_worth, worth_of
+from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.text import printable
 
 
 @dataclass(frozen=True)
@@ -196,12 +173,14 @@ def answer(
             ``svp run --until answered`` may have taken.
 
     Raises:
-        UserError: see :func:`.settings`.
+        UserError: a level outside (0, 1); see also :func:`.settings` and :func:`.looks_at`.
     """
     found = settings(runs, metric)
     # Arms beside scratch are ranked among themselves too, which is a family of its own.
     families = len(found) + (len({s.other for s in found}) > 1)
-    level = level or found[0].runs[0].level or LEVEL
+    level = found[0].runs[0].level or LEVEL if level is None else level
+    if not 0 < level < 1:
+        raise UserError(f"level {level:g} must lie between 0 and 1")
     alpha = alpha_of(level, look, looks or looks_at(runs)) / families
     parts = tuple(part_of(setting, alpha) for setting in found)
     sizes = {x.other: [s for s in found[::-1] if s.other == x.other and s.size] for x in found}
@@ -231,36 +210,18 @@ def part_of(setting: Setting, alpha: float) -> Part:
         "" if setting.alone else setting.name.partition(", ")[2],
         setting,
         judged,
-        tuple(sorted((_need(setting, lack) for lack in judged.lacks), key=lambda n: n.hours)),
+        tuple(sorted((need_of(setting, lack) for lack in judged.lacks), key=lambda n: n.hours)),
         {name: band_of(arm[-1].iterations, arm[-1].values) for name, arm in arms.items() if arm},
         band_of(*shared_leads(*common[-1])) if common else None,
     )
 
 
-def _need(setting: Setting, lack: Lack) -> Need:
-    contrast, runs, claim = setting.contrast, setting.runs, lack.claim
-    both = contrast.scratch[-1:] + contrast.other[-1:]
-    length = max((c.length for c in both), default=0) or max(r.iterations for r in runs)
-    cpu = on_processors(runs)
-    if lack.longer:
-        # Twice the longest training: from the first rate drop on, before which they are one run.
-        seeds, hours = max(LEAST_SEEDS, lack.have), 0.0
-        for curves in both:
-            shared = min(curves.drops[:1] or (0,)) * min(len(curves.seeds), seeds)
-            share = (2 * length * seeds - shared) / curves.length
-            hours += share * mean_hours(r for r in runs if r.schedule == curves.schedule)
-        return Need(claim, "length", seeds, 2 * length, hours, cpu)
-    if claim != "end" and (common := contrast.common()):
-        length = common[0][0].length
-    more = None if math.isinf(lack.seeds) else max(1, int(lack.seeds) - lack.have)
-    each = mean_hours([run for run in runs if run.iterations == length] or runs)
-    return Need(claim, "seeds", more, length, 2 * each * more if more else math.inf, cpu)
-
-
 def setting_text(setting: Setting) -> str:
     """Returns what is trained on what: "demo: Mask R-CNN ..., 3,000 training images"."""
     what = setting.runs[0].description or f"{setting.scratch} and {setting.other}"
-    images = "" if setting.images is None else f", {counted(setting.images, 'training image')}"
+    counts = dict.fromkeys(run.train_images for run in setting.runs if run.train_images is not None)
+    trained = " and ".join(f"{count:,}" for count in counts)
+    images = f", {trained} training image{'s' * (counts.keys() != {1})}" if counts else ""
     boxes = "" if setting.instances is None else f", {setting.instances:.1f} instances an image"
     margin = f", margin {setting.limits.margin:g} {metric_name(setting.metric)}"
     return f"{setting.results.study}: {what}{images}{boxes}{margin}"
@@ -301,6 +262,7 @@ def lines_of(
         Line("next", "next", _next_text(parts, masks)),
         Line("setting", "judged by", stands_in if absent else ""),
         Line("setting", "left out", lost),
+        Line("setting", "weights", "; ".join(weights_of_seeds(first.results.runs))),
         Line("setting", "assuming", assuming),
         Line("numbers", "numbers", numbers),
     ]
@@ -318,7 +280,11 @@ def _claim_line(part: Part, verdict: Verdict) -> Line:
     if claim == "early" and shown:
         length = min(curves.length for curves in contrast.shortest() or ())
         shown += f" over the first {part.judged.until:,.0f} of {length:,} iterations"
-    at_end = f" at {contrast.scratch[-1].length:,} iterations" if contrast.scratch else ""
+    at_end = ""
+    if all(contrast.arms):
+        ours, theirs = (arm[-1].length for arm in contrast.arms)
+        at_end = f" at {ours:,} iterations"
+        at_end += f" ({part.setting.other}: {theirs:,})" * (ours != theirs)
     assuming = ", assuming" * verdict.assuming
     if verdict.reason == "short":
         text = f"undecided, {_why(part, verdict)}{need}"
@@ -342,16 +308,18 @@ def _why(part: Part, verdict: Verdict) -> str:
     if verdict.reason == "short":
         if not contrast.learned:
             return f"training too short: both arms end under {contrast.limits.least_ap:g} {unit}"
-        longest, half = contrast.scratch[-1].schedule, half_as_long(contrast.scratch)
-        if half is None:
+        whose = open_end(contrast, verdict)
+        name, arm, gains = part.setting.arms[whose], contrast.arms[whose], growth(contrast)[whose]
+        longest, half = arm[-1].schedule, half_as_long(arm)
+        if half is None or gains is None or not len(gains):
             return f"training too short: no schedule half as long shows that {longest} is enough"
-        gain = f"gains {contrast.gain:.1f} {unit} from {half.schedule} to {longest}"
-        if contrast.gain < contrast.limits.margin:
-            return f"not shown that training is long enough: {part.setting.scratch} {gain}"
-        return f"training too short: {part.setting.scratch} still {gain}"
-    nothing = f"has a number for {metric_name(part.setting.metric)}"
+        gain = f"gains {gains.mean():.1f} {unit} from {half.schedule} to {longest}"
+        if gains.mean() < contrast.limits.margin:
+            return f"not shown that training is long enough: {name} {gain}"
+        return f"training too short: {name} still {gain}"
     return {
-        "nothing": f"no seed of both arms {nothing if all(contrast.arms) else 'is finished'}",
+        "nothing": "no seed of both arms is finished",
+        "unmeasured": f"no seed of both arms has a number for {metric_name(part.setting.metric)}",
         "unasked": "the arms were not evaluated at the same iterations then",
         "seeds": f"{seeds_text(verdict.seeds)}, a verdict needs {LEAST_SEEDS} or a stated noise",
         "noise": "the interval holds both",
@@ -422,23 +390,13 @@ def lost_text(runs: Sequence[RunRecord], found: Sequence[Setting]) -> str:
     return "; ".join(f"{what}: {count} {why}" for (what, why), count in lost.items())
 
 
-def worth_of(sized: Sequence[Setting]) -> tuple[Worth, ...]:
-    """Returns what one arm is worth at each of its sizes, ascending; () if it is not known."""
-    ends = [s.contrast.ends() for s in sized]
-    seeds = sorted(set.intersection(*({*ours} & {*theirs} for ours, theirs in ends)))
-    if not seeds:
-        return ()
-    both = (np.array([[pair[arm][seed] for pair in ends] for seed in seeds]) for arm in (0, 1))
-    return worth_in_images([s.size or 0 for s in sized], *both, sd=sized[0].sd)
-
-
 def _worth_text(worth: Sequence[Worth], other: str, parts: Sequence[Part]) -> str:
     of_one = [part for part in parts if part.setting.other == other]
     inside = list(itertools.takewhile(lambda part: part.judged.end.verdict == NO, of_one))
     assuming = ", assuming" * any(part.judged.end.assuming for part in of_one)
     margin = f"; inside the margin from {inside[-1].setting.size:,} images on" if inside else ""
-    each = [f"{_one_worth(one)} at {one.size:,} images" for one in worth]
-    known = "; ".join(each) or "not known: no seed has both arms at every size"
+    each = [f"{one_worth(one)} at {one.size:,} images" for one in worth]
+    known = "; ".join(each) or "not known: no seed has both arms at every size, by one test set"
     return known + margin + assuming + _doubt(of_one)
 
 
@@ -447,23 +405,11 @@ def _doubt(parts: Sequence[Part]) -> str:
     return "; training may be too short" * any(p.judged.end.reason == "short" for p in parts)
 
 
-def _one_worth(one: Worth) -> str:
-    if math.isinf(one.low):
-        return f"> {one.most:.1f} times the training images, beyond the largest size,"
-    ratio, high = (
-        f"> {one.most:.1f}" if math.isinf(x) else f"{x:.1f}" for x in (one.ratio, one.high)
-    )
-    if math.isnan(one.low):
-        return f"{ratio} times (too few seeds for an interval)"
-    low = f"{one.low:.1f}" if one.low else "< 1"
-    return f"{ratio} [{low}, {high}] times the training images"
-
-
 def ranking(found: Sequence[Setting], alpha: float) -> str:
     """Ranks the arms of the largest size by their final AP; "" for two arms.
 
-    Every pair of arms is compared by a two-sided t test, adjusted by Holm's method; the intervals
-    of neighbours are simultaneous for all pairs (Bonferroni).
+    Every pair of arms is compared by a two-sided t test and Holm's method; the intervals of
+    neighbours are at the error at which that tested them.
     """
     largest = [s for s in found if s.size == found[0].size]
     if len(largest) < 2:
@@ -473,13 +419,15 @@ def ranking(found: Sequence[Setting], alpha: float) -> str:
     order = sorted(arms, key=lambda arm: -_mean(arms[arm]))
     pairs = list(itertools.combinations(order, 2))
     leads = {(a, b): spread(paired(arms[b], arms[a]), found[0].sd) for a, b in pairs}
-    p = dict(zip(pairs, holm([min(two_sided(leads[pair], 0.0)) for pair in pairs]), strict=True))
+    errors = holm_errors([min(two_sided(leads[pair], 0.0)) for pair in pairs], alpha)
+    tested = dict(zip(pairs, errors, strict=True))
     text = order[0]
     for pair in itertools.pairwise(order):
-        low, high = (signed(x) for x in bounds(leads[pair], alpha / 2 / len(pairs)))
-        interval = f" [{low}, {high}]" if low != "+nan" else ""
+        low, high = bounds(leads[pair], tested[pair] / 2)
+        interval = f" [{signed(low)}, {signed(high)}]" if np.isfinite(low) else ""
         interval += ", assuming" * math.isinf(leads[pair].df)
-        sign = ">" if p[pair] <= alpha else "~"
+        # Not all arms' means need be of the same seeds, of which the lead is.
+        sign = ">" if low > 0 else "<" if high < 0 else "~"
         text += f" {sign} {pair[1]} ({signed(leads[pair].mean)}{interval})"
     return text
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from scratch_vs_pretrain.analysis.runs import RunRecord, load_runs
 from scratch_vs_pretrain.analysis.stats.answer import plain
+from scratch_vs_pretrain.analysis.stats.comparable import Unpaired, looks_at
 from scratch_vs_pretrain.analysis.stats.contrast import (
     Curves,
     early_leads,
@@ -28,7 +29,6 @@ from scratch_vs_pretrain.analysis.stats.results import (
     MUCH,
     Setting,
     by_study,
-    looks_at,
     metric_name,
     settings,
 )
@@ -339,19 +339,26 @@ class Conclusion:
     assuming: str = ""  # what verdicts of it assume; empty if nothing
 
 
-def conclude(runs: Sequence[RunRecord]) -> tuple[Conclusion, ...]:
+def conclude(runs: Sequence[RunRecord], *, strict: bool = True) -> tuple[Conclusion, ...]:
     """Judges all six.
 
     Of each conclusion, all settings that are said to support it do so with a probability of
     the studies' strictest ``answer.level``, and all that are said to contradict it likewise
     (Holm's method over the settings of one regime: much data, little, and what is between).
+
+    Raises:
+        UserError: damaged runs, or runs that cannot be compared, see :func:`.settings`; findings
+            say it if not `strict`, as far as it shows in the ends of runs.
     """
     found: list[Setting] = []
+    looks = 1
     unpaired: list[Finding] = []
     for study, members in by_study(runs).items():
         try:
-            pairs = settings(members)
+            pairs, looks = settings(members), max(looks, looks_at(members))
         except UserError as error:
+            if strict and not isinstance(error, Unpaired):
+                raise
             unpaired.append(Finding(study, NOT_ENOUGH, str(error)))
             continue
         pretrained = [s for s in pairs if not s.both_random]
@@ -359,7 +366,7 @@ def conclude(runs: Sequence[RunRecord]) -> tuple[Conclusion, ...]:
         if not pretrained:
             unpaired.append(Finding(study, NOT_ENOUGH, "all its arms start from random weights"))
     level = max((run.level or LEVEL for run in runs), default=LEVEL)
-    alpha = alpha_of(level, looks=max((looks_at(s.runs) for s in found), default=1))
+    alpha = alpha_of(level, looks=looks)
     conclusions = []
     for number, (statement, rule) in enumerate(CONCLUSIONS.items(), start=1):
         findings = (*_findings(rule, found, alpha), *unpaired)

@@ -104,12 +104,6 @@ class Contrast:
         """Standard deviation of the difference between two leads, which are of four runs."""
         return None if self.sd is None else self.sd * math.sqrt(2)
 
-    @property
-    def gain(self) -> float:
-        """AP that scratch gains from half as long to its longest, mean over seeds; NaN: unknown."""
-        gains, *_ = growth(self)
-        return math.nan if gains is None else float(spread(gains).mean)
-
     def ends(self) -> tuple[dict[int, float], dict[int, float]]:
         """Returns both arms' final values by seed, each at its longest schedule."""
         ours, theirs = (arm[-1].finals() if arm else {} for arm in self.arms)
@@ -157,9 +151,11 @@ class Lack:
     claim: str  # "early", "at" or "end"
     # That would, if means and noise stayed as they are; infinite if more than MOST_SEEDS.
     seeds: float = math.inf
-    # Longer training is lacking; so many seeds tell scratch's gain by it so far from none.
+    # Longer training is lacking; so many seeds tell from none what the arm that keeps the claim
+    # open gained by it so far.
     longer: bool = False
     have: int = 0  # seeds so far
+    of: str = "lead"  # what the seeds tell: the "lead", or the "gain" by longer training
 
 
 @dataclass(frozen=True)
@@ -204,14 +200,15 @@ def judge_contrast(contrast: Contrast, alpha: float = ALPHA) -> Judged:
     ]
     if len(end) and not contrast.learned:
         verdicts = [replace(v, verdict=UNDECIDED, reason="short") for v in verdicts]
-    elif len(end):
-        verdicts = [replace(v, reason="unasked") if v.reason == "nothing" else v for v in verdicts]
+    elif len(end) or (all(contrast.arms) and not all(contrast.ends())):
+        why = "unasked" if len(end) else "unmeasured"
+        verdicts = [replace(v, reason=why) if v.reason == "nothing" else v for v in verdicts]
     shortest = common[0][0].schedule if common else ""
     asked = tuple(v for v in verdicts if common or v.claim != "at")
     lacks = tuple(
         _lack(contrast, v, leads[v.claim], alpha / len(verdicts))
         for v in asked
-        if v.verdict == UNDECIDED and v.reason not in ("unasked", "low")
+        if v.verdict == UNDECIDED and v.reason not in ("unasked", "low", "unmeasured")
     )
     return Judged(tuple(verdicts), until, shortest, _catch_up(contrast), asked, lacks)
 
@@ -296,24 +293,31 @@ def end_gate(contrast: Contrast) -> Gate:
     return gate(ours, theirs, change, contrast.limits.margin)
 
 
+def open_end(contrast: Contrast, verdict: Verdict) -> int:
+    """Returns whose further gain keeps the end undecided: 0, scratch's, or 1, the other arm's.
+
+    It is the arm that is behind, which more training might bring ahead.
+    """
+    return int(verdict.high is not None and verdict.high < contrast.limits.margin)
+
+
 def _lack(contrast: Contrast, verdict: Verdict, leads: np.ndarray, alpha: float) -> Lack:
     """Returns what an undecided claim lacks, tested at about `alpha`."""
-    seeds, longer = float(LEAST_SEEDS), False
+    claim, have, seeds = verdict.claim, verdict.seeds, float(LEAST_SEEDS)
     if verdict.reason == "short":
-        # Without a shorter schedule the gain is not known, and no number.
-        gain, gains = contrast.gain, growth(contrast)[0]
-        longer = not (contrast.learned and gain < contrast.limits.margin)
-        if not longer:
-            seeds = _seeds_to_show_end(contrast, verdict, alpha)
-        elif contrast.learned and gains is not None and len(gains):
-            seeds = _fewest_seeds(gains, gain, contrast.sd, alpha)
-    elif verdict.reason == "noise":
+        gains = growth(contrast)[open_end(contrast, verdict)]
+        if not contrast.learned or gains is None or not len(gains):
+            return Lack(claim, seeds, True, have)  # The gain is not known, and no number.
+        if gains.mean() < contrast.limits.margin:
+            return _lack_of_seeds_for_the_end(contrast, verdict, alpha)
+        return Lack(claim, _fewest_seeds(gains, gains.mean(), contrast.sd, alpha), True, have)
+    if verdict.reason == "noise":
         distance = max(leads.mean(), contrast.limits.margin - leads.mean())
         seeds = _fewest_seeds(leads, distance, contrast.sd, alpha)
-    return Lack(verdict.claim, seeds, longer, verdict.seeds)
+    return Lack(claim, seeds, have=have)
 
 
-def _seeds_to_show_end(contrast: Contrast, verdict: Verdict, alpha: float) -> float:
+def _lack_of_seeds_for_the_end(contrast: Contrast, verdict: Verdict, alpha: float) -> Lack:
     """Returns how many seeds show that training was long enough for what the leads say."""
     (ours, theirs, lead), margin = growth(contrast), contrast.limits.margin
     ways = []
@@ -322,20 +326,24 @@ def _seeds_to_show_end(contrast: Contrast, verdict: Verdict, alpha: float) -> fl
     if verdict.high is not None and verdict.high < margin:
         ways += [(theirs, margin, alpha / 2), (lead, 0.0, alpha / 2)]
     needed = [
-        _fewest_seeds(values, bound - values.mean(), contrast.sd, error)
+        (_fewest_seeds(values, bound - values.mean(), contrast.sd, error), len(values))
         for values, bound, error in ways
         if values is not None and len(values)
     ]
-    return min(needed, default=math.inf)
+    seeds, have = min(needed)
+    return Lack(verdict.claim, seeds, have=have, of="gain")
 
 
 def _fewest_seeds(values: np.ndarray, distance: float, sd: float | None, alpha: float) -> float:
     """Returns how many seeds show that a mean lies so far from a bound, which is tested at `alpha`.
 
-    The spread of (n,) values stays as it is; below three, the assumed `sd` stands in.
+    The spread of (n,) values stays as it is; below three, the assumed `sd` stands in. Of a single
+    value without it none is known, and three are the first step.
     """
     if sd is None or len(values) >= LEAST_SEEDS:
-        sd = float(values.std(ddof=1)) if len(values) > 1 else math.inf
+        if len(values) < 2:
+            return LEAST_SEEDS
+        sd = float(values.std(ddof=1))
     sd = max(sd, LEAST_SD)
     for n in range(max(LEAST_SEEDS, len(values)), MOST_SEEDS + 1):
         if distance > quantile(1 - alpha, n - 1) * sd / math.sqrt(n):
@@ -460,37 +468,3 @@ def _round(iterations: float) -> str:
     """Returns two digits of it: what a region's end is known to, at best."""
     digits = max(0, math.floor(math.log10(max(iterations, 1))) - 1)
     return f"{round(iterations, -digits):,.0f}"
-
-
-@dataclass(frozen=True)
-class Worth:
-    """What pre-training is worth, in training images, at one size."""
-
-    size: int  # training images of the pretrained arm
-    # Of images with which scratch reaches the same AP; infinite beyond the largest size.
-    ratio: float
-    # Its bounds; NaN where too few seeds allow none, `low` infinite where scratch needs more than
-    # the largest size.
-    low: float
-    high: float  # likewise; infinite where that is not excluded
-    most: float  # the largest ratio that the sizes can show
-
-
-def worth_in_images(
-    sizes: ArrayLike, scratch: np.ndarray, other: np.ndarray, *, sd: float | None = None
-) -> tuple[Worth, ...]:
-    """Says for each size with how many times the images scratch reaches the other arm's AP.
-
-    Straight lines in log images join scratch's sizes, and are not continued beyond them
-    ("effective data transferred", Hernandez et al. 2021, arXiv 2102.01293).
-
-    (n, k) AP of both arms is that of the same seeds with (k,) sizes, ascending; `sd` as above.
-    """
-    images = np.asarray(sizes, float)
-    found = []
-    for at, size in enumerate(images[:-1]):
-        grid = np.geomspace(size, images[-1], POINTS)
-        ours = np.array([np.interp(np.log(grid), np.log(images), row) for row in scratch])
-        r = region(grid, other[:, at, None] - ours, 0.0, sd=sd)
-        found.append(Worth(int(size), *(x / size for x in (r.estimate, r.low, r.high, r.end))))
-    return tuple(found)

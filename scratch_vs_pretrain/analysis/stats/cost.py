@@ -225,13 +225,16 @@ def total_hours(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
     return (alone - shared) / 3600, alone / 3600
 
 
-def hours_text(hours: float, cpu: bool) -> str:
-    """Returns hours as one says them."""
-    unit = "CPU" if cpu else "GPU"
+# Whose hours they are: a processor's or not, or nobody knows.
+WHOSE = {True: "CPU ", False: "GPU ", None: ""}
+
+
+def hours_text(hours: float, cpu: bool | None) -> str:
+    """Returns hours as one says them; see :func:`on_processors`."""
     if hours < 0.095:
         minutes = max(1, round(60 * hours))
-        return f"{minutes} {unit} minute{'s' * (minutes != 1)}"
-    return f"{hours:.1f} {unit} hours" if hours < 100 else f"{hours:,.0f} {unit} hours"
+        return f"{minutes} {WHOSE[cpu]}minute{'s' * (minutes != 1)}"
+    return f"{hours:.1f} {WHOSE[cpu]}hours" if hours < 100 else f"{hours:,.0f} {WHOSE[cpu]}hours"
 
 
 def pretraining_text(init: Init) -> str:
@@ -241,18 +244,19 @@ def pretraining_text(init: Init) -> str:
     seconds = cost.get("seconds")
     if not isinstance(seconds, (int, float)) or seconds < 0:
         return " + its pre-training"
-    return f" + {hours_text(seconds / 3600, cost.get('device') == 'cpu')} of pre-training"
+    cpu = cost["device"] == "cpu" if cost.get("device") else None
+    return f" + {hours_text(seconds / 3600, cpu)} of pre-training"
 
 
-def on_processors(runs: Sequence[RunRecord]) -> bool:
-    """Tells whether all runs trained without a GPU, so that their hours are a processor's."""
-    devices = {run.device for run in runs if run.device}  # none of runs that have not begun
-    return devices == {"cpu"}
+def on_processors(runs: Sequence[RunRecord]) -> bool | None:
+    """Tells whether all runs trained without a GPU, or all with one; None: neither is known."""
+    kinds = {run.device == "cpu" for run in runs if run.device}  # none of runs that have not begun
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def axis_title(x: str, runs: Sequence[RunRecord]) -> str:
     """Returns what stands under an axis."""
-    return "CPU hours" if x == "gpu-hours" and on_processors(runs) else AXES[x]
+    return f"{WHOSE[on_processors(runs)]}hours" if x == "gpu-hours" else AXES[x]
 
 
 def axis_sentences(x: str, runs: Sequence[RunRecord]) -> Iterator[str]:

@@ -7,7 +7,6 @@ without pandas: a table of a finished demo takes less time than that import.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
@@ -25,11 +24,18 @@ from scratch_vs_pretrain.analysis.runs.numbers import (
     read_evaluation,
     refuse_other_test_sets,
 )
+from scratch_vs_pretrain.analysis.stats.comparable import (
+    Unpaired,
+    refuse_different_rules,
+    refuse_other_training,
+    scratch_arm,
+    weights_of_seeds,
+)
 from scratch_vs_pretrain.analysis.stats.contrast import Contrast, Curves, Limits, end_gate
 from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, OPEN, half_width
 from scratch_vs_pretrain.analysis.tables import Estimate
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE, RunFolder, read_json
+from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.text import nearest
 
 MUCH, LITTLE = "much data", "little data"
@@ -37,8 +43,6 @@ MASKS = "segm/AP"
 # The first that both arms have; VOC is scored at one IoU threshold alone.
 METRICS = ("keypoints/AP", "bbox/AP", "bbox/AP50", MASKS)
 NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
-
-JUDGED_BY = ("thresholds", "margin", "level", "noise", "converged", "metric")
 
 # Box AP by which two runs of one config on full COCO differ, as a standard deviation. Maintainers
 # say "usually less than 0.2" (github.com/open-mmlab/mmdetection/issues/3624) and +/- 0.2
@@ -129,9 +133,13 @@ def by_setting(runs: Iterable[RunRecord]) -> dict[str, tuple[RunRecord, ...]]:
     return by_study(named)
 
 
-def scratch_arm(runs: Iterable[RunRecord]) -> str | None:
-    """Returns the arm that starts from random weights, whatever its name."""
-    return next((run.arm for run in runs if run.from_scratch), None)
+def only_study(runs: Sequence[RunRecord]) -> str:
+    """Returns the name of the study that all the runs are of."""
+    studies = by_study(runs)
+    if len(studies) != 1:
+        found = ", ".join(studies) or "none"
+        raise UserError(f"one study is expected, these are {found}; name the folder of one")
+    return runs[0].study
 
 
 def final_results(runs: Sequence[RunRecord], *, best: bool = False) -> Results:
@@ -144,26 +152,24 @@ def final_results(runs: Sequence[RunRecord], *, best: bool = False) -> Results:
 
     Raises:
         UserError: runs of several studies, no arm from scratch, an arm without a partner, or runs
-            evaluated on different data.
+            trained or evaluated on different data.
     """
-    studies = by_study(runs)
-    if len(studies) != 1:
-        raise UserError(f"one table is of one study, these are {', '.join(studies) or 'none'}")
-    (study,) = studies
+    study = only_study(runs)
     arms = list(dict.fromkeys(run.arm for run in runs))
     scratch = scratch_arm(runs)
     if scratch is None:
-        raise UserError(
+        raise Unpaired(
             f"study {study}: no run of an arm that starts from scratch, only {', '.join(arms)}; "
             "give its folder too"
         )
     others = tuple(arm for arm in arms if arm != scratch)
     if not others:
         absent = [arm for arm in runs[0].arm_order if arm != scratch]
-        raise UserError(
+        raise Unpaired(
             f"study {study}: arm {scratch} has no partner here; give the folder of "
             f"{' or '.join(absent) or 'a pretrained arm'} too"
         )
+    refuse_other_training(runs)
     finals = []
     for run in runs:
         file = RunFolder(run.folder).evaluation_file(run.iterations)
@@ -248,6 +254,7 @@ def _notes_on_recipes(results: Results) -> Iterator[str]:
         yield f"Wrong on purpose: the study admits {', '.join(admitted)}."
     for arm in dict.fromkeys(run.tuned_on for run in results.runs if run.tuned_on):
         yield f"The recipe was tuned on arm {arm}, which it favours."
+    yield from (f"{said}." for said in weights_of_seeds(results.runs))
     for run in results.runs:
         if run.inexact:
             yield f"Resumed, but not exactly: {run.name} ({'; '.join(run.inexact)})."
@@ -398,9 +405,10 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
     `metric` decides in place of the study's own.
 
     Raises:
-        UserError: no arm from scratch, none beside it, other test data, limits that differ, or a
-            metric that no finished run has.
+        UserError: runs of several studies or none, as :func:`final_results`, limits that differ, or
+            a metric that no finished run has.
     """
+    only_study(runs)
     largest_first = sorted(runs, key=lambda run: -(run.size or 0))
     sizes = grouped(largest_first, lambda run: run.size or 0)
     # A size at which an arm is missing is left out, if there is another one.
@@ -411,7 +419,7 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
     found = []
     for size, members in (whole or sizes).items():
         results, first = final_results(members), members[0]
-        _refuse_different_rules(members)
+        refuse_different_rules(members)
         alone = len(whole or sizes) == len(results.others) == 1
         for other in results.others:
             decides, without = _metric(results, other, metric or first.metric)
@@ -421,16 +429,6 @@ def settings(runs: Sequence[RunRecord], metric: str | None = None) -> tuple[Sett
     if metric and metric not in known:
         raise no_metric([metric], known, "finished run")
     return tuple(sorted(found, key=lambda one: (-(one.size or 0), one.both_random)))
-
-
-def looks_at(runs: Sequence[RunRecord]) -> int:
-    """Returns over how many looks a study's error is divided; 1 if it was trained as planned."""
-    level = 2 if runs[0].size is None else 3
-    for study in runs[0].folder.absolute().parents[level : level + 1]:
-        with contextlib.suppress(UserError, ValueError, TypeError, LookupError):
-            told = read_json(study / ADAPTIVE_FILE)
-            return max(1, *(int(look["looks"]) for look in told["looks"]))
-    return 1
 
 
 def no_metric(unknown: Sequence[str], known: Collection[str], runs: str = "run") -> UserError:
@@ -450,16 +448,6 @@ def _metric(results: Results, other: str, stated: str | None) -> tuple[str, tupl
     found = next((metric for metric in METRICS if metric in known), "bbox/AP")
     without = results.scored(finite=False) - known
     return found, tuple(m for m in METRICS[: METRICS.index(found)] if m in without)
-
-
-def _refuse_different_rules(runs: Sequence[RunRecord]) -> None:
-    for run in runs:
-        if any(getattr(run, name) != getattr(runs[0], name) for name in JUDGED_BY):
-            raise UserError(
-                f"study {run.study}: {runs[0].folder} and {run.folder} are to be judged by "
-                "different margins, noises or metrics; start the study with `svp run` again, which "
-                "writes its own into every run.json"
-            )
 
 
 def _limits(run: RunRecord, metric: str) -> Limits:

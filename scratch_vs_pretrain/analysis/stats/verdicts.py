@@ -189,6 +189,20 @@ def holm(p: ArrayLike) -> np.ndarray:
     return adjusted
 
 
+def holm_errors(p: ArrayLike, alpha: float) -> np.ndarray:
+    """Returns the errors at which Holm's method tests (k,) p values; it rejects those up to them.
+
+    Beyond the first that is not rejected, all are tested as that one.
+    """
+    single = np.asarray(p, float)
+    order = np.argsort(single)
+    steps = alpha / np.arange(len(single), 0, -1)
+    kept = np.flatnonzero(single[order] > steps)
+    tested = np.empty_like(single)
+    tested[order] = np.minimum(steps, steps[kept[0]]) if len(kept) else steps
+    return tested
+
+
 def two_sided(value: Spread, bound: float) -> tuple[float, float]:
     """Returns p values for "above" and "below" a bound at which both would be wrong."""
     return tuple(min(1.0, 2 * float(p)) for p in (value.p_above(bound), value.p_below(bound)))  # type: ignore[return-value]
@@ -242,8 +256,8 @@ class Verdict:
     seeds: int  # pairs
     assuming: bool = False  # rests on a noise, or a convergence, that the study states
     # Why it is undecided: "seeds" (too few for any verdict), "noise" (more would do), "short"
-    # (training), "nothing" (no pair is finished), "unasked" (the study has nothing to judge it by:
-    # no schedule that both arms have, no early evaluation).
+    # (training), "nothing" (no pair is finished), "unmeasured" (an arm has no number), "unasked"
+    # (the study has nothing to judge it by: no schedule that both arms have, no early evaluation).
     reason: str = ""
 
 
@@ -303,13 +317,11 @@ def _verdict(claim: Claim, yes: bool, no: bool, alpha: float, margin: float) -> 
     if verdict == UNDECIDED:
         if lead.n == 0:
             reason = "nothing"
+        elif claim.gate is SHUT:  # with more seeds, too
+            reason = "short"
         elif low is None or high is None:
             reason = "seeds"
-        elif (
-            claim.gate is SHUT
-            or (low > 0 and claim.gate.yes > alpha)
-            or (high < margin and claim.gate.no > alpha)
-        ):
+        elif (low > 0 and claim.gate.yes > alpha) or (high < margin and claim.gate.no > alpha):
             reason = "short"
         else:
             reason = "noise"
@@ -332,9 +344,9 @@ def signed(value: float | np.ndarray) -> str:
     return f"{round(float(value), 1) + 0.0:+.1f}"
 
 
-def seeds_text(seeds: int) -> str:
-    """Returns "1 seed" or "3 seeds"."""
-    return f"{seeds} seed{'s' * (seeds != 1)}"
+def seeds_text(seeds: int, more: str = "") -> str:
+    """Returns "1 seed" or "3 seeds"; with `more` between number and noun."""
+    return f"{seeds}{more} seed{'s' * (seeds != 1)}"
 
 
 def paired_power(seeds: int, gap: float, noise: float, level: float = LEVEL) -> float:
