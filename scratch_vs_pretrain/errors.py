@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 from scratch_vs_pretrain.text import printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pydantic import ValidationError
 
 # What pydantic's kinds of errors expect, as a sentence has it.
@@ -51,6 +54,13 @@ def writable(path: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def regular(path: Path) -> Path:
+    """Returns a path that may be read, or raises an OSError: pipes and devices have no end."""
+    if not path.is_file() and not path.is_dir() and path.exists():
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file")
+    return path
 
 
 def reason_of(error: BaseException) -> str:
