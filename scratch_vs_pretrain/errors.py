@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from scratch_vs_pretrain.text import printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pydantic import ValidationError
 
 REMEDIES = {errno.ENAMETOOLONG: "choose a shorter name", errno.EACCES: "change its permissions"}
@@ -67,6 +69,13 @@ def skip(error: UserError, skipped: list[str] | None) -> None:
     if skipped is None:
         raise error
     skipped.append(str(error))
+
+
+def regular(path: Path) -> Path:
+    """Returns a path that may be read, or raises an OSError: pipes and devices have no end."""
+    if not path.is_file() and not path.is_dir() and path.exists():
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file")
+    return path
 
 
 def reason_of(error: BaseException) -> str:

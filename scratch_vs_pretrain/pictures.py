@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, regular
 
 # What opening an image that is none, or a broken one, raises.
 IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
@@ -80,7 +80,7 @@ def locate(folder: Path, names: Sequence[str]) -> Located:
     def there(head: str) -> dict[str, str]:
         if head not in present:
             try:
-                found = sorted(entry.name for entry in os.scandir(folder / head))
+                found = sorted(entry.name for entry in os.scandir(folder / head) if _is_file(entry))
             except (OSError, ValueError):
                 found = []
             # Any spelling of the ending leads to a file; its own leads there first.
@@ -108,6 +108,11 @@ def locate(folder: Path, names: Sequence[str]) -> Located:
     return Located(files, missing, unusable)
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    # Most are told without asking the disk again.
+    return entry.is_file(follow_symlinks=False) or os.path.isfile(entry)
+
+
 def _any_ending(name: str) -> str:
     stem, ending = posixpath.splitext(name)
     return f"{stem}\0{ending.lower()}"
@@ -123,7 +128,7 @@ def _inside(folder: Path, name: str) -> str | None:
 def image_facts(file: Path) -> ImageFacts | None:
     """Returns what an image's header says, None where it cannot be read."""
     try:
-        with Image.open(file) as image:
+        with Image.open(regular(file)) as image:
             width, height = image.size
             # A PNG's EXIF data may stand behind the pixels, which Pillow would decode first.
             has_exif = image.format != "PNG" or "exif" in image.info

@@ -23,7 +23,6 @@ import os
 import re
 import shutil
 import socket
-import stat
 import tempfile
 import threading
 import time
@@ -32,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scratch_vs_pretrain.errors import UserError, skip, unreadable, writable
+from scratch_vs_pretrain.errors import UserError, regular, skip, unreadable, writable
 from scratch_vs_pretrain.run_info import RunInfo
 
 # What `svp run --until answered` writes beside the folders of a study's arms.
@@ -116,9 +115,7 @@ def read_json(path: Path) -> Any:
 def read_bytes(path: Path) -> bytes:
     """Reads a file, or says why it cannot be read; a pipe would be waited for."""
     try:
-        if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
-            raise UserError(f"{path}: is no file but a pipe, socket or device; remove it")
-        return path.read_bytes()
+        return regular(path).read_bytes()
     except OSError as error:
         raise unreadable(path, error) from None
 

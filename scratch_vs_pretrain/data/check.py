@@ -19,7 +19,7 @@ from scratch_vs_pretrain.data.coco import KINDS, MENDED, SEVERE, Note
 from scratch_vs_pretrain.data.datasets import annotations_of, location
 from scratch_vs_pretrain.data.judge import MOST_DROPPED, Heads, judge
 from scratch_vs_pretrain.data.voc import is_voc, voc_file
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, regular
 from scratch_vs_pretrain.pictures import ImageFacts, eight_bits, image_errors, image_facts, locate
 from scratch_vs_pretrain.progress import Bar
 from scratch_vs_pretrain.text import printable, printable_lines
@@ -172,7 +172,8 @@ def _check_set(
         notes += [Note("missing image", name) for name in located.missing]
         notes += [Note(kind, where) for where in broken]
     facts = {name: seen for name, (_, seen) in looks.items() if seen}
-    heads = one.heads or Heads(file.facts.masks, len(file.facts.keypoints))
+    points = len(file.facts.keypoints) if file.facts.labelled else 0
+    heads = one.heads or Heads(file.facts.masks, points)
     notes += judge(file, facts, heads, one.dropped)[1]
     return len(file.images), _export_hints(file, {note.kind for note in notes}), looks, notes
 
@@ -208,7 +209,7 @@ def _look(file: Path) -> tuple[str, ImageFacts | None] | str:
 
     try:
         with image_errors(file):
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            digest = hashlib.sha256(regular(file).read_bytes()).hexdigest()
             facts = image_facts(file)
             if facts and facts.deep:
                 eight_bits(file)

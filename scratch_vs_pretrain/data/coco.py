@@ -26,7 +26,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.types import StrictFloat, StrictInt
 from typing_extensions import TypedDict
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, regular
 
 COCO_KEYPOINTS = 17
 
@@ -35,7 +35,8 @@ Identity = int | str
 # A file's path, size and time of change.
 FileState = tuple[Path, int, int]
 
-_FLAGS = {"0": 0, "0.0": 0, "false": 0, "": 0, "none": 0, "1": 1, "1.0": 1, "true": 1}
+_FLAGS = {"0": 0, "0.0": 0, "false": 0, "": 0, "none": 0, "no": 0}
+_FLAGS |= {"1": 1, "1.0": 1, "true": 1, "yes": 1}
 
 
 def flag(value: Any) -> Any:
@@ -329,7 +330,7 @@ def without_gc() -> Iterator[None]:
 def state_of(path: Path) -> FileState:
     """Returns a file's state, by which it is known again, or raises a UserError."""
     with readable(path):
-        state = path.stat()
+        state = regular(path).stat()
     return path, state.st_size, state.st_mtime_ns
 
 
@@ -393,6 +394,12 @@ def as_float(value: float) -> float:
         return math.inf
 
 
+def are_numbers(values: Any, count: int) -> bool:
+    """Tells whether a value is a list of so many finite numbers."""
+    plain = isinstance(values, list) and set(map(type, values)) <= {int, float}
+    return plain and len(values) == count and all(map(math.isfinite, map(as_float, values)))
+
+
 def _skeleton(categories: Sequence[Entry], keypoints: int) -> tuple[tuple[int, int], ...]:
     """Returns the first category's bones; of one that makes no sense none, because training
     needs no skeleton and it is only drawn."""
@@ -405,11 +412,12 @@ def _skeleton(categories: Sequence[Entry], keypoints: int) -> tuple[tuple[int, i
 
 
 def keypoint_lack(annotations: Sequence[Entry], keypoints: int) -> str:
-    """Returns which annotation has not so many keypoints; empty if all have."""
+    """Returns which annotation has not so many keypoints, all numbers; empty if all have."""
     for entry in annotations:
         stated = entry.get("keypoints")
-        found = len(stated) // 3 if isinstance(stated, list) else 0
-        if found != keypoints:
-            count = f"{found} keypoints, not {keypoints}" if found else "no keypoints"
-            return f"annotation {entry['id']} has {count}"
+        if not are_numbers(stated, 3 * keypoints):
+            found = len(stated) // 3 if isinstance(stated, list) else 0
+            lack = f"{found} keypoints, not {keypoints}" if found else "no keypoints"
+            odd = f"keypoints that are no {3 * keypoints} numbers"
+            return f"annotation {entry['id']} has {odd if found == keypoints else lack}"
     return ""

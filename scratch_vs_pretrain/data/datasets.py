@@ -37,7 +37,7 @@ from scratch_vs_pretrain.data import coco
 from scratch_vs_pretrain.data.coco import AnnotationFile, CocoFile, read_annotations, read_coco
 from scratch_vs_pretrain.data.judge import Case, Heads, size_of
 from scratch_vs_pretrain.data.voc import is_voc, voc_file, voc_location
-from scratch_vs_pretrain.errors import UserError, writable
+from scratch_vs_pretrain.errors import UserError, regular, writable
 from scratch_vs_pretrain.pictures import locate
 from scratch_vs_pretrain.run_folder import read_bytes, write_atomically
 
@@ -384,7 +384,7 @@ def subset_file(subset: Subset, annotations: Path) -> Path:
     # No program can set a change time, so a file that was changed never keeps its fingerprint.
     with coco.readable(annotations):
         path = annotations.resolve()
-        state = path.stat()
+        state = regular(path).stat()
     facts = [CACHE_FORMAT, str(path), state.st_ino, state.st_size]
     facts += [state.st_mtime_ns, state.st_ctime_ns]
     fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]

@@ -9,7 +9,7 @@ import functools
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, compress, repeat
 from operator import itemgetter
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as mask_api
 
+from scratch_vs_pretrain.data import coco
 from scratch_vs_pretrain.data.coco import CocoFile, Entry, Identity, Note, as_float, flag, repeated
 from scratch_vs_pretrain.pictures import ImageFacts
 
@@ -61,7 +62,7 @@ class Case:
     heads: Heads
     sizes: Mapping[Identity, tuple[int, int]]  # width and height of each image as it is, by id
     notes: list[Note] = field(default_factory=list)
-    dropped: list[tuple[Entry, str]] = field(default_factory=list)  # instances, with the kind
+    dropped: list[tuple[Entry, str]] = field(default_factory=list)  # or lost keypoints, and why
 
     @functools.cached_property
     def classes(self) -> dict[int, int]:
@@ -130,12 +131,9 @@ def judge(
             case.notes.append(Note("image without instances", name))
     notes = [*file.notes, *_notes_on_entries(case)]  # which drops some
     notes += case.notes
-    if all(entry.get("iscrowd") for entry in file.annotations):
-        every = len(file.annotations)
-        text = f"all {every} annotations are crowds" if every else "no annotations"
-        notes.append(Note("nothing to learn", text))
     if most_dropped < 1:
         notes += [*_lost(case, most_dropped), *_looks_of_boxes(case)]
+    notes += _nothing(case, chain.from_iterable(objects.values()))
     return records, [*notes, *_sizes(case, facts, judged=most_dropped < 1)]
 
 
@@ -225,10 +223,10 @@ def _object(entry: Entry, case: Case, box: str | list[float], filled: bool) -> d
 def _keypoints(entry: Entry, case: Case) -> list[float]:
     """Returns keypoints in continuous coordinates, as ``load_coco_json`` does."""
     values: Any = entry.get("keypoints")
-    whole = isinstance(values, list) and len(values) == 3 * case.heads.keypoints
-    if whole and all(type(value) in (int, float) and math.isfinite(value) for value in values):
+    if coco.are_numbers(values, 3 * case.heads.keypoints):
         return [value if i % 3 == 2 else value + 0.5 for i, value in enumerate(values)]
-    case.note(entry, "no valid keypoints")
+    lose = case.drop if values else case.note  # where none are stated, none are lost
+    lose(entry, "no valid keypoints")
     return [0.5, 0.5, 0] * case.heads.keypoints
 
 
@@ -244,8 +242,9 @@ def trainable_mask(mask: Any, width: int, height: int) -> Any:
             raise Unfit("RLE of another size", f"{mask['size']}, image {[height, width]}")
         counts = mask["counts"]
         runs = counts if isinstance(counts, list) else _runs(counts)
-        if min(runs, default=0) < 0 or sum(runs) != height * width:
-            raise ValueError("its runs are not as many pixels as the image")
+        whole = runs is not counts or all(run % 1 == 0 for run in runs)
+        if not whole or min(runs, default=0) < 0 or sum(runs) != height * width:
+            raise ValueError("its runs are no whole numbers that make up the image")
         if not any(runs[1::2]):
             raise Unfit("empty mask")
         return mask_api.frPyObjects(mask, height, width) if runs is counts else dict(mask)
@@ -394,6 +393,20 @@ def _lost(case: Case, most_dropped: float) -> Iterator[Note]:
         count = of_each[category["id"]]
         if count and count == had[category["id"]]:
             yield Note("category lost", f"{category['name']}, all {count:,} of its instances")
+
+
+def _nothing(case: Case, objects: Iterable[dict[str, Any]]) -> Iterator[Note]:
+    """Tells that of all objects that are left none is learnt."""
+    kept = [one for one in objects if not one.get("iscrowd")]
+    seen = any(mark > 0 for one in kept for mark in one.get("keypoints", ())[2::3])
+    if not kept:
+        every = len(case.file.annotations)
+        fate = "dropped or crowds" if case.dropped else "crowds"
+        text = f"all {every} annotations are {fate}" if every else "no annotations"
+        yield Note("nothing to learn", text)
+    elif case.heads.keypoints and not seen:
+        text = f"no keypoint is labelled; {_BOXES_ALONE.replace('MASK', 'KEYPOINT')}"
+        yield Note("nothing to learn", text)
 
 
 def _look_of_masks(case: Case) -> str:

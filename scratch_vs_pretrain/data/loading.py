@@ -23,6 +23,7 @@ from scratch_vs_pretrain.data import coco
 from scratch_vs_pretrain.data.coco import KINDS, CocoFile, FileState, Note, read_coco, state_of
 from scratch_vs_pretrain.data.datasets import coco_of, describe, location
 from scratch_vs_pretrain.data.judge import MOST_DROPPED, Heads, judge, scorable
+from scratch_vs_pretrain.data.voc import is_voc
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.pictures import DEEP, facts_of_images, locate
 
@@ -134,10 +135,10 @@ def refusal(notes: Sequence[Note], use: str = "train") -> str:
     if not severe:
         return ""
     more = f" (and {len(severe) - 1} more)" if severe[1:] else ""
-    return (
-        f"cannot {use} on it: {severe[0].kind}: {severe[0].where}{more}; `svp check-data` lists "
-        "all, and SVP.MAX_DROPPED: 1.0 takes it all the same"
-    )
+    text = f"cannot {use} on it: {severe[0].kind}: {severe[0].where}{more}; `svp check-data` lists "
+    if any(KINDS[note.kind].means == coco.BREAKS for note in severe):
+        return f"{text}all"
+    return f"{text}all, and SVP.MAX_DROPPED: 1.0 takes it all the same"
 
 
 def _as_scored(file: CocoFile) -> CocoFile:
@@ -167,12 +168,12 @@ def _ground_truth(name: str, task: str, state: FileState) -> Mapping[str, Any]:
         {**image, "width": sizes[image["id"]][0], "height": sizes[image["id"]][1]}
         for image in file.images
     ]
-    annotations = []
+    annotations, voc = [], is_voc(name)
     for number, one in enumerate(scorable(file, sizes, task), 1):
         one = {**one, "id": number}
-        if one.get("difficult"):
+        if voc and one["difficult"]:
             one["iscrowd"] = 1
-        elif one.get("keypoints") and not isinstance(one.get("num_keypoints"), int):
+        elif task == "keypoints" and not isinstance(one.get("num_keypoints"), int):
             one["num_keypoints"] = sum(visible > 0 for visible in one["keypoints"][2::3])
         annotations.append(one)
     return {"images": images, "annotations": annotations, "categories": file.categories}
@@ -205,7 +206,7 @@ def _unfit(
                 f"{lacks[task]}, so that there is no {task} AP; evaluate on another data set or "
                 f"change {_ASKED_BY[task]}"
             )
-    heads = Heads("segm" in tasks)
+    heads = Heads("segm" in tasks, keypoints if "keypoints" in tasks else 0)
     return refusal(_judged(_as_scored(file), location(name)[1], heads, most_dropped)[1], "evaluate")
 
 

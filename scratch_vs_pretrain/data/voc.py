@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from scratch_vs_pretrain._detectron2 import registered
+from scratch_vs_pretrain.data import coco
 from scratch_vs_pretrain.data.coco import CocoFile, Entry, FileState, Note, repeated, state_of
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, regular
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -103,7 +104,7 @@ def _parse_all(state: FileState, root: Path) -> CocoFile:
     for identity in _identities(listing):
         file = root / "Annotations" / f"{identity}.xml"
         try:
-            data = file.read_bytes()
+            data = regular(file).read_bytes()
             image, found = _parse(identity, data, notes)
         except OSError as error:
             problems.append(f"{file}: cannot read the annotations ({error.strerror})")
@@ -118,7 +119,7 @@ def _parse_all(state: FileState, root: Path) -> CocoFile:
 
 def _identities(listing: Path) -> list[str]:
     try:
-        lines = listing.read_text().split("\n")
+        lines = regular(listing).read_text().split("\n")
     except (OSError, ValueError) as error:
         raise UserError(f"{listing}: cannot be read ({error})") from None
     identities = [line.strip() for line in lines if line.strip()]
@@ -173,8 +174,15 @@ def _object(entry: ElementTree.Element, number: int, identity: str) -> Entry:
         "bbox": [left - 1, top - 1, width, height],
         "area": width * height,
         "iscrowd": 0,
-        "difficult": int((entry.findtext("difficult") or "0").strip() not in ("", "0")),
+        "difficult": int(_is_difficult(entry.findtext("difficult") or "")),
     }
+
+
+def _is_difficult(text: str) -> bool:
+    """Tells a number other than 0, or a word that says yes."""
+    with contextlib.suppress(ValueError):
+        return abs(float(text)) > 0
+    return coco.flag(text) == 1
 
 
 def _is_plain(entry: ElementTree.Element) -> bool:

@@ -25,11 +25,13 @@ from detectron2.checkpoint import catalog as _catalog  # noqa: F401  registers c
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from scratch_vs_pretrain.errors import UserError
+from scratch_vs_pretrain.errors import UserError, regular
 from scratch_vs_pretrain.run_folder import RunFolder, write_for_user
 
 # Where checkpoints keep the state dict among other things.
 CONTAINERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
+# What nested containers may hold in all, letters included, and an expanded tensor.
+MOST_PARTS, MOST_EXPANDED = 10**7, 10**6
 
 # Detectron's GroupNorm models as one would write them after detectron2://ImageNetPretrained/MSRA/
 # R-50.pkl. They are not stored there; Detectron2's catalogue knows where, by a name without ending.
@@ -60,7 +62,7 @@ def local_file(source: str | Path) -> Path:
     else:
         path = Path(source).expanduser()
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             empty = not file.read(1)
     except OSError as error:
         raise UserError(f"{source}: cannot be read as weights ({error.strerror})") from None
@@ -92,6 +94,7 @@ def _opened(source: str, path: Path, *_version: int) -> tuple[dict[str, Tensor],
     """Returns a file's tensors, and its notes."""
     try:
         content = load(path, source)
+        _require_few(content)
         notes = content.get("svp") if isinstance(content, Mapping) else None
         plain = json.dumps(notes, allow_nan=False) if isinstance(notes, Mapping) else "{}"
         return find_tensors(content), json.loads(plain)
@@ -202,6 +205,20 @@ def find_tensors(content: Any, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
+def _require_few(content: Any) -> None:
+    """Ends the reading of what takes too long to look through: a file says by a few bytes that a
+    container is in another one twice, and that one in another."""
+    ahead, parts = [content], 0
+    while ahead:
+        one = ahead.pop()
+        if isinstance(one, Mapping):
+            one = [*one, *one.values()]
+        if isinstance(one, list | tuple | str):
+            parts += len(one)
+            _require(parts <= MOST_PARTS)
+            ahead += [] if isinstance(one, str) else one
+
+
 def _not_a_checkpoint(source: str) -> str:
     return f"{source}: truncated, or not a checkpoint; copy or make it again"
 
@@ -271,6 +288,8 @@ def _make_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> 
     _require(isinstance(storage, _Storage))
     end = start + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) + 1
     _require((end if all(sizes) else start) <= storage.numbers.numel())
+    # A number may stand in many places; a few are expanded so, no weights are.
+    _require(math.prod(sizes) <= max(storage.numbers.numel(), MOST_EXPANDED))
     return storage.numbers.as_strided(sizes, strides, start)
 
 

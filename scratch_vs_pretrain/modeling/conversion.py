@@ -44,6 +44,9 @@ ARCHITECTURE_NAMES = (*ARCHITECTURES, VGG16)
 # DINO's student, whose teacher is the one that DINO evaluates.
 NOT_THE_NETWORK = ("encoder_k", "momentum", "target", "student")
 
+COUNTER = "num_batches_tracked"  # BatchNorm's, an integer
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 # Patterns of names, and what stands for each in Detectron2's; "res1+1" is res2.
 Rules = tuple[tuple[str, str], ...]
 # A key that a layout has exactly once per network, and what gives a name in Detectron2's, if any.
@@ -223,7 +226,7 @@ def convert_file(source: str | Path, output: Path, architecture: str) -> Loaded:
         raise UserError(f"{output}: is the checkpoint itself; choose another output file")
     state = checkpoint_file.read_checkpoint(source)
     report, tensors = convert(state, architecture, str(source))
-    check_finite(tensors, str(source))
+    check_weights({n: t for n, t in tensors.items() if not n.endswith(COUNTER)}, str(source))
     converted = {
         "architecture": architecture,
         "source": str(source),
@@ -241,12 +244,19 @@ def convert_file(source: str | Path, output: Path, architecture: str) -> Loaded:
     return report
 
 
-def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raises UserError for a checkpoint with NaN or infinity in it."""
-    unusable = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+def check_weights(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises UserError for what fills no network of float32: integers and floats of 8 bits, which
+    mean nothing without their scale, and NaN or infinity, be it beyond float32 alone."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _FLOATS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{source}: {name} holds {kind} numbers (quantised?); give one of float32 weights"
+            )
+    unusable = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
     if unusable:
         shown = some(unusable)
-        raise UserError(f"{source}: NaN or infinity in {shown}; use another checkpoint")
+        raise UserError(f"{source}: NaN or infinity in {shown}, as float32; use another checkpoint")
 
 
 def _expected_shapes(
@@ -314,12 +324,11 @@ def _same_network(state: Mapping[str, Tensor], one: str, other: str) -> bool:
     """Tells whether a network is there twice: OpenSelfSup keeps its encoder under two names."""
     names = [key.removeprefix(other) for key in state if key.startswith(other)]
     common = [name for name in names if one + name in state]
-    return all(torch.equal(state[one + name], state[other + name]) for name in common)
+    pairs = ((state[one + name].float(), state[other + name].float()) for name in common)
+    return all(torch.equal(*pair) for pair in pairs)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {
-        name: tuple(tensor.shape)
-        for name, tensor in tensors.items()
-        if not name.endswith("num_batches_tracked")
+        name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith(COUNTER)
     }

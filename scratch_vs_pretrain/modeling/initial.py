@@ -22,7 +22,8 @@ from scratch_vs_pretrain.modeling.backbone import TimmBackbone, bottom_up_of, pr
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint, read_metadata
 from scratch_vs_pretrain.modeling.checks import norm_layers, some
 from scratch_vs_pretrain.modeling.conversion import (
-    check_finite,
+    COUNTER,
+    check_weights,
     describe,
     renamed,
     to_detectron2,
@@ -50,8 +51,7 @@ _TORCHVISION = (
 )
 # torchvision's COCO models have an output for each of the 91 ids, of which 80 are in use.
 _COCO_IDS = 91
-_COUNTER = "num_batches_tracked"
-_STATISTICS = ("running_mean", "running_var", _COUNTER)
+_STATISTICS = ("running_mean", "running_var", COUNTER)
 
 
 def match_backbone(
@@ -89,7 +89,7 @@ def match_backbone(
     loaded = {name: tensors[name] for name in own if name in tensors and name not in mismatched}
     report = Loaded(
         loaded=len(loaded),
-        missing=tuple(n for n in own if n not in tensors and not n.endswith(_COUNTER)),
+        missing=tuple(n for n in own if n not in tensors and not n.endswith(COUNTER)),
         unexpected=(*(n for n in tensors if n not in own), *statistics, *found.unexpected),
         mismatched=tuple(mismatched.values()),
         layout=found.layout,
@@ -97,7 +97,7 @@ def match_backbone(
     )
     more = [name for name in report.unexpected if _changes_network(name, tensors, bottom_up)]
     _check_complete(report, [*surplus, *more], tensors, source)
-    check_finite(loaded, source)
+    check_weights({n: t for n, t in loaded.items() if own[n].is_floating_point()}, source)
     return report, loaded
 
 
@@ -148,7 +148,7 @@ def _changes_network(name: str, tensors: Mapping[str, Tensor], bottom_up: nn.Mod
 
     Whole stages that this network leaves out, counters, and zero biases (Caffe2) do not.
     """
-    if name not in tensors or name.endswith(_COUNTER):
+    if name not in tensors or name.endswith(COUNTER):
         return False
     stage = name.split(".")[0].split("_")[0]
     if not any(child.startswith(stage) for child, _ in bottom_up.named_children()):
@@ -189,11 +189,11 @@ def match_detector(
             fitting[name] = found[name]
     if not fitting:
         raise UserError(f"{source}: {_nothing_fits(rest, found)}")
-    check_finite(fitting, source)
+    check_weights({n: t for n, t in fitting.items() if rest[n].is_floating_point()}, source)
     used = {key for name, (key, _) in heads.items() if name in fitting} | fitting.keys()
     changes = {
         "loaded": report.loaded + len(fitting),
-        "reinitialized": tuple(n for n in rest if n not in fitting and "num_batches" not in n),
+        "reinitialized": tuple(n for n in rest if n not in fitting and not n.endswith(COUNTER)),
         "unexpected": tuple(key for key in report.unexpected if key not in used),
     }
     return report.model_copy(update=changes), {**tensors, **fitting}

@@ -3,6 +3,7 @@
 Batch k of an epoch is a function of (seed, epoch, k) alone, whatever the number of workers.
 """
 
+import copy
 import dataclasses
 import logging
 import math
@@ -25,7 +26,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
-from scratch_vs_pretrain.errors import UserError, say, writable
+from scratch_vs_pretrain.errors import UserError, regular, say, writable
 from scratch_vs_pretrain.modeling.backbone import VGG_BOX_HEAD, VGGFC67Head, build_bottom_up, joined
 from scratch_vs_pretrain.modeling.checkpoint_file import check_output, load, save, write_backbone
 from scratch_vs_pretrain.modeling.checks import frozen_norms, use_runnable_norms
@@ -211,7 +212,7 @@ class _Pictures(Dataset):
         index, seed = key
         path, label = self._samples[index]
         try:
-            picture = deep_as_rgb(Path(path)) or default_loader(path)
+            picture = deep_as_rgb(regular(Path(path))) or default_loader(path)
         except Exception as error:  # damaged files make decoders raise anything
             reason = " ".join(str(error).split())
             text = f"{path}: cannot be decoded ({reason}); remove or replace it"
@@ -330,6 +331,7 @@ def pretrain(
         torch.default_generator.manual_seed(spec.seed)
         model = Classifier(cfg, len(images.classes))
     norms = use_runnable_norms(model, device, world_size=1)
+    _check_fits(model.to(device), images, spec)
     batches = ImageBatches(images, spec)
     metadata = {
         **_describe(images, batches, spec),
@@ -338,7 +340,7 @@ def pretrain(
         "config": cfg.dump(),
         "versions": provenance(device.type)["versions"],
     }
-    accuracy, seconds = _train(model.to(device), batches, spec, partial, metadata)
+    accuracy, seconds = _train(model, batches, spec, partial, metadata)
     metadata["accuracy"] = accuracy
     chance, count = 1 / len(images.classes), len(images.validation)
     guessing = 100 * (chance + CHANCE_ERRORS * math.sqrt(chance * (1 - chance) / max(count, 1)))
@@ -354,6 +356,23 @@ def pretrain(
     write_json(cost_file, cost.model_dump())
     partial.unlink(missing_ok=True)
     return PretrainResult(output_file, accuracy, seconds, metadata)
+
+
+def _check_fits(model: Classifier, images: LabelledImages, spec: PretrainSpec) -> None:
+    """Shows a copy of a network its smallest batches, of two pictures at most: where maps shrink to
+    one pixel, pooling finds no window in it, and norms nothing to compare a single picture with."""
+    size = min(spec.batch_size, len(images.train))
+    network = copy.deepcopy(model)
+    for training, count in ((True, size), (False, len(images.validation) % size or size)):
+        pictures = torch.zeros(min(count, 2), 3, spec.image_size, spec.image_size)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                network.train(training)(pictures.to(model.mean.device))
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"image_size: {spec.image_size}; this backbone cannot take batches of {count} such "
+                f"pictures ({' '.join(str(error).split())}); raise image_size or batch_size"
+            ) from None
 
 
 def _describe(images: LabelledImages, batches: ImageBatches, spec: PretrainSpec) -> dict[str, Any]:

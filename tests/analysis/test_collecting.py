@@ -196,7 +196,7 @@ def test_pipes_and_devices_are_not_waited_for(study, tmp_path, name):
     done = collect_into(study.root / "output", tmp_path / "runs.csv")
     assert done.runs == 2
     assert len(done.skipped) == 2
-    assert all(f"{name}: is no file but a pipe, socket or device" in said for said in done.skipped)
+    assert all(f"{name}: a pipe or a device, not a file" in said for said in done.skipped)
 
 
 def restarted(folders):

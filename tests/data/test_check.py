@@ -1,6 +1,7 @@
 """Every kind of finding is found, where it is and nowhere else."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.check import check, check_decodable
 from scratch_vs_pretrain.data.coco import BREAKS, KINDS, MENDED, SPOILS
+from scratch_vs_pretrain.data.loading import load_training_records
 from scratch_vs_pretrain.errors import UserError
 
 
@@ -72,6 +74,42 @@ def test_each_kind_is_found_where_it_is(build, kind, change, where):
     assert len(notes) == 1
     assert where in notes[0]
     assert report.breaks == (KINDS[kind].means == BREAKS)
+
+
+def replaced(make):
+    def change(content, folder):
+        (folder / "2.png").unlink()
+        make(folder / "2.png")
+
+    return change
+
+
+NO_PICTURES = {
+    "dangling link": lambda file: file.symlink_to("/nowhere"),
+    "circular link": lambda file: file.symlink_to(file),
+    "device": lambda file: file.symlink_to("/dev/zero"),
+    "folder": lambda file: file.mkdir(),
+    "pipe": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("what", NO_PICTURES)
+def test_what_is_no_file_is_a_missing_picture_in_checks_and_in_training(build, config_of, what):
+    one = build(replaced(NO_PICTURES[what]), unreadable=0.25)
+    report = check([one], workers=2, progress=False)
+    assert report.found == {("train", "missing image"): ["2.png"]}
+    cfg = config_of(one)
+    with pytest.raises(UserError, match=r"1 of the 4 images of .* are missing: 2\.png"):
+        datasets.check_files(cfg.DATASETS.TRAIN)
+    load_training_records(cfg)  # looks at no pipe
+
+
+def test_annotations_that_are_a_pipe_are_not_waited_for(build):
+    one = build()
+    one.annotations.unlink()
+    os.mkfifo(one.annotations)
+    with pytest.raises(UserError, match=r"train\.json: cannot read the annotations \(a pipe"):
+        check([one], progress=False)
 
 
 def test_what_cannot_be_used_breaks_training_too(build, config_of):

@@ -12,8 +12,9 @@ from detectron2.data import DatasetMapper
 from PIL import Image
 
 from scratch_vs_pretrain.data.check import DataSet, check
+from scratch_vs_pretrain.data.coco import KINDS, SEVERE
 from scratch_vs_pretrain.data.datasets import check_files
-from scratch_vs_pretrain.data.judge import Heads
+from scratch_vs_pretrain.data.judge import MOST_DROPPED, Heads
 from scratch_vs_pretrain.data.loading import (
     a_few,
     check_ground_truth,
@@ -124,6 +125,49 @@ SPOILT = [
 ]
 
 
+def bad_keypoints(value, count=9):
+    def change(content, folder):
+        content["categories"][0]["keypoints"] = ["a", "b", "c"]
+        for number, one in enumerate(content["annotations"]):
+            one["keypoints"] = [value] * count if number < 38 else [3, 3, 2] * 3
+
+    return change
+
+
+@pytest.mark.parametrize("most", [MOST_DROPPED, 1])
+@pytest.mark.parametrize(
+    ("value", "count", "lost"),
+    [
+        *((float("nan"), 9, True), (2, 10, True), (10**400, 9, True), ("2", 9, True)),
+        (0, 9, False),  # unlabelled
+    ],
+)
+def test_keypoints_that_cannot_be_learnt_are_told_alike_everywhere(
+    build, config_of, value, count, lost, most
+):
+    def change(content, folder):
+        bad_keypoints(value, count)(content, folder)
+        content["annotations"] = content["annotations"][:38]
+
+    for name, damage, nothing in (("all", change, True), ("most", bad_keypoints(value), False)):
+        one = build(damage, name, heads=Heads(False, 3), dropped=most)
+        cfg = config_of(one, masks=False)
+        cfg.MODEL.KEYPOINT_ON, cfg.SVP.MAX_DROPPED = True, most
+        cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 3
+        severe = {"nothing to learn"} if nothing else set()
+        if most < 1 and (lost if nothing else value not in (0, 2)):
+            severe |= {"instances lost"} | ({"category lost"} if nothing else set())
+        report = check([one], workers=1, progress=False)
+        kinds = {kind for _, kind in report.found if KINDS[kind].means in SEVERE}
+        assert kinds == severe
+        planned = refusal_at_a_look(cfg.DATASETS.TRAIN[0], one.annotations, cfg, "TRAIN")
+        assert bool(planned) == report.breaks == bool(severe)
+        with pytest.raises(UserError) if severe else contextlib.nullcontext() as caught:
+            load_training_records(cfg)
+        if severe:
+            assert str(caught.value) == f"{cfg.DATASETS.TRAIN[0]}: {planned}"
+
+
 def severe(report):
     return {kind: where for (_, kind), where in report.found.items() if kind in KINDS_OF_FAULTS}
 
@@ -143,8 +187,13 @@ def test_a_spoilt_set_is_named_by_what_it_looks_like_and_not_trained_on(
     assert report.breaks
     assert report.verdict().startswith("no: ")
     cfg = config_of(one)
-    with pytest.raises(UserError, match=r"cannot train on it: .*SVP\.MAX_DROPPED: 1\.0"):
+    with pytest.raises(
+        UserError, match=r"cannot train on it: .*`svp check-data` lists all"
+    ) as told:
         load_training_records(cfg)
+    # Which does not help where nothing is left.
+    nothing = any(kind == "nothing to learn" for _, kind in report.found)
+    assert ("SVP.MAX_DROPPED: 1.0 takes it" in str(told.value)) != nothing
     # What the plan says of it, which looks at a few images, and of the same as a test set.
     name, file = cfg.DATASETS.TRAIN[0], one.annotations
     assert refusal_at_a_look(name, file, cfg, "TRAIN").startswith("cannot train on it: ")

@@ -78,6 +78,10 @@ DAMAGE = [
     ("no mask", edit(2, segmentation=[]), "annotation 3"),
     ("invalid mask", edit(2, segmentation={"size": [12, 16], "counts": [5, 5]}), "annotation 3"),
     ("invalid mask", edit(2, segmentation={"size": [12, 16]}), "annotation 3"),
+    *(
+        ("invalid mask", edit(2, segmentation={"size": [12, 16], "counts": counts}), "annotation 3")
+        for counts in ([100.5, 91.5], [0.5] * 384, [100, "92"], [100, None, 92])
+    ),
     ("invalid mask", edit(2, segmentation=[[1, 2, 6, 2, 6, None]]), "annotation 3"),
     ("invalid mask", edit(2, segmentation=[[1, 2, 6, 2, 6, float("nan")]]), "annotation 3"),
     ("invalid mask", edit(2, segmentation=[[1, 2, 6, 2, 6, 1e9]]), "annotation 3"),
@@ -462,3 +466,10 @@ def test_a_corner_that_is_no_number_is_invalid(corner):
 @pytest.mark.parametrize("mark", ["0", "false", "", None, 0])
 def test_what_says_no_is_not_ignored(build, mark):
     assert findings(build(edit(2, ignore=mark)))[0] == {}
+
+
+def test_whole_runs_may_be_written_as_fractions():
+    """As pycocotools reads them."""
+    found = trainable_mask({"size": [12.0, 16.0], "counts": [100.0, 90.0, 2.0]}, 16, 12)
+    whole = trainable_mask({"size": [12, 16], "counts": [100, 90, 2]}, 16, 12)
+    assert (mask_api.decode(found) == mask_api.decode(whole)).all()

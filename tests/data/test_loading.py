@@ -67,7 +67,7 @@ def test_nothing_that_can_be_learnt(build, config_of):
     with pytest.raises(UserError, match=lost):
         load_training_records(cfg)
     cfg.SVP.MAX_DROPPED = 1.0
-    with pytest.raises(UserError, match=r"no image has an instance to learn; `svp check-data`"):
+    with pytest.raises(UserError, match=r"nothing to learn: all 40 annotations are dropped"):
         load_training_records(cfg)
 
 

@@ -180,6 +180,19 @@ def test_boxes_one_pixel_wide_are_named_and_learnt_as_detectron2_learns_them(tre
     assert load_training_records(cfg).records[0]["annotations"][1]["bbox"] == [4, 5, 1, 3]
 
 
+@pytest.mark.parametrize(
+    ("text", "difficult"),
+    [
+        *((text, 0) for text in ("", "0", " 0 ", "0.0", "false", "No", "nan", "Unspecified")),
+        *((text, 1) for text in ("1", " 1 ", "1.0", "2", "true", "Yes")),
+    ],
+)
+def test_difficult_is_read_as_it_is_meant(tree, tmp_path, text, difficult):
+    one = annotation([{**OBJECTS[0], "difficult": text}])
+    (tmp_path / "Annotations" / "a.xml").write_text(one)
+    assert load_ground_truth(tree)["annotations"][0]["iscrowd"] == difficult
+
+
 def test_fractions_missing_flags_and_other_classes(tree, tmp_path):
     """VOC 2012 has a few fractions, which Detectron2 trains on and its evaluator cannot read."""
     for identity in "abc":

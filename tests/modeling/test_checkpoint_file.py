@@ -369,3 +369,39 @@ def test_groupnorm_models_are_found_in_detectron2s_catalogue(tmp_path, monkeypat
     write_pickle(file, {"w": np.ones(1)})
     for address in ("catalog://{}", "catalog://{}.pkl", "detectron2://{}.pkl"):
         assert local_file(address.format("ImageNetPretrained/FAIR/R-50-GN")) == file
+
+
+def doubled(value, wrap):
+    for _ in range(40):
+        value = wrap(value)
+    return value
+
+
+CYCLE = {}
+CYCLE["again"] = CYCLE
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"svp": {"a": doubled([], lambda one: [one, one])}},
+        {"svp": {"a": ["x" * 10**5] * 10**4}},
+        {"more": doubled({"w": torch.ones(1)}, lambda one: {"a": one, "b": one})},
+        {"more": CYCLE},
+        {"more": torch.zeros(1).expand(10**13)},
+    ],
+)
+def test_what_a_few_bytes_say_many_times_is_one_sentence(more, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_file, "MOST_PARTS", 10**5)
+    torch.save({"w": torch.ones(1), **more}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth: truncated, or not a checkpoint"):
+        read_metadata(tmp_path / "w.pth")
+    torch.save({"w": torch.ones(1), "small": torch.ones(1).expand(1000)}, tmp_path / "w.pth")
+    assert read_checkpoint(tmp_path / "w.pth")["small"].sum() == 1000
+
+
+def test_pipes_and_devices_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "w.pth")
+    for path in (tmp_path / "w.pth", Path("/dev/zero")):
+        with pytest.raises(UserError, match=f"{path}: .*a pipe or a device, not a file"):
+            read_checkpoint(path)

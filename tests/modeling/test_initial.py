@@ -6,10 +6,11 @@ import torchvision
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
+from safetensors.torch import save_file
 
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling.checkpoint_file import read_checkpoint
-from scratch_vs_pretrain.modeling.initial import heads_of, match_detector
+from scratch_vs_pretrain.modeling.initial import heads_of, match_backbone, match_detector
 
 SMALL = {
     "MODEL.MASK_ON": True,
@@ -212,3 +213,42 @@ def test_torchvisions_background_goes_last(make_full_cfg):
     assert heads["roi_heads.box_predictor.cls_score.bias"][1].tolist() == [1, 2, 3, 0]
     assert heads["roi_heads.box_predictor.bbox_pred.bias"][1].tolist() == list(range(4, 16))
     assert heads["roi_heads.mask_head.predictor.bias"][1].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int64", "bool", "float8_e4m3fn", "float64"])
+def test_what_are_no_weights_of_float32_is_one_sentence(kind, make_detector, tmp_path):
+    model, file = make_detector(0), tmp_path / "w.safetensors"
+    dtype = getattr(torch, kind)
+    backbone = {n: t for n, t in state_of(model).items() if n.startswith("backbone.bottom_up.")}
+    name = "backbone.bottom_up.res2.0.conv1.weight"
+    bad = backbone[name].to(dtype)
+    save_file(backbone | {name: bad * 1e300 if kind == "float64" else bad}, file)
+    says = rf"w\.safetensors: res2\.0\.conv1\.weight holds {kind} numbers \(quantised\?\); give one"
+    if kind == "float64":
+        says = r"w\.safetensors: NaN or infinity in res2\.0\.conv1\.weight, as float32"
+    with pytest.raises(UserError, match=says):
+        match_backbone(model, read_checkpoint(file), str(file))
+
+
+def test_weights_of_other_floats_and_batchnorms_counters_are_read(make_detector):
+    model = make_detector(0, NORM="BN")
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state_of(model).items()}
+        report, tensors = match_backbone(model, state)
+        assert report.missing == ()
+        assert {t.dtype for n, t in tensors.items() if "num_b" in n} == {torch.int64}
+
+
+def test_integers_do_not_fill_heads(make_detector):
+    trained = state_of(make_detector(1))
+    trained["roi_heads.box_head.fc1.bias"] = trained["roi_heads.box_head.fc1.bias"].to(torch.int8)
+    with pytest.raises(UserError, match=r"roi_heads\.box_head\.fc1\.bias holds int8 numbers"):
+        load_detector(make_detector(0), trained, "w.pth")
+
+
+def test_two_networks_of_eight_bits_are_told_by_their_numbers(make_detector):
+    state = make_detector(0).backbone.bottom_up.state_dict()
+    eight = {n: t.to(torch.float8_e4m3fn) for n, t in state.items()}
+    two = {f"a.{n}": t for n, t in eight.items()} | {f"b.{n}": t for n, t in eight.items()}
+    with pytest.raises(UserError, match="holds float8_e4m3fn numbers"):
+        match_backbone(make_detector(0), two)

@@ -299,3 +299,17 @@ def test_the_rate_follows_the_batch_size_unless_it_is_given():
     assert PretrainSpec().largest_rate == 0.1
     assert PretrainSpec(batch_size=32).largest_rate == 0.0125
     assert PretrainSpec(batch_size=32, learning_rate=0.3).largest_rate == 0.3
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "norm"), [(1, 1, "GN"), (1, 5, "GN"), (1, 1, "SyncBN"), (32, 1, "SyncBN")]
+)
+def test_maps_of_one_pixel_of_one_picture_are_refused_before_training(
+    cfg, pictures, tmp_path, monkeypatch, size, batch, norm
+):
+    """Of 16 pictures for validation the last is alone in its batch of 5."""
+    monkeypatch.setattr(module, "_train", lambda *_: pytest.fail("trained"))
+    cfg.MODEL.RESNETS.NORM = norm
+    spec = PretrainSpec(**vars(SPEC) | {"image_size": size, "batch_size": batch})
+    with pytest.raises(UserError, match=rf"image_size: {size}; .* cannot take batches of 1 such"):
+        pretrain(cfg, pictures, tmp_path / "w.pth", spec)

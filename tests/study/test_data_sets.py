@@ -86,8 +86,10 @@ ENTRY = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4], "area":
             {"MODEL.KEYPOINT_ON": True},
             [
                 "TRAIN: one: its categories name 1 keypoints, but .*NUM_KEYPOINTS is 17",
+                "TRAIN: one: cannot train on it: .*no valid keypoints 1",  # as loading it says
                 "TEST: one: its categories name 1 keypoints, but .*NUM_KEYPOINTS is 17",
                 "TEST: one: its categories name 1 keypoints, but .*OKS_SIGMAS has 17",
+                "TEST: one: cannot evaluate on it: .*no valid keypoints 1",
             ],
         ),
     ],

@@ -71,6 +71,24 @@ def test_keypoints_are_needed_everywhere(file):
         check_ground_truth(NAME, ("keypoints",))
 
 
+@pytest.mark.parametrize("value", [None, "visible", [], 10**400, float("nan")])
+def test_keypoints_that_are_no_numbers_matter_to_keypoint_ap_alone(file, value):
+    odd = annotation(7, keypoints=[1, 1, value] * 17, num_keypoints=None)
+    file.write_text(json.dumps(content(annotation(1), odd)))
+    check_ground_truth(NAME, ("bbox", "segm"))
+    found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 20], "score": 1.0}]
+    assert score(load_ground_truth(NAME), found, "bbox")["AP50"] > 0
+    says = f"{NAME}: annotation 7 has keypoints that are no 51 numbers, .*KEYPOINT_ON"
+    with pytest.raises(UserError, match=says):
+        check_ground_truth(NAME, ("keypoints",))
+
+
+def test_difficult_of_coco_files_changes_nothing(file):
+    """pycocotools knows no such key."""
+    file.write_text(json.dumps(content(annotation(1, difficult=1))))
+    assert load_ground_truth(NAME)["annotations"][0]["iscrowd"] == 0
+
+
 @pytest.mark.parametrize("mask", [[], [[]], None])
 def test_an_annotation_without_a_mask_is_left_out_of_mask_ap_alone(file, mask):
     maskless = annotation(3, segmentation=mask)
