@@ -8,6 +8,7 @@ them before it reads anything. No torch here: modeling/checks.py looks at built 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -213,6 +214,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+@functools.lru_cache(maxsize=16)  # a study reads its base for each config
 def _refuse_repeated(text: str) -> None:
     """Refuses YAML in which a mapping has a key twice, of which loading it keeps one silently."""
     import yaml

@@ -201,7 +201,8 @@ def _refuse_unlike(study: Study, planned: Sequence[_Planned]) -> None:
         if folder in own or (there := folder.read()).study != study.name:
             continue
         if _has_begun(folder, there):
-            there.data.refuse_change(planned[0].info.data, folder.path)
+            for data in {made.info.data for made in planned}:
+                there.data.refuse_change(data, folder.path)
         configs = _configs(folder, there) if new else {}
         for made in new.values():
             if changed := _unlike(study, made, there, configs):
@@ -225,7 +226,7 @@ def _unlike(
         free |= {"SOLVER.MAX_ITER", "SOLVER.STEPS"}
     if is_multiple(now.schedule) != is_multiple(there.schedule):  # which alone is scaled
         free |= {"SOLVER.BASE_LR", "SOLVER.WARMUP_ITERS"}
-    changed = _changed(made, configs, free)
+    changed = _changed(made, there, configs, free)
     # What starts from another run may have that of its seed.
     if now.arm == there.arm and not init.startswith(RUN_SCHEME):
         changed += _changed_weights(made, there)
@@ -242,13 +243,9 @@ def _refuse_another_run(made: _Planned, there: RunInfo) -> None:
                 "choose another output folder"
             )
     # The same weights may lie elsewhere; their sha256 is compared below.
-    changed = _changed(made, _configs(folder, there), {"MODEL.WEIGHTS"})
-    if there.switch != described.switch:
-        one, two = (info.switch and {"at": info.switch.at} for info in (there, described))
-        changed.append(f"switch ({one} there, {two} now)")
-    if changed:
+    if changed := _changed(made, there, _configs(folder, there), {"MODEL.WEIGHTS"}):
         raise UserError(
-            f"{folder.path}: holds a run of another config: {'; '.join(dict.fromkeys(changed))}; "
+            f"{folder.path}: holds a run of another config: {'; '.join(changed)}; "
             "choose another output folder, or change the study back"
         )
     if weights := _changed_weights(made, there):
@@ -266,13 +263,19 @@ def _configs(folder: RunFolder, there: RunInfo) -> dict[str, CfgNode]:
     return {file.name: load_config(file) for file in files}
 
 
-def _changed(made: _Planned, there: Mapping[str, CfgNode], free: Collection[str]) -> list[str]:
-    return [
+def _changed(
+    made: _Planned, there: RunInfo, configs: Mapping[str, CfgNode], free: Collection[str]
+) -> list[str]:
+    changed = [
         f"{key} ({values['there']!r} there, {values['now']!r} now)"
-        for name in made.files.keys() & there.keys()
-        for key, values in differences({"there": there[name], "now": made.files[name]}).items()
+        for name in sorted(made.files.keys() & configs.keys(), reverse=True)
+        for key, values in differences({"there": configs[name], "now": made.files[name]}).items()
         if key not in free
     ]
+    if there.switch != made.info.switch and there.iterations == made.info.iterations:
+        one, two = (info.switch and {"at": info.switch.at} for info in (there, made.info))
+        changed.append(f"switch ({one} there, {two} now)")
+    return list(dict.fromkeys(changed))
 
 
 def _changed_weights(made: _Planned, there: RunInfo) -> list[str]:

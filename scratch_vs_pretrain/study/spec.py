@@ -278,7 +278,7 @@ class Study(fields.Section):
         """Returns the study of each of the sizes, smallest first as they are stated, or itself."""
         if not self.sizes:
             return (self,)
-        return tuple(
+        sizes = tuple(
             replace(
                 self,
                 sizes=(),
@@ -292,6 +292,7 @@ class Study(fields.Section):
             )
             for size in self.sizes
         )
+        return vars(self).setdefault("_by_size", sizes)  # one each, which keeps its merged configs
 
 
 def load_study(path: Path | str, weights: Mapping[str, str] | None = None) -> Study:

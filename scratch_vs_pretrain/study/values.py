@@ -74,7 +74,6 @@ VALUES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "TEST.PRECISE_BN.ENABLED": _only(False, "BatchNorm keeps the statistics of training"),
     "TEST.EXPECTED_RESULTS": _only([], "nothing is compared with them"),
     "CUDNN_BENCHMARK": _only(False, "resuming was not exact with it"),
-    "VIS_PERIOD": _only(0, "training draws nothing; `svp plot` draws detections"),
     "FLOAT32_PRECISION": _only("", "torch's own precision is kept"),  # of upstream main
 }
 

@@ -135,7 +135,6 @@ def test_runs_that_differ_by_seed_alone_are_one_row(base):
         ("TEST.PRECISE_BN.ENABLED", True),
         ("TEST.EXPECTED_RESULTS", [["bbox", "AP", 38.5, 0.2]]),
         ("CUDNN_BENCHMARK", True),
-        ("VIS_PERIOD", 20),
         ("SVP.VGG.WIDTH", 0),
         ("SVP.LOAD", "neck"),
         ("SVP.FREEZE", "neck"),

@@ -256,6 +256,14 @@ class TestRunsBeside:
         study = write_study(arms={"a": {"init": str(tiny_backbone)}}, seeds=[1])
         self.refused(study, tmp_path / "out", r"weights \(sha256 None there, [0-9a-f]{64} now")
 
+    def test_of_another_switch_are_refused(self, write_study, tmp_path):
+        cascade = tmp_path / "cascade.yaml"
+        base = load_study(write_study()).base
+        cascade.write_text(f"_BASE_: {base}\nMODEL: {{ROI_HEADS: {{NAME: CascadeROIHeads}}}}\n")
+        prepared(write_study(switch={"config": str(cascade), "last": 3}), tmp_path / "out")
+        study = write_study(switch={"config": str(cascade), "last": 2}, seeds=[1])
+        self.refused(study, tmp_path / "out", r"seed0: .*switch \({'at': 3} there, {'at': 4} now\)")
+
     def test_of_another_study_are_none_of_its(self, write_study, tmp_path):
         (folder,) = prepared(write_study(), tmp_path / "out")
         folder.update(study="renamed")
