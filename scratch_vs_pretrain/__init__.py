@@ -109,8 +109,10 @@ def run(
         UserError: a checkpoint or data that are missing, or runs that cannot be prepared.
     """
     from scratch_vs_pretrain.study import launch
+    from scratch_vs_pretrain.study.plan import check_evaluations
 
     slots = launch.make_slots(jobs, map(str, gpus), gpus_per_run)
+    check_evaluations(study)
     launch.run_study(study, Path(output), slots)
     return load_runs(Path(output) / study.name)
 

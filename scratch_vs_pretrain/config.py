@@ -8,10 +8,12 @@ them before it reads anything. No torch here: modeling/checks.py looks at built 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -151,12 +153,24 @@ def load_config(path: Path, imports: Sequence[str] = ()) -> CfgNode:
         section, _, name = key.rpartition(".")
         if isinstance(node := _node(content, section), dict):
             node.pop(name, None)
+    cfg = read_config(path, imports, str(path), content)
+    cfg.freeze()
+    return cfg
+
+
+def read_config(
+    path: Path, imports: Sequence[str], where: str, content: dict[str, Any] | None = None
+) -> CfgNode:
+    """Returns the default config and a file over it, with the modules that the file and `imports`
+    name, those of `where`; `content` is what was read of the file already."""
+    content = _read(path) if content is None else content
     own = _node(content, "SVP.IMPORTS")
     if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
-        own = ()  # whatever it is, merging it says so
-    cfg = default_config((*own, *imports), str(path))
+        own = []  # whatever it is, merging it says so
+    import_modules(own, f"{path}: SVP.IMPORTS")
+    cfg = default_config(named := tuple(dict.fromkeys((*own, *imports))), where)
     merge_file(cfg, path, content)
-    cfg.freeze()
+    cfg.SVP.IMPORTS = named
     return cfg
 
 
@@ -184,7 +198,10 @@ def _read(path: Path) -> dict[str, Any]:
                 raise UserError(
                     f"{path}: _BASE_ is {filename!r}, but must be a file here; download it"
                 )
-            return open(filename, encoding="utf-8")
+            with open(filename, encoding="utf-8") as file:
+                text = file.read()
+            _refuse_repeated(text)
+            return io.StringIO(text)
 
     with _explained({}, str(path)):
         try:
@@ -195,6 +212,26 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a mapping of config keys to values")
     return content
+
+
+@functools.lru_cache(maxsize=16)  # a study reads its base for each config
+def _refuse_repeated(text: str) -> None:
+    """Refuses YAML in which a mapping has a key twice, of which loading it keeps one silently."""
+    import yaml
+
+    root = yaml.compose(text, yaml.SafeLoader)
+    waiting, walked = [root], set()  # aliases lead to what was seen already, or in a circle
+    while waiting:
+        node = waiting.pop()
+        if id(node) in walked or not isinstance(node, yaml.CollectionNode):
+            continue
+        walked.add(id(node))
+        is_mapping, keys = isinstance(node, yaml.MappingNode), set()
+        for key, value in node.value if is_mapping else zip(node.value, node.value, strict=True):
+            waiting.append(value)
+            if is_mapping and (key.tag, str(key.value)) in keys:
+                raise yaml.MarkedYAMLError(None, None, f"{key.value} appears twice", key.start_mark)
+            keys.add((key.tag, str(key.value)))
 
 
 def merge_overrides(cfg: CfgNode, overrides: Mapping[str, Any], where: str) -> None:
@@ -374,72 +411,6 @@ ADMISSIBLE = (
 # Below this many images per process BatchNorm's error grows quickly (Wu & He, "Group
 # Normalization", Figure 1).
 SMALLEST_BATCH = 16
-
-MOST_PIXELS = 1_000_000  # of a side
-
-
-def _are_names(value: Any) -> bool:
-    return all(isinstance(name, str) for name in value)
-
-
-def _are_sides(value: Any) -> bool:
-    return len(value) > 0 and all(
-        type(side) in (int, float) and 0 <= side <= MOST_PIXELS for side in value
-    )
-
-
-def _between(low: float, high: float = 1e300) -> tuple[Callable[[Any], bool], str]:
-    most = f" and at most {high:,}" if high < 1e300 else ""
-    return lambda value: low <= value <= high, f"it must be at least {low}{most}"  # NaN is neither
-
-
-def _is_pixel_format(value: str) -> bool:
-    from PIL import Image
-
-    return value in (*Image.MODES, "BGR", "YUV-BT.601")
-
-
-# Keys of which a value of the right type can still be none: what tells that, and what to write.
-VALUES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "DATALOADER.SAMPLER_TRAIN": (
-        lambda value: value == "TrainingSampler",
-        "every image is drawn alike here; set it to TrainingSampler",
-    ),
-    "INPUT.FORMAT": (_is_pixel_format, "set it to BGR or RGB"),
-    "INPUT.MIN_SIZE_TRAIN": (_are_sides, "write sizes in pixels, such as [640, 800]"),
-    **dict.fromkeys(("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"), _between(1)),
-    **dict.fromkeys(("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"), _between(1)),
-    **dict.fromkeys(("INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS"), _between(0)),
-    **dict.fromkeys(("TEST.EVAL_PERIOD", "SOLVER.CHECKPOINT_PERIOD"), _between(0)),
-    **dict.fromkeys(("SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SVP.LOG_PERIOD"), _between(0)),
-    **dict.fromkeys(("SVP.MAX_UNREADABLE", "SVP.MAX_DROPPED"), _between(0, 1)),
-    "SVP.KEEP_CHECKPOINTS": _between(1),
-    "SOLVER.BASE_LR": (lambda value: 0 < value < 1e300, "it must be above 0"),
-    "SOLVER.IMS_PER_BATCH": _between(1, 100_000),
-    "MODEL.DEVICE": (re.compile(r"cpu|cuda(:\d+)?").fullmatch, "set it to cpu or cuda"),
-    "SOLVER.AMP.ENABLED": (
-        lambda value: not value,
-        "it is Detectron2's float16, which this trainer does not do; set it to False and "
-        "SVP.FAST.ENABLED to True for bfloat16",
-    ),
-    "SVP.VGG.WIDTH": _between(1),
-    "SVP.LOAD": (("backbone", "detector").__contains__, "set it to backbone or detector"),
-    "SVP.FREEZE": (("", "backbone").__contains__, 'set it to backbone, or "" for nothing'),
-    "SVP.NORM_WEIGHTS": (("all", "affine_only").__contains__, "set it to all or affine_only"),
-    "SVP.TIMM.NORM": (("", "GN").__contains__, 'set it to GN, or "" for the network\'s own'),
-    "SVP.ADMIT": (_are_names, "write a list of names"),
-    "SVP.EVALUATORS": (_are_names, "write a list of registered names"),
-}
-
-
-def value_problems(cfg: CfgNode) -> list[str]:
-    """Finds values that nothing can be made of."""
-    values = flatten(cfg)
-    return [
-        f"{key} is {values[key]!r}; {told}"
-        for key, (fits, told) in VALUES.items()
-        if not fits(values[key])
-    ]
 
 
 def missing_warmup(cfg: CfgNode) -> list[str]:

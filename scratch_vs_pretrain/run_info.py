@@ -146,6 +146,18 @@ class Data(Model):
     train: DataSet = DataSet()
     test: DataSet = DataSet()
 
+    def refuse_change(self, now: Self, run: object) -> None:
+        """Raises UserError where other data, as far as both are known, bear the same names now."""
+        for part, title in (("train", "training"), ("test", "test")):
+            before, after = getattr(self, part), getattr(now, part)
+            changed = before.names == after.names and before.sha256 != after.sha256
+            if changed and before.sha256 and after.sha256:
+                raise UserError(
+                    f"{run}: {title} data have changed since this run was planned (sha256 "
+                    f"{before.sha256} then, {after.sha256} now); restore {', '.join(after.names)}, "
+                    "or choose another output folder"
+                )
+
 
 class Samples(Model):
     """What was trained on; what was seen again counts again."""

@@ -48,6 +48,11 @@ class TestMergeFile:
         merge_file(cfg, write(tmp_path, "_BASE_: base.yaml\nSOLVER: {BASE_LR: 0.25}\n"))
         assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM) == (0.25, 0.8)
 
+    def test_a_repeated_key_of_its_base_is_refused_too(self, cfg, tmp_path):
+        write(tmp_path, "SOLVER: {GAMMA: 0.5, GAMMA: 0.1}\n", "base.yaml")
+        with pytest.raises(UserError, match="GAMMA appears twice"):
+            merge_file(cfg, write(tmp_path, "_BASE_: base.yaml\n"))
+
     def test_refuses_code_and_runs_none(self, cfg, tmp_path):
         proof = tmp_path / "executed"
         text = f"MODEL: !!python/object/apply:os.mkdir ['{proof}']\n"
@@ -68,6 +73,8 @@ class TestMergeFile:
             ("SOLVER: {BASE_LR: [", "not plain YAML"),
             ("", "not a mapping"),
             ("[1, 2]", "not a mapping"),
+            ("SOLVER:\n  BASE_LR: 1.0\n  BASE_LR: 2.0", "BASE_LR appears twice .*line 3"),
+            ("A: &a {B: 1}\nC: [*a, {B: 1, B: 2}]", "B appears twice .*line 2"),
             ("_BASE_: absent.yaml", "cannot read .*absent.yaml"),
             ("_BASE_: config.yaml", "include each other"),
             ("VERSION: 3", "v3"),

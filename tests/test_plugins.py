@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -8,8 +9,10 @@ from scratch_vs_pretrain.config import config_text, default_config, import_modul
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.reproducibility import module_versions
 from scratch_vs_pretrain.study.folders import prepare
+from scratch_vs_pretrain.study.resolve import arm_config
 from scratch_vs_pretrain.study.spec import load_study
 
+DEMO_CONFIG = Path(__file__).parents[1] / "configs/demo_mask_rcnn_R_18_FPN_gn.yaml"
 PARTS = """
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -121,3 +124,16 @@ def test_a_study_names_its_modules(project, write_study, tmp_path, capsys):
     assert main(["run", str(study), "-o", str(tmp_path / "none")]) == 2
     assert "imports: there is no module users_project.absent" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_modules_of_the_base_and_of_the_study_add_up(project, write_study, tmp_path):
+    project(parts=PARTS.format(name="HERS"), more=PARTS.format(name="WHOSE"))
+    base = tmp_path / "base.yaml"
+    base.write_text(
+        f"_BASE_: '{DEMO_CONFIG}'\nSVP: {{IMPORTS: [users_project.more]}}\nWHOSE: {{DEPTH: 7}}\n"
+    )
+    for imports in (["users_project.parts"], ["users_project.parts", "users_project.more"]):
+        study = load_study(write_study(base=str(base), imports=imports))
+        cfg = arm_config(study, study.arms[0], study.arms[0].schedules[0])
+        assert cfg.SVP.IMPORTS == ("users_project.more", "users_project.parts")
+        assert (cfg.HERS.DEPTH, cfg.WHOSE.DEPTH) == (3, 7)

@@ -68,9 +68,10 @@ def _hours(text: str) -> float:
 )
 def _plan(options: argparse.Namespace) -> None:
     from scratch_vs_pretrain.study.audit import missing_data, missing_weights, unfit
-    from scratch_vs_pretrain.study.plan import plan
+    from scratch_vs_pretrain.study.plan import check_evaluations, plan
 
     study = _read_study(options)
+    check_evaluations(study)
     print(plan(study).text())
     if options.check:
         from scratch_vs_pretrain.study.rehearsal import rehearsal_text
@@ -179,6 +180,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError("--budget goes with --until answered; add it, or leave the budget out")
     from scratch_vs_pretrain.study.adaptive import Adaptive
     from scratch_vs_pretrain.study.launch import make_slots, report, run_study
+    from scratch_vs_pretrain.study.plan import check_evaluations
     from scratch_vs_pretrain.training.checkpoint import ENDED
 
     cluster = None
@@ -192,6 +194,7 @@ def _run(options: argparse.Namespace) -> int:
             dict(options.slurm),
         )
     slots = make_slots(options.jobs, options.gpus, options.gpus_per_run)
+    check_evaluations(study)
 
     def train(part: Study) -> list[Outcome]:
         return run_study(part, options.output, slots, options.verbose, cluster)

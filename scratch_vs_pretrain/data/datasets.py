@@ -218,11 +218,13 @@ def remedy(name: str) -> str:
     return ""
 
 
-def describe(names: Sequence[str]) -> dict[str, Any]:
-    """Returns what run.json records of registered data sets, which must share their categories:
-    names, counts over all of them, crowds and empty images included, and the sha256 of the file, or
-    of several files' digests, one a line."""
-    files = [annotations_of(name) for name in names]
+def describe(
+    names: Sequence[str], facts: Callable[[str], AnnotationFile] = annotations_of
+) -> dict[str, Any]:
+    """Returns what run.json records of data sets, by default registered ones, which must share
+    their categories: names, counts over all of them, crowds and empty images included, and the
+    sha256 of the file, or of several files' digests, one a line."""
+    files = [facts(name) for name in names]
     for name, file in zip(names, files, strict=True):
         if file.categories != files[0].categories:
             raise UserError(

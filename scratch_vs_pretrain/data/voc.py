@@ -45,9 +45,16 @@ def voc_file(name: str, strict: bool = True) -> CocoFile:
     from detectron2.data import MetadataCatalog
 
     listing, root = voc_location(name)
+    classes = tuple(MetadataCatalog.get(name).thing_classes)
+    if strict:
+        return voc_tree(listing, root, classes)
     # To check it, anew: XML files may have changed, and the list of them not.
-    tree = _read(listing, root) if strict else _parse_all.__wrapped__((listing, 0, 0), root)
-    return _with_classes(tree, tuple(MetadataCatalog.get(name).thing_classes))
+    return _with_classes(_parse_all.__wrapped__((listing, 0, 0), root), classes)
+
+
+def voc_tree(listing: Path, root: Path, classes: Iterable[str]) -> CocoFile:
+    """Returns a VOC tree as :func:`voc_file` does, which need not be registered."""
+    return _with_classes(_read(listing, root), tuple(classes))
 
 
 @functools.lru_cache(maxsize=8)

@@ -153,6 +153,8 @@ class Adaptive:
                 if (hours := self.spent() + self._hours_left(part)) > self.budget:
                     say(f"the next stage would bring the hours to {hours:.1f}, over the budget")
                     return outcomes
+                if self.budget < math.inf and not (self.seen or self.searched):
+                    say("no iteration's seconds are known: this stage trains, whatever the budget")
                 outcomes = self.train(part)
                 if any(outcome.state not in ENDED for outcome in outcomes):
                     return outcomes

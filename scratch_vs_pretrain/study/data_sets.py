@@ -3,6 +3,7 @@
 All of it is asked before anything is written: class count, heads, keypoints, evaluation.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,20 @@ from fvcore.common.config import CfgNode
 from scratch_vs_pretrain._detectron2 import registered
 from scratch_vs_pretrain.config import ONE_STAGE, classes_key, flatten
 from scratch_vs_pretrain.data.coco import COCO_KEYPOINTS, AnnotationFile, read_annotations
-from scratch_vs_pretrain.data.datasets import ALIASES, Subset, check_images, subset_file, subset_of
+from scratch_vs_pretrain.data.datasets import (
+    ALIASES,
+    Subset,
+    annotations_of,
+    check_images,
+    describe,
+    subset_file,
+    subset_of,
+)
 from scratch_vs_pretrain.data.loading import refusal_at_a_look
-from scratch_vs_pretrain.data.voc import voc_classes, voc_images
+from scratch_vs_pretrain.data.voc import voc_classes, voc_images, voc_tree
 from scratch_vs_pretrain.errors import UserError, located
 from scratch_vs_pretrain.pictures import locate
+from scratch_vs_pretrain.run_info import Data as RunData
 from scratch_vs_pretrain.study.sections import Data, DataFiles, VocTree
 from scratch_vs_pretrain.study.spec import Arm, Study
 
@@ -207,6 +217,27 @@ def origin(cfg: CfgNode, name: str) -> Origin:
     if tree is None and known.get("dirname") and known.get("split"):
         tree = Path(known["dirname"]), known["split"]
     return Origin(base, subset, base in files or base in trees, file, tree)
+
+
+def described_data(cfg: CfgNode) -> RunData:
+    """Returns what run.json is to say of a config's data; its own are not registered for it."""
+    classes = {name: known for name, *_, known in cfg.SVP.VOC_DATASETS}
+
+    def facts(name: str) -> AnnotationFile:
+        where = origin(cfg, name)
+        if where.own and where.tree:
+            root, split = where.tree
+            listing = root / "ImageSets/Main" / f"{split}.txt"
+            return voc_tree(listing, root, classes[where.base]).facts
+        if where.own and where.file:
+            file = subset_file(where.subset, where.file) if where.subset else where.file
+            return read_annotations(file)
+        return annotations_of(name)
+
+    parts = {"train": cfg.DATASETS.TRAIN, "test": cfg.DATASETS.TEST}
+    return RunData.model_validate_json(
+        json.dumps({part: describe(names, facts) for part, names in parts.items()})
+    )
 
 
 def check_own_images(cfg: CfgNode) -> None:

@@ -240,8 +240,11 @@ NotEmpty = BeforeValidator(_refuse_empty)
 Distinct = AfterValidator(refuse_repeated)
 
 
+_ODD_NUMBER = re.compile(r"\S+:(int|float) [-+]?(0[0-7_]+|[0-9_]+(:[0-9_]+)+(\.[0-9_]*)?)")
+
+
 class _PlainLoader(yaml.SafeLoader):
-    """Plain YAML, where a repeated key is an error, and an alias, which can be made recursive.
+    """Plain YAML, where a repeated key is an error, a tag, and an alias, which can be recursive.
 
     As in YAML 1.2, `on` and `off` are texts: the key `on` of a study's `tune` is no truth value.
     """
@@ -252,11 +255,19 @@ class _PlainLoader(yaml.SafeLoader):
         place: Any = self.peek_event().start_mark
         if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(None, None, "aliases are not supported", place)
+        if tag := getattr(self.peek_event(), "tag", None):
+            tag = tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.MarkedYAMLError(None, None, f"{tag}: tags are not supported", place)
         self.depth += 1
         if self.depth > DEEPEST:
             raise yaml.MarkedYAMLError(None, None, "nested too deeply", place)
         node = super().compose_node(parent, index)
         self.depth -= 1
+        if isinstance(node, yaml.ScalarNode) and _ODD_NUMBER.fullmatch(f"{node.tag} {node.value}"):
+            # YAML 1.1's numbers of base 8 and 60, which are none in YAML 1.2.
+            number = self.construct_object(node)
+            told = f"{node.value} means {number}; write that, or what you mean, as a plain number"
+            raise yaml.MarkedYAMLError(None, None, told, place)
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -264,6 +275,9 @@ class _PlainLoader(yaml.SafeLoader):
         for key, _ in getattr(node, "value", ()):
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(None, None, "a key is not text", key.start_mark)
+            if key.tag.endswith(":merge"):
+                told = "<< is not supported; write out the keys that it would add"
+                raise yaml.MarkedYAMLError(None, None, told, key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(None, None, f"{key.value} appears twice", key.start_mark)
             seen.add(key.value)

@@ -187,6 +187,22 @@ def check_parts(study: Study) -> None:
         seen[images] = one.size if images is not None and one.size else ""
 
 
+def check_evaluations(study: Study) -> None:
+    """Refuses iterations to evaluate after that no run of a whole study reaches."""
+    check_parts(study)
+    lengths: list[int] = []
+    asked: set[int] = set()
+    for part in study.by_size():
+        configs = [resolve.arm_config(part, arm, one) for arm in part.arms for one in arm.schedules]
+        lengths += [cfg.SOLVER.MAX_ITER for cfg in configs]
+        asked.update(*(cfg.SVP.EVAL_ITERATIONS for cfg in configs))
+    if late := sorted(at for at in asked if at > max(lengths)):
+        raise UserError(
+            f"{study.file}: evaluation.at: no run has {late[0]:,} iterations, the longest "
+            f"{max(lengths):,}; choose fewer, or remove it"
+        )
+
+
 def training_images(cfg: CfgNode) -> int | None:
     """Returns how many images the config's training annotations list, None if that is unknown."""
     counts = [_images(cfg, name) for name in cfg.DATASETS.TRAIN]

@@ -14,7 +14,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scratch_vs_pretrain.config import default_config, merge_file, merge_overrides, value_problems
+from scratch_vs_pretrain.config import merge_overrides, read_config
 from scratch_vs_pretrain.data.datasets import refuse_subsets, subset_of
 from scratch_vs_pretrain.errors import UserError, located
 from scratch_vs_pretrain.run_folder import RunFolder, read_json, write_json
@@ -22,6 +22,7 @@ from scratch_vs_pretrain.run_info import Branch
 from scratch_vs_pretrain.study.data_sets import merge_data
 from scratch_vs_pretrain.study.sections import Schedule, Tune, branches_of
 from scratch_vs_pretrain.study.spec import FULL, RUN_SCHEME, Arm, Run, Study
+from scratch_vs_pretrain.study.values import value_problems
 
 # What the pixels of a pre-trained backbone looked like, and where its stages halve the resolution.
 # The three belong together, and to both arms. Sources: comments in Detectron2's
@@ -78,9 +79,7 @@ def arm_config(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
 
 def base_config(study: Study) -> CfgNode:
     """Returns what all runs begin with: the default, with the keys of own modules, and the base."""
-    cfg = default_config(study.imports, f"{study.file}: imports")
-    merge_file(cfg, study.base)
-    return cfg
+    return read_config(study.base, study.imports, f"{study.file}: imports")
 
 
 def _merged(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
@@ -121,7 +120,7 @@ def _merged(study: Study, arm: Arm, schedule: Schedule) -> CfgNode:
             f"{study.file}: arms.{arm.name}.load: init is scratch, which is no detector; "
             "leave load out"
         )
-    cfg.SVP.LOAD = arm.load if arm.load != "backbone" else cfg.SVP.LOAD
+    cfg.SVP.LOAD = arm.load or cfg.SVP.LOAD
     cfg.SVP.FREEZE = arm.freeze or cfg.SVP.FREEZE
     cfg.SVP.ADMIT = study.admit or cfg.SVP.ADMIT
     cfg.OUTPUT_DIR = ""
@@ -216,11 +215,11 @@ def search_study(study: Study) -> Study:
     origin = next(arm for arm in study.arms if arm.name == tune.on)
     points = grid_points(tune)
     arms = tuple(
-        Arm(
-            f"{tune.on}-{number:0{len(str(len(points)))}d}",
-            origin.init,
-            origin.schedules[:1],
-            {**origin.overrides, **point},
+        replace(
+            origin,
+            name=f"{tune.on}-{number:0{len(str(len(points)))}d}",
+            schedules=origin.schedules[:1],
+            overrides={**origin.overrides, **point},
         )
         for number, point in enumerate(points, 1)
     )

@@ -83,7 +83,7 @@ class Schedule(fields.Section):
                 "images), or {iterations: 600} for a literal length"
             )
         name, length = value.get("name"), value.get("iterations")
-        if isinstance(name, str) and re.fullmatch(r"[0-9]+x", name):
+        if isinstance(name, str) and is_multiple(name):
             raise fields.wrong(f"{name} would read like a multiple of 90,000 iterations", "name")
         proportions = short_schedule(
             length if type(length) is int and 0 < length <= fields.MOST_ITERATIONS else 1
@@ -130,6 +130,11 @@ class Schedule(fields.Section):
         cfg.SOLVER.STEPS = self.steps
         cfg.SOLVER.BASE_LR *= self.rate_factor
         cfg.SOLVER.WARMUP_ITERS = round(cfg.SOLVER.WARMUP_ITERS / self.rate_factor)
+
+
+def is_multiple(name: str) -> bool:
+    """Tells by a schedule's name whether it is a multiple of the paper's 1x."""
+    return re.fullmatch(r"[0-9]+x", name) is not None
 
 
 def paper_schedule(multiple: int) -> Schedule:

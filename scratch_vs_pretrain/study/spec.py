@@ -165,8 +165,9 @@ class Arm(fields.Section):
     """config keys of this arm alone; allow_differences has to name them."""
     preset: Preset | None = None
     """as the study's, for every arm."""
-    load: Literal["backbone", "detector"] = "backbone"
-    """what to take from the checkpoint: its backbone, or all that fits."""
+    load: Literal["backbone", "detector"] | None = None
+    """what to take from the checkpoint: its backbone, the default, or all that fits of a
+    detector."""
     freeze: Literal["backbone"] | None = None
     """what keeps its initial weights; only where they are not random."""
 
@@ -277,7 +278,7 @@ class Study(fields.Section):
         """Returns the study of each of the sizes, smallest first as they are stated, or itself."""
         if not self.sizes:
             return (self,)
-        return tuple(
+        sizes = tuple(
             replace(
                 self,
                 sizes=(),
@@ -291,6 +292,7 @@ class Study(fields.Section):
             )
             for size in self.sizes
         )
+        return vars(self).setdefault("_by_size", sizes)  # one each, which keeps its merged configs
 
 
 def load_study(path: Path | str, weights: Mapping[str, str] | None = None) -> Study:
@@ -368,16 +370,33 @@ def _check_keys(study: Study) -> None:
         owned["TEST.EVAL_PERIOD"] = "evaluation.period"
     if study.evaluation.at:
         owned["SVP.EVAL_ITERATIONS"] = "evaluation.at"
+    if study.admit:
+        owned["SVP.ADMIT"] = "admit"
     places: dict[str, Mapping[str, Any]] = {"overrides": study.overrides}
     places |= {f"arms.{arm.name}.overrides": arm.overrides for arm in study.arms}
     sizes = {f"sizes.{n}.overrides": size.overrides for n, size in enumerate(study.sizes)}
-    for place, keys in (places | sizes).items():
+    _refuse_twice(study, places | sizes, owned)
+    for arm in study.arms:
+        stated = {"SVP.LOAD": ("load", arm.load), "SVP.FREEZE": ("freeze", arm.freeze)}
+        own = {key: f"arms.{arm.name}.{name}" for key, (name, value) in stated.items() if value}
+        mine = f"arms.{arm.name}.overrides"
+        _refuse_twice(study, {"overrides": study.overrides, mine: arm.overrides}, own)
+        # An arm's overrides and a size's are both for some of the runs alone.
+        _refuse_twice(study, sizes, dict.fromkeys(arm.overrides, mine) | own)
+        owned |= own
+    if study.tune:
+        _check_tune(study, study.tune, {**OWNED_KEYS, **owned}, places, sizes)
+
+
+def _refuse_twice(
+    study: Study, places: Mapping[str, Mapping[str, Any]], owned: Mapping[str, str]
+) -> None:
+    """Refuses config keys that these places set, and a field that owns them."""
+    for place, keys in places.items():
         for key in owned.keys() & keys.keys():
             raise UserError(
                 f"{study.file}: {place}.{key}: follows from {owned[key]}; remove one of them"
             )
-    if study.tune:
-        _check_tune(study, study.tune, {**OWNED_KEYS, **owned}, places, sizes)
 
 
 def _check_tune(
@@ -431,7 +450,8 @@ def schema_markdown(schema: Mapping[str, Any]) -> str:
     lines = [
         "# Study files",
         "",
-        "A study file is plain YAML without tags, aliases or repeated keys; its paths start there.",
+        "A study file is plain YAML without tags, aliases, merge keys (`<<`) or repeated keys, and",
+        "without YAML 1.1's numbers of base 8 and 60 (010, 1:30); its paths start there.",
         "`svp schema > study.schema.json` writes its schema for editors; a first line such as",
         "`# yaml-language-server: $schema=study.schema.json` makes them complete and check keys.",
         "[One whole file](study_example.md); this page is `svp schema --format markdown`.",

@@ -21,7 +21,6 @@ from scratch_vs_pretrain.data import datasets
 from scratch_vs_pretrain.data.check import check_decodable
 from scratch_vs_pretrain.errors import UserError, say
 from scratch_vs_pretrain.evaluation.evaluator import check_test_sets
-from scratch_vs_pretrain.modeling.checkpoint_file import weights_sha256
 from scratch_vs_pretrain.reproducibility import module_versions, provenance
 from scratch_vs_pretrain.run_folder import RunFolder
 from scratch_vs_pretrain.training import checkpoint, distributed
@@ -46,12 +45,6 @@ def train(folder: RunFolder) -> None:
     """
     run = folder.read()
     cfg = config_of(folder.config_file)
-    planned = run.init.sha256
-    if cfg.MODEL.WEIGHTS and planned and weights_sha256(cfg.MODEL.WEIGHTS) != planned:
-        raise UserError(
-            f"{cfg.MODEL.WEIGHTS}: has changed since the run was planned (sha256 was {planned}); "
-            "restore it, or use another output folder"
-        )
     datasets.register(cfg)
     datasets.check_files((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     origin = {**provenance(cfg.MODEL.DEVICE), **numerics(cfg)}
@@ -60,13 +53,10 @@ def train(folder: RunFolder) -> None:
     if comm.is_main_process():  # which alone reads the ground truth
         check_test_sets(cfg)
         check_decodable(cfg.DATASETS.TEST)
-        folder.update(
-            data={
-                part: datasets.describe(names)
-                for part, names in (("train", cfg.DATASETS.TRAIN), ("test", cfg.DATASETS.TEST))
-            },
-            provenance=origin,
-        )
+        parts = (("train", cfg.DATASETS.TRAIN), ("test", cfg.DATASETS.TEST))
+        now = run.with_changes(data={part: datasets.describe(names) for part, names in parts})
+        run.data.refuse_change(now.data, folder.path)
+        folder.update(data=now.data, provenance=origin)
         checkpoint.take(folder)
     comm.synchronize()
     switch = run.switch

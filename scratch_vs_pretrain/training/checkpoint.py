@@ -185,6 +185,7 @@ def take(folder: RunFolder) -> bool:
     write_atomically(folder.metrics_file, trunk.metrics_file.read_bytes())
     truncate_metrics(folder.metrics_file, iteration)
     note_taken(folder, iteration)
+    folder.update(init_report=trunk.read().init_report)
     folder.checkpoints.mkdir(exist_ok=True)
     source, target = path_of(trunk, iteration), path_of(folder, iteration)
     try:

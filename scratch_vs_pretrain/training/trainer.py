@@ -30,7 +30,7 @@ from scratch_vs_pretrain.evaluation.evaluator import (
     write_detections,
     write_evaluation,
 )
-from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoints
+from scratch_vs_pretrain.modeling.checkpoint_file import forget_checkpoints, weights_sha256
 from scratch_vs_pretrain.modeling.checks import check_trainable, use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze, match_initial
 from scratch_vs_pretrain.progress import Bar
@@ -59,8 +59,9 @@ WINDOW = 20
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
-def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """Builds the model of a run, fills it with its initial weights, and freezes what is to be.
+def build_run_model(cfg: Any, begins: bool = True) -> tuple[nn.Module, dict[str, Any]]:
+    """Builds the model of a run, fills it with its initial weights if it `begins` with them, and
+    freezes what is to be.
 
     Returns it, and what run.json says of it: ``norms``, ``parameters``, ``init_report``.
     """
@@ -69,9 +70,9 @@ def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
     described: dict[str, Any] = {
         "norms": use_runnable_norms(model, cfg.MODEL.DEVICE, comm.get_world_size()),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "init_report": None,
+        **({} if cfg.MODEL.WEIGHTS else {"init_report": None}),
     }
-    if cfg.MODEL.WEIGHTS:
+    if cfg.MODEL.WEIGHTS and begins:
         described["init_report"], part, tensors = match_initial(model, cfg)
         part.load_state_dict(tensors, strict=False)
         forget_checkpoints()
@@ -79,6 +80,14 @@ def build_run_model(cfg: Any) -> tuple[nn.Module, dict[str, Any]]:
     # The arms may have drawn differently so far; from here on they draw alike.
     seed_all_rng(cfg.SEED + comm.get_rank())
     return model, described
+
+
+def _check_weights(weights: str, planned: str | None) -> None:
+    if planned and weights_sha256(weights) != planned:
+        raise UserError(
+            f"{weights}: has changed since the run was planned (sha256 was {planned}); restore it, "
+            "or use another output folder"
+        )
 
 
 def is_due(completed: int, period: int, at: Collection[int] = (), *, last: int) -> bool:
@@ -154,15 +163,19 @@ class Trainer(SimpleTrainer):
         run = folder.read()
         self._title = run.name
         self._branch_points = run.branch_points
-        self.network, self.described = build_run_model(cfg)
+        found = checkpoint.load_newest(folder)
+        start = found["iteration"] if found else 0
+        switches = bool(found and run.switch and until is None and start == run.switch.at)
+        begins = found is None or switches
+        if begins and cfg.MODEL.WEIGHTS:
+            _check_weights(cfg.MODEL.WEIGHTS, run.init.sha256)
+        self.network, self.described = build_run_model(cfg, begins)
         options = kernels.options_in_force(cfg)
         self.described["fast"] = options
         if "BF16" in options and next(self.network.parameters()).is_cuda:
             kernels.keep_norms_narrow(self.network)
         if "OVERLAP" in options:
             kernels.overlap(self.network)
-        found = checkpoint.load_newest(folder)
-        start = found["iteration"] if found else 0
         self.stream = TrainingStream(cfg, build_mapper(cfg), "PREFETCH" in options, start)
         self.described["repaired"] = dict(self.stream.repaired)
         optimizer = build_optimizer(cfg, self.network)
@@ -174,7 +187,7 @@ class Trainer(SimpleTrainer):
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda iteration: rate_factor(cfg, iteration)
         )
-        if found and run.switch and until is None and start == run.switch.at:
+        if found and switches:
             found = checkpoint.switched_state(found, self.network, optimizer)
         model = _distributed(cfg, self.network)
         if "BF16" in options:

@@ -9,8 +9,10 @@ import yaml
 from PIL import Image
 
 from scratch_vs_pretrain.cli import main
+from scratch_vs_pretrain.data import voc
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study.audit import audit
+from scratch_vs_pretrain.study.folders import prepare
 from scratch_vs_pretrain.study.plan import plan
 from scratch_vs_pretrain.study.resolve import run_config
 from scratch_vs_pretrain.study.spec import load_study
@@ -311,7 +313,6 @@ SHORT = [{"iterations": 2, "name": "short", "drops_before_end": [1]}]
 
 def train_here(path):
     """Trains a study of one run in this process; returns its run.json and last evaluation."""
-    from scratch_vs_pretrain.study.folders import prepare
     from scratch_vs_pretrain.training.__main__ import train
 
     (folder,) = prepare(load_study(path), path.parent / "output")
@@ -328,6 +329,11 @@ def test_voc_trees_train_and_are_evaluated(voc_study):
     assert evaluation["dataset"] == "voc-end-to-end_test"
     assert list(evaluation["tasks"]) == ["bbox", "voc"]
     assert list(evaluation["tasks"]["bbox"]["per_class"]) == ["disc", "ring", "star"]
+    file = next(path.parent.glob("*/Annotations/*.xml"))
+    file.write_text(f"{file.read_text()}\n")
+    voc._parse_all.cache_clear()  # another process would not have read it
+    with pytest.raises(UserError, match=r"seed0: t\w+ data have changed since this run was plan"):
+        prepare(load_study(path), path.parent / "output")
 
 
 @pytest.mark.skipif(not (REAL / "annotations").is_dir(), reason=f"no real photographs in {REAL}")

@@ -206,6 +206,43 @@ def test_says_what_is_wrong(load, folder, changes, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"overrides": {"SVP.LOAD": "detector"}, "arms": {"a": {**ONE_ARM, "load": "backbone"}}},
+            r"overrides\.SVP\.LOAD: follows from arms\.a\.load; remove one",
+        ),
+        (
+            {"arms": {"a": {**ONE_ARM, "freeze": "backbone", "overrides": {"SVP.FREEZE": ""}}}},
+            r"arms\.a\.overrides\.SVP\.FREEZE: follows from arms\.a\.freeze",
+        ),
+        (
+            {"overrides": {"SVP.ADMIT": ["no-warm-up"]}, "admit": ["small-batch-norm"]},
+            r"overrides\.SVP\.ADMIT: follows from admit",
+        ),
+        (
+            {
+                "arms": {"a": {**ONE_ARM, "overrides": {"SOLVER.BASE_LR": 0.1}}},
+                "sizes": [2, {"images": 3, "overrides": {"SOLVER.BASE_LR": 0.2}}],
+            },
+            r"sizes\.1\.overrides\.SOLVER\.BASE_LR: follows from arms\.a\.overrides; remove one",
+        ),
+    ],
+)
+def test_two_places_may_not_set_one_key(load, changes, message):
+    with pytest.raises(UserError, match=message):
+        load(**changes)
+
+
+def test_an_arm_may_load_otherwise_than_another_is_told_to(load):
+    arms = {
+        "a": {"init": "w.pth", "load": "backbone"},
+        "b": {"init": "w.pth", "overrides": {"SVP.LOAD": "detector"}},
+    }
+    assert [arm.load for arm in load(arms=arms).arms] == ["backbone", None]
+
+
 def test_an_arm_may_not_override_what_the_study_owns(load):
     arms = {"a": {"init": "scratch", "overrides": {"SOLVER.MAX_ITER": 5}}}
     with pytest.raises(UserError, match=r"arms\.a\.overrides\.SOLVER\.MAX_ITER: .* use schedules"):
@@ -346,8 +383,10 @@ class TestRandomContent:
 
 class TestReadPlainYaml:
     def test_returns_plain_values(self, file):
-        file.write_text("a: [1, x, 2.5, true]\nb: {c: null}\n")
-        assert read_plain_yaml(file) == {"a": [1, "x", 2.5, True], "b": {"c": None}}
+        file.write_text("a: [1, x, 2.5, true]\nb: {c: null}\nd: [0, '010', 0x10, 1_000, 1e3, 08]\n")
+        found = read_plain_yaml(file)
+        assert found.pop("d") == [0, "010", 16, 1000, "1e3", "08"]
+        assert found == {"a": [1, "x", 2.5, True], "b": {"c": None}}
 
     @pytest.mark.parametrize(
         "tag",
@@ -371,7 +410,14 @@ class TestReadPlainYaml:
             ("a: [1\nb: 2\n", "not plain YAML .*line 2"),
             ("a: 1\n\tb: 2\n", "not plain YAML .*line 2"),
             ("a: 2020-13-45\n", "not plain YAML before line"),
-            ("a: !!int x\n", "not plain YAML before line"),
+            ("a: !!int x\n", "!!int: tags are not supported .*line 1"),
+            ("a: 1\nb: !!set {c}\n", "!!set: tags are not supported .*line 2"),
+            ("a: ! x\n", "!: tags are not supported .*line 1"),
+            ("a: {<<: {b: 1}, b: 2}\n", "<< is not supported; write out .*line 1"),
+            ("a: 0100\n", "0100 means 64; write that, or what you mean, as a plain number"),
+            ("a: [-010]\n", "-010 means -8; "),
+            ("a: [1, 1:30]\n", "1:30 means 90; .*line 1"),
+            ("a: 1:30.5\n", r"1:30\.5 means 90\.5; "),
             ("a: 1\n---\nb: 2\n", "not plain YAML .*document"),
             ("[" * 5000, "nested too deeply"),
             ("a: \x00", "control characters"),

@@ -6,8 +6,20 @@ import pytest
 from scratch_vs_pretrain.config import default_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.study import data_sets
-from scratch_vs_pretrain.study.plan import plan, study_budgets, training_images
-from scratch_vs_pretrain.study.sections import Data, DataFiles, Tune, paper_schedule, short_schedule
+from scratch_vs_pretrain.study.plan import (
+    check_evaluations,
+    plan,
+    study_budgets,
+    training_images,
+)
+from scratch_vs_pretrain.study.sections import (
+    Data,
+    DataFiles,
+    Evaluation,
+    Tune,
+    paper_schedule,
+    short_schedule,
+)
 from scratch_vs_pretrain.study.spec import Arm, Study
 
 TWICE = paper_schedule(2)
@@ -112,6 +124,17 @@ def test_runs_that_differ_by_seed_alone_are_one_row(base):
         ("DATALOADER.SAMPLER_TRAIN", "x"),
         ("MODEL.DEVICE", "banana"),
         ("SOLVER.AMP.ENABLED", True),
+        *(("SOLVER.GAMMA", factor) for factor in (0, -1, 1.5, float("inf"))),
+        *(("SOLVER.WARMUP_FACTOR", factor) for factor in (-0.1, 1.5)),
+        *(("SOLVER.MOMENTUM", factor) for factor in (-1, 1, 1.5)),
+        ("SOLVER.WEIGHT_DECAY_NORM", -1),
+        ("SOLVER.BIAS_LR_FACTOR", -1),
+        ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"),
+        ("SOLVER.WARMUP_METHOD", "constant"),
+        ("SOLVER.REFERENCE_WORLD_SIZE", 8),
+        ("TEST.PRECISE_BN.ENABLED", True),
+        ("TEST.EXPECTED_RESULTS", [["bbox", "AP", 38.5, 0.2]]),
+        ("CUDNN_BENCHMARK", True),
         ("SVP.VGG.WIDTH", 0),
         ("SVP.LOAD", "neck"),
         ("SVP.FREEZE", "neck"),
@@ -131,6 +154,21 @@ def test_a_rate_that_is_no_number_in_the_base_is_refused_too(tmp_path, base):
     config.write_text(f'_BASE_: "{base}"\nSOLVER: {{BASE_LR: .nan}}\n')
     with pytest.raises(UserError, match=r"SOLVER\.BASE_LR is nan; it must be above 0"):
         plan(pair(config, (SHORT,)))
+
+
+def test_what_is_ignored_is_refused_in_the_base_too(tmp_path, base):
+    config = tmp_path / "cosine.yaml"
+    config.write_text(f'_BASE_: "{base}"\nSOLVER: {{LR_SCHEDULER_NAME: WarmupCosineLR}}\n')
+    told = r"'WarmupCosineLR'; rates drop as `schedules` say; set it to 'WarmupMultiStepLR'"
+    with pytest.raises(UserError, match=told):
+        plan(pair(config, (SHORT,)))
+
+
+def test_an_evaluation_that_no_run_reaches_is_refused(base):
+    evaluation = Evaluation(at=(100, 601))
+    with pytest.raises(UserError, match=r"evaluation\.at: no run has 601 iterations, the long"):
+        check_evaluations(pair(base, (SHORT,), evaluation=evaluation))
+    check_evaluations(pair(base, (SHORT, short_schedule(601)), evaluation=evaluation))
 
 
 def test_images_of_any_usual_kind_are_planned(base):

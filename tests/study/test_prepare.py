@@ -1,12 +1,15 @@
 """Run folders are written, and those that are there are checked."""
 
 import hashlib
+import json
 import os
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 
 from scratch_vs_pretrain import _detectron2
+from scratch_vs_pretrain.config import load_config
 from scratch_vs_pretrain.errors import UserError
 from scratch_vs_pretrain.modeling import checkpoint_file
 from scratch_vs_pretrain.run_folder import RunFolder
@@ -121,6 +124,151 @@ def test_the_same_weights_may_lie_elsewhere(write_study, tiny_backbone, tmp_path
     copy = tmp_path / "copy.pth"
     copy.write_bytes(tiny_backbone.read_bytes())
     prepared(write_study(arms={"pretrained": {"init": str(copy)}}), tmp_path / "out")
+
+
+def test_runs_that_are_to_begin_read_the_weights_where_they_lie_now(
+    write_study, tiny_backbone, tmp_path
+):
+    """And keep no path of an output folder that was moved."""
+    old, new = tmp_path / "old.pth", tmp_path / "new.pth"
+    old.write_bytes(tiny_backbone.read_bytes())
+    schedules = [{"iterations": count, "name": f"{count}it"} for count in (6, 9, 12)]
+
+    def study(weights):
+        arms = {"pretrained": {"init": str(weights)}}
+        return write_study(arms=arms, schedules=schedules)
+
+    folders = prepared(study(old), tmp_path / "out")
+    folders[2].update(state="finished")
+    old.rename(new)
+    assert prepared(study(new), tmp_path / "out") == folders
+    for folder, weights in zip(folders, (new, new, old), strict=True):
+        found = load_config(folder.config_file).MODEL.WEIGHTS
+        assert found == folder.read().init.weights == str(weights)
+
+
+def other_annotations(file):
+    """Takes the last annotation out of a file."""
+    content = json.loads(file.read_text())
+    content["annotations"].pop()
+    file.write_text(json.dumps(content))
+
+
+class TestOtherData:
+    @pytest.fixture
+    def own(self, tiny_shapes, tmp_path):
+        """The study's data, in files of the test's own."""
+
+        def files(part):
+            file = tmp_path / f"{part}.json"
+            file.write_bytes((tiny_shapes / f"annotations/{part}.json").read_bytes())
+            return {"annotations": str(file), "images": str(tiny_shapes / part)}
+
+        return {part: files(part) for part in ("train", "test")}
+
+    @pytest.mark.parametrize("part", ["train", "test"])
+    @pytest.mark.parametrize("arms", [["scratch"], ["other"], ["scratch", "other"]])
+    def test_than_a_run_that_has_begun_has_is_refused(self, own, arms, part, write_study, tmp_path):
+        first = prepared(write_study(data=own), tmp_path / "out")[0]
+        before = first.read().data
+        assert (before.train.images, before.train.names) == (12, ("tiny_train",))
+        first.checkpoints.mkdir()
+        (first.checkpoints / "0000002.pth").touch()
+        other_annotations(tmp_path / f"{part}.json")
+        study = write_study(data=own, arms={arm: {"init": "scratch"} for arm in arms})
+        sha = hashlib.sha256((tmp_path / f"{part}.json").read_bytes()).hexdigest()
+        title = "training" if part == "train" else "test"
+        told = rf"scratch/short/seed0: {title} data have changed since .*{sha} now\); restore tiny_"
+        with pytest.raises(UserError, match=told):
+            prepared(study, tmp_path / "out")
+        assert len(list(tmp_path.rglob("run.json"))) == 1
+        assert first.read().data == before
+
+    def test_is_taken_by_runs_of_which_none_has_begun(self, own, write_study, tmp_path):
+        study = write_study(data=own)
+        (folder,) = prepared(study, tmp_path / "out")
+        before = folder.read().data
+        folder.update(state="failed", iteration=1)
+        other_annotations(tmp_path / "train.json")
+        prepared(study, tmp_path / "out")
+        after = folder.read().data
+        assert after.train.annotations == before.train.annotations - 1
+        assert after.test == before.test
+
+    def test_of_another_size_is_another_matter(self, own, write_study, tmp_path):
+        folders = prepared(write_study(data=own, sizes=[2, 3]), tmp_path / "out")
+        assert [folder.read().data.train.images for folder in folders] == [2, 3]
+        assert len({folder.read().data.train.sha256 for folder in folders}) == 2
+        folders[0].update(state="finished")
+        prepared(write_study(data=own, sizes=[2, "full"]), tmp_path / "out")
+
+
+class TestRunsBeside:
+    """Runs that are there and not in the study, with which tables would compare new ones."""
+
+    ARMS: ClassVar = {"a": {"init": "scratch"}, "b": {"init": "scratch"}}
+
+    def refused(self, study, output, message):
+        there = len(list(output.rglob("run.json")))
+        with pytest.raises(UserError, match=message) as error:
+            prepared(study, output)
+        assert "choose another output folder, or change the study back" in str(error.value)
+        assert len(list(output.rglob("run.json"))) == there
+
+    @pytest.mark.parametrize(
+        "later",
+        [
+            {"arms": {"b": {"init": "scratch"}}},
+            {"seeds": [1]},
+            {"schedules": [{"iterations": 9, "name": "long"}]},
+        ],
+    )
+    def test_of_another_recipe_are_refused_and_named(self, later, write_study, tmp_path):
+        first = {"arms": {"a": {"init": "scratch"}}}
+        output = tmp_path / "out"
+        prepared(write_study(**first, overrides={"SOLVER.BASE_LR": 0.01}), output)
+        study = write_study(**{**first, **later}, overrides={"SOLVER.BASE_LR": 0.0001})
+        told = r"a/short/seed0: holds a run of another recipe than .*_LR \(0\.01 there, 0\.0001 n"
+        self.refused(study, output, told)
+        prepared(write_study(**{**first, **later}, overrides={"SOLVER.BASE_LR": 0.01}), output)
+
+    def test_of_another_arm_may_differ_in_what_the_study_admits(self, write_study, tmp_path):
+        def study(rate, arms, **fields):
+            arms = {arm: {"init": "scratch", "overrides": {"SOLVER.GAMMA": rate}} for arm in arms}
+            return write_study(arms=arms, allow_differences=["SOLVER.GAMMA"], **fields)
+
+        output = tmp_path / "out"
+        prepared(study(0.5, "a"), output)
+        prepared(study(0.25, "b"), output)
+        self.refused(study(0.3, "a", seeds=[1]), output, r"a/short/seed0: .*GAMMA \(0\.5 there, 0")
+
+    def test_of_another_kind_of_schedule_have_its_rate(self, write_study, tmp_path):
+        prepared(write_study(schedules=["1x"]), tmp_path / "out")
+        prepared(write_study(schedules=["2x", "6it"]), tmp_path / "out")
+        rate = {"SOLVER.BASE_LR": 0.5}
+        study = write_study(schedules=["3x"], overrides=rate)
+        self.refused(study, tmp_path / "out", r"seed0: .* SOLVER\.BASE_LR")
+
+    def test_of_the_same_arm_start_from_the_same_weights(
+        self, write_study, tiny_backbone, tmp_path
+    ):
+        prepared(write_study(arms={"a": {"init": "scratch"}}), tmp_path / "out")
+        study = write_study(arms={"a": {"init": str(tiny_backbone)}}, seeds=[1])
+        self.refused(study, tmp_path / "out", r"weights \(sha256 None there, [0-9a-f]{64} now")
+
+    def test_of_another_switch_are_refused(self, write_study, tmp_path):
+        cascade = tmp_path / "cascade.yaml"
+        base = load_study(write_study()).base
+        cascade.write_text(f"_BASE_: {base}\nMODEL: {{ROI_HEADS: {{NAME: CascadeROIHeads}}}}\n")
+        prepared(write_study(switch={"config": str(cascade), "last": 3}), tmp_path / "out")
+        study = write_study(switch={"config": str(cascade), "last": 2}, seeds=[1])
+        self.refused(study, tmp_path / "out", r"seed0: .*switch \({'at': 3} there, {'at': 4} now\)")
+
+    def test_of_another_study_are_none_of_its(self, write_study, tmp_path):
+        (folder,) = prepared(write_study(), tmp_path / "out")
+        folder.update(study="renamed")
+        rate = {"SOLVER.BASE_LR": 0.5}
+        prepared(write_study(seeds=[1], overrides=rate), tmp_path / "out")
 
 
 def test_every_file_is_opened_once(write_study, tiny_backbone, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """The recipe is searched on one arm and used by all, and everything about it is recorded."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from PIL import Image
@@ -100,6 +100,15 @@ def test_the_search_is_a_fair_study_on_one_arm(study):
     }
     assert all(arm.overrides["TEST.DETECTIONS_PER_IMAGE"] == 50 for arm in search.arms)
     assert set(audit(search).allowed) == set(GRID)
+
+
+def test_every_field_of_the_arm_reaches_the_search(study):
+    arm = Arm("other", "/w.pth", (SHORT, LONG), {"A": 1}, "torchvision", "detector", "backbone")
+    assert len(fields(Arm)) == 7
+    search = search_study(replace(study, arms=(study.arms[0], arm)))
+    for found, point in zip(search.arms, grid_points(study.tune), strict=True):
+        own = {"name": found.name, "schedules": (SHORT,), "overrides": {"A": 1, **point}}
+        assert found == replace(arm, **own)
 
 
 def test_all_arms_train_with_the_winner_and_say_so(study, trained, tmp_path):

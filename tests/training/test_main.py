@@ -1,5 +1,6 @@
 """One run from its folder, in this process: ``python -m scratch_vs_pretrain.training``."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -158,6 +159,58 @@ def test_weights_that_changed_since_planning_are_refused(write_study, tiny_backb
     weights.write_bytes(weights.read_bytes() + b"more")
     assert worker.main([str(folder.path)]) == worker.FAILED
     assert "has changed since" in folder.read().reason
+
+
+def test_a_run_that_goes_on_needs_no_initial_weights(
+    write_study, tiny_backbone, tmp_path, assert_same, train_until
+):
+    """Those of its checkpoint are the run's; the schedule that branches off has them, too."""
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(tiny_backbone.read_bytes())
+    schedules = [{"iterations": n, "name": f"{n}it", "drops_before_end": [2]} for n in (4, 6)]
+    study = write_study(arms={"pretrained": {"init": str(weights)}}, schedules=schedules)
+    alone, moved = (prepare(load_study(study), tmp_path / name) for name in ("alone", "moved"))
+    for branch, trunk in (alone,):
+        assert [worker.main([str(run.path)]) for run in (trunk, branch)] == [0, 0]
+    branch, trunk = moved
+    train_until(trunk, 3)
+    weights.unlink()
+    assert [worker.main([str(run.path)]) for run in (trunk, branch)] == [0, 0]
+    for one, other in zip(alone, moved, strict=True):
+        assert_same(one, other)
+        assert other.read().init_report == one.read().init_report
+        assert other.read().init_report.missing == ()
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_data_that_changed_since_planning_are_refused(
+    write_study, tiny_shapes, tmp_path, train_until, part
+):
+    """At the beginning and in a resume, of which run.json would say that it was exact."""
+    file, folders = tmp_path / f"{part}.json", []
+    original = (tiny_shapes / f"annotations/{part}.json").read_bytes()
+    data = {
+        one: {"annotations": str(tiny_shapes / f"annotations/{one}.json"), "images": str(folder)}
+        for one, folder in (("train", tiny_shapes / "train"), ("test", tiny_shapes / "test"))
+    }
+    data[part]["annotations"] = str(file)
+    file.write_bytes(original)
+    study = load_study(write_study(f"changing-{part}.yaml", data=data, seeds=[0, 1]))
+    study = dataclasses.replace(study, name=f"changing-{part}")
+    folders = prepare(study, tmp_path / "output")
+    train_until(folders[0], 3)
+    content = json.loads(original)
+    content["annotations"].pop()
+    file.write_text(json.dumps(content))
+    title = "training" if part == "train" else "test"
+    for folder in folders:
+        before = folder.read().data
+        assert worker.main([str(folder.path)]) == worker.FAILED
+        assert f"{title} data have changed since this run was planned" in folder.read().reason
+        assert (folder.read().data, folder.read().resumes) == (before, ())
+    file.write_bytes(original)
+    assert worker.main([str(folders[0].path)]) == worker.FINISHED
+    assert [(one.iteration, one.exact) for one in folders[0].read().resumes] == [(3, True)]
 
 
 def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(plan_run, monkeypatch):
