@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders, write_json
+from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders, write_atomically
 
 KEPT = ("iteration", "total_loss", "lr")
 DIGITS, DECIMALS = 5, 6
@@ -37,13 +37,17 @@ def record(runs: Path, destination: Path) -> list[Path]:
             (init["pretraining"] or {}).pop("config", None)
         copy.evaluations.mkdir(parents=True, exist_ok=True)  # of a call that was killed
         for file in sorted(folder.evaluations.iterdir()):
-            numbers = json.dumps(_rounded(json.loads(file.read_text())))
-            (copy.evaluations / file.name).write_text(f"{numbers}\n")
+            numbers = _rounded(json.loads(file.read_text()))
+            (copy.evaluations / file.name).write_text(_line(numbers))
         lines = folder.metrics_file.read_text().splitlines()
         copy.metrics_file.write_text("".join(map(_thinned, lines)))
-        write_json(copy.run_file, run)
+        write_atomically(copy.run_file, _line(run))
         copied.append(copy.path)
     return copied
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":")) + "\n"
 
 
 def _rounded(value: Any) -> Any:
@@ -60,7 +64,7 @@ def _thinned(line: str) -> str:
         for key, value in row.items()
         if key.startswith(KEPT) or (evaluated and key.startswith("samples/"))
     }
-    return json.dumps(kept) + "\n"
+    return _line(kept)
 
 
 def main() -> None:
