@@ -224,7 +224,7 @@ def _measure(study: Study, arm: Arm, bar: Bar) -> Measured:
         folder = RunFolder(Path(name))
         run = study.run(arm, arm.schedules[-1], study.seeds[0])
         folder.config_file.write_text(config_text(run_config(study, run)))
-        folder.write(RunInfo(study=study.name, arm=arm.name, schedule="", seed=0, iterations=0))
+        folder.write(RunInfo(study=study.name, arm=arm.name, schedule="", seed=0, iterations=TIMED))
         cfg = config_of(folder.config_file)
         register(cfg)
         check_test_sets(cfg)
