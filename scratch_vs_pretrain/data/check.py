@@ -22,7 +22,7 @@ from scratch_vs_pretrain.data.voc import is_voc, voc_file
 from scratch_vs_pretrain.errors import UserError, regular
 from scratch_vs_pretrain.pictures import ImageFacts, eight_bits, image_errors, image_facts, locate
 from scratch_vs_pretrain.progress import Bar
-from scratch_vs_pretrain.text import printable, printable_lines
+from scratch_vs_pretrain.text import printable
 
 _EXAMPLES = 3
 
@@ -80,11 +80,12 @@ class Report:
         looked = ", ".join(f"{name}: {count:,} images" for name, count in self.images.items())
         looked += "" if self.opened else " (annotations alone, no image was opened)"
         answer = f"Can a number trained on this be trusted? {self.verdict()}"
-        if not rows:
-            return f"{answer}\n{looked}\nnothing to report"
-        header = ("data set", "found", "means", "count", "for example")
-        table = tabulate(rows, header, tablefmt="plain", disable_numparse=True)
-        return printable_lines("\n".join([answer, looked, table, *self.hints]))
+        below = ["nothing to report"]
+        if rows:
+            header = ("data set", "found", "means", "count", "for example")
+            table = tabulate(rows, header, tablefmt="plain", disable_numparse=True)
+            below = [*table.splitlines(), *self.hints]
+        return "\n".join(map(printable, [answer, looked, *below]))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scratch_vs_pretrain.data import datasets
-from scratch_vs_pretrain.data.check import check, check_decodable
+from scratch_vs_pretrain.data.check import Report, check, check_decodable
 from scratch_vs_pretrain.data.coco import BREAKS, KINDS, MENDED, SPOILS
 from scratch_vs_pretrain.data.loading import load_training_records
 from scratch_vs_pretrain.errors import UserError
@@ -223,3 +223,6 @@ def test_every_kind_has_a_test():
 def test_names_are_printed_harmless(build):
     text = check([build(edit_image(2, file_name="a\u202e\x1b\udc80.png"))], progress=False).text()
     assert r"a\u202e\x1b\udc80.png" in text
+    forged = "train\nCan a number trained on this be trusted? yes"
+    report = Report({forged: 3}, {(forged, "missing image"): ["a.png"]}, hints=[f"{forged}: b"])
+    assert sum(line.startswith("Can a number") for line in report.text().splitlines()) == 1
