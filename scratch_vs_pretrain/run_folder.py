@@ -120,6 +120,16 @@ def read_bytes(path: Path) -> bytes:
         raise unreadable(path, error) from None
 
 
+def read_section(path: Path, section: str) -> dict[str, Any]:
+    """Returns a section of a config that may be anybody's, empty where there is none to read."""
+    import yaml
+
+    unusable = (UserError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError)
+    with contextlib.suppress(*unusable, AttributeError):
+        return dict(yaml.safe_load(read_bytes(path))[section])
+    return {}
+
+
 def listed(folder: Path) -> list[Path]:
     """Returns what is in a folder, in path order, nothing where it is not there."""
     try:

@@ -27,7 +27,9 @@ Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Iteration = Annotated[int, Field(ge=0, le=MOST_ITERATIONS)]
 
-# By what a study is judged; the study file bounds it likewise.
+# By what a study's answer judges a run, which may change; all but the first are `answer`'s. Bounds
+# are those of the study file.
+JUDGED_BY = ("noise", "margin", "level", "metric", "converged")
 Margin = Annotated[float, Field(strict=True, gt=0, le=100)]
 Deviation = Annotated[float, Field(strict=True, gt=0, le=100)]
 Level = Annotated[float, Field(strict=True, gt=0.5, le=0.9999)]

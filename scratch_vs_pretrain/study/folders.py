@@ -11,7 +11,15 @@ from fvcore.common.config import CfgNode
 from scratch_vs_pretrain.config import config_text, differences, load_config
 from scratch_vs_pretrain.errors import UserError, say, writable
 from scratch_vs_pretrain.run_folder import RunFolder, find_run_folders, write_atomically
-from scratch_vs_pretrain.run_info import Data, Init, Noise, PretrainingCost, RunInfo, Switch
+from scratch_vs_pretrain.run_info import (
+    JUDGED_BY,
+    Data,
+    Init,
+    Noise,
+    PretrainingCost,
+    RunInfo,
+    Switch,
+)
 from scratch_vs_pretrain.study import resolve
 from scratch_vs_pretrain.study.audit import EXPECTED, Audit, audit
 from scratch_vs_pretrain.study.data_sets import described_data
@@ -22,8 +30,6 @@ from scratch_vs_pretrain.training.checkpoint import ENDED, newest_first, read, t
 
 # What run.json states of a run before it starts; a folder that differs in these is another run.
 IDENTITY = ("study", "arm", "schedule", "seed")
-# And by what the study's answer judges it, which may change; all but the first are `answer`'s.
-JUDGED_BY = ("noise", "margin", "level", "metric", "converged")
 # Of a run that goes on, the second is there should the newest be damaged.
 NEWEST = 2
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_model
@@ -28,7 +27,7 @@ from scratch_vs_pretrain.evaluation.evaluator import (
 from scratch_vs_pretrain.modeling.checkpoint_file import check_output, save
 from scratch_vs_pretrain.modeling.checks import use_runnable_norms
 from scratch_vs_pretrain.modeling.initial import freeze
-from scratch_vs_pretrain.run_folder import RunFolder, read_bytes, write_for_user
+from scratch_vs_pretrain.run_folder import RunFolder, read_section, write_for_user
 from scratch_vs_pretrain.training.checkpoint import load_trained
 
 # What a result of each task has beside image, category and score.
@@ -177,10 +176,8 @@ def export(run: Path, output: Path) -> tuple[int, tuple[str, ...]]:
 
 
 def _check_replaced(output: Path, config: Path) -> None:
-    unusable = (UserError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError)
-    with contextlib.suppress(*unusable):
-        if yaml.safe_load(read_bytes(config))["MODEL"]["WEIGHTS"] == str(output.absolute()):
-            return
+    if read_section(config, "MODEL").get("WEIGHTS") == str(output.absolute()):
+        return
     for file in (output, config):
         if file.exists():
             raise UserError(

@@ -1,13 +1,12 @@
 """Run folders, read: to records here, to numbers beside it."""
 
-import contextlib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from scratch_vs_pretrain.errors import UserError, skip
-from scratch_vs_pretrain.run_folder import find_files, find_run_folders, read_bytes
+from scratch_vs_pretrain.run_folder import find_files, find_run_folders, read_section
 from scratch_vs_pretrain.run_info import LARGEST, MOST_PER_BATCH, RunInfo
 
 UNKNOWN = "unknown"
@@ -97,15 +96,9 @@ def _plain_folders(roots: Sequence[Path], own: Collection[Path]) -> dict[Path, s
 
 
 def _plain_record(folder: Path, study: str) -> RunRecord:
-    import yaml
-
-    batch: Any = None
-    steps: Any = ()
     # Without it the images seen and the rate's drops stay unknown.
-    unusable = (UserError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError)
-    with contextlib.suppress(*unusable, AttributeError):
-        solver = yaml.safe_load(read_bytes(folder / "config.yaml"))["SOLVER"]
-        batch, steps = solver.get("IMS_PER_BATCH"), solver.get("STEPS")
+    solver = read_section(folder / "config.yaml", "SOLVER")
+    batch, steps = solver.get("IMS_PER_BATCH"), solver.get("STEPS")
     return RunRecord.model_construct(
         folder=folder,
         study=study,

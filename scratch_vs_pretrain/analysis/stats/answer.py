@@ -54,14 +54,13 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     bounds,
     holm_errors,
     interval_text,
-    seeds_text,
     signed,
     spread,
     two_sided,
 )
 from scratch_vs_pretrain.analysis.stats.worth import Worth, one_worth, worth_of
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.text import printable
+from scratch_vs_pretrain.text import counted, printable
 
 
 @dataclass(frozen=True)
@@ -298,7 +297,7 @@ def _claim_line(part: Part, verdict: Verdict) -> Line:
     else:
         text = f"{verdict.verdict}{assuming}: {shown}"
         text += at_end * (claim == "end")
-        text += f" ({seeds_text(verdict.seeds)})" * (claim == "early")
+        text += f" ({counted(verdict.seeds, 'seed')})" * (claim == "early")
     return Line(claim, _title(part, claim), text, verdict.verdict)
 
 
@@ -317,11 +316,12 @@ def _why(part: Part, verdict: Verdict) -> str:
         if gains.mean() < contrast.limits.margin:
             return f"not shown that training is long enough: {name} {gain}"
         return f"training too short: {name} still {gain}"
+    seeds = counted(verdict.seeds, "seed")
     return {
         "nothing": "no seed of both arms is finished",
         "unmeasured": f"no seed of both arms has a number for {metric_name(part.setting.metric)}",
         "unasked": "the arms were not evaluated at the same iterations then",
-        "seeds": f"{seeds_text(verdict.seeds)}, a verdict needs {LEAST_SEEDS} or a stated noise",
+        "seeds": f"{seeds}, a verdict needs {LEAST_SEEDS} or a stated noise",
         "noise": "the interval holds both",
         "low": f"both arms are under {contrast.limits.least_ap:g} {unit} until then",
     }[verdict.reason]

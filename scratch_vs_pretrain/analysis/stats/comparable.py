@@ -8,9 +8,7 @@ from pydantic import ValidationError
 from scratch_vs_pretrain.analysis.runs import RunRecord, grouped
 from scratch_vs_pretrain.errors import UserError, from_validation
 from scratch_vs_pretrain.run_folder import ADAPTIVE_FILE, read_bytes
-from scratch_vs_pretrain.run_info import Looks
-
-JUDGED_BY = ("thresholds", "margin", "level", "noise", "converged", "metric")
+from scratch_vs_pretrain.run_info import JUDGED_BY, Looks
 
 # Config keys by which a study can let its arms differ in what they learn from.
 DATA_KEYS = ("DATASETS.TRAIN", "SVP.DATASETS", "SVP.VOC_DATASETS")
@@ -80,8 +78,9 @@ def weights_of_seeds(runs: Sequence[RunRecord]) -> tuple[str, ...]:
 
 def refuse_different_rules(runs: Sequence[RunRecord]) -> None:
     """Raises UserError where runs are to be judged by different rules."""
+    rules = ("thresholds", *JUDGED_BY)
     for run in runs:
-        if any(getattr(run, name) != getattr(runs[0], name) for name in JUDGED_BY):
+        if any(getattr(run, name) != getattr(runs[0], name) for name in rules):
             raise UserError(
                 f"study {run.study}: {runs[0].folder} and {run.folder} are to be judged by "
                 "different margins, noises or metrics; start the study with `svp run` again, which "

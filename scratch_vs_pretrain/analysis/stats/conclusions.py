@@ -42,13 +42,12 @@ from scratch_vs_pretrain.analysis.stats.verdicts import (
     alpha_of,
     bounds,
     holm,
-    seeds_text,
     signed,
     spread,
     two_sided,
 )
 from scratch_vs_pretrain.errors import UserError
-from scratch_vs_pretrain.text import printable
+from scratch_vs_pretrain.text import counted, printable
 
 SUPPORTED = "supported"
 IN_PART = "supported in part"
@@ -84,7 +83,7 @@ class Test:
         if math.isfinite(self.value.error):
             low, high = bounds(self.value, alpha / self.sides)
             text += f" [{signed(low)}, {signed(high)}]"
-        text += f" ({seeds_text(self.value.n)}"
+        text += f" ({counted(self.value.n, 'seed')}"
         text += ", assuming)" if math.isinf(self.value.df) else ")"
         if not math.isfinite(self.value.error):
             text += f"; a verdict needs {LEAST_SEEDS} seeds, or a noise that the study states"

@@ -7,7 +7,8 @@ from scratch_vs_pretrain.analysis.runs import RunRecord
 from scratch_vs_pretrain.analysis.stats.contrast import MOST_SEEDS, Lack, end_gate
 from scratch_vs_pretrain.analysis.stats.cost import hours_text, mean_hours, on_processors
 from scratch_vs_pretrain.analysis.stats.results import Setting
-from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, SHUT, seeds_text
+from scratch_vs_pretrain.analysis.stats.verdicts import LEAST_SEEDS, SHUT
+from scratch_vs_pretrain.text import counted
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class Need:
         if self.seeds is None:
             zero = ", or to 0" * (self.of == "lead")
             return f"not by {MOST_SEEDS} seeds: the {self.of} is too near to the margin{zero}"
-        more, begun = (" more", 0) if verb != "add" else ("", self.begun)
-        finish = [f"{seeds_text(begun)} in both arms"] * (begun > 0)
-        new = [seeds_text(n, more) for n in [self.lacking - begun] if n]
+        more, begun = ("more ", 0) if verb != "add" else ("", self.begun)
+        finish = [f"{counted(begun, 'seed')} in both arms"] * (begun > 0)
+        new = [counted(n, f"{more}seed") for n in [self.lacking - begun] if n]
         if self.kind == "length":
-            each = f" for {seeds_text(self.seeds)}" * (self.seeds > 1)
+            each = f" for {counted(self.seeds, 'seed')}" * (self.seeds > 1)
             (finish if self.planned else new).append(
                 f"a schedule of {self.iterations:,} iterations{each}"
             )

@@ -344,11 +344,6 @@ def signed(value: float | np.ndarray) -> str:
     return f"{round(float(value), 1) + 0.0:+.1f}"
 
 
-def seeds_text(seeds: int, more: str = "") -> str:
-    """Returns "1 seed" or "3 seeds"; with `more` between number and noun."""
-    return f"{seeds}{more} seed{'s' * (seeds != 1)}"
-
-
 def paired_power(seeds: int, gap: float, noise: float, level: float = LEVEL) -> float:
     """Returns the chance that the two-sided paired t test of two or more `seeds` finds `gap`.
 
